@@ -1,0 +1,1 @@
+"""mdstore: a journaling metadata server over a checksummed B-tree object store."""

@@ -1,0 +1,4 @@
+"""The one place that touches files and block devices.
+
+`Device` is the seam; `FileDevice`, `MemoryDevice` and `FaultyDevice` implement it.
+"""

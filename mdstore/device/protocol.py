@@ -1,0 +1,59 @@
+"""The device protocol: what a store needs of a medium, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Device(Protocol):
+    """A fixed-size, randomly addressed medium of bytes.
+
+    What the medium must do, for the store's promises to hold:
+
+    * after `flush` returns, every write that had returned before it was called survives a crash;
+    * without a flush, any subset of the writes since the last flush may survive, in any order, and a write may be torn
+      at any boundary of `sector_size` bytes (a torn sector holds old bytes or new bytes, or a mix of both);
+    * bytes that were not written do not change.
+
+    All offsets and lengths are bytes. Errors: `DeviceFailed` (with the operation and the byte range) for whatever the
+    operating system reports; `InvalidRequest` for a range outside the device; `ReadOnly` for a write to a device opened
+    read-only. All methods may be called from any thread.
+    """
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the path, or `memory`."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def sector_size(self) -> int:
+        """Bytes that a single write never tears inside of (512 where nothing better is known)."""
+
+    @property
+    def read_only(self) -> bool: ...
+
+    def fileno(self) -> int:
+        """A descriptor on which pread(2) gives the same bytes as `read`, or -1 where there is none."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; a range past the end is `InvalidRequest`, a short read of the medium `DeviceFailed`."""
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Write the buffers one after another, starting at `offset`. Nothing is durable until `flush`."""
+
+    def flush(self) -> None:
+        """Make every write that has returned durable."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the range's space back where the medium can (punch, trim); it reads as zeros afterwards."""
+
+    def resize(self, size_bytes: int) -> None:
+        """Grow a file or memory device; a block device refuses with `InvalidRequest`."""
+
+    def close(self) -> None:
+        """Release it. Further calls raise `StoreClosed`. Closing does not flush."""

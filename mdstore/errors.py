@@ -1,0 +1,211 @@
+"""Every exception of mdstore, typed by what the caller can do about it.
+
+| class               | the caller should                                                        |
+|---------------------|--------------------------------------------------------------------------|
+| NotFound            | treat it as an answer: the thing named is not there                       |
+| AlreadyExists       | treat it as an answer: the thing named is there already                   |
+| Conflict            | look again and retry                                                     |
+| InvalidRequest      | correct the call; nothing was changed                                    |
+| LimitExceeded       | send something smaller; the limit and its value are named                |
+| NoSpace             | free space or grow the image; nothing was changed                        |
+| ReadOnly            | reopen writable, or stop writing                                         |
+| CorruptionError     | stop relying on the thing named; run `mdstore fsck`, then repair          |
+| NotAnImage          | check the path; nothing of ours is there                                 |
+| UnsupportedFormat   | use the version of mdstore that wrote it, or upgrade                     |
+| ImageBusy           | stop the process named, or wait for it                                   |
+| DeviceFailed        | reopen the store; what was acknowledged is on the medium                  |
+| FencedError         | stop: another writer has taken over                                      |
+| PosixError          | hand its errno to the program that asked                                 |
+
+Every class maps to one errno through `errno_of`, so a mount, a service and a command agree.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class MdstoreError(Exception):
+    """Base of everything mdstore raises on purpose."""
+
+    errno: int = errno.EIO
+
+
+class NotFound(MdstoreError):
+    """A named thing does not exist: `kind` says which sort (object, collection, attribute, key, path)."""
+
+    errno = errno.ENOENT
+
+    def __init__(self, kind: str, name: object) -> None:
+        self.kind = kind
+        self.name = name
+        super().__init__(f"no {kind} {_show(name)}")
+
+
+class AlreadyExists(MdstoreError):
+    """A thing that was to be made exists already."""
+
+    errno = errno.EEXIST
+
+    def __init__(self, kind: str, name: object) -> None:
+        self.kind = kind
+        self.name = name
+        super().__init__(f"{kind} {_show(name)} exists already")
+
+
+class Conflict(MdstoreError):
+    """The state moved under the caller: look again and retry."""
+
+    errno = errno.EAGAIN
+
+
+class InvalidRequest(MdstoreError):
+    """The call itself is wrong; nothing was changed."""
+
+    errno = errno.EINVAL
+
+
+class NotEmpty(InvalidRequest):
+    """A collection that still holds objects cannot be removed."""
+
+    errno = errno.ENOTEMPTY
+
+
+class LimitExceeded(InvalidRequest):
+    """A size is over its limit. Fields: `limit` (its name in `mdstore.limits`), `value`, `maximum`."""
+
+    errno = errno.E2BIG
+
+    def __init__(self, limit: str, value: int, maximum: int) -> None:
+        self.limit = limit
+        self.value = value
+        self.maximum = maximum
+        super().__init__(f"{limit} is {value}, at most {maximum} is allowed")
+
+
+class TransactionError(MdstoreError):
+    """Operation `index` of a transaction was refused; no operation of it was applied. `cause` is the typed reason."""
+
+    def __init__(self, index: int, operation: str, cause: MdstoreError) -> None:
+        self.index = index
+        self.operation = operation
+        self.cause = cause
+        self.errno = cause.errno
+        super().__init__(f"operation {index} ({operation}) refused: {cause}; nothing of the transaction was applied")
+
+
+class NoSpace(MdstoreError):
+    """The image is full. Raised before anything is changed; removing and truncating still work."""
+
+    errno = errno.ENOSPC
+
+
+class ReadOnly(MdstoreError):
+    """A write was asked of something opened, or fallen back to, read-only."""
+
+    errno = errno.EROFS
+
+
+class CorruptionError(MdstoreError):
+    """Bytes on the medium are not what was written there.
+
+    Fields give the evidence: `what` (page, superblock, log entry, data block ...), `where` (address, tree, level, object),
+    `expected` and `found`.
+    """
+
+    errno = errno.EIO
+
+    def __init__(self, what: str, where: str, expected: object = "", found: object = "") -> None:
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.found = found
+        evidence = f": expected {_show(expected)}, found {_show(found)}" if expected != "" or found != "" else ""
+        super().__init__(f"damaged {what} at {where}{evidence}; run `mdstore fsck` on the image")
+
+
+class NotAnImage(MdstoreError):
+    """The file or device holds no mdstore image."""
+
+    errno = errno.EINVAL
+
+
+class UnsupportedFormat(MdstoreError):
+    """The image was written by a version, or with a feature, that this version cannot handle."""
+
+    errno = errno.EOPNOTSUPP
+
+
+class ImageBusy(MdstoreError):
+    """Another process has the image open. `holder` names it."""
+
+    errno = errno.EBUSY
+
+    def __init__(self, path: str, holder: str) -> None:
+        self.path = path
+        self.holder = holder
+        super().__init__(f"{path} is open in {holder}; stop it (or unmount the image) and try again")
+
+
+class DeviceFailed(MdstoreError):
+    """A read, write or flush of the medium failed. After a failed write or flush the store is latched until reopened."""
+
+    errno = errno.EIO
+
+    def __init__(self, operation: str, where: str, cause: BaseException | str) -> None:
+        self.operation = operation
+        self.where = where
+        self.cause = cause
+        super().__init__(f"{operation} failed at {where}: {cause}")
+
+
+class StoreClosed(MdstoreError):
+    """The store, tree or handle was closed."""
+
+    errno = errno.EBADF
+
+
+class FencedError(MdstoreError):
+    """A write carried an epoch below the floor another writer has set: this writer has been replaced and must stop."""
+
+    errno = errno.ESHUTDOWN
+
+    def __init__(self, where: str, epoch: int, floor: int) -> None:
+        self.where = where
+        self.epoch = epoch
+        self.floor = floor
+        super().__init__(f"fenced at {where}: epoch {epoch} is below the floor {floor}")
+
+
+class PosixError(MdstoreError):
+    """A name-space operation failed as POSIX says it must. `errno` is the POSIX number, `subject` the path or inode."""
+
+    def __init__(self, number: int, subject: object = "", reason: str = "") -> None:
+        self.errno = number
+        self.subject = subject
+        self.reason = reason
+        parts = [errno.errorcode.get(number, str(number)), os.strerror(number)]
+        if reason:
+            parts.append(reason)
+        if subject != "":
+            parts.append(_show(subject))
+        super().__init__(": ".join(parts))
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno a mount, service or command answers with for `error`; EIO for what is not ours."""
+    if isinstance(error, MdstoreError):
+        return error.errno
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return errno.EIO
+
+
+def _show(name: object) -> str:
+    """Bytes names readable where they are text, escaped where they are not, and never longer than a line."""
+    if isinstance(name, bytes):
+        text = name.decode("utf-8", "backslashreplace")
+    else:
+        text = str(name)
+    return repr(text) if isinstance(name, bytes) else text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,46 @@
+"""Every limit of mdstore in one table: name, value, why, and what happens there.
+
+Limits are checked at the border, before anything is logged; `LimitExceeded` names the constant below.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+TIB: Final = 1 << 40
+
+# -- image -------------------------------------------------------------------------------------------------------------
+BLOCK_SIZE_DEFAULT: Final = 4096  # one page of a tree, one unit of allocation, one checksum of data
+BLOCK_SIZE_MIN: Final = 256  # tiny geometry for tests; real images use 4096
+BLOCK_SIZE_MAX: Final = 65536  # a page's cell offsets are u16
+IMAGE_BLOCKS_MAX: Final = 1 << 48  # block numbers are kept in 48 bits where they share a word
+IMAGE_SIZE_MIN: Final = 64 * KIB  # superblocks, a log and a handful of pages
+
+# -- trees -------------------------------------------------------------------------------------------------------------
+KEY_SIZE_MAX: Final = 1024  # with 4 KiB pages at least three keys fit an index page; smaller pages lower it, see btree
+VALUE_SIZE_MAX: Final = GIB  # a value larger than a quarter page spills to overflow extents
+USER_BLOB_MAX: Final = 64 * KIB  # the blob committed with a root
+
+# -- store -------------------------------------------------------------------------------------------------------------
+COLLECTION_NAME_MAX: Final = 255  # bytes, any of the 256 values, at least 1
+OBJECT_NAME_MAX: Final = 512  # bytes, any of the 256 values, at least 1
+ATTR_NAME_MAX: Final = 255  # bytes
+ATTR_VALUE_MAX: Final = 64 * KIB
+MAP_KEY_MAX: Final = 1000  # bytes; room for the tree's own prefix under KEY_SIZE_MAX
+MAP_VALUE_MAX: Final = 256 * MIB
+OBJECT_SIZE_MAX: Final = 1 << 60  # bytes of the data stream
+TRANSACTION_OPS_MAX: Final = 1 << 20
+TRANSACTION_BYTES_MAX: Final = GIB  # payload of one transaction
+
+# -- name space --------------------------------------------------------------------------------------------------------
+NAME_MAX: Final = 255  # bytes of one path component: ENAMETOOLONG
+PATH_MAX: Final = 4096  # bytes of a path handed to the command line: ENAMETOOLONG
+SYMLINK_MAX: Final = 4095  # bytes of a symlink's target: ENAMETOOLONG
+XATTR_NAME_MAX: Final = 255  # bytes: ERANGE
+XATTR_VALUE_MAX: Final = 64 * KIB  # bytes: E2BIG
+XATTR_TOTAL_MAX: Final = 128 * KIB  # bytes of all names and values of one inode: ENOSPC
+LINK_MAX: Final = 1 << 31  # links to one inode: EMLINK
+FILE_SIZE_MAX: Final = 1 << 53  # bytes of one file (8 PiB): EFBIG
