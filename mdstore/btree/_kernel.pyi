@@ -1,0 +1,154 @@
+"""The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. The contract its users build on."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import final
+
+from mdstore.device.protocol import Buffer, Device
+
+Run = tuple[int, int]  # (first page address, pages); an address is a page number: byte offset / page_size
+Freed = tuple[int, int, int]  # (first page address, pages, generation that wrote them)
+
+COMPARE_BYTES: int  # 1
+COMPARE_U64_LE: int  # 2
+COMPARE_U64_BE: int  # 3
+COMPARE_I64: int  # 4
+COMPARE_REVERSE: int  # 5
+COMPARE_PAIR: int  # 6
+
+def crc32c(data: Buffer, value: int = 0) -> int: ...
+def crc32c_blocks(data: Buffer, block_size: int) -> bytes:
+    """CRC-32C of each `block_size` bytes of `data` (the last may be short), packed as little-endian u32."""
+
+@final
+class Descriptor:
+    """What a tree is. Kept in its root record; opening with another one is refused.
+
+    key_size, value_size: > 0 fixed; -1, -2, -4: that many bytes of length prefix; value_size 0: a set.
+    embed_limit: bytes of records up to which the whole tree lives inside its root record (0: never).
+    copies: how many addresses every page reference holds, 1 to 3.
+    """
+
+    key_size: int
+    value_size: int
+    comparator: int
+    duplicates: bool
+    copies: int
+    embed_limit: int
+    def __init__(
+        self,
+        key_size: int = -2,
+        value_size: int = -4,
+        *,
+        comparator: int = 1,
+        duplicates: bool = False,
+        copies: int = 1,
+        embed_limit: int = 0,
+    ) -> None: ...
+
+@final
+class Pager:
+    """A bounded cache of checksummed pages over one device, shared by every tree of an image.
+
+    `generation` is stamped into the pages sealed next, and pinned by every snapshot, cursor and iterator while it lives.
+    """
+
+    generation: int
+    def __init__(self, device: Device, *, page_size: int = 4096, cache_bytes: int = 64 << 20) -> None: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def dirty_bytes(self) -> int:
+        """Memory held by pages that no seal has reached yet, plus sealed pages not yet written."""
+    @property
+    def sealed_pages(self) -> int: ...
+    @property
+    def oldest_pinned_generation(self) -> int | None:
+        """The smallest generation a living snapshot, cursor or iterator holds; None when there is none."""
+    def write_sealed(self, max_bytes: int = -1) -> int:
+        """Write sealed pages, in address order, merged into large sequential writes, without the GIL; returns the bytes
+        written. Not durable until the device is flushed. A failure raises DeviceFailed and the pages stay sealed."""
+    def take_freed(self) -> list[Freed]:
+        """Pages that the trees stopped reaching since the last call. The owner may reuse them only after a root that
+        does not reach them is durable and no pinned generation is as old."""
+    def counters(self) -> dict[str, int]:
+        """hits, misses, evictions, pages_read, pages_written, bytes_read, bytes_written, splits, merges, rotations,
+        cached_bytes, dirty_pages, dirty_bytes, copies_repaired, ..."""
+    def close(self) -> None: ...
+
+class TreeView:
+    """Reads of a tree as it was at one moment. Never blocks a writer, never blocked by one. Pins its generation until
+    `close` (or garbage collection)."""
+
+    def __len__(self) -> int: ...
+    def __contains__(self, key: bytes) -> bool: ...
+    def get(self, key: bytes, default: bytes | None = None) -> bytes | None: ...
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+    def first(self) -> tuple[bytes, bytes] | None: ...
+    def last(self) -> tuple[bytes, bytes] | None: ...
+    def seek(self, key: bytes, *, reverse: bool = False) -> tuple[bytes, bytes] | None:
+        """The first record at or after `key` (reverse: the last at or before it)."""
+    def items(
+        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Records with start <= key < stop in order (reverse: the same range from its end). Stable under writers: the
+        tree as it was when the iterator was made."""
+    def keys(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]: ...
+    def prefix(self, prefix: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]: ...
+    @property
+    def user_blob(self) -> bytes: ...
+    def close(self) -> None: ...
+
+@final
+class Tree(TreeView):
+    """A mutable tree. Writes change memory only; `seal` gives the dirty pages addresses and checksums and returns the
+    root record that the owner makes durable. All methods may be called from any thread."""
+
+    def __init__(self, pager: Pager, descriptor: Descriptor, tree_id: int) -> None:
+        """A new, empty tree. `tree_id` is stamped in its pages; the owner never gives one out twice."""
+    @classmethod
+    def open(cls, pager: Pager, root: bytes, expect: Descriptor | None = None) -> Tree:
+        """The tree that a root record names. Costs no page read. UnsupportedFormat: unknown version or comparator, or a
+        descriptor other than `expect`; CorruptionError: the record makes no sense."""
+    @property
+    def descriptor(self) -> Descriptor: ...
+    @property
+    def tree_id(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def is_dirty(self) -> bool: ...
+    @property
+    def dirty_pages(self) -> int:
+        """Pages the next `seal` will ask for (overflow pages and copies included; 0 for a tree that stays embedded)."""
+    def put(self, key: bytes, value: bytes = b"") -> bool:
+        """Set the value; True when the key was there before. LimitExceeded over a limit, nothing changed."""
+    def delete(self, key: bytes) -> bool:
+        """True when the key was there."""
+    def update(self, items: Iterable[tuple[bytes, bytes]]) -> int:
+        """Put many; returns how many keys were new."""
+    def delete_many(self, keys: Iterable[bytes]) -> int: ...
+    def delete_range(self, start: bytes | None = None, stop: bytes | None = None) -> int:
+        """Remove start <= key < stop, dropping whole subtrees without reading their leaves where nothing spilled."""
+    def clear(self) -> None:
+        """Remove everything and free every page."""
+    def bulk_load(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Fill an empty tree from ascending records, at full leaves."""
+    @property
+    def user_blob(self) -> bytes: ...
+    @user_blob.setter
+    def user_blob(self, blob: bytes) -> None: ...
+    def snapshot(self) -> TreeView: ...
+    def clone(self) -> Tree:
+        """Another mutable tree with the same content, O(1): pages are shared and counted, and copied when written."""
+    def seal(self, allocate: Callable[[int], Sequence[Run]]) -> bytes:
+        """Freeze the tree as it is: ask `allocate(dirty_pages)` for runs that hold exactly that many pages, give every dirty
+        page its address (children before parents, neighbours side by side), compute the checksums up to the root, and
+        return the root record. No I/O. Later writes copy the pages they touch. With no dirty page `allocate` is not
+        called."""
+    def root(self) -> bytes:
+        """The root record of the last seal (InvalidRequest while the tree is dirty and never sealed)."""
+    def check(self) -> list[str]:
+        """Every violated invariant of the whole tree, in words; empty when sound. Reads every page."""
+    def pages(self) -> Iterator[tuple[int, int, int]]:
+        """(first page address, pages, level) of every page and overflow run reached, for free-space checks. A dirty page
+        that has no address yet is left out."""
