@@ -1,0 +1,89 @@
+"""The ObjectStore protocol: what the metadata server, and any other user, asks of a store.
+
+`mem:` (mdstore/engines/mem.py: plain dictionaries, the model every other engine is compared with) and `btree:` (the store) implement it.
+Reads see every transaction whose `submit` has returned. Edge rules, the same for every engine:
+
+* collections and objects are ordered by the bytes of their names;
+* a read of an object that does not exist is NotFound(kind 'object'), in a collection that does not exist NotFound('collection');
+* `read` is short at the end of the data and empty past it; holes read as zeros;
+* getattr: NotFound('object') and NotFound('attribute') are different answers;
+* a transaction either applies whole or raises TransactionError (index, cause) with nothing changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from mdstore.store.transaction import Name, Transaction
+
+
+class Capabilities(NamedTuple):
+    """What an engine promises beyond one object's atomicity."""
+
+    multi_object_transactions: bool  # a transaction over several objects is one atom
+    durable: bool  # `Commit.wait` means that a crash cannot undo it
+    ordered_commits: bool  # transactions become durable in the order of their submission, over all collections
+
+
+class ObjectStat(NamedTuple):
+    """What `stat` tells of an object."""
+
+    size: int  # bytes of the data stream
+    allocated: int  # bytes of space its data takes
+    attributes: int  # how many attributes
+    map_keys: int  # how many keys in its map
+
+
+class Commit(Protocol):
+    """A submitted transaction. It is applied when `submit` returns; durable when `wait` returns."""
+
+    @property
+    def durable(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when the transaction survives a crash. DeviceFailed when the medium failed before that; TimeoutError."""
+    def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
+        """Call `callback(None)` when durable, or `callback(error)`; at once when it is so already. From any thread."""
+
+
+class ObjectStore(Protocol):
+    """Objects of data, attributes and maps in ordered collections, changed by transactions. Safe to call from many threads."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+    @property
+    def read_only(self) -> bool: ...
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+    def submit(self, transaction: Transaction) -> Commit:
+        """Validate and apply; later reads see it. Durable later: `Commit.wait`. May block while the log is full.
+        TransactionError (nothing changed), DeviceFailed, NoSpace inside TransactionError, FencedError, ReadOnly."""
+    def apply(self, transaction: Transaction) -> None:
+        """`submit` and wait until durable."""
+    def sync(self) -> None:
+        """Return when everything submitted before is durable."""
+
+    # -- queries -------------------------------------------------------------------------------------------------------
+    def exists(self, collection: Name, name: Name) -> bool: ...
+    def stat(self, collection: Name, name: Name) -> ObjectStat: ...
+    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes: ...
+    def extents(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+        """Ranges (offset, length) of the data stream that are not holes, in order, block granularity, cut at the size."""
+    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes: ...
+    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]: ...
+    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None: ...
+    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]: ...
+    def map_header(self, collection: Name, name: Name) -> bytes: ...
+    def map_items(
+        self, collection: Name, name: Name, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """start <= key < stop in order (reverse: the same range from its end); stable while writers run."""
+    def list_objects(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names with start <= name < stop, in order, at most `limit`; page on with start = last + b'\\0'."""
+    def list_collections(self) -> list[bytes]: ...
+    def statistics(self) -> dict[str, int | float]:
+        """At least size_bytes, free_bytes, allocated_bytes, objects (what statfs needs); plain numbers."""
+    def close(self) -> None:
+        """Make everything durable and release the medium."""

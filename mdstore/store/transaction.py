@@ -1,0 +1,236 @@
+"""Transactions: an ordered list of operations over any objects and collections, all or nothing.
+
+A transaction is built first and submitted whole. Building checks the shape of each operation (names, sizes: the limits of
+`mdstore.limits`); submitting checks it against the state of the store. Operations are plain tuples, so that encoding one for
+the log is a single call; `docs/format/store-log.md` is their page. Opcodes are on-disk facts: never renumber one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from typing import Any
+
+from mdstore.errors import InvalidRequest, LimitExceeded
+from mdstore.limits import (
+    ATTR_NAME_MAX,
+    ATTR_VALUE_MAX,
+    COLLECTION_NAME_MAX,
+    MAP_KEY_MAX,
+    MAP_VALUE_MAX,
+    OBJECT_NAME_MAX,
+    OBJECT_SIZE_MAX,
+    TRANSACTION_BYTES_MAX,
+    TRANSACTION_OPS_MAX,
+    USER_BLOB_MAX,
+)
+
+Name = bytes | str
+Data = bytes | bytearray | memoryview
+Operation = tuple[Any, ...]
+
+
+class Op(IntEnum):
+    """Operation codes, as they stand in the log. Zero is never a valid operation."""
+
+    NOOP = 1
+    CREATE_COLLECTION = 2
+    REMOVE_COLLECTION = 3
+    CREATE = 10
+    TOUCH = 11
+    WRITE = 12
+    ZERO = 13
+    TRUNCATE = 14
+    REMOVE = 15
+    SETATTR = 16
+    RMATTR = 17
+    CLONE = 18
+    CLONE_RANGE = 19
+    RENAME = 20
+    ALLOC_HINT = 21
+    MAP_SET = 30
+    MAP_REMOVE = 31
+    MAP_REMOVE_RANGE = 32
+    MAP_CLEAR = 33
+    MAP_SET_HEADER = 34
+
+
+class Transaction:
+    """A list of operations to hand to `ObjectStore.submit`. Every method appends one operation and returns the transaction.
+
+    `payload_bytes` is the sum of data, keys and values so far; `epoch` tags every write for fencing (None: untagged).
+    Names are bytes of any value, or text taken as UTF-8. Buffers are copied when they are mutable, so the caller may reuse them.
+    Not safe to build from two threads.
+    """
+
+    __slots__ = ("epoch", "operations", "payload_bytes")
+
+    def __init__(self, *, epoch: int | None = None) -> None:
+        self.operations: list[Operation] = []
+        self.payload_bytes = 0
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    # -- collections ---------------------------------------------------------------------------------------------------
+
+    def create_collection(self, collection: Name) -> Transaction:
+        """Make an empty collection. Refused (AlreadyExists) when it is there."""
+        return self._add((Op.CREATE_COLLECTION, collection_name(collection)))
+
+    def remove_collection(self, collection: Name) -> Transaction:
+        """Remove an empty collection. Refused with NotFound, or NotEmpty while it holds an object."""
+        return self._add((Op.REMOVE_COLLECTION, collection_name(collection)))
+
+    # -- objects -------------------------------------------------------------------------------------------------------
+
+    def create(self, collection: Name, name: Name) -> Transaction:
+        """Make an empty object. Refused (AlreadyExists) when it is there."""
+        return self._object(Op.CREATE, collection, name)
+
+    def touch(self, collection: Name, name: Name) -> Transaction:
+        """Make the object when it is not there; otherwise change nothing."""
+        return self._object(Op.TOUCH, collection, name)
+
+    def remove(self, collection: Name, name: Name) -> Transaction:
+        """Drop the object with all its streams. Refused (NotFound) when it is not there."""
+        return self._object(Op.REMOVE, collection, name)
+
+    def rename(self, collection: Name, name: Name, to_collection: Name, to_name: Name) -> Transaction:
+        """Move the object to another name or collection, all streams with it. The target must not exist."""
+        return self._object(Op.RENAME, collection, name, collection_name(to_collection), object_name(to_name))
+
+    def clone(self, collection: Name, name: Name, to_name: Name) -> Transaction:
+        """Replace `to_name` with a copy of `name`, all streams; space is shared until either side is written."""
+        return self._object(Op.CLONE, collection, name, object_name(to_name))
+
+    # -- data stream ---------------------------------------------------------------------------------------------------
+
+    def write(self, collection: Name, name: Name, offset: int, data: Data) -> Transaction:
+        """Write bytes, making the object when it is not there. No data: makes the object, extends nothing."""
+        _check_range(offset, len(data))
+        return self._sized(len(data), (Op.WRITE, collection_name(collection), object_name(name), offset, _frozen(data)))
+
+    def zero(self, collection: Name, name: Name, offset: int, length: int) -> Transaction:
+        """Make the range read as zeros and give its space back; a range past the end extends the object. Length 0: as `touch`."""
+        _check_range(offset, length)
+        return self._object(Op.ZERO, collection, name, offset, length)
+
+    def truncate(self, collection: Name, name: Name, size: int) -> Transaction:
+        """Set the size. Growing leaves a hole; bytes cut off never show again. Refused (NotFound) when it is not there."""
+        _check_range(size, 0)
+        return self._object(Op.TRUNCATE, collection, name, size)
+
+    def clone_range(self, collection: Name, name: Name, to_name: Name, source: int, length: int, target: int) -> Transaction:
+        """Copy `length` bytes of data (holes included) from offset `source` to offset `target` of another object, made when it
+        is not there. Only data is copied. The part of the range past the source's end is not copied."""
+        _check_range(source, length)
+        _check_range(target, length)
+        return self._object(Op.CLONE_RANGE, collection, name, object_name(to_name), source, length, target)
+
+    def alloc_hint(self, collection: Name, name: Name, object_size: int, write_size: int, flags: int = 0) -> Transaction:
+        """Say how large the object and its writes will be (bytes; 0: unknown). Never changes what is read."""
+        return self._object(Op.ALLOC_HINT, collection, name, object_size, write_size, flags)
+
+    # -- attributes ----------------------------------------------------------------------------------------------------
+
+    def setattr(self, collection: Name, name: Name, attribute: Name, value: Data) -> Transaction:
+        """Set one attribute, making the object when it is not there."""
+        key = _name("ATTR_NAME_MAX", attribute, ATTR_NAME_MAX)
+        if len(value) > ATTR_VALUE_MAX:
+            raise LimitExceeded("ATTR_VALUE_MAX", len(value), ATTR_VALUE_MAX)
+        row = (Op.SETATTR, collection_name(collection), object_name(name), key, bytes(value))
+        return self._sized(len(key) + len(value), row)
+
+    def rmattr(self, collection: Name, name: Name, attribute: Name) -> Transaction:
+        """Remove one attribute. Refused with NotFound (kind 'object' or 'attribute') when it is not there."""
+        return self._object(Op.RMATTR, collection, name, _name("ATTR_NAME_MAX", attribute, ATTR_NAME_MAX))
+
+    # -- map stream ----------------------------------------------------------------------------------------------------
+
+    def map_set(
+        self, collection: Name, name: Name, items: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
+    ) -> Transaction:
+        """Set keys of the map, making the object when it is not there. Later pairs of one key win."""
+        pairs = list(items.items()) if isinstance(items, Mapping) else list(items)
+        size = 0
+        for key, value in pairs:
+            if not 0 < len(key) <= MAP_KEY_MAX:
+                raise LimitExceeded("MAP_KEY_MAX", len(key), MAP_KEY_MAX)
+            if len(value) > MAP_VALUE_MAX:
+                raise LimitExceeded("MAP_VALUE_MAX", len(value), MAP_VALUE_MAX)
+            size += len(key) + len(value)
+        return self._sized(size, (Op.MAP_SET, collection_name(collection), object_name(name), pairs))
+
+    def map_remove(self, collection: Name, name: Name, keys: Iterable[bytes]) -> Transaction:
+        """Remove keys; keys that are not there are no error. Refused (NotFound) when the object is not there."""
+        wanted = list(keys)
+        row = (Op.MAP_REMOVE, collection_name(collection), object_name(name), wanted)
+        return self._sized(sum(map(len, wanted)), row)
+
+    def map_remove_range(self, collection: Name, name: Name, start: bytes | None, stop: bytes | None) -> Transaction:
+        """Remove start <= key < stop (None: unbounded). Refused (NotFound) when the object is not there."""
+        return self._object(Op.MAP_REMOVE_RANGE, collection, name, start, stop)
+
+    def map_clear(self, collection: Name, name: Name) -> Transaction:
+        """Remove every key and the header. Refused (NotFound) when the object is not there."""
+        return self._object(Op.MAP_CLEAR, collection, name)
+
+    def map_set_header(self, collection: Name, name: Name, header: Data) -> Transaction:
+        """Set the map's header (opaque bytes), making the object when it is not there."""
+        if len(header) > USER_BLOB_MAX:
+            raise LimitExceeded("USER_BLOB_MAX", len(header), USER_BLOB_MAX)
+        row = (Op.MAP_SET_HEADER, collection_name(collection), object_name(name), bytes(header))
+        return self._sized(len(header), row)
+
+    def noop(self) -> Transaction:
+        """Do nothing; still takes its place in the order, and is durable like any other."""
+        return self._add((Op.NOOP,))
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _object(self, op: Op, collection: Name, name: Name, *rest: Any) -> Transaction:
+        return self._add((op, collection_name(collection), object_name(name), *rest))
+
+    def _sized(self, size: int, row: Operation) -> Transaction:
+        if self.payload_bytes + size > TRANSACTION_BYTES_MAX:
+            raise LimitExceeded("TRANSACTION_BYTES_MAX", self.payload_bytes + size, TRANSACTION_BYTES_MAX)
+        self.payload_bytes += size
+        return self._add(row)
+
+    def _add(self, row: Operation) -> Transaction:
+        if len(self.operations) >= TRANSACTION_OPS_MAX:
+            raise LimitExceeded("TRANSACTION_OPS_MAX", len(self.operations) + 1, TRANSACTION_OPS_MAX)
+        self.operations.append(row)
+        return self
+
+
+def collection_name(name: Name) -> bytes:
+    """A collection's name as bytes, within its limit."""
+    return _name("COLLECTION_NAME_MAX", name, COLLECTION_NAME_MAX)
+
+
+def object_name(name: Name) -> bytes:
+    """An object's name as bytes, within its limit."""
+    return _name("OBJECT_NAME_MAX", name, OBJECT_NAME_MAX)
+
+
+def _name(limit: str, name: Name, maximum: int) -> bytes:
+    raw = name.encode() if isinstance(name, str) else bytes(name)
+    if not raw:
+        raise InvalidRequest(f"an empty name is not allowed ({limit} counts from 1)")
+    if len(raw) > maximum:
+        raise LimitExceeded(limit, len(raw), maximum)
+    return raw
+
+
+def _frozen(data: Data) -> bytes:
+    return data if type(data) is bytes else bytes(data)
+
+
+def _check_range(offset: int, length: int) -> None:
+    if offset < 0 or length < 0:
+        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
+    if offset + length > OBJECT_SIZE_MAX:
+        raise LimitExceeded("OBJECT_SIZE_MAX", offset + length, OBJECT_SIZE_MAX)
