@@ -203,9 +203,6 @@ def errno_of(error: BaseException) -> int:
 
 
 def _show(name: object) -> str:
-    """Bytes names readable where they are text, escaped where they are not, and never longer than a line."""
-    if isinstance(name, bytes):
-        text = name.decode("utf-8", "backslashreplace")
-    else:
-        text = str(name)
-    return repr(text) if isinstance(name, bytes) else text if len(text) <= 300 else text[:297] + "..."
+    """Bytes readable where they are text and escaped where they are not; never longer than a few lines."""
+    text = repr(name.decode("utf-8", "backslashreplace")) if isinstance(name, bytes) else str(name)
+    return text if len(text) <= 300 else text[:297] + "..."

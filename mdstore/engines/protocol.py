@@ -1,10 +1,11 @@
 """The ObjectStore protocol: what the metadata server, and any other user, asks of a store.
 
-`mem:` (mdstore/engines/mem.py: plain dictionaries, the model every other engine is compared with) and `btree:` (the store) implement it.
+`mem:` (plain dictionaries: the model every other engine is compared with) and `btree:` (the store) implement it.
 Reads see every transaction whose `submit` has returned. Edge rules, the same for every engine:
 
 * collections and objects are ordered by the bytes of their names;
-* a read of an object that does not exist is NotFound(kind 'object'), in a collection that does not exist NotFound('collection');
+* a query of an object that does not exist is NotFound('object'), in a collection that does not exist NotFound('collection');
+* a transaction names its collections: an operation in one that does not exist is refused (NotFound('collection'));
 * `read` is short at the end of the data and empty past it; holes read as zeros;
 * getattr: NotFound('object') and NotFound('attribute') are different answers;
 * a transaction either applies whole or raises TransactionError (index, cause) with nothing changed.
