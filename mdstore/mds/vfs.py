@@ -1,9 +1,9 @@
 """`Vfs`: the inode operations that every front shares (FUSE, the command line, fsspec, the network service).
 
-A front parses and formats; the verb itself exists once, behind this protocol. Inodes are numbers, the root is `ROOT_INO`; names are
-single path components as bytes. Every method raises `PosixError` with the errno POSIX gives for the case; `CorruptionError` and
-`DeviceFailed` (EIO) come through from below. All methods are safe to call from many threads, and none waits for the medium
-except `fsync`, `syncfs`, `close` and reads of what is not cached.
+A front parses and formats; the verb itself exists once, behind this protocol. Inodes are numbers, the root is `ROOT_INO`;
+names are single path components as bytes. Every method raises `PosixError` with the errno POSIX gives for the case;
+`CorruptionError` and `DeviceFailed` (EIO) come through from below. All methods are safe to call from many threads, and none
+waits for the medium except `fsync`, `syncfs`, `close` and reads of what is not cached.
 """
 
 from __future__ import annotations
