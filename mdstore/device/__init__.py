@@ -1,4 +1,5 @@
 """The one place that touches files and block devices.
 
-`Device` is the seam; `FileDevice`, `MemoryDevice` and `FaultyDevice` implement it.
+`Device` is the seam. `FileDevice` (files and block devices) and `MemoryDevice` stand behind stores in use;
+`FaultyDevice` remembers every write and flush, injects faults, and with `crashstates` and `explore` proves recovery.
 """

@@ -1,0 +1,346 @@
+"""Files and block devices: the one module that hands bytes to the operating system.
+
+Invariants:
+
+1. A writable device holds the exclusive lock of its file from before the first byte is read or dropped until `close`;
+   a read-only one holds the shared lock, unless it was opened with `lock=False`.
+2. `size_bytes` never exceeds what the file held when it was opened, created or last resized.
+3. After a flush has failed every later write and flush fails: the kernel forgets dirty pages it could not write, so a
+   second fsync that says "fine" would be a lie about the first one's pages.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from mdstore.device.linux import block_device_geometry, preallocate, punch
+from mdstore.device.lock import lock_image
+from mdstore.device.protocol import Buffer
+from mdstore.device.ranges import check_growth, check_range, positioned, size_of
+from mdstore.errors import (
+    AlreadyExists,
+    DeviceFailed,
+    ImageBusy,
+    InvalidRequest,
+    MdstoreError,
+    NoSpace,
+    NotFound,
+    ReadOnly,
+    StoreClosed,
+)
+
+FILE_SECTOR_SIZE: Final = 512  # what the file lies on is not asked: 512 is the smallest any of it can be
+IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
+ZERO_CHUNK: Final = bytes(1 << 20)
+
+
+class FileDevice:
+    """A regular file or a block device.
+
+    All methods may be called from any thread, except `close`, which the owner calls after the last of them returned: a
+    closed descriptor's number is given out again, and a late write would land in someone else's file.
+
+    Cost: `read` and `write` are one system call each up to 1024 buffers; `flush` is one fdatasync.
+    """
+
+    def __init__(self, fd: int, path: str, size_bytes: int, sector_size: int, *, read_only: bool, block: bool) -> None:
+        """Takes over an open, locked descriptor; use `open` or `create`."""
+        self._fd = fd
+        self._path = path
+        self._size_bytes = size_bytes
+        self._sector_size = sector_size
+        self._read_only = read_only
+        self._is_block_device = block
+        self._flush_failure: OSError | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, lock: bool = True) -> FileDevice:
+        """Open an existing file or block device.
+
+        Takes the exclusive lock (read-only: the shared one); `lock=False` is for looking at an image that is in use,
+        and is refused for writers. A block device that the system has mounted is refused as busy.
+
+        Errors: `NotFound`, `InvalidRequest` (no permission, a directory, a socket, a terminal ...), `ReadOnly` (a
+        writable open on a read-only file system), `ImageBusy`.
+        """
+        if not lock and not read_only:
+            raise InvalidRequest("only a read-only open may go without the lock")
+        name = os.fspath(path)
+        try:
+            block = _kind_is_block(name)
+            exclusive_device = os.O_EXCL if block and not read_only else 0
+            fd = os.open(name, (os.O_RDONLY if read_only else os.O_RDWR) | exclusive_device)
+        except OSError as error:
+            raise _open_error(name, error, read_only) from error
+        try:
+            if lock:
+                lock_image(fd, name, exclusive=not read_only)
+            return cls._adopt(fd, name, read_only)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], size_bytes: int, *, exclusive: bool = True, sparse: bool = False
+    ) -> FileDevice:
+        """Make a file of `size_bytes` zeros, open for writing and locked.
+
+        `exclusive`: an existing file is `AlreadyExists`; otherwise its content is dropped, once its lock is held. A block
+        device is never created: open it.
+
+        The blocks are reserved with fallocate(2) where the file system can, else (or with `sparse`) the file is sparse.
+        Reserved, because an image then cannot meet a full file system halfway, and because a flush of a growing or
+        sparse file also commits the file system's own records: measured on ext4, 4 KiB + fdatasync takes 390-570 us on a
+        growing file, 320-400 us on a reserved one, 240-250 us where zeros were written before. (A log that is flushed
+        for every commit is worth writing over with zeros once.)
+
+        Durable on return: the file, its size and its name. Errors: as `open`, `AlreadyExists`, `NoSpace`.
+        """
+        if size_bytes < 0:
+            raise InvalidRequest(f"{path}: a size of {size_bytes} bytes makes no sense")
+        name = os.fspath(path)
+        fd, is_new = _open_for_create(name, exclusive)
+        try:
+            lock_image(fd, name, exclusive=True)
+            os.ftruncate(fd, 0)
+            _extend(fd, 0, size_bytes, sparse)
+            os.fsync(fd)
+            _sync_directory_of(name)
+            return cls._adopt(fd, name, read_only=False)
+        except BaseException as error:
+            if is_new:
+                with suppress(OSError):
+                    os.unlink(name)
+            os.close(fd)
+            if isinstance(error, OSError):
+                raise _create_error(name, error, size_bytes) from error
+            raise
+
+    @classmethod
+    def _adopt(cls, fd: int, name: str, read_only: bool) -> FileDevice:
+        status = os.fstat(fd)
+        block = stat.S_ISBLK(status.st_mode)
+        size_bytes, sector_size = block_device_geometry(fd) if block else (status.st_size, FILE_SECTOR_SIZE)
+        return cls(fd, name, size_bytes, sector_size, read_only=read_only, block=block)
+
+    @property
+    def name(self) -> str:
+        return self._path
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def sector_size(self) -> int:
+        """A block device's logical sector; 512 for a file."""
+        return self._sector_size
+
+    @property
+    def read_only(self) -> bool:
+        return self._read_only
+
+    @property
+    def is_block_device(self) -> bool:
+        return self._is_block_device
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._check_open()
+        check_range(self._path, self._size_bytes, offset, length)
+        try:
+            data = os.pread(self._fd, length, offset)
+            return data if len(data) == length else self._read_rest(offset, length, data)
+        except OSError as error:
+            raise self._failed("read", offset, length, error) from error
+
+    def _read_rest(self, offset: int, length: int, first: bytes) -> bytes:
+        """One pread moves at most 2 GiB; anything short beyond that is a file that has shrunk under us."""
+        pieces, have = [first], len(first)
+        while have < length:
+            piece = os.pread(self._fd, length - have, offset + have)
+            if not piece:
+                raise DeviceFailed("read", self._where(offset, length), f"short read: the file ends at {offset + have}")
+            pieces.append(piece)
+            have += len(piece)
+        return b"".join(pieces)
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        self._check_writable()
+        length = sum(map(size_of, buffers))
+        check_range(self._path, self._size_bytes, offset, length)
+        try:
+            for start in range(0, len(buffers), IOV_MAX):
+                batch = buffers[start : start + IOV_MAX]
+                self._write_batch(offset, batch)
+                offset += sum(map(size_of, batch))
+        except OSError as error:
+            raise self._failed("write", offset, length, error) from error
+
+    def _write_batch(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        written = os.pwritev(self._fd, buffers, offset)
+        if written == sum(map(size_of, buffers)):
+            return
+        done = offset + written  # a short write (2 GiB at most go at once): finish buffer by buffer
+        for at, buffer in positioned(offset, buffers):
+            view = memoryview(buffer).cast("B")
+            while done < at + len(view):
+                moved = os.pwrite(self._fd, view[done - at :], done)
+                if not moved:
+                    raise OSError(errno.EIO, f"the medium took no byte at {done}")
+                done += moved
+
+    def flush(self) -> None:
+        """Every write that has returned survives a crash of process, kernel or power. One fdatasync."""
+        self._check_open()
+        if self._read_only:
+            return
+        self._check_not_latched("flush")
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._flush_failure = error
+            raise self._failed("flush", 0, self._size_bytes, error) from error
+
+    def discard(self, offset: int, length: int) -> None:
+        """Punch the range out of a file, trim it on a block device (PUNCH_HOLE does both, and unlike BLKDISCARD
+        promises zeros); where neither works, write zeros. Not durable until `flush`."""
+        self._check_writable()
+        check_range(self._path, self._size_bytes, offset, length)
+        unit = self._sector_size if self._is_block_device else 1
+        start, stop = -(-offset // unit) * unit, (offset + length) // unit * unit
+        try:
+            if start >= stop or not punch(self._fd, start, stop - start):
+                start = stop = offset
+        except OSError as error:
+            raise self._failed("discard", offset, length, error) from error
+        self._write_zeros(offset, start - offset)
+        self._write_zeros(stop, offset + length - stop)
+
+    def _write_zeros(self, offset: int, length: int) -> None:
+        for at in range(offset, offset + length, len(ZERO_CHUNK)):
+            self.write(at, [memoryview(ZERO_CHUNK)[: offset + length - at]])
+
+    def resize(self, size_bytes: int) -> None:
+        """Grow a file, reserving blocks as `create` does. The new size is durable on return. `NoSpace` leaves the old
+        size in force."""
+        self._check_writable()
+        if self._is_block_device:
+            raise InvalidRequest(f"{self._path} is a block device of {self._size_bytes} bytes: its size is fixed")
+        check_growth(self._path, self._size_bytes, size_bytes)
+        try:
+            _extend(self._fd, self._size_bytes, size_bytes, sparse=False)
+            os.fsync(self._fd)
+        except OSError as error:
+            with suppress(OSError):  # a reservation that stopped halfway may have grown the file already
+                os.ftruncate(self._fd, self._size_bytes)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise NoSpace(_no_space(self._path, error)) from error
+            raise self._failed("resize", self._size_bytes, size_bytes - self._size_bytes, error) from error
+        self._size_bytes = size_bytes
+
+    def close(self) -> None:
+        """Release descriptor and lock. Closing twice is fine. Closing does not flush."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise StoreClosed(f"{self._path} is closed")
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self._read_only:
+            raise ReadOnly(f"{self._path} is open read-only")
+        self._check_not_latched("write")
+
+    def _check_not_latched(self, operation: str) -> None:
+        if self._flush_failure is not None:
+            raise DeviceFailed(operation, self._path, f"an earlier flush failed ({self._flush_failure.strerror})")
+
+    def _where(self, offset: int, length: int) -> str:
+        return f"{self._path} bytes {offset}+{length}"
+
+    def _failed(self, operation: str, offset: int, length: int, error: OSError) -> DeviceFailed:
+        cause = _no_space(self._path, error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else _reason(error)
+        return DeviceFailed(operation, self._where(offset, length), cause)
+
+
+def _kind_is_block(path: str) -> bool:
+    """True for a block device, False for a regular file; anything else is refused before it is opened (a fifo blocks)."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise InvalidRequest(f"{path} is neither a regular file nor a block device")
+    return stat.S_ISBLK(mode)
+
+
+def _open_for_create(path: str, exclusive: bool) -> tuple[int, bool]:
+    """(descriptor, whether the file is new). An existing file keeps its content until its lock is held."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+    except FileExistsError:
+        if exclusive:
+            raise AlreadyExists("file", path) from None
+    except OSError as error:
+        raise _open_error(path, error, read_only=False) from error
+    try:
+        if _kind_is_block(path):
+            raise InvalidRequest(f"{path} is a block device: open it instead of creating it")
+        return os.open(path, os.O_RDWR), False
+    except OSError as error:
+        raise _open_error(path, error, read_only=False) from error
+
+
+def _extend(fd: int, old_bytes: int, new_bytes: int, sparse: bool) -> None:
+    if sparse or not preallocate(fd, old_bytes, new_bytes - old_bytes):
+        os.ftruncate(fd, new_bytes)
+
+
+def _sync_directory_of(path: str) -> None:
+    """The file's name is durable when this returns."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _no_space(path: str, error: OSError) -> str:
+    return f"{_reason(error)} (the file system that holds {path} has no room for it)"
+
+
+def _create_error(path: str, error: OSError, size_bytes: int) -> MdstoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NoSpace(f"cannot make {path} of {size_bytes} bytes: {_no_space(path, error)}")
+    return DeviceFailed("create", path, _reason(error))
+
+
+def _open_error(path: str, error: OSError, read_only: bool) -> MdstoreError:
+    """The one line a person sees, typed by what they can do."""
+    if error.errno == errno.ENOENT:
+        return NotFound("file", path)
+    if error.errno == errno.EROFS:
+        return ReadOnly(f"{path} lies on a read-only file system")
+    if error.errno == errno.EBUSY:
+        return ImageBusy(path, "the kernel (mounted, or part of another device)")
+    if error.errno in (errno.EIO, errno.ENXIO, errno.ENOSPC):
+        return DeviceFailed("open", path, _reason(error))
+    wanted = "reading" if read_only else "writing"
+    refusal = InvalidRequest(f"cannot open {path} for {wanted}: {_reason(error)}")
+    refusal.errno = error.errno or errno.EINVAL
+    return refusal
