@@ -1,0 +1,191 @@
+"""Free space: in memory an ordered map of free extents, on disk a tree (start block -> blocks). Page: docs/format/space.md.
+
+Invariants
+1. A block is in exactly one of: free, limbo, in use. `free` holds no two adjacent extents.
+2. A freed block goes to limbo. It becomes free only when the superblock that no longer reaches it is durable and no reader
+   that may still look at it is left (the owner calls `release` then).
+3. The tree of superblock E lists every block that E does not reach: what was free or in limbo when E was frozen.
+
+The search is C-LOOK: from the cursor upwards, the tail of an extent that spans the cursor included, wrapping once; the cursor
+is kept in the superblock. Worst case O(log n) per run handed out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
+
+from sortedcontainers import SortedDict, SortedSet
+
+from mdstore.errors import CorruptionError, NoSpace
+
+Run = tuple[int, int]  # (first block, blocks)
+
+_LOOK_AHEAD = 8  # extents tried from the cursor on before the best fit is taken
+
+
+class Allocator:
+    """Free extents of one image. Not thread-safe: the store's lock guards it."""
+
+    def __init__(self, cursor: int = 0) -> None:
+        self._by_start: SortedDict = SortedDict()
+        self._by_size: SortedSet = SortedSet()
+        self._limbo: deque[tuple[int, list[Run]]] = deque()
+        self._allocated: list[Run] = []  # since the tree was last brought up to date
+        self._freed: list[Run] = []
+        self._sealing: list[Run] = []  # freed, and known to the tree of the superblock being made
+        self.cursor = cursor
+        self.free_blocks = 0
+        self.limbo_blocks = 0
+
+    # -- taking --------------------------------------------------------------------------------------------------------
+
+    def allocate(self, blocks: int) -> list[Run]:
+        """Runs that hold exactly `blocks` blocks, as few and as near after the cursor as there are. NoSpace otherwise."""
+        if blocks > self.free_blocks:
+            raise NoSpace(f"{blocks} blocks are needed, {self.free_blocks} are free")
+        runs: list[Run] = []
+        while blocks:
+            start, length = self._choose(blocks)
+            taken = min(blocks, length)
+            self._cut(start, taken)
+            self._allocated.append((start, taken))
+            self.cursor = start + taken
+            runs.append((start, taken))
+            blocks -= taken
+        return runs
+
+    def take(self, start: int, blocks: int) -> None:
+        """Take exactly these blocks (replay of a write that named them). CorruptionError unless all are free."""
+        index = self._by_start.bisect_right(start) - 1
+        extent = self._by_start.peekitem(index) if index >= 0 else (0, 0)
+        if not extent[0] <= start or start + blocks > extent[0] + extent[1]:
+            raise CorruptionError("free space", f"blocks {start}..{start + blocks - 1}", "free", "in use")
+        self._cut(start, blocks)
+        self._allocated.append((start, blocks))
+
+    def _choose(self, blocks: int) -> Run:
+        """An extent (or the part of one from the cursor on) that holds `blocks`; the largest there is when none does."""
+        index = max(0, self._by_start.bisect_right(self.cursor) - 1)
+        for start, length in islice(self._by_start.items()[index : index + _LOOK_AHEAD], _LOOK_AHEAD):
+            skipped = max(0, self.cursor - start)
+            if length - skipped >= blocks:
+                return start + skipped, length - skipped
+        fit = self._by_size.bisect_left((blocks, 0))
+        length, start = self._by_size[fit] if fit < len(self._by_size) else self._by_size[-1]
+        return start, length
+
+    def _cut(self, start: int, blocks: int) -> None:
+        """Remove start..start+blocks from the free extent that holds it."""
+        index = self._by_start.bisect_right(start) - 1
+        first, length = self._by_start.peekitem(index)
+        assert first <= start, "the extent found holds the range"
+        assert start + blocks <= first + length, "the extent found holds the range"
+        self._drop(first, length)
+        if first < start:
+            self._keep(first, start - first)
+        if start + blocks < first + length:
+            self._keep(start + blocks, first + length - start - blocks)
+        self.free_blocks -= blocks
+
+    # -- giving back ---------------------------------------------------------------------------------------------------
+
+    def free(self, start: int, blocks: int) -> None:
+        """The live state stopped reaching these blocks. They stay in limbo until a checkpoint that knows is durable."""
+        self._freed.append((start, blocks))
+        self.limbo_blocks += blocks
+
+    def seal_limbo(self, epoch: int) -> None:
+        """What `take_changes` handed out as freed is no longer reached by superblock `epoch` (not yet durable)."""
+        if self._sealing:
+            self._limbo.append((epoch, self._sealing))
+            self._sealing = []
+
+    def release(self, durable_epoch: int, oldest_pinned: int | None) -> list[Run]:
+        """Free every limbo batch whose epoch is durable and older than any reader; returns the runs."""
+        released: list[Run] = []
+        while self._limbo:
+            epoch, runs = self._limbo[0]
+            if epoch > durable_epoch or (oldest_pinned is not None and oldest_pinned <= epoch):
+                break
+            self._limbo.popleft()
+            for start, blocks in runs:
+                self.add_free(start, blocks)
+                self.limbo_blocks -= blocks
+            released += runs
+        return released
+
+    def add_free(self, start: int, blocks: int) -> None:
+        """Put blocks among the free ones, merged with their neighbours. CorruptionError when some are free already."""
+        index = self._by_start.bisect_right(start)
+        if index < len(self._by_start):
+            after, after_length = self._by_start.peekitem(index)
+            _must_not_overlap(start + blocks <= after, start, blocks)
+            if after == start + blocks:
+                self._drop(after, after_length)
+                blocks += after_length
+                self.free_blocks -= after_length
+        if index:
+            before, before_length = self._by_start.peekitem(index - 1)
+            _must_not_overlap(before + before_length <= start, start, blocks)
+            if before + before_length == start:
+                self._drop(before, before_length)
+                start, blocks = before, before_length + blocks
+                self.free_blocks -= before_length
+        self._keep(start, blocks)
+        self.free_blocks += blocks
+
+    def _keep(self, start: int, blocks: int) -> None:
+        self._by_start[start] = blocks
+        self._by_size.add((blocks, start))
+
+    def _drop(self, start: int, blocks: int) -> None:
+        del self._by_start[start]
+        self._by_size.remove((blocks, start))
+
+    # -- the tree's changes --------------------------------------------------------------------------------------------
+
+    def take_changes(self) -> tuple[list[Run], list[Run]]:
+        """(allocated, freed) since the last call, each merged and in order: what the tree of free extents has to learn,
+        the allocated ones first."""
+        changes = merge_runs(self._allocated), merge_runs(self._freed)
+        self._sealing += changes[1]
+        self._allocated, self._freed = [], []
+        return changes
+
+    def load(self, extents: Iterable[Run]) -> None:
+        """Fill an empty allocator with ascending, disjoint extents. Cost O(n log n)."""
+        rows = list(extents)
+        self._by_start.update(rows)
+        self._by_size.update((blocks, start) for start, blocks in rows)
+        self.free_blocks = sum(blocks for _, blocks in rows)
+
+    def extents(self) -> list[Run]:
+        """The free extents in order (limbo not among them)."""
+        return list(self._by_start.items())
+
+    def fragmentation(self) -> float:
+        """0.0 when all free space is one extent, towards 1.0 the more pieces it lies in: 1 - largest / free."""
+        if not self.free_blocks:
+            return 0.0
+        return float(1 - self._by_size[-1][0] / self.free_blocks)
+
+
+def merge_runs(runs: Iterable[Run]) -> list[Run]:
+    """Disjoint runs in order, neighbours merged. CorruptionError when two overlap."""
+    merged: list[Run] = []
+    for start, blocks in sorted(runs):
+        if merged:
+            last, length = merged[-1]
+            _must_not_overlap(last + length <= start, start, blocks)
+            if last + length == start:
+                merged[-1] = (last, length + blocks)
+                continue
+        merged.append((start, blocks))
+    return merged
+
+
+def _must_not_overlap(holds: bool, start: int, blocks: int) -> None:  # noqa: FBT001
+    if not holds:
+        raise CorruptionError("free space", f"blocks {start}..{start + blocks - 1}", "freed once", "freed twice")

@@ -1,0 +1,259 @@
+"""The data stream of an object: read, write, zero, truncate, over extents and blocks not yet written.
+
+Edge rules (docs/edge-rules.md): no bytes extend nothing; a write past the end leaves a hole; what truncation cut off never shows
+again; zeroed whole blocks become holes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mdstore.btree import Pager, Tree, crc32c_blocks
+from mdstore.device.protocol import Buffer
+from mdstore.store import extents
+from mdstore.store.allocator import Run
+from mdstore.store.extents import Extent
+from mdstore.store.onode import Onode, data_descriptor
+from mdstore.store.space import Space
+
+Piece = tuple[int, Buffer | Extent]  # (first logical block, one block's content or an extent on the device)
+
+
+class ReadPlan:
+    """What a read will return, collected under the store's lock; `run` does the I/O without it.
+
+    The owner keeps the blocks named here from being reused while it runs (see `Store.read`).
+    """
+
+    __slots__ = ("first", "length", "name", "offset", "pieces", "space")
+
+    def __init__(self, space: Space, onode: Onode, offset: int, length: int, name: str) -> None:
+        self.space = space
+        self.name = name
+        self.offset = offset
+        self.length = max(0, min(length, onode.size - offset))
+        self.first = offset // space.block_size
+        last = -(-(offset + self.length) // space.block_size)
+        self.pieces = _pieces(space, onode, self.first, last) if self.length else []
+
+    def run(self) -> bytes:
+        """The bytes; every block from the device is checked. CorruptionError names the first bad one."""
+        if not self.length:
+            return b""
+        size = self.space.block_size
+        skip = self.offset - self.first * size
+        if len(self.pieces) == 1 and self.pieces[0][0] == self.first:
+            whole = self._load(self.pieces[0][1])
+            if len(whole) >= skip + self.length:
+                return bytes(memoryview(whole)[skip : skip + self.length])
+        blocks = -(-(skip + self.length) // size)
+        buffer = bytearray(blocks * size)
+        for logical, piece in self.pieces:
+            start = (logical - self.first) * size
+            content = self._load(piece)
+            buffer[start : start + len(content)] = content
+        return bytes(memoryview(buffer)[skip : skip + self.length])
+
+    def _load(self, piece: Buffer | Extent) -> Buffer:
+        return load_extent(self.space, piece, self.name) if isinstance(piece, Extent) else piece
+
+
+def load_extent(space: Space, extent: Extent, name: str) -> bytes:
+    """The checked bytes of an extent, staged blocks included."""
+    staged = space.staged_within(extent.start, extent.blocks)
+    if len(staged) == extent.blocks:
+        return b"".join(content for _, content in staged)
+    raw = space.read(extent.start, extent.blocks)
+    if staged:
+        patched = bytearray(raw)
+        for address, content in staged:
+            at = (address - extent.start) * space.block_size
+            patched[at : at + space.block_size] = content
+        raw = bytes(patched)
+    extents.verify(raw, extent.checksums, space.block_size, extent, name)
+    return raw
+
+
+def _pieces(space: Space, onode: Onode, first: int, last: int) -> list[Piece]:
+    """Content of logical blocks first..last that is not a hole. Later pieces win over earlier ones."""
+    pieces: list[Piece] = []
+    if onode.data is not None:
+        for extent in extents.overlapping(onode.data, first, last):
+            low, high = max(first, extent.logical), min(last, extent.end)
+            pieces.append((low, extent.part(low, high)))
+    if onode.blocks:
+        span = range(first, last)
+        changed = [b for b in span if b in onode.blocks] if len(span) < len(onode.blocks) else sorted(
+            b for b in onode.blocks if first <= b < last
+        )
+        pieces += [(block, bytes(onode.blocks[block])) for block in changed]
+    return pieces
+
+
+def ranges(space: Space, onode: Onode, offset: int, length: int) -> list[tuple[int, int]]:
+    """(offset, length) of what is not a hole, in order, merged, block granularity, cut at the request and the size."""
+    size = space.block_size
+    end = min(offset + length, onode.size)
+    if end <= offset:
+        return []
+    spans = []
+    for logical, piece in _pieces(space, onode, offset // size, -(-end // size)):
+        count = piece.blocks if isinstance(piece, Extent) else 1
+        spans.append((max(offset, logical * size), min(end, (logical + count) * size)))
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return [(start, stop - start) for start, stop in merged]
+
+
+# -- changes -----------------------------------------------------------------------------------------------------------
+
+
+def prefetch(space: Space, onode: Onode, offset: int, length: int, name: str) -> None:
+    """Read (and check) the blocks that a write of this range changes only in part, so that applying it cannot fail."""
+    size = space.block_size
+    for block in {offset // size, (offset + length) // size}:
+        start = block * size
+        whole = offset <= start and offset + length >= start + size
+        if not whole and block not in onode.blocks and onode.data is not None:
+            _disk_block(space, onode, block, name)
+
+
+def write(space: Space, onode: Onode, offset: int, data: Buffer, name: str) -> None:
+    """Put bytes into changed blocks; they reach the device with the next flush of the object."""
+    size, view = space.block_size, memoryview(data)
+    done, length = 0, len(view)
+    while done < length:
+        block, skip = divmod(offset + done, size)
+        count = min(size - skip, length - done)
+        if count == size:
+            _set_block(space, onode, block, bytes(view[done : done + size]))
+        else:
+            buffer = _changeable(space, onode, block, name)
+            buffer[skip : skip + count] = view[done : done + count]
+        done += count
+    onode.size = max(onode.size, offset + length)
+
+
+def write_mapped(
+    space: Space, pager: Pager, onode: Onode, tree_id: int, logical: int, runs: Sequence[Run], checksums: bytes
+) -> None:
+    """Map whole blocks that are on the device already (a large write went there directly)."""
+    count = sum(blocks for _, blocks in runs)
+    _drop_changed(space, onode, logical, logical + count)
+    _map(space, pager, onode, tree_id, logical, runs, checksums)
+
+
+def zero(space: Space, onode: Onode, offset: int, length: int, name: str) -> None:
+    """Make the range read as zeros; whole blocks in it become holes. Extends the object when it ends past its size."""
+    if not length:
+        return
+    size, end = space.block_size, offset + length
+    first, last = -(-offset // size), end // size
+    old_size = onode.size
+    if first > last:
+        _zero_part(space, onode, offset, end, name)
+    else:
+        _zero_part(space, onode, offset, first * size, name)
+        punch(space, onode, first, last)
+        _zero_part(space, onode, last * size, min(end, max(old_size, last * size)), name)
+    onode.size = max(old_size, end)
+
+
+def truncate(space: Space, onode: Onode, new_size: int, name: str) -> None:
+    """Set the size; what lay past it is gone for good."""
+    if new_size < onode.size:
+        size = space.block_size
+        first = -(-new_size // size)
+        _zero_part(space, onode, new_size, min(first * size, onode.size), name)
+        punch(space, onode, first, -(-onode.size // size))
+    onode.size = new_size
+
+
+def punch(space: Space, onode: Onode, first: int, last: int) -> None:
+    """Make logical blocks first..last (last not included) holes and free them."""
+    if first >= last:
+        return
+    _drop_changed(space, onode, first, last)
+    if onode.data is not None:
+        onode.allocated -= extents.punch(onode.data, first, last, space.allocator)
+
+
+def flush(space: Space, pager: Pager, onode: Onode, tree_id: int) -> None:
+    """Give every changed block an address and a checksum and stage it for writing."""
+    numbers = sorted(onode.blocks)
+    start = 0
+    while start < len(numbers):
+        stop = start + 1
+        while stop < len(numbers) and numbers[stop] == numbers[stop - 1] + 1:
+            stop += 1
+        content = [onode.blocks[number] for number in numbers[start:stop]]
+        runs = space.allocate(len(content))
+        _map(space, pager, onode, tree_id, numbers[start], runs, crc32c_blocks(b"".join(content), space.block_size))
+        space.stage(runs, content)
+        start = stop
+    space.changed_blocks -= len(numbers)
+    onode.blocks = {}
+
+
+def _map(
+    space: Space, pager: Pager, onode: Onode, tree_id: int, logical: int, runs: Sequence[Run], checksums: bytes
+) -> None:
+    if onode.data is None:
+        onode.data = Tree(pager, data_descriptor(space.block_size), tree_id)
+    count = sum(blocks for _, blocks in runs)
+    onode.allocated -= extents.punch(onode.data, logical, logical + count, space.allocator)
+    extents.insert(onode.data, logical, runs, checksums, extents.max_extent_blocks(space.block_size))
+    onode.allocated += count
+
+
+def _zero_part(space: Space, onode: Onode, start: int, stop: int, name: str) -> None:
+    """Zero bytes inside one block, unless the block is a hole."""
+    if start >= stop:
+        return
+    block, skip = divmod(start, space.block_size)
+    if block not in onode.blocks and (onode.data is None or _mapped(onode.data, block) is None):
+        return
+    _changeable(space, onode, block, name)[skip : skip + stop - start] = bytes(stop - start)
+
+
+def _changeable(space: Space, onode: Onode, block: int, name: str) -> bytearray:
+    """The block's content as a bytearray in `onode.blocks`."""
+    content = onode.blocks.get(block)
+    if type(content) is bytearray:
+        return content
+    if content is None:
+        content = _disk_block(space, onode, block, name) if onode.data is not None else space.zero_block
+    buffer = bytearray(content)
+    _set_block(space, onode, block, buffer)
+    return buffer
+
+
+def _disk_block(space: Space, onode: Onode, block: int, name: str) -> bytes:
+    assert onode.data is not None
+    extent = _mapped(onode.data, block)
+    return space.zero_block if extent is None else load_extent(space, extent, name)
+
+
+def _mapped(tree: Tree, block: int) -> Extent | None:
+    for extent in extents.overlapping(tree, block, block + 1):
+        return extent.part(block, block + 1)
+    return None
+
+
+def _set_block(space: Space, onode: Onode, block: int, content: bytes | bytearray) -> None:
+    if block not in onode.blocks:
+        space.changed_blocks += 1
+    onode.blocks[block] = content
+
+
+def _drop_changed(space: Space, onode: Onode, first: int, last: int) -> None:
+    if not onode.blocks:
+        return
+    doomed = [block for block in onode.blocks if first <= block < last]
+    for block in doomed:
+        del onode.blocks[block]
+    space.changed_blocks -= len(doomed)

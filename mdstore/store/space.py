@@ -1,0 +1,87 @@
+"""Space: the device seen as blocks, with the allocator, and with the blocks whose write is still under way.
+
+Invariant: a block handed to `stage` reads as staged from then on, whether or not its write has been issued. Staged blocks
+are written by the checkpoint that names them, before its superblock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+from mdstore.device.protocol import Buffer, Device
+from mdstore.store.allocator import Allocator, Run
+
+_WRITE_BYTES_MAX = 8 << 20  # of staged blocks merged into one device write
+
+
+class Space:
+    """One image's blocks. `allocate` may be called under the store's lock only; reads from any thread."""
+
+    def __init__(self, device: Device, block_size: int, allocator: Allocator) -> None:
+        self.device = device
+        self.block_size = block_size
+        self.allocator = allocator
+        self.changed_blocks = 0  # blocks held in onodes, waiting for an address
+        self._staged: dict[int, Buffer] = {}
+        self._zeros = bytes(block_size)
+
+    def allocate(self, blocks: int) -> Sequence[Run]:
+        """Runs for exactly that many blocks (NoSpace otherwise). The shape `Tree.seal` wants."""
+        return self.allocator.allocate(blocks)
+
+    # -- staged blocks -------------------------------------------------------------------------------------------------
+
+    def stage(self, runs: Sequence[Run], blocks: Sequence[Buffer]) -> None:
+        """Give whole blocks their addresses; `write_staged` writes them."""
+        addresses = chain.from_iterable(range(start, start + count) for start, count in runs)
+        self._staged.update(zip(addresses, blocks, strict=True))
+
+    def write_staged(self) -> Callable[[], None]:
+        """Write every block staged so far, in address order, neighbours merged. Returns the call that forgets them, to be
+        made under the store's lock. Durable only after a flush of the device."""
+        snapshot = dict(self._staged)
+        run: list[Buffer] = []
+        first = 0
+        limit = max(1, _WRITE_BYTES_MAX // self.block_size)
+        for address in sorted(snapshot):
+            if run and (address != first + len(run) or len(run) >= limit):
+                self.device.write(first * self.block_size, run)
+                run = []
+            if not run:
+                first = address
+            run.append(snapshot[address])
+        if run:
+            self.device.write(first * self.block_size, run)
+
+        def forget() -> None:
+            for address, block in snapshot.items():
+                if self._staged.get(address) is block:
+                    del self._staged[address]
+
+        return forget
+
+    def staged_within(self, start: int, blocks: int) -> list[tuple[int, Buffer]]:
+        """(address, content) of staged blocks among start..start+blocks."""
+        if not self._staged:
+            return []
+        staged = self._staged
+        return [(address, staged[address]) for address in range(start, start + blocks) if address in staged]
+
+    # -- the device in blocks ------------------------------------------------------------------------------------------
+
+    def read(self, start: int, blocks: int) -> bytes:
+        """Whole blocks as they are on the device."""
+        return self.device.read(start * self.block_size, blocks * self.block_size)
+
+    def write(self, runs: Sequence[Run], data: memoryview) -> None:
+        """Write whole blocks of `data` onto the runs, in order, at once. Not durable before a flush."""
+        done = 0
+        for start, blocks in runs:
+            size = blocks * self.block_size
+            self.device.write(start * self.block_size, [data[done : done + size]])
+            done += size
+
+    @property
+    def zero_block(self) -> bytes:
+        return self._zeros
