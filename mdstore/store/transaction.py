@@ -48,6 +48,7 @@ class Op(IntEnum):
     CLONE_RANGE = 19
     RENAME = 20
     ALLOC_HINT = 21
+    WRITE_MAPPED = 22  # only in the log: a large write whose blocks went to the device before
     MAP_SET = 30
     MAP_REMOVE = 31
     MAP_REMOVE_RANGE = 32
@@ -137,7 +138,7 @@ class Transaction:
 
     def setattr(self, collection: Name, name: Name, attribute: Name, value: Data) -> Transaction:
         """Set one attribute, making the object when it is not there."""
-        key = _name("ATTR_NAME_MAX", attribute, ATTR_NAME_MAX)
+        key = attribute_name(attribute)
         if len(value) > ATTR_VALUE_MAX:
             raise LimitExceeded("ATTR_VALUE_MAX", len(value), ATTR_VALUE_MAX)
         row = (Op.SETATTR, collection_name(collection), object_name(name), key, bytes(value))
@@ -145,7 +146,7 @@ class Transaction:
 
     def rmattr(self, collection: Name, name: Name, attribute: Name) -> Transaction:
         """Remove one attribute. Refused with NotFound (kind 'object' or 'attribute') when it is not there."""
-        return self._object(Op.RMATTR, collection, name, _name("ATTR_NAME_MAX", attribute, ATTR_NAME_MAX))
+        return self._object(Op.RMATTR, collection, name, attribute_name(attribute))
 
     # -- map stream ----------------------------------------------------------------------------------------------------
 
@@ -153,7 +154,8 @@ class Transaction:
         self, collection: Name, name: Name, items: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
     ) -> Transaction:
         """Set keys of the map, making the object when it is not there. Later pairs of one key win."""
-        pairs = list(items.items()) if isinstance(items, Mapping) else list(items)
+        given = items.items() if isinstance(items, Mapping) else items
+        pairs = [(_frozen(key), _frozen(value)) for key, value in given]
         size = 0
         for key, value in pairs:
             if not 0 < len(key) <= MAP_KEY_MAX:
@@ -165,7 +167,7 @@ class Transaction:
 
     def map_remove(self, collection: Name, name: Name, keys: Iterable[bytes]) -> Transaction:
         """Remove keys; keys that are not there are no error. Refused (NotFound) when the object is not there."""
-        wanted = list(keys)
+        wanted = [_frozen(key) for key in keys]
         row = (Op.MAP_REMOVE, collection_name(collection), object_name(name), wanted)
         return self._sized(sum(map(len, wanted)), row)
 
@@ -214,6 +216,11 @@ def collection_name(name: Name) -> bytes:
 def object_name(name: Name) -> bytes:
     """An object's name as bytes, within its limit."""
     return _name("OBJECT_NAME_MAX", name, OBJECT_NAME_MAX)
+
+
+def attribute_name(name: Name) -> bytes:
+    """An attribute's name as bytes, within its limit."""
+    return _name("ATTR_NAME_MAX", name, ATTR_NAME_MAX)
 
 
 def _name(limit: str, name: Name, maximum: int) -> bytes:
