@@ -1,0 +1,328 @@
+"""`mem:`: a store in plain dictionaries. The model that every other engine is compared with, and a fast store for tests.
+
+`MemStore()` calls a commit durable as soon as it is applied, although nothing survives the process. `MemStore(delayed=True)`
+plays an engine with a medium: a commit is durable once it, or a later one, was waited for; `crash` gives the store that comes
+back, `durable_prefixes` every store that might, and `fail` breaks the medium.
+
+Invariants
+
+1. `_state` is what reads see; `_durable` with `_pending` applied in order is equal to it (delayed stores only).
+2. `_pending` holds exactly the transactions after number `_durable_sequence`, in the order of their submission.
+3. A callback is called once, without the lock, and those of one sync in the order of their commits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from threading import RLock
+
+from mdstore.engines.mem_check import check
+from mdstore.engines.mem_state import BLOCK, MemObject, State
+from mdstore.engines.protocol import Capabilities, Commit, ObjectStat
+from mdstore.errors import DeviceFailed, InvalidRequest, NotFound, StoreClosed
+from mdstore.store.transaction import Name, Operation, Transaction, attribute_name, collection_name, object_name
+
+_SIZE_BYTES = 1 << 40  # what `statistics` calls the size of memory
+
+DoneCallback = Callable[[BaseException | None], None]
+
+
+class MemCommit:
+    """A transaction submitted to a `MemStore`, known by its number."""
+
+    __slots__ = ("_sequence", "_store")
+
+    def __init__(self, store: MemStore, sequence: int) -> None:
+        self._store = store
+        self._sequence = sequence
+
+    @property
+    def durable(self) -> bool:
+        """Whether a crash would leave it."""
+        return self._store.is_durable(self._sequence)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Make it and every earlier commit durable. Never waits. DeviceFailed after `fail`, StoreClosed after a crash."""
+        self._store.make_durable(self._sequence)
+
+    def add_done_callback(self, callback: DoneCallback) -> None:
+        """Call `callback(None)` once durable, `callback(error)` once the medium failed; at once when that is so already."""
+        self._store.call_when_durable(self._sequence, callback)
+
+
+class MemStore:
+    """An `ObjectStore` in memory. Safe to call from many threads; every call holds one lock for its whole length."""
+
+    def __init__(self, *, delayed: bool = False) -> None:
+        """An empty store; `delayed`: commits become durable by `wait` and `sync` only."""
+        self._lock = RLock()
+        self._state = State()
+        self._sequence = 0  # of the newest commit
+        self._delayed = delayed
+        self._durable = State()
+        self._durable_sequence = 0
+        self._pending: deque[tuple[Operation, ...]] = deque()
+        self._callbacks: deque[tuple[int, DoneCallback]] = deque()
+        self._error: DeviceFailed | StoreClosed | None = None
+
+    @classmethod
+    def _holding(cls, state: State, *, delayed: bool) -> MemStore:
+        store = cls(delayed=delayed)
+        store._state, store._durable = state, state.fork()
+        return store
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Only a delayed store calls itself durable: for it, `crash` stands for the crash."""
+        return Capabilities(multi_object_transactions=True, durable=self._delayed, ordered_commits=True)
+
+    @property
+    def read_only(self) -> bool:
+        """Always False."""
+        return False
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+
+    def submit(self, transaction: Transaction) -> Commit:
+        """Check every operation, then apply them all; later reads see it. TransactionError: nothing was changed.
+        Cost: what the operations touch, and a copy of each object that a fork or an open iterator also holds."""
+        operations = tuple(transaction.operations)
+        with self._lock:
+            self._assert_usable()
+            check(self._state, operations)
+            self._state.apply(operations)
+            self._sequence += 1
+            if self._delayed:
+                self._pending.append(operations)
+            else:
+                self._durable_sequence = self._sequence
+            return MemCommit(self, self._sequence)
+
+    def apply(self, transaction: Transaction) -> None:
+        """`submit` and wait until durable."""
+        self.submit(transaction).wait()
+
+    def sync(self) -> None:
+        """Make everything submitted before durable."""
+        with self._lock:
+            self._assert_usable()
+            sequence = self._sequence
+        self.make_durable(sequence)
+
+    def close(self) -> None:
+        """Make everything durable; every later call but `close` raises StoreClosed. What the store held is gone with it."""
+        with self._lock:
+            if isinstance(self._error, StoreClosed):
+                return
+            if self._error is None:
+                self.sync()
+            self._error = StoreClosed("the store in memory was closed")
+
+    # -- durability: what a commit asks of its store -------------------------------------------------------------------
+
+    def is_durable(self, sequence: int) -> bool:
+        """Whether commit number `sequence` would survive `crash`."""
+        return sequence <= self._durable_sequence
+
+    def make_durable(self, sequence: int) -> None:
+        """Make every commit up to number `sequence` durable, then call whoever waited for them."""
+        with self._lock:
+            if not self.is_durable(sequence):
+                self._assert_usable()
+            while self._durable_sequence < sequence:
+                self._durable.apply(self._pending.popleft())
+                self._durable_sequence += 1
+            due = []
+            while self._callbacks and self._callbacks[0][0] <= self._durable_sequence:
+                due.append(self._callbacks.popleft()[1])
+        for callback in due:
+            callback(None)
+
+    def call_when_durable(self, sequence: int, callback: DoneCallback) -> None:
+        """Call `callback` when commit number `sequence` is durable, or can no longer become so."""
+        with self._lock:
+            error = None if self.is_durable(sequence) else self._error
+            if error is None and not self.is_durable(sequence):
+                place = len(self._callbacks)
+                while place and self._callbacks[place - 1][0] > sequence:
+                    place -= 1
+                self._callbacks.insert(place, (sequence, callback))
+                return
+        callback(error)
+
+    # -- faults, for tests of what stands above ------------------------------------------------------------------------
+
+    def crash(self) -> MemStore:
+        """Lose the process: the store that opens afterwards, holding the durable commits and no other. This one is dead:
+        its calls raise StoreClosed, and no callback that still waits is ever called."""
+        with self._lock:
+            survivor = self._holding((self._durable if self._delayed else self._state).fork(), delayed=self._delayed)
+            self._error = StoreClosed("the store in memory has crashed")
+            self._callbacks.clear()
+            return survivor
+
+    def durable_prefixes(self) -> Iterator[MemStore]:
+        """Every store that a crash at this moment may leave, from what is durable to everything submitted, one commit more
+        each time. Taken when called; this store goes on. Each has the same `delayed`."""
+        with self._lock:
+            self._assert_usable()
+            state = (self._durable if self._delayed else self._state).fork()
+            pending = tuple(self._pending)
+        return self._prefixes(state, pending)
+
+    def fail(self, error: DeviceFailed) -> None:
+        """Break the medium: what is not durable never will be, its callbacks get `error`, and so does every later call."""
+        with self._lock:
+            self._assert_usable()
+            self._error = error
+            due = [callback for _, callback in self._callbacks]
+            self._callbacks.clear()
+        for callback in due:
+            callback(error)
+
+    def _prefixes(self, state: State, pending: Sequence[tuple[Operation, ...]]) -> Iterator[MemStore]:
+        yield self._holding(state.fork(), delayed=self._delayed)
+        for operations in pending:
+            state.apply(operations)
+            yield self._holding(state.fork(), delayed=self._delayed)
+
+    # -- queries -------------------------------------------------------------------------------------------------------
+
+    def exists(self, collection: Name, name: Name) -> bool:
+        """Whether the object is there; False too when its collection is not."""
+        with self._lock:
+            self._assert_usable()
+            return self._state.find(collection_name(collection), object_name(name)) is not None
+
+    def stat(self, collection: Name, name: Name) -> ObjectStat:
+        """Size, allocated space (whole blocks), number of attributes and of map keys."""
+        with self._lock:
+            found = self._find(collection, name)
+            return ObjectStat(found.size, len(found.blocks) * BLOCK, len(found.attributes), len(found.map))
+
+    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
+        """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
+        _check_window(offset, length)
+        with self._lock:
+            return self._find(collection, name).read(offset, length)
+
+    def extents(
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None
+    ) -> list[tuple[int, int]]:
+        """Ranges (offset, length) inside the window that are not holes, in order, cut at the size."""
+        _check_window(offset, length)
+        with self._lock:
+            return self._find(collection, name).extents(offset, length)
+
+    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
+        """The attribute's value. NotFound says which was missing: collection, object or attribute."""
+        key = attribute_name(attribute)
+        with self._lock:
+            found = self._find(collection, name).attributes.get(key)
+        if found is None:
+            raise NotFound("attribute", key)
+        return found
+
+    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]:
+        """All attributes, in order of their names."""
+        with self._lock:
+            return dict(sorted(self._find(collection, name).attributes.items()))
+
+    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None:
+        """The value of one key, None when the map does not have it."""
+        return self.map_get_many(collection, name, [key])[0]
+
+    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of the keys, in their order, all of one moment."""
+        with self._lock:
+            records = self._find(collection, name).map
+            return [records.get(key) for key in keys]
+
+    def map_header(self, collection: Name, name: Name) -> bytes:
+        """The map's header, empty when none was set."""
+        with self._lock:
+            return self._find(collection, name).header
+
+    def map_items(
+        self,
+        collection: Name,
+        name: Name,
+        start: bytes | None = None,
+        stop: bytes | None = None,
+        *,
+        reverse: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Records with start <= key < stop in order (reverse: from the end), as they are at this call, whatever is written
+        later. Costs the next writer of the object a copy of it."""
+        with self._lock:
+            found = self._find(collection, name)
+            found.freeze()
+        if start is not None and stop is not None and start >= stop:
+            return iter(())
+        records = found.map
+        return ((key, records[key]) for key in records.irange(start, stop, inclusive=(True, False), reverse=reverse))
+
+    def list_objects(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names with start <= name < stop in order, at most `limit`. Page on with start = last + b'\\0'."""
+        if limit is not None and limit < 0:
+            raise InvalidRequest(f"limit {limit} must not be negative")
+        low, high = _bound(start), _bound(stop)
+        with self._lock:
+            self._assert_usable()
+            entry = self._state.collections.get(collection_name(collection))
+            if entry is None:
+                raise NotFound("collection", collection)
+            if low is not None and high is not None and low >= high:
+                return []
+            names = entry.objects.irange(low, high, inclusive=(True, False))
+            return [name for name, _ in zip(names, range(limit))] if limit is not None else list(names)
+
+    def list_collections(self) -> list[bytes]:
+        """Every collection's name, in order."""
+        with self._lock:
+            self._assert_usable()
+            return list(self._state.collections)
+
+    def statistics(self) -> dict[str, int | float]:
+        """size_bytes (a nominal 1 TiB), free_bytes, allocated_bytes (data blocks), objects, collections. Cost: a walk."""
+        with self._lock:
+            self._assert_usable()
+            entries = list(self._state.collections.values())
+            allocated = sum(len(found.blocks) * BLOCK for entry in entries for found in entry.objects.values())
+            objects = sum(len(entry.objects) for entry in entries)
+        return {
+            "size_bytes": _SIZE_BYTES,
+            "free_bytes": max(0, _SIZE_BYTES - allocated),
+            "allocated_bytes": allocated,
+            "objects": objects,
+            "collections": len(entries),
+        }
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _assert_usable(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _find(self, collection: Name, name: Name) -> MemObject:
+        self._assert_usable()
+        home, wanted = collection_name(collection), object_name(name)
+        if home not in self._state.collections:
+            raise NotFound("collection", home)
+        found = self._state.find(home, wanted)
+        if found is None:
+            raise NotFound("object", wanted)
+        return found
+
+
+def _check_window(offset: int, length: int | None) -> None:
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
+
+
+def _bound(name: Name | None) -> bytes | None:
+    """A bound of a listing: any bytes, also empty or longer than a name can be."""
+    return name.encode() if isinstance(name, str) else name
