@@ -1,0 +1,32 @@
+"""A log: framed, checksummed entries over a ring of device blocks, striped objects, or memory."""
+
+from journal.entry import PAYLOAD_MAX, TYPE_MAX, Entry
+from journal.errors import (
+    EntryTooLarge,
+    HeadLost,
+    JournalBusy,
+    JournalClosed,
+    JournalCorrupt,
+    JournalError,
+    JournalFailed,
+    JournalFenced,
+    JournalFull,
+    JournalReadOnly,
+    JournalTrimmed,
+    NoJournal,
+    UnsupportedJournal,
+)
+from journal.head import Head
+from journal.journal import Counters, Journal, Options
+from journal.medium import FencingMedium, Medium, ObjectIO, Region
+from journal.memory import MemoryMedium
+from journal.ring import RingMedium
+from journal.scan import Tail
+from journal.striped import Layout, StripedMedium
+
+__all__ = [
+    "PAYLOAD_MAX", "TYPE_MAX", "Counters", "Entry", "EntryTooLarge", "FencingMedium", "Head", "HeadLost", "Journal",
+    "JournalBusy", "JournalClosed", "JournalCorrupt", "JournalError", "JournalFailed", "JournalFenced", "JournalFull",
+    "JournalReadOnly", "JournalTrimmed", "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region",
+    "RingMedium", "StripedMedium", "Tail", "UnsupportedJournal",
+]  # fmt: skip

@@ -1,0 +1,121 @@
+"""Every exception of the journal, typed by what the caller can do about it.
+
+| class            | the caller should                                                                 |
+|------------------|-----------------------------------------------------------------------------------|
+| NoJournal        | create one, or check the place: no head was ever written there                     |
+| HeadLost         | run head recovery: both head copies are unreadable                                |
+| UnsupportedJournal | use the version that wrote it                                                   |
+| JournalCorrupt   | stop: bytes known to have been durable are damaged; inspect, then decide          |
+| JournalTrimmed   | restart from `trimmed`: the position asked for is gone                            |
+| JournalFull      | expire and trim, then retry; nothing was appended                                 |
+| EntryTooLarge    | send something smaller; nothing was appended                                      |
+| JournalReadOnly  | open it for writing, or stop writing                                              |
+| JournalClosed    | open it again                                                                     |
+| JournalFailed    | reopen: a write or flush failed; what was acknowledged is on the medium           |
+| JournalFenced    | stop: another writer has taken over                                               |
+| JournalBusy      | try again later: a rewrite of the log is under way                                |
+"""
+
+from __future__ import annotations
+
+
+class JournalError(Exception):
+    """Base of everything the journal raises on purpose."""
+
+
+class NoJournal(JournalError):
+    """No head copy holds anything: no journal was created here."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        super().__init__(f"no journal at {where}: both head copies are empty")
+
+
+class HeadLost(JournalError):
+    """No head copy is intact. `reasons` says what is wrong with each."""
+
+    def __init__(self, where: str, reasons: list[str]) -> None:
+        self.where = where
+        self.reasons = reasons
+        super().__init__(f"no intact journal head at {where}: {'; '.join(reasons)}")
+
+
+class UnsupportedJournal(JournalError):
+    """A head, or an entry, of a format version or with flags this version does not know."""
+
+    def __init__(self, what: str, found: object) -> None:
+        self.what = what
+        self.found = found
+        super().__init__(f"unsupported {what}: {found}")
+
+
+class JournalCorrupt(JournalError):
+    """Bytes at `position` are not what was made durable there; `evidence` says how that is known."""
+
+    def __init__(self, position: int, found: str, evidence: str) -> None:
+        self.position = position
+        self.found = found
+        self.evidence = evidence
+        super().__init__(f"journal damaged at position {position}: {found}; {evidence}")
+
+
+class JournalTrimmed(JournalError):
+    """`position` is below `trimmed`: the medium may have forgotten it."""
+
+    def __init__(self, position: int, trimmed: int) -> None:
+        self.position = position
+        self.trimmed = trimmed
+        super().__init__(f"position {position} is gone: the journal is trimmed up to {trimmed}")
+
+
+class JournalFull(JournalError):
+    """The entry does not fit. `ceiling` names what was reached, `blocked_by` who keeps the oldest entries alive."""
+
+    def __init__(self, need: int, free: int, ceiling: str = "capacity", blocked_by: str = "") -> None:
+        self.need = need
+        self.free = free
+        self.ceiling = ceiling
+        self.blocked_by = blocked_by
+        because = f"; the oldest entries are kept by {blocked_by}" if blocked_by else ""
+        super().__init__(f"journal full ({ceiling}): {need} needed, {free} left{because}")
+
+
+class EntryTooLarge(JournalError):
+    """A payload over the limit."""
+
+    def __init__(self, size: int, maximum: int) -> None:
+        self.size = size
+        self.maximum = maximum
+        super().__init__(f"entry of {size} bytes, at most {maximum} are allowed")
+
+
+class JournalReadOnly(JournalError):
+    """A write was asked of a journal opened read-only."""
+
+
+class JournalClosed(JournalError):
+    """The journal was closed."""
+
+
+class JournalBusy(JournalError):
+    """A rewrite of the log is under way, so what is read now may be about to be replaced."""
+
+
+class JournalFailed(JournalError):
+    """A write or flush of the medium failed. The journal is latched: every later call raises this same error."""
+
+    def __init__(self, operation: str, position: int, cause: BaseException) -> None:
+        self.operation = operation
+        self.position = position
+        self.cause = cause
+        super().__init__(f"journal {operation} failed at position {position}: {cause!r}")
+
+
+class JournalFenced(JournalError):
+    """The medium refused a write: `epoch` is below the `floor` another writer has set at `where`. Latched."""
+
+    def __init__(self, where: str, epoch: int, floor: int) -> None:
+        self.where = where
+        self.epoch = epoch
+        self.floor = floor
+        super().__init__(f"journal writer fenced at {where}: epoch {epoch} is below the floor {floor}")

@@ -1,0 +1,79 @@
+"""From a head to the valid end of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from journal.entry import HEADER_SIZE, Entry
+from journal.errors import JournalCorrupt
+from journal.head import Head
+from journal.medium import Medium
+from journal.scan import Read, Rule, Tail, Walk, classify_tail
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What opening found. `end` is where the next entry goes."""
+
+    trimmed: int
+    expire: int
+    end: int
+    next_sequence: int
+    generation: int
+    tail: Tail
+
+    @classmethod
+    def empty(cls, start: int) -> Recovered:
+        """A log that was just created."""
+        return cls(start, start, start, 1, 0, Tail("clean", start, "nothing follows", start))
+
+
+def recover(
+    medium: Medium,
+    head: Head,
+    start: int | None,
+    window: int,
+    visit: Callable[[list[Entry]], None] | None,
+    read: Read | None = None,
+) -> Recovered:
+    """Walk from `start` to the first position with no valid entry, and make sure that nothing durable is missing there.
+
+    `JournalCorrupt` when something is. Reads everything up to the medium's reach once, unless the head says that the log
+    was closed cleanly and ends where the walk did.
+    """
+    read = read or medium.read
+    begin = head.expire if start is None else start
+    rule = Rule(head.log, head.generation, head.generation_start, medium.unit)
+    reach = medium.reach(begin)
+    walk = Walk(read, rule, begin, reach, window=window, capacity=medium.capacity)
+    for batch in walk.batches():
+        if visit is not None:
+            visit(batch)
+    return Recovered(
+        trimmed=max(head.trimmed, begin - begin % medium.period),
+        expire=begin,
+        end=walk.position,
+        next_sequence=_next_sequence(head, walk, begin),
+        generation=max(head.generation, walk.generation),
+        tail=_judge(read, rule, walk, head, reach),
+    )
+
+
+def _next_sequence(head: Head, walk: Walk, begin: int) -> int:
+    """The walk's, or one that is certainly higher than any used before `begin`."""
+    if walk.sequence is not None:
+        return walk.sequence
+    return head.next_sequence + -(-max(0, begin - head.safe) // HEADER_SIZE)
+
+
+def _judge(read: Read, rule: Rule, walk: Walk, head: Head, reach: int) -> Tail:
+    if head.clean and walk.position == head.safe:
+        return Tail("clean", walk.position, "the log was closed here", walk.position)
+    tail = classify_tail(read, rule, walk, reach)
+    if walk.position < head.safe:
+        raise JournalCorrupt(walk.position, tail.detail, f"the head says that all below {head.safe} is durable")
+    if tail.kind == "rot":
+        evidence = f"the entry at {tail.witness} says that all below {tail.witness_safe} was durable"
+        raise JournalCorrupt(walk.position, tail.detail, evidence)
+    return tail

@@ -1,0 +1,270 @@
+"""Reading a log: walking from entry to entry, and telling what follows the last one.
+
+The walk accepts an entry at the position it stands on when all of this holds:
+
+ S1  its header's CRC and its payload's CRC are right, its version is known and its flags are zero
+ S2  it says it starts where it lies, and belongs to this log
+ S3  its sequence is one more than the entry's before it (the first one may have any)
+ S4  its generation is not below the one before it, not above the head's, and is the head's from the position on
+     where the head says that generation began
+
+Zeros up to the next unit boundary are stepped over when an acceptable entry begins there; pad entries always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from crc32c import crc32c
+
+from journal.entry import (
+    BODY_SIZE,
+    HEADER,
+    HEADER_SIZE,
+    MAGIC,
+    PAD_TYPE,
+    START_OFFSET,
+    VERSION,
+    Entry,
+    Header,
+    decode_header,
+)
+
+Read = Callable[[int, int], bytes]
+
+WINDOW: Final = 1 << 20  # bytes read ahead of the walk
+_NEVER: Final = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the head says every entry must satisfy. `unit` is 0 where there are no units."""
+
+    log: int
+    generation: int
+    generation_start: int
+    unit: int = 0
+
+    def refuses(self, header: Header, position: int, sequence: int | None, generation: int) -> str | None:
+        """Why `header`, found at `position`, is not the next entry; None when it is."""
+        if header.log != self.log:
+            return f"stale: an entry of log {header.log:08x}, not {self.log:08x}"
+        if header.position != position:
+            return f"stale: an entry written for position {header.position}"
+        if header.generation > self.generation:
+            return f"generation {header.generation} above the head's {self.generation}"
+        if header.generation < generation:
+            return f"stale: generation {header.generation} after {generation}"
+        if position >= self.generation_start and header.generation != self.generation:
+            return f"stale: generation {header.generation} where {self.generation} began at {self.generation_start}"
+        if sequence is not None and header.sequence != sequence:
+            return f"stale: sequence {header.sequence} where {sequence} was due"
+        return None
+
+
+class Walk:
+    """Iterates over the entries of `[position, stop)`, in batches or one by one.
+
+    After the iteration `position` is the end of the last good entry, and `broken` says why the next one is not good;
+    `broken` is "" when `stop` was reached. Holds one window, or one entry where that is larger. Pads are not yielded.
+    """
+
+    def __init__(
+        self, read: Read, rule: Rule, position: int, stop: int, *, window: int = WINDOW, sequence: int | None = None,
+        generation: int = 0, capacity: int | None = None,
+    ) -> None:  # fmt: skip
+        self.position = position
+        self.stop = stop
+        self.sequence = sequence
+        self.generation = generation
+        self.safe = 0  # the highest durable position any entry knew of
+        self.broken = ""
+        self._read = read
+        self._rule = rule
+        self._window = max(window, HEADER_SIZE)
+        self._longest = min(capacity or _NEVER, _NEVER)
+        self._data = b""
+        self._base = position
+
+    def __iter__(self) -> Iterator[Entry]:
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> Iterator[list[Entry]]:
+        """Lists of entries, each about one window long; faster than one by one."""
+        while not self.broken and self.position < self.stop:
+            batch = self._parse_window()
+            if not batch:
+                batch = self._step()
+            if batch:
+                yield batch
+
+    def _parse_window(self) -> list[Entry]:
+        """All plain entries that lie whole in the window; what is unusual in any way is left to `_step`."""
+        if self.sequence is None:
+            return []
+        data, base, sequence = self._data, self._base, self.sequence
+        log, generation = self._rule.log, self.generation
+        limit = _NEVER if generation == self._rule.generation else self._rule.generation_start
+        offset, size = self.position - base, len(data)
+        batch: list[Entry] = []
+        unpack, crc, last = HEADER.unpack_from, crc32c, size - HEADER_SIZE
+        position = self.position
+        while offset <= last:
+            fields = unpack(data, offset)
+            magic, version, flags, type_, length, its_log, its_generation, its_sequence, start, safe, body, head = fields
+            end = offset + HEADER_SIZE + length
+            if (
+                end > size or its_sequence != sequence or start != position or its_generation != generation
+                or its_log != log or start >= limit or magic != MAGIC or version != VERSION or flags
+                or not type_ or type_ == PAD_TYPE or crc(data[offset : offset + BODY_SIZE]) != head
+            ):  # fmt: skip
+                break
+            payload = data[offset + HEADER_SIZE : end]
+            if crc(payload) != body:
+                break
+            position = base + end
+            batch.append(Entry(type_, start, position, its_sequence, its_generation, safe, payload))
+            sequence += 1
+            offset = end
+        if batch:
+            self.position, self.sequence = position, sequence
+            self.safe = max(self.safe, batch[-1].safe)
+        return batch
+
+    def _step(self) -> list[Entry]:
+        """Refill, skip a pad, cross a generation, or find the walk broken."""
+        data = self._have(HEADER_SIZE)
+        header = decode_header(data) if any(data) else "zeros"
+        refused = header if isinstance(header, str) else self._refused(header)
+        if refused is not None:
+            return [] if self._skip_zeros() else self._break(refused)
+        assert isinstance(header, Header)
+        whole = self._have(HEADER_SIZE + header.length)
+        payload = whole[HEADER_SIZE : HEADER_SIZE + header.length]
+        if len(payload) < header.length or crc32c(payload) != header.payload_crc:
+            return self._break(f"payload checksum {crc32c(payload):08x} where {header.payload_crc:08x} is stored")
+        return self._accept(header, payload)
+
+    def _refused(self, header: Header) -> str | None:
+        if header.end > self.stop or header.length + HEADER_SIZE > self._longest:
+            return f"an entry that ends at {header.end}, beyond {self.stop}"
+        return self._rule.refuses(header, self.position, self.sequence, self.generation)
+
+    def _accept(self, header: Header, payload: bytes) -> list[Entry]:
+        entry = Entry(header.type, self.position, header.end, header.sequence, header.generation, header.safe, payload)
+        self.position, self.sequence, self.generation = header.end, header.sequence + 1, header.generation
+        self.safe = max(self.safe, header.safe)
+        return [] if header.type == PAD_TYPE else [entry]
+
+    def _skip_zeros(self) -> bool:
+        """Step to the next unit boundary if only zeros lie before it and an acceptable entry begins there."""
+        unit = self._rule.unit
+        room = unit - self.position % unit if unit else 0
+        if room in (0, unit) or self.position + room + HEADER_SIZE > self.stop:
+            return False
+        zeros = self._have(room + HEADER_SIZE)
+        header = decode_header(zeros, room) if not any(zeros[:room]) else ""
+        boundary = self.position + room
+        if isinstance(header, str) or self._rule.refuses(header, boundary, self.sequence, self.generation):
+            return False
+        self.position = boundary
+        return True
+
+    def _break(self, reason: str) -> list[Entry]:
+        self.broken = reason
+        return []
+
+    def _have(self, need: int) -> bytes:
+        """At least `need` bytes from `position`, fewer only before `stop`; reads a window, or `need` where larger."""
+        offset = self.position - self._base
+        if len(self._data) - offset < need:
+            self._data = self._read(self.position, min(max(need, self._window), self.stop - self.position))
+            self._base, offset = self.position, 0
+        return self._data[offset : offset + need]
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What follows the last good entry, at `position`.
+
+    kind: `clean` (zeros or nothing), `torn` (a write that did not finish), `stale` (an older lap, generation or log), `rot`
+    (it had been durable: `witness` is the position of a later entry that knew). From `dirty_end` on, nothing can ever be
+    taken for an entry.
+    """
+
+    kind: Literal["clean", "torn", "stale", "rot"]
+    position: int
+    detail: str
+    dirty_end: int
+    witness: int = 0
+    witness_safe: int = 0
+
+
+def classify_tail(read: Read, rule: Rule, walk: Walk, reach: int) -> Tail:
+    """Look at everything between where `walk` stopped and `reach`. Cost: reads all of it, once, a window at a time."""
+    dirty_end, witness = walk.position, None
+    for header in find_headers(read, walk.position, reach):
+        if header.log != rule.log:
+            continue
+        dirty_end = max(dirty_end, min(header.end, reach))
+        believed = rule.refuses(header, header.position, None, walk.generation) is None
+        if believed and header.safe > walk.position and witness is None:
+            witness = header
+    reason = walk.broken or "nothing follows"
+    if witness is not None:
+        return Tail("rot", walk.position, reason, dirty_end, witness.position, witness.safe)
+    kind: Literal["clean", "torn", "stale"] = "torn"
+    if reason in ("zeros", "nothing follows"):
+        kind = "clean" if dirty_end == walk.position else "torn"
+    elif reason.startswith("stale"):
+        kind = "stale"
+    return Tail(kind, walk.position, reason, max(dirty_end, min(walk.position + HEADER_SIZE, reach)))
+
+
+def find_headers(read: Read, position: int, stop: int, *, window: int = WINDOW) -> Iterator[Header]:
+    """Every intact header in `[position, stop)` that says it starts where it lies, whatever its log and generation.
+
+    The search is byte by byte, so it finds its way again after any damage. Payloads are not looked into when whole and
+    intact; they are read a window at a time, so memory is one window however long they claim to be.
+    """
+    while position < stop:
+        data = read(position, min(window + HEADER_SIZE, stop - position))
+        offset = _next_header(data, position)
+        if offset < 0:
+            position += max(1, len(data) - HEADER_SIZE + 1)
+            continue
+        header = decode_header(data, offset)
+        assert isinstance(header, Header)
+        yield header
+        intact = header.end <= stop and _payload_intact(read, header, data, offset, window)
+        position = header.end if intact else header.position + 1
+
+
+def _next_header(data: bytes, base: int) -> int:
+    """The offset in `data` of the first header that lies whole in it and names its own position; -1 if none does."""
+    offset = data.find(MAGIC)
+    while 0 <= offset <= len(data) - HEADER_SIZE:
+        at = offset + START_OFFSET
+        if int.from_bytes(data[at : at + 8], "little") == base + offset and not isinstance(
+            decode_header(data, offset), str
+        ):
+            return offset
+        offset = data.find(MAGIC, offset + 1)
+    return -1
+
+
+def _payload_intact(read: Read, header: Header, data: bytes, offset: int, window: int) -> bool:
+    body = offset + HEADER_SIZE
+    if body + header.length <= len(data):
+        return crc32c(data[body : body + header.length]) == header.payload_crc
+    value, position = 0, header.position + HEADER_SIZE
+    while position < header.end:
+        part = read(position, min(window, header.end - position))
+        if not part:
+            return False
+        value = crc32c(part, value)
+        position += len(part)
+    return value == header.payload_crc

@@ -1,0 +1,384 @@
+"""Append, group commit, expire, trim: the life of one journal over each medium."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from journal import (
+    EntryTooLarge,
+    Journal,
+    JournalClosed,
+    JournalFailed,
+    JournalFull,
+    JournalReadOnly,
+    JournalTrimmed,
+    Layout,
+    Medium,
+    MemoryMedium,
+    NoJournal,
+    Options,
+    RingMedium,
+    StripedMedium,
+)
+from journal.entry import HEADER_SIZE
+from journal.simulation import CrashObjects, CrashRegion, Operation
+
+Reopen = Callable[[], Medium]
+
+
+def ring() -> Reopen:
+    region = CrashRegion(256 * 64)
+    return lambda: RingMedium(region, block_size=256)
+
+
+def striped() -> Reopen:
+    store = CrashObjects()
+    return lambda: StripedMedium(store.view(), "log", Layout(64, 3, 256))
+
+
+def memory() -> Reopen:
+    medium = MemoryMedium(period=256)
+    return lambda: medium
+
+
+@pytest.fixture(params=[ring, striped, memory], ids=["ring", "striped", "memory"])
+def reopen(request: pytest.FixtureRequest) -> Reopen:
+    made: Reopen = request.param()
+    return made
+
+
+def payloads(journal: Journal) -> list[bytes]:
+    return [entry.payload for entry in journal.entries()]
+
+
+def test_what_was_flushed_is_read_after_reopening(reopen: Reopen) -> None:
+    wanted = [bytes([n]) * (n * 7) for n in range(60)]
+    journal = Journal.create(reopen())
+    ends = [journal.append(payload, type=n + 1) for n, payload in enumerate(wanted)]
+    assert journal.safe < ends[0]
+    journal.flush()
+    journal.assert_state()
+    assert journal.safe == ends[-1]
+    assert payloads(journal) == wanted
+    again = Journal.open(reopen())
+    entries = list(again.entries())
+    assert [entry.payload for entry in entries] == wanted
+    assert [entry.end for entry in entries] == ends
+    assert [entry.type for entry in entries] == list(range(1, 61))
+    assert [entry.sequence for entry in entries] == list(range(1, 61))
+    assert again.tail.kind in ("clean", "stale")
+
+
+def test_a_second_writer_continues_where_the_first_ended(reopen: Reopen) -> None:
+    journal = Journal.create(reopen())
+    journal.append(b"one")
+    journal.close()
+    for round_ in range(5):
+        journal = Journal.open(reopen())
+        assert journal.tail.kind == "clean"
+        journal.append(b"round %d" % round_)
+        journal.close()
+    journal = Journal.open(reopen())
+    assert payloads(journal) == [b"one"] + [b"round %d" % n for n in range(5)]
+    assert [entry.sequence for entry in journal.entries()] == [1, 2, 3, 4, 5, 6]
+    assert [entry.generation for entry in journal.entries()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_opening_writes_nothing(reopen: Reopen) -> None:
+    journal = Journal.create(reopen())
+    journal.append(b"one")
+    journal.flush()
+    before = journal.medium.read_heads()
+    opened = Journal.open(reopen())
+    opened.close()
+    assert opened.medium.read_heads() == before
+    assert opened.counters.writes == opened.counters.flushes == opened.counters.head_writes == 0
+
+
+def test_payload_in_several_buffers_is_one_entry_and_is_not_shared(reopen: Reopen) -> None:
+    journal = Journal.create(reopen())
+    changed = bytearray(b"abc")
+    journal.append([b"12", changed, memoryview(b"345")])
+    journal.append(changed)
+    journal.append([])
+    changed[:] = b"xyz"
+    journal.flush()
+    assert payloads(journal) == [b"12abc345", b"abc", b""]
+
+
+def test_append_many_equals_many_appends(reopen: Reopen) -> None:
+    journal = Journal.create(reopen())
+    parts = [b"p" * n for n in range(20)]
+    end = journal.append_many(parts, type=9)
+    assert end == journal.write
+    journal.wait(end)
+    assert payloads(journal) == parts
+    assert {entry.type for entry in journal.entries()} == {9}
+    assert journal.append_many([]) == end
+
+
+def test_expire_and_trim_give_up_the_past(reopen: Reopen) -> None:
+    journal = Journal.create(reopen())
+    ends = [journal.append(b"%04d" % n * 10) for n in range(100)]
+    journal.flush()
+    journal.set_expire(ends[49])
+    assert payloads(journal)[0] == b"0050" * 10
+    trimmed = journal.trim()
+    assert ends[49] - journal.medium.period < trimmed <= ends[49]
+    with pytest.raises(JournalTrimmed) as caught:
+        list(journal.entries(journal.medium.start))
+    assert caught.value.trimmed == trimmed
+    again = Journal.open(reopen())
+    assert payloads(again) == [b"%04d" % n * 10 for n in range(50, 100)]
+    assert again.trimmed == trimmed
+
+
+def test_expire_is_refused_outside_the_durable_entries(reopen: Reopen) -> None:
+    journal = Journal.create(reopen())
+    end = journal.append(b"a")
+    with pytest.raises(ValueError, match="expire"):
+        journal.set_expire(end)
+    journal.flush()
+    journal.set_expire(end)
+    with pytest.raises(ValueError, match="expire"):
+        journal.set_expire(journal.medium.start)
+
+
+def test_every_entry_carries_what_was_safe_when_it_was_appended(reopen: Reopen) -> None:
+    journal = Journal.create(reopen())
+    first = journal.append(b"a")
+    journal.append(b"b")
+    journal.flush()
+    second = journal.safe
+    journal.append(b"c")
+    journal.flush()
+    assert [entry.safe for entry in journal.entries()] == [journal.medium.start, journal.medium.start, second]
+    assert first < second
+
+
+def test_ring_wraps_many_times_and_is_full_with_a_period_to_spare() -> None:
+    region = CrashRegion(256 * 10)
+    journal = Journal.create(RingMedium(region, block_size=256))
+    capacity = journal.capacity
+    assert capacity == 256 * 7
+    for n in range(300):
+        payload = b"%d" % n * (n % 23)
+        free = journal.free
+        assert free is not None
+        if HEADER_SIZE + len(payload) > free:
+            before = journal.write, journal.next_sequence
+            with pytest.raises(JournalFull) as full:
+                journal.append(payload)
+            assert (full.value.need, full.value.free) == (HEADER_SIZE + len(payload), free)
+            assert before == (journal.write, journal.next_sequence)
+            journal.flush()
+            journal.set_expire(journal.safe)
+            journal.trim(recorded=True)
+        end = journal.append(payload)
+        journal.wait(end)
+        journal.assert_state()
+        reopened = Journal.open(RingMedium(region, block_size=256), start=journal.expire)
+        assert list(reopened.entries())[-1].payload == payload
+        assert reopened.safe == end
+    assert journal.write > 5 * capacity
+
+
+def test_entry_larger_than_the_ring_is_refused() -> None:
+    journal = Journal.create(RingMedium(CrashRegion(256 * 8), block_size=256))
+    with pytest.raises(JournalFull):
+        journal.append(b"x" * (256 * 5 - HEADER_SIZE + 1))
+    journal.append(b"x" * (256 * 5 - HEADER_SIZE))
+    journal.flush()
+    assert [len(entry.payload) for entry in journal.entries()] == [256 * 5 - HEADER_SIZE]
+
+
+def test_entry_over_the_limit_is_refused() -> None:
+    class Huge(bytes):
+        def __len__(self) -> int:
+            return (1 << 30) + 1
+
+    journal = Journal.create(MemoryMedium())
+    with pytest.raises(EntryTooLarge):
+        journal.append([Huge(b"x")])
+    with pytest.raises(EntryTooLarge):
+        journal.append_many([Huge(b"x")])
+    for type_ in (0, 0xFFFF, -1, 1 << 20):
+        with pytest.raises(ValueError, match="type"):
+            journal.append(b"", type=type_)
+    assert journal.write == journal.medium.start
+
+
+def test_read_only_and_closed_journals_refuse(reopen: Reopen) -> None:
+    journal = Journal.create(reopen())
+    journal.append(b"one")
+    journal.close()
+    journal.close()
+    with pytest.raises(JournalClosed):
+        journal.append(b"two")
+    reader = Journal.open(reopen(), read_only=True)
+    assert payloads(reader) == [b"one"]
+    for refused in (lambda: reader.append(b"x"), reader.write_head, reader.trim):
+        with pytest.raises(JournalReadOnly):
+            refused()
+    reader.close()
+
+
+def test_nothing_there_is_said_to_be_nothing() -> None:
+    with pytest.raises(NoJournal):
+        Journal.open(RingMedium(CrashRegion(4096), block_size=256))
+
+
+def test_creating_over_an_older_log_hides_all_of_it() -> None:
+    region = CrashRegion(256 * 32)
+    old = Journal.create(RingMedium(region, block_size=256), log=7)
+    old.append_many([b"old"] * 50)
+    old.close()
+    new = Journal.create(RingMedium(region, block_size=256), log=8)
+    assert payloads(new) == []
+    # An entry as long as the old first one: the old second one then lies exactly where the next is due.
+    new.append(b"new")
+    new.flush()
+    assert payloads(Journal.open(RingMedium(region, block_size=256))) == [b"new"]
+
+
+@pytest.mark.parametrize("kind", ["write", "flush"])
+def test_first_failure_latches_with_the_same_error(kind: str) -> None:
+    region = CrashRegion(256 * 32)
+    journal = Journal.create(RingMedium(region, block_size=256))
+    journal.append(b"good")
+    journal.flush()
+    cause = OSError(5, "boom")
+
+    def fail(operation: Operation) -> None:
+        if operation.kind == kind:
+            raise cause
+
+    heard: list[BaseException | None] = []
+    end = journal.append(b"bad")
+    journal.add_waiter(end, heard.append)
+    region.hook = fail
+    with pytest.raises(JournalFailed) as first:
+        journal.wait(end)
+    region.hook = None
+    assert first.value.cause is cause
+    for refused in (journal.flush, lambda: journal.append(b"x"), lambda: journal.wait(end), journal.write_head):
+        with pytest.raises(JournalFailed) as later:
+            refused()
+        assert later.value is first.value
+    assert heard == [first.value]
+    count = len(region.operations)
+    journal.close()
+    assert len(region.operations) == count, "a latched journal wrote"
+    assert payloads(Journal.open(RingMedium(region, block_size=256)))[0] == b"good"
+
+
+def test_waiters_are_called_when_their_position_is_durable() -> None:
+    journal = Journal.create(MemoryMedium())
+    heard: list[tuple[str, BaseException | None]] = []
+    first = journal.append(b"a")
+    second = journal.append(b"b")
+    journal.add_waiter(second, lambda error: heard.append(("second", error)))
+    journal.add_waiter(first, lambda error: heard.append(("first", error)))
+    assert heard == []
+    journal.wait(first)
+    assert heard == [("first", None), ("second", None)]
+    journal.add_waiter(first, lambda error: heard.append(("late", error)))
+    assert heard[-1] == ("late", None)
+
+
+class SlowFlush(MemoryMedium):
+    """Flushes only when told, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Semaphore(1 << 20)
+        self.arrived = threading.Semaphore(0)
+        self.flushes = 0
+
+    def flush(self) -> None:
+        self.arrived.release()
+        self.gate.acquire()
+        self.flushes += 1
+
+
+def hold_flushes(medium: SlowFlush) -> None:
+    while medium.gate.acquire(blocking=False):
+        pass
+    while medium.arrived.acquire(blocking=False):
+        pass
+
+
+def test_many_waiters_share_one_flush() -> None:
+    medium = SlowFlush()
+    journal = Journal.create(medium)
+    journal.write_head()
+    hold_flushes(medium)
+    before = medium.flushes
+    threads = [threading.Thread(target=lambda n=n: journal.wait(journal.append(b"%d" % n))) for n in range(1)]
+    threads[0].start()
+    medium.arrived.acquire()  # the first leader is in its flush; all others arrive meanwhile
+    ends = [journal.append(b"late %d" % n) for n in range(15)]
+    late = [threading.Thread(target=journal.wait, args=(end,)) for end in ends]
+    for thread in late:
+        thread.start()
+    while len(journal._turns._parked) < 15:
+        threading.Event().wait(0.001)
+    medium.gate.release()
+    medium.arrived.acquire()
+    medium.gate.release()
+    for thread in threads + late:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert medium.flushes - before == 2
+    assert journal.safe == journal.write
+    journal.assert_state()
+
+
+def test_waiting_times_out_while_another_flushes() -> None:
+    medium = SlowFlush()
+    journal = Journal.create(medium)
+    journal.write_head()
+    hold_flushes(medium)
+    leader = threading.Thread(target=lambda: journal.wait(journal.append(b"a")))
+    leader.start()
+    medium.arrived.acquire()
+    end = journal.append(b"b")
+    with pytest.raises(TimeoutError):
+        journal.wait(end, timeout=0.01)
+    medium.gate.release(10)
+    leader.join(10)
+    journal.wait(end)
+    assert journal.safe == end
+
+
+def test_concurrent_appenders_lose_nothing_and_keep_order() -> None:
+    region = CrashRegion(1 << 20)
+    journal = Journal.create(RingMedium(region, block_size=512), options=Options(buffer_bytes=300))
+
+    def work(name: int) -> None:
+        for n in range(200):
+            journal.wait(journal.append(b"%d:%d" % (name, n)))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    found: dict[bytes, list[int]] = {}
+    for entry in Journal.open(RingMedium(region, block_size=512)).entries():
+        name, n = entry.payload.split(b":")
+        found.setdefault(name, []).append(int(n))
+    assert found == {b"%d" % name: list(range(200)) for name in range(8)}
+    assert journal.counters.appends == 1600
+
+
+def test_buffered_bytes_are_written_without_being_asked() -> None:
+    journal = Journal.create(MemoryMedium(), options=Options(buffer_bytes=1000))
+    for _ in range(100):
+        journal.append(b"x" * 100)
+        assert journal.write - journal.flushed <= 2000 + 152
+    assert journal.counters.writes > 5
+    assert journal.safe == journal.medium.start
