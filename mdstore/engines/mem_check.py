@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from mdstore.engines.mem_state import State
-from mdstore.errors import AlreadyExists, MdstoreError, NotEmpty, NotFound, TransactionError
+from mdstore.errors import AlreadyExists, InvalidRequest, MdstoreError, NotEmpty, NotFound, TransactionError
 from mdstore.store.transaction import Op, Operation
 
 
@@ -98,10 +98,13 @@ class _Names:
         self.put(to_collection, to_name, attributes)
 
     def clone(self, collection: bytes, name: bytes, to_name: bytes) -> None:
-        self.put(collection, to_name, self.needs(collection, name))
+        attributes = self.needs(collection, name)
+        _differ(name, to_name)
+        self.put(collection, to_name, attributes)
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, *_: int) -> None:
         self.needs(collection, name)
+        _differ(name, to_name)
         self.makes(collection, to_name)
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, _: bytes) -> None:
@@ -112,6 +115,11 @@ class _Names:
         if attribute not in attributes:
             raise NotFound("attribute", attribute)
         self.put(collection, name, attributes - {attribute})
+
+
+def _differ(name: bytes, to_name: bytes) -> None:
+    if name == to_name:
+        raise InvalidRequest(f"object {name!r} cannot be cloned onto itself")
 
 
 _CHECK: Final[dict[Op, Callable[..., Any]]] = {
@@ -129,7 +137,7 @@ _CHECK: Final[dict[Op, Callable[..., Any]]] = {
     Op.CLONE: _Names.clone,
     Op.CLONE_RANGE: _Names.clone_range,
     Op.RENAME: _Names.rename,
-    Op.ALLOC_HINT: _Names.needs,
+    Op.ALLOC_HINT: _Names.makes,
     Op.MAP_SET: _Names.makes,
     Op.MAP_REMOVE: _Names.needs,
     Op.MAP_REMOVE_RANGE: _Names.needs,

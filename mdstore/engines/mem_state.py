@@ -85,12 +85,11 @@ class MemObject:
         self.size = size
 
     def copy_range(self, source: MemObject, offset: int, length: int, target: int) -> None:
-        """Take `length` bytes at `offset` of `source` (which may be this object), as far as it has them, to `target`."""
+        """Take `length` bytes at `offset` of `source`, another object, as far as it has them, to `target`; holes are zeros."""
         length = min(length, max(0, source.size - offset))
-        pieces = [(start, source.read(start, size)) for start, size in source.extents(offset, length)]
         self.zero(target, length)
-        for start, piece in pieces:
-            self.write(target + start - offset, piece)
+        for start, size in source.extents(offset, length):
+            self.write(target + start - offset, source.read(start, size))
 
     def extents(self, offset: int, length: int | None) -> list[tuple[int, int]]:
         """(offset, length) of what is not a hole inside the range and the size, neighbours merged."""
@@ -187,8 +186,8 @@ class State:
     def _clone_range(
         self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int
     ) -> None:
-        origin = self._objects(collection)[name]
-        self._object(collection, to_name).copy_range(origin, source, length, target)
+        copy = self._object(collection, to_name)
+        copy.copy_range(self._objects(collection)[name], source, length, target)
 
     def _rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         del self._object(collection, name).attributes[attribute]
@@ -230,7 +229,7 @@ _APPLY: Final[dict[Op, Callable[..., Any]]] = {
     Op.CLONE: State._clone,
     Op.CLONE_RANGE: State._clone_range,
     Op.RENAME: State._rename,
-    Op.ALLOC_HINT: lambda state, *_: None,
+    Op.ALLOC_HINT: lambda state, collection, name, *_: state._object(collection, name),
     Op.MAP_SET: lambda state, collection, name, pairs: state._object(collection, name).map.update(pairs),
     Op.MAP_REMOVE: State._map_remove,
     Op.MAP_REMOVE_RANGE: State._map_remove_range,
