@@ -87,6 +87,7 @@ class Walk:
         self._longest = min(capacity or _NEVER, _NEVER)
         self._data = b""
         self._base = position
+        self._skipped_from: int | None = None  # where zeros began, until the entry behind them proves good
 
     def __iter__(self) -> Iterator[Entry]:
         for batch in self.batches():
@@ -103,7 +104,7 @@ class Walk:
 
     def _parse_window(self) -> list[Entry]:
         """All plain entries that lie whole in the window; what is unusual in any way is left to `_step`."""
-        if self.sequence is None:
+        if self.sequence is None or self._skipped_from is not None:
             return []
         data, base, sequence = self._data, self._base, self.sequence
         log, generation = self._rule.log, self.generation
@@ -157,6 +158,7 @@ class Walk:
         entry = Entry(header.type, self.position, header.end, header.sequence, header.generation, header.safe, payload)
         self.position, self.sequence, self.generation = header.end, header.sequence + 1, header.generation
         self.safe = max(self.safe, header.safe)
+        self._skipped_from = None
         return [] if header.type == PAD_TYPE else [entry]
 
     def _skip_zeros(self) -> bool:
@@ -170,11 +172,13 @@ class Walk:
         boundary = self.position + room
         if isinstance(header, str) or self._rule.refuses(header, boundary, self.sequence, self.generation):
             return False
-        self.position = boundary
+        self._skipped_from, self.position = self.position, boundary
         return True
 
     def _break(self, reason: str) -> list[Entry]:
         self.broken = reason
+        if self._skipped_from is not None:
+            self.position = self._skipped_from
         return []
 
     def _have(self, need: int) -> bytes:
