@@ -53,16 +53,19 @@ class CrashLog:
 
     def moments(self) -> Iterator[Moment]:
         """Every point from 0 to the end, in order. Keeps one image and updates it: cost is that of the writes."""
+        self.base.digest()  # images hash what changed since the image they were copied from was hashed
         durable, prior, pending = self.base.copy(), self.base.copy(), list[Write]()
         yield Moment(0, durable, prior, pending)
         for point, operation in enumerate(self.operations, 1):
             if isinstance(operation, Write):
                 if pending:
                     prior.write(pending[-1].offset, pending[-1].data)
+                    prior.digest()
                 pending.append(operation)
             elif isinstance(operation, Flush):
                 for write in pending:
                     durable.write(write.offset, write.data)
+                durable.digest()
                 prior, pending = durable.copy(), []
             else:
                 _change_at_once(operation, durable)

@@ -143,7 +143,7 @@ def _choices(
         if pending:
             yield from _fixed_choices(moment, sector_size, seed, plan, full)
     if pending:
-        yield from _random_choices(len(pending), plan, pass_number)
+        yield from _random_choices(len(pending), _sector_count(pending[-1], sector_size), plan, pass_number)
 
 
 def _fixed_choices(moment: Moment, sector_size: int, seed: int, plan: Plan, full: bool) -> Iterator[tuple[str, int]]:
@@ -157,7 +157,7 @@ def _fixed_choices(moment: Moment, sector_size: int, seed: int, plan: Plan, full
         yield from (("drop", k) for k in _some(random, range(count - 1), plan.drops))
     if count <= plan.exhaustive_writes:
         yield from (("mask", k) for k in range(1 << count))
-    sectors = len(_sectors(moment.pending[-1], sector_size))
+    sectors = _sector_count(moment.pending[-1], sector_size)
     yield from (("head", k) for k in _some(random, range(1, sectors), plan.tears))
     yield from (("tail", k) for k in _some(random, range(1, sectors), plan.tears))
 
@@ -167,8 +167,8 @@ def _some(random: Random, choices: Sequence[int], count: int) -> list[int]:
     return list(choices) if len(choices) <= count else sorted(random.sample(choices, count))
 
 
-def _random_choices(pending: int, plan: Plan, pass_number: int) -> Iterator[tuple[str, int]]:
-    counts = {"sector": plan.tears, "mix": plan.tears if plan.inside_sectors else 0}
+def _random_choices(pending: int, sectors: int, plan: Plan, pass_number: int) -> Iterator[tuple[str, int]]:
+    counts = {"sector": plan.tears if sectors > 1 else 0, "mix": plan.tears if plan.inside_sectors else 0}
     if pending > 1:
         counts |= {"subset": plan.subsets, "torn": plan.tears}
     for kind, count in counts.items():
@@ -178,9 +178,7 @@ def _random_choices(pending: int, plan: Plan, pass_number: int) -> Iterator[tupl
 
 
 def _state(moment: Moment, sector_size: int, state_id: StateId) -> CrashState:
-    source = moment.prior if state_id.kind in _UPON_PRIOR else moment.durable
-    source.digest()  # hashed once here, so that no copy hashes more than its own pages
-    image = source.copy()
+    image = (moment.prior if state_id.kind in _UPON_PRIOR else moment.durable).copy()
     for offset, data in _pieces(moment.pending, sector_size, state_id):
         image.write(offset, data)
     return CrashState(state_id, image, sector_size)
@@ -251,14 +249,19 @@ def _tear(sectors: list[Piece], random: Random, *, inside: bool) -> list[Piece]:
 
 
 def _some_bytes(sector: Piece, random: Random) -> list[Piece]:
-    """A head, a tail or scattered bytes of one sector."""
+    """A head, a tail or scattered runs of one sector's bytes."""
     offset, data = sector
     shape, cut = random.randrange(3), random.randrange(len(data))
     if shape == 0:
         return [(offset, data[:cut])]
     if shape == 1:
         return [(offset + cut, data[cut:])]
-    return [(offset + i, data[i : i + 1]) for i in range(len(data)) if random.random() < 0.5]
+    cuts = sorted(random.randrange(len(data) + 1) for _ in range(8))
+    return [(offset + start, data[start:stop]) for start, stop in zip(cuts[::2], cuts[1::2]) if start < stop]
+
+
+def _sector_count(write: Write, sector_size: int) -> int:
+    return -(-(write.offset + len(write.data)) // sector_size) - write.offset // sector_size if write.data else 0
 
 
 def _sectors(write: Write, sector_size: int) -> list[Piece]:

@@ -179,7 +179,8 @@ def explore(
 
     `reopen` gets a device, recovers, and returns what it finds, comparable with the models. It releases what it opened,
     and raises when the state cannot be opened or is inconsistent; that counts as an error.
-    `nested_states`: of this many states the recovery is recorded and crashed in its turn.
+    `nested_states`: of this many states, spread over the run, the recovery is crashed in its turn; what that tries comes
+    on top of the budget.
     `faults` strike the device that the workload runs on: a lost flush makes a canary, which must be found.
 
     The seed is said first and last; with the same workload it gives the same states.
@@ -188,10 +189,9 @@ def explore(
     run = record(workload, _base(size_bytes, base), seed, sector_size=sector_size, faults=faults)
     exploration = Exploration(run, reopen, seed, plan)
     started = time.monotonic()
-    nested_left = nested_states
-    for state in exploration.states(budget_states):
-        found = exploration.check(state, nested=nested_left > 0)
-        nested_left -= 1
+    stride = max(1, budget_states // nested_states) if nested_states else budget_states + 1
+    for number, state in enumerate(exploration.states(budget_states), 1):
+        found = exploration.check(state, nested=number % stride == 0)
         if found and stop_at_first:
             break
     report = exploration.report
