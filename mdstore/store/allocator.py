@@ -186,6 +186,6 @@ def merge_runs(runs: Iterable[Run]) -> list[Run]:
     return merged
 
 
-def _must_not_overlap(holds: bool, start: int, blocks: int) -> None:  # noqa: FBT001
+def _must_not_overlap(holds: bool, start: int, blocks: int) -> None:
     if not holds:
         raise CorruptionError("free space", f"blocks {start}..{start + blocks - 1}", "freed once", "freed twice")

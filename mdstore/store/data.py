@@ -6,7 +6,7 @@ again; zeroed whole blocks become holes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mdstore.btree import Pager, Tree, crc32c_blocks
 from mdstore.device.protocol import Buffer
@@ -16,6 +16,7 @@ from mdstore.store.extents import Extent
 from mdstore.store.onode import Onode, data_descriptor
 from mdstore.store.space import Space
 
+TreeIds = Callable[[], int]  # gives out a tree id never used before
 Piece = tuple[int, Buffer | Extent]  # (first logical block, one block's content or an extent on the device)
 
 
@@ -83,9 +84,8 @@ def _pieces(space: Space, onode: Onode, first: int, last: int) -> list[Piece]:
             pieces.append((low, extent.part(low, high)))
     if onode.blocks:
         span = range(first, last)
-        changed = [b for b in span if b in onode.blocks] if len(span) < len(onode.blocks) else sorted(
-            b for b in onode.blocks if first <= b < last
-        )
+        few = len(span) < len(onode.blocks)
+        changed = [b for b in span if b in onode.blocks] if few else [b for b in onode.blocks if b in span]
         pieces += [(block, bytes(onode.blocks[block])) for block in changed]
     return pieces
 
@@ -139,12 +139,12 @@ def write(space: Space, onode: Onode, offset: int, data: Buffer, name: str) -> N
 
 
 def write_mapped(
-    space: Space, pager: Pager, onode: Onode, tree_id: int, logical: int, runs: Sequence[Run], checksums: bytes
+    space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds, logical: int, runs: Sequence[Run], checksums: bytes
 ) -> None:
     """Map whole blocks that are on the device already (a large write went there directly)."""
     count = sum(blocks for _, blocks in runs)
     _drop_changed(space, onode, logical, logical + count)
-    _map(space, pager, onode, tree_id, logical, runs, checksums)
+    _map(space, pager, onode, new_tree_id, logical, runs, checksums)
 
 
 def zero(space: Space, onode: Onode, offset: int, length: int, name: str) -> None:
@@ -182,7 +182,7 @@ def punch(space: Space, onode: Onode, first: int, last: int) -> None:
         onode.allocated -= extents.punch(onode.data, first, last, space.allocator)
 
 
-def flush(space: Space, pager: Pager, onode: Onode, tree_id: int) -> None:
+def flush(space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds) -> None:
     """Give every changed block an address and a checksum and stage it for writing."""
     numbers = sorted(onode.blocks)
     start = 0
@@ -192,7 +192,7 @@ def flush(space: Space, pager: Pager, onode: Onode, tree_id: int) -> None:
             stop += 1
         content = [onode.blocks[number] for number in numbers[start:stop]]
         runs = space.allocate(len(content))
-        _map(space, pager, onode, tree_id, numbers[start], runs, crc32c_blocks(b"".join(content), space.block_size))
+        _map(space, pager, onode, new_tree_id, numbers[start], runs, crc32c_blocks(b"".join(content), space.block_size))
         space.stage(runs, content)
         start = stop
     space.changed_blocks -= len(numbers)
@@ -200,10 +200,10 @@ def flush(space: Space, pager: Pager, onode: Onode, tree_id: int) -> None:
 
 
 def _map(
-    space: Space, pager: Pager, onode: Onode, tree_id: int, logical: int, runs: Sequence[Run], checksums: bytes
+    space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds, logical: int, runs: Sequence[Run], checksums: bytes
 ) -> None:
     if onode.data is None:
-        onode.data = Tree(pager, data_descriptor(space.block_size), tree_id)
+        onode.data = Tree(pager, data_descriptor(space.block_size), new_tree_id())
     count = sum(blocks for _, blocks in runs)
     onode.allocated -= extents.punch(onode.data, logical, logical + count, space.allocator)
     extents.insert(onode.data, logical, runs, checksums, extents.max_extent_blocks(space.block_size))

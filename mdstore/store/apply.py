@@ -1,0 +1,198 @@
+"""Applying operations to the tables. By here every one has been validated: nothing below may fail but for a failing medium.
+
+The same functions replay the log, so what they do depends on the operation and the state of the store alone: no clock, no chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mdstore.limits import OBJECT_SIZE_MAX
+from mdstore.store import data
+from mdstore.store.allocator import Run
+from mdstore.store.collections import Collection, CollectionTable
+from mdstore.store.objects import ObjectTable
+from mdstore.store.onode import Onode
+from mdstore.store.transaction import Op, Operation
+
+Pairs = Sequence[tuple[bytes, bytes]]
+
+
+class Applier:
+    """The operations over one store's tables. Every call happens under the store's lock."""
+
+    def __init__(self, collections: CollectionTable, objects: ObjectTable) -> None:
+        self._collections = collections
+        self._objects = objects
+        self._space = objects.space
+
+    def apply(self, operations: Sequence[Operation]) -> None:
+        """Apply validated operations in order."""
+        for operation in operations:
+            _OPERATIONS[operation[0]](self, *operation[1:])
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def _collection(self, name: bytes) -> Collection:
+        collection = self._collections.get(name)
+        assert collection is not None, "validated"
+        return collection
+
+    def _find(self, collection: bytes, name: bytes) -> Onode:
+        onode = self._objects.get(self._collection(collection).number, name)
+        assert onode is not None, "validated"
+        self._objects.mark_dirty(onode)
+        return onode
+
+    def _make(self, collection: bytes, name: bytes) -> Onode:
+        """The object, made when it is not there, marked dirty."""
+        home = self._collection(collection)
+        onode = self._objects.get(home.number, name)
+        if onode is None:
+            onode = self._objects.create(home.number, name)
+            home.objects += 1
+            home.dirty = True
+        self._objects.mark_dirty(onode)
+        return onode
+
+    def _resized(self, onode: Onode, old_size: int) -> None:
+        self._objects.stored_bytes += onode.size - old_size
+
+    # -- collections ---------------------------------------------------------------------------------------------------
+
+    def noop(self) -> None:
+        """Nothing."""
+
+    def create_collection(self, name: bytes) -> None:
+        self._collections.create(name)
+
+    def remove_collection(self, name: bytes) -> None:
+        self._collections.remove(name)
+
+    # -- objects -------------------------------------------------------------------------------------------------------
+
+    def touch(self, collection: bytes, name: bytes) -> None:
+        self._make(collection, name)
+
+    def remove(self, collection: bytes, name: bytes) -> None:
+        home = self._collection(collection)
+        self._objects.remove(self._find(collection, name))
+        home.objects -= 1
+        home.dirty = True
+
+    def rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
+        source, target = self._collection(collection), self._collection(to_collection)
+        self._objects.rename(self._find(collection, name), target.number, to_name)
+        source.objects -= 1
+        target.objects += 1
+        source.dirty = target.dirty = True
+
+    def clone(self, collection: bytes, name: bytes, to_name: bytes) -> None:
+        home = self._collection(collection)
+        if self._objects.get(home.number, to_name) is not None:
+            self.remove(collection, to_name)
+        source, target = self._find(collection, name), self._make(collection, to_name)
+        target.attributes = dict(source.attributes)
+        target.hint = source.hint
+        self._copy_range(source, target, 0, source.size, 0)
+        target.size = source.size
+        self._resized(target, 0)
+        if source.map is not None:
+            tree = self._objects.map_of(target)
+            tree.update(source.map.items())
+            tree.user_blob = source.map.user_blob
+
+    def clone_range(self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int) -> None:
+        origin, copy = self._find(collection, name), self._make(collection, to_name)
+        length = max(0, min(length, origin.size - source))
+        old_size = copy.size
+        if length:
+            data.zero(self._space, copy, target, length, _show(to_name))
+        self._copy_range(origin, copy, source, length, target)
+        self._resized(copy, old_size)
+
+    def _copy_range(self, origin: Onode, copy: Onode, source: int, length: int, target: int) -> None:
+        """Copy what is not a hole, piece by piece."""
+        for offset, count in data.ranges(self._space, origin, source, length):
+            for at in range(offset, offset + count, _COPY_BYTES):
+                size = min(_COPY_BYTES, offset + count - at)
+                content = data.ReadPlan(self._space, origin, at, size, "clone source").run()
+                data.write(self._space, copy, target + at - source, content, "clone target")
+
+    def alloc_hint(self, collection: bytes, name: bytes, object_size: int, write_size: int, flags: int) -> None:
+        self._make(collection, name).hint = (object_size, write_size, flags)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def write(self, collection: bytes, name: bytes, offset: int, content: bytes) -> None:
+        onode = self._make(collection, name)
+        if content:
+            old_size = onode.size
+            data.write(self._space, onode, offset, content, _show(name))
+            self._resized(onode, old_size)
+
+    def write_mapped(
+        self, collection: bytes, name: bytes, logical: int, runs: Sequence[Run], checksums: bytes
+    ) -> None:
+        onode = self._make(collection, name)
+        old_size = onode.size
+        objects = self._objects
+        data.write_mapped(self._space, objects.pager, onode, objects.new_tree_id, logical, runs, checksums)
+        blocks = logical + sum(count for _, count in runs)
+        onode.size = max(old_size, blocks * self._space.block_size)
+        self._resized(onode, old_size)
+
+    def zero(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
+        onode = self._make(collection, name)
+        old_size = onode.size
+        data.zero(self._space, onode, offset, length, _show(name))
+        self._resized(onode, old_size)
+
+    def truncate(self, collection: bytes, name: bytes, size: int) -> None:
+        onode = self._find(collection, name)
+        old_size = onode.size
+        data.truncate(self._space, onode, size, _show(name))
+        self._resized(onode, old_size)
+
+    # -- attributes and map --------------------------------------------------------------------------------------------
+
+    def setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
+        self._make(collection, name).attributes[attribute] = value
+
+    def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
+        del self._find(collection, name).attributes[attribute]
+
+    def map_set(self, collection: bytes, name: bytes, pairs: Pairs) -> None:
+        onode = self._make(collection, name)
+        if pairs:
+            self._objects.map_of(onode).update(pairs)
+
+    def map_remove(self, collection: bytes, name: bytes, keys: Sequence[bytes]) -> None:
+        onode = self._find(collection, name)
+        if onode.map is not None:
+            onode.map.delete_many(keys)
+
+    def map_remove_range(self, collection: bytes, name: bytes, start: bytes | None, stop: bytes | None) -> None:
+        onode = self._find(collection, name)
+        if onode.map is not None:
+            onode.map.delete_range(start, stop)
+
+    def map_clear(self, collection: bytes, name: bytes) -> None:
+        onode = self._find(collection, name)
+        if onode.map is not None:
+            onode.map.clear()
+            onode.map.user_blob = b""
+
+    def map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
+        self._objects.map_of(self._make(collection, name)).user_blob = header
+
+
+def _show(name: bytes) -> str:
+    return f"object {name.decode('utf-8', 'backslashreplace')!r}"
+
+
+_COPY_BYTES = 1 << 20
+_OPERATIONS: dict[int, Callable[..., None]] = {
+    op.value: getattr(Applier, "touch" if op is Op.CREATE else op.name.lower()) for op in Op
+}
+assert OBJECT_SIZE_MAX < 1 << 63, "sizes are u64 on disk, and offsets plus lengths never wrap"

@@ -1,0 +1,112 @@
+"""The checkpoint: everything that changed goes to fresh blocks, then one superblock names it all.
+
+Phases, and what is true after each:
+1. `freeze`, under the store's lock: every changed page and block has an address and a checksum; later changes go to copies.
+2. write: they are on the medium, in address order, beside traffic; nothing durable reaches them.
+3. the log is durable up to the frozen position, and the first flush makes phase 2 durable.
+4. the superblock is written to its slot and flushed: **the commit point of the checkpoint**. Before, recovery takes the old
+   superblock and the log from there; after, this one and the log from the frozen position.
+5. what only the older superblock reached becomes free, unless a reader still looks at it; the log is trimmed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from journal import JournalError
+from mdstore.store import log, superblock
+from mdstore.store.tables import freeze
+
+if TYPE_CHECKING:
+    from mdstore.store.store import Store
+
+
+class Checkpointer:
+    """Runs checkpoints of one store, one at a time; in a thread of its own when `background`."""
+
+    def __init__(self, store: Store, *, background: bool) -> None:
+        self._store = store
+        self._one_at_a_time = threading.Lock()
+        self._background = background
+        self._wanted = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.count = 0
+        self.longest_freeze_s = 0.0
+
+    def run(self, *, flags: int = 0) -> None:
+        """Write a checkpoint now. On return everything submitted before the call is durable and in the trees."""
+        with self._one_at_a_time:
+            self._store.guarded(lambda: self._run(flags))
+
+    def _run(self, flags: int) -> None:
+        store = self._store
+        began = time.perf_counter()
+        with store.lock:
+            store.check_usable()
+            position = store.journal.write
+            frozen = freeze(store.tables, store.superblock, position, time.time_ns(), flags)
+        self.longest_freeze_s = max(self.longest_freeze_s, time.perf_counter() - began)
+        forget_staged = store.tables.space.write_staged()
+        store.tables.pager.write_sealed()
+        self._flush_pages_and_log(position)
+        superblock.write(store.device, frozen)
+        self._flush_superblock()
+        with store.lock:
+            forget_staged()
+            store.superblock = frozen
+            store.release_limbo()
+        self._trim_log(position)
+        self.count += 1
+
+    def _flush_pages_and_log(self, position: int) -> None:
+        """All the superblock will name, and every log entry it makes superfluous, is durable."""
+        try:
+            self._store.journal.wait(position)
+        except JournalError as error:
+            raise log.typed(error) from error
+        self._store.device.flush()
+
+    def _flush_superblock(self) -> None:
+        """The new superblock, and with it the checkpoint, is durable."""
+        self._store.device.flush()
+
+    def _trim_log(self, position: int) -> None:
+        """The superblock records where replay begins, so the ring may reuse everything before."""
+        try:
+            self._store.journal.set_expire(position)
+            self._store.journal.trim(recorded=True)
+        except JournalError as error:
+            raise log.typed(error) from error
+
+    # -- in the background ---------------------------------------------------------------------------------------------
+
+    def want(self) -> None:
+        """A checkpoint is due: start one beside traffic, or do it here when there is no thread for it."""
+        if not self._background:
+            self.run()
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="mdstore-checkpoint", daemon=True)
+            self._thread.start()
+        self._wanted.set()
+
+    def _loop(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._stopping:
+                return
+            try:
+                self.run()
+            except Exception:
+                return
+
+    def stop(self) -> None:
+        """No checkpoint runs after this returns."""
+        self._stopping = True
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join()

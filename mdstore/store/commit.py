@@ -1,0 +1,84 @@
+"""The handle of a submitted transaction."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from journal import Journal, JournalError
+from mdstore.store.log import typed
+
+
+class Commit:
+    """Applied when the caller gets it; durable when `wait` returns."""
+
+    __slots__ = ("_committer", "_journal", "position")
+
+    def __init__(self, journal: Journal, committer: Committer, position: int) -> None:
+        self._journal = journal
+        self._committer = committer
+        self.position = position  # in the log: everything up to it becomes durable together
+
+    @property
+    def durable(self) -> bool:
+        return self._journal.safe >= self.position
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when the transaction survives a crash. Whoever waits first writes and flushes for all who wait.
+
+        Cost: at most one vectored write and one flush, shared. DeviceFailed when the medium failed; TimeoutError.
+        """
+        if self._journal.safe >= self.position:
+            return
+        try:
+            self._journal.wait(self.position, timeout)
+        except JournalError as error:
+            raise typed(error) from error
+
+    def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
+        """Call `callback(None)` once durable, or `callback(error)`: at once when that is known, else from the thread that
+        flushes. Nobody needs to wait for it to happen."""
+
+        def done(error: BaseException | None) -> None:
+            callback(typed(error) if isinstance(error, JournalError) else error)
+
+        self._journal.add_waiter(self.position, done)
+        if not self.durable:
+            self._committer.kick()
+
+
+class Committer:
+    """A thread, started when first needed, that flushes the log for those who wait by callback instead of in a thread."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._wanted = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def kick(self) -> None:
+        """Have everything appended so far made durable soon."""
+        with self._lock:
+            if self._thread is None and not self._stopping:
+                self._thread = threading.Thread(target=self._run, name="mdstore-commit", daemon=True)
+                self._thread.start()
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._stopping:
+                return
+            with suppress(JournalError):  # the waiters' callbacks are told, and the journal stays latched
+                self._journal.flush()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            thread = self._thread
+        self._wanted.set()
+        if thread is not None:
+            thread.join()

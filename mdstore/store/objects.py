@@ -1,0 +1,163 @@
+"""The object table: the tree of onodes, and the bounded set of onodes in memory.
+
+Invariants
+1. The object tree holds a record for exactly the objects that exist: creating and removing change it at once. A dirty onode's
+   record may be old; `flush` brings every record up to date, and a checkpoint flushes first.
+2. An onode in `_cached` is the only copy in memory; whoever changes it marks it dirty in the same step.
+3. Only clean onodes are dropped; a dirty one is written into the tree first.
+"""
+
+from __future__ import annotations
+
+from mdstore.btree import Descriptor, Pager, Tree
+from mdstore.limits import OBJECT_SIZE_MAX
+from mdstore.store import data
+from mdstore.store.onode import Onode, Record, data_descriptor, map_descriptor, object_key
+from mdstore.store.space import Space
+
+EMBED_LIMIT = 512
+DESCRIPTOR = Descriptor(-2, -4, embed_limit=EMBED_LIMIT)
+
+
+ONODES_MIN = 64  # so that the few onodes one operation holds are never the ones dropped
+
+
+class ObjectTable:
+    """Objects by key. Every call happens under the store's lock."""
+
+    def __init__(self, space: Space, pager: Pager, tree: Tree, next_tree_id: int, onodes_max: int) -> None:
+        self.space = space
+        self.pager = pager
+        self.tree = tree
+        self.next_tree_id = next_tree_id
+        self.stored_bytes = 0
+        self._onodes_max = max(ONODES_MIN, onodes_max)
+        self._cached: dict[bytes, Onode] = {}
+        self._dirty: dict[bytes, Onode] = {}
+
+    def __len__(self) -> int:
+        return len(self.tree)
+
+    # -- finding -------------------------------------------------------------------------------------------------------
+
+    def get(self, collection_number: int, name: bytes) -> Onode | None:
+        """The object, or None. One descent of the object tree when it is not in memory."""
+        key = object_key(collection_number, name)
+        onode = self._cached.get(key)
+        if onode is None:
+            raw = self.tree.get(key)
+            if raw is None:
+                return None
+            onode = self._load(key, raw)
+        onode.touched = True
+        return onode
+
+    def _load(self, key: bytes, raw: bytes) -> Onode:
+        record = Record(key, raw)
+        onode, size = record.onode, self.space.block_size
+        if record.data_root:
+            onode.data = Tree.open(self.pager, record.data_root, data_descriptor(size))
+        if record.map_root:
+            onode.map = Tree.open(self.pager, record.map_root, map_descriptor(size))
+        return self._remember(onode)
+
+    def _remember(self, onode: Onode) -> Onode:
+        if len(self._cached) >= self._onodes_max:
+            self._evict()
+        self._cached[onode.key] = onode
+        return onode
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def create(self, collection_number: int, name: bytes) -> Onode:
+        """A new, empty object; it must not exist."""
+        onode = Onode(object_key(collection_number, name))
+        self._cached.pop(onode.key, None)
+        self.tree.put(onode.key, onode.encode(b"", b""))
+        return self._remember(onode)
+
+    def remove(self, onode: Onode) -> None:
+        """Drop the object and free all it held."""
+        data.punch(self.space, onode, 0, OBJECT_SIZE_MAX)
+        self.stored_bytes -= onode.size
+        for tree in (onode.data, onode.map):
+            if tree is not None:
+                tree.clear()
+        self._forget(onode.key)
+        self.tree.delete(onode.key)
+
+    def rename(self, onode: Onode, collection_number: int, name: bytes) -> None:
+        """Give the object another key; nothing else of it moves."""
+        self.flush_one(onode)
+        raw = self.tree.get(onode.key)
+        assert raw is not None, "invariant 1"
+        self.tree.delete(onode.key)
+        self._forget(onode.key)
+        onode.key = object_key(collection_number, name)
+        self._cached[onode.key] = onode
+        self.tree.put(onode.key, raw)
+
+    def _forget(self, key: bytes) -> None:
+        self._cached.pop(key, None)
+        self._dirty.pop(key, None)
+
+    def mark_dirty(self, onode: Onode) -> None:
+        if not onode.dirty:
+            onode.dirty = True
+            self._dirty[onode.key] = onode
+
+    def map_of(self, onode: Onode) -> Tree:
+        """The object's map tree, made when there is none."""
+        if onode.map is None:
+            onode.map = Tree(self.pager, map_descriptor(self.space.block_size), self.new_tree_id())
+        return onode.map
+
+    def new_tree_id(self) -> int:
+        self.next_tree_id += 1
+        return self.next_tree_id - 1
+
+    # -- into the tree -------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Bring every record of the object tree up to date: blocks get addresses, changed trees are sealed."""
+        while self._dirty:
+            self.flush_one(next(iter(self._dirty.values())))
+
+    def flush_one(self, onode: Onode) -> None:
+        """The same for one object."""
+        if not onode.dirty:
+            return
+        if onode.blocks:
+            data.flush(self.space, self.pager, onode, self.new_tree_id)
+        roots = [self._seal(tree) for tree in (onode.data, onode.map)]
+        self.tree.put(onode.key, onode.encode(*roots))
+        onode.dirty = False
+        self._dirty.pop(onode.key, None)
+
+    def _seal(self, tree: Tree | None) -> bytes:
+        if tree is None or (not len(tree) and not tree.user_blob):
+            return b""
+        return tree.seal(self.space.allocate)
+
+    def _evict(self) -> None:
+        """Second chance: an onode used since the last look stays, another one goes, written into the tree first if dirty."""
+        wanted = self._onodes_max // 8 + 1
+        for onode in list(self._cached.values())[: 2 * wanted]:
+            if wanted <= 0:
+                break
+            del self._cached[onode.key]
+            if onode.touched:
+                onode.touched = False
+                self._cached[onode.key] = onode
+                continue
+            self.flush_one(onode)
+            wanted -= 1
+
+    @property
+    def dirty_onodes(self) -> int:
+        return len(self._dirty)
+
+    def trees(self) -> list[Tree]:
+        """Trees of the onodes in memory that have changed."""
+        changed = (tree for onode in self._dirty.values() for tree in (onode.data, onode.map))
+        return [tree for tree in changed if tree is not None and tree.is_dirty]

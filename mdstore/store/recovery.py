@@ -1,0 +1,143 @@
+"""Recovery: from the medium to a live store. The life of a recovery is told in docs/ARCHITECTURE.md.
+
+1. Of the superblocks with a right checksum, the newest whose roots can be read is taken; what was passed over is said.
+2. The log is read from the position that superblock names; each entry is applied as it was the first time.
+3. A large write's blocks were issued before its entry, but not flushed before it. An entry that was itself never known durable
+   may therefore name blocks that never arrived: those at the end of the log are verified, and the first that fails ends it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from journal import Entry, Journal, JournalError, RingMedium
+from mdstore.btree import crc32c_blocks
+from mdstore.device.protocol import Device
+from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError
+from mdstore.store import log, superblock
+from mdstore.store.apply import Applier
+from mdstore.store.superblock import Superblock
+from mdstore.store.tables import Tables, load
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What opening an image found: for people, and for `mdstore fsck`."""
+
+    epoch: int = 0
+    clean: bool = False
+    entries: int = 0
+    log_bytes: int = 0
+    tail: str = ""  # why the log ends where it does
+    warnings: list[str] = field(default_factory=list)  # superblocks passed over, in words
+
+
+def choose(device: Device, cache_bytes: int, onodes_max: int, report: Recovery) -> tuple[Superblock, Tables, int]:
+    """The newest superblock whose checksum and roots verify, its tables, and how far the log must at least reach.
+
+    A superblock passed over because its *roots* are damaged was durable, so the log from the older one's position must reach
+    the position it names; otherwise falling back would lose what was acknowledged, and opening refuses.
+    """
+    good, bad = superblock.read_all(device)
+    report.warnings += bad
+    must_reach, first_error, tried = 0, None, set()
+    for candidate, where in good:
+        if candidate.epoch in tried:
+            continue
+        tried.add(candidate.epoch)
+        try:
+            superblock.check_device_size(device, candidate)
+            tables = load(device, candidate, cache_bytes, onodes_max)
+        except CorruptionError as error:
+            first_error = first_error or error
+            must_reach = max(must_reach, candidate.log_position)
+            report.warnings.append(f"{where} (epoch {candidate.epoch}) passed over: {error}")
+            continue
+        report.epoch = candidate.epoch
+        report.clean = bool(candidate.flags & superblock.FLAG_CLEAN)
+        return candidate, tables, must_reach
+    assert first_error is not None, "read_all returns at least one superblock or raises"
+    raise first_error
+
+
+def ring_of(device: Device, chosen: Superblock) -> RingMedium:
+    """The log's medium: the ring of blocks that the superblock names."""
+    size = chosen.block_size
+    region = log.LogRegion(device, chosen.log_start * size, chosen.log_blocks * size)
+    return RingMedium(region, block_size=max(size, _RING_BLOCK_MIN), name=f"log of {device.name}")
+
+
+_RING_BLOCK_MIN = 512  # a head slot; smaller blocks are for tests of tiny trees
+
+
+def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery, must_reach: int, *, read_only: bool) -> Journal:
+    """Apply the log to the tables and return the journal, positioned at the valid end."""
+    replayer = _Replayer(tables, report)
+    try:
+        journal = Journal.open(
+            ring_of(device, chosen), start=chosen.log_position, read_only=read_only, visit=replayer.visit
+        )
+        first_lost = replayer.finish()
+        if first_lost is not None:
+            report.tail = f"the entry at {first_lost.position} names blocks that never arrived"
+            journal.cut_tail(first_lost.position, first_lost.sequence)
+        else:
+            report.tail = f"{journal.tail.kind}: {journal.tail.detail}"
+    except JournalError as error:
+        raise log.typed(error) from error
+    if journal.write < must_reach:
+        where = f"position {journal.write}"
+        raise CorruptionError("log", where, f"entries up to {must_reach}, which a damaged superblock had absorbed", "its end")
+    report.log_bytes = journal.write - chosen.log_position
+    return journal
+
+
+class _Replayer:
+    """Applies entries in order; holds back those whose mapped blocks may never have arrived until a later entry tells."""
+
+    def __init__(self, tables: Tables, report: Recovery) -> None:
+        self._tables = tables
+        self._report = report
+        self._applier = Applier(tables.collections, tables.objects)
+        self._held: deque[tuple[Entry, list[list[object]]]] = deque()
+
+    def visit(self, batch: list[Entry]) -> None:
+        for entry in batch:
+            self._drain(lambda held, known=entry.safe: held.end <= known)
+            operations = log.decode(entry)
+            if self._held or log.mapped_writes(operations):
+                self._held.append((entry, operations))
+            else:
+                self._apply(entry, operations)
+
+    def finish(self) -> Entry | None:
+        """Apply what is held back as far as its blocks are there; the first entry whose blocks are not, if any."""
+        self._drain(self._arrived)
+        return self._held[0][0] if self._held else None
+
+    def _drain(self, ready: Callable[[Entry], bool]) -> None:
+        while self._held and ready(self._held[0][0]):
+            self._apply(*self._held.popleft())
+
+    def _arrived(self, entry: Entry) -> bool:
+        space = self._tables.space
+        for runs, checksums in log.mapped_writes(self._held[0][1]):
+            found = b"".join(crc32c_blocks(space.read(start, blocks), space.block_size) for start, blocks in runs)
+            if found != checksums:
+                return False
+        return True
+
+    def _apply(self, entry: Entry, operations: list[list[object]]) -> None:
+        for runs, _ in log.mapped_writes(operations):
+            for start, blocks in runs:
+                self._tables.allocator.take(start, blocks)
+        try:
+            self._applier.apply(operations)  # type: ignore[arg-type]
+        except (CorruptionError, DeviceFailed):
+            raise
+        except (AssertionError, MdstoreError, LookupError, ValueError, TypeError) as error:
+            where = f"position {entry.position}, sequence {entry.sequence}"
+            raise CorruptionError("log entry", where, "operations that fit the state they meet", repr(error)) from error
+        self._report.entries += 1

@@ -1,0 +1,506 @@
+"""The store: the ObjectStore of an image. Page: docs/ARCHITECTURE.md, "The life of a write".
+
+Invariants
+1. Under `lock`, the tables are the state after every transaction in the log up to `journal.write`, in that order.
+2. A transaction is applied in memory first and logged in the same critical section; nothing of it reaches the trees on the
+   medium before its entry is durable, because a checkpoint waits for the log before it writes the superblock.
+3. After the first failed write or flush `_failure` is set and every later call raises it until the image is reopened.
+4. Blocks that a reader found under `lock` are not reused while it runs: it pins the epoch, and limbo waits for it.
+
+States: open -> failed (latched) -> closed; open -> closed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from journal import Journal, JournalError
+from mdstore.btree import crc32c_blocks
+from mdstore.device.protocol import Device
+from mdstore.errors import (
+    DeviceFailed,
+    InvalidRequest,
+    LimitExceeded,
+    MdstoreError,
+    NoSpace,
+    NotFound,
+    ReadOnly,
+    TransactionError,
+)
+from mdstore.limits import BLOCK_SIZE_DEFAULT, IMAGE_SIZE_MIN, KIB, MIB
+from mdstore.store import data, log, recovery, superblock, tables
+from mdstore.store.apply import Applier
+from mdstore.store.checkpoint import Checkpointer
+from mdstore.store.commit import Commit, Committer
+from mdstore.store.onode import Onode, object_key, split_key
+from mdstore.store.recovery import Recovery
+from mdstore.store.superblock import Superblock
+from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, object_name
+from mdstore.store.validate import Validator
+
+CACHE_BYTES = 64 * MIB
+DIRTY_BYTES = 64 * MIB
+ONODES = 16384
+Result = TypeVar("Result")
+_DIRECT_BYTES = 64 * KIB  # a write with that many bytes of whole blocks goes straight to the device
+
+
+class Store:
+    """An image, open. Make one with `create`, `open`; every method may be called from any thread."""
+
+    def __init__(
+        self, device: Device, chosen: Superblock, live: tables.Tables, journal: Journal, found: Recovery, *,
+        read_only: bool, background: bool, dirty_bytes: int,
+    ) -> None:  # fmt: skip
+        self.device = device
+        self.superblock = chosen
+        self.tables = live
+        self.journal = journal
+        self.recovery = found
+        self.lock = threading.RLock()
+        self._read_only = read_only
+        self._dirty_bytes = dirty_bytes
+        self._failure: MdstoreError | None = None
+        self._closed = False
+        self._pins: Counter[int] = Counter()
+        self._applier = Applier(live.collections, live.objects)
+        self._committer = Committer(journal)
+        self._checkpointer = Checkpointer(self, background=background)
+        self._reserve = max(8, chosen.blocks // 64)
+        self._direct_blocks = max(2, min(_DIRECT_BYTES, (journal.capacity or _DIRECT_BYTES) // 16) // chosen.block_size)
+
+    # -- making one ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, device: Device, *, block_size: int = BLOCK_SIZE_DEFAULT, log_bytes: int | None = None,
+        cache_bytes: int = CACHE_BYTES, dirty_bytes: int = DIRTY_BYTES, onodes: int = ONODES, background: bool = True,
+    ) -> Store:  # fmt: skip
+        """Make an empty image of the whole device, whatever was there, and open it. Durable on return.
+
+        block_size: bytes of a page and of a unit of allocation, a power of two from 256 to 65536. log_bytes: size of the
+        write-ahead log (default: a sixteenth of the image, at most 128 MiB). Errors: InvalidRequest when the device is
+        too small, DeviceFailed, ReadOnly.
+        """
+        chosen = _layout(device, block_size, log_bytes)
+        _zero_log(device, chosen)
+        live = tables.empty(device, chosen, cache_bytes, onodes)
+        journal = _create_log(device, chosen)
+        chosen.log_position = journal.write
+        chosen.epoch = 0
+        live.pager.generation = 1
+        store = cls(device, chosen, live, journal, Recovery(clean=True), read_only=False, background=background,
+                    dirty_bytes=dirty_bytes)  # fmt: skip
+        store._erase_old_superblocks()
+        store.checkpoint()
+        store.checkpoint()  # both slots hold a superblock of this image from now on
+        return store
+
+    @classmethod
+    def open(
+        cls, device: Device, *, read_only: bool = False, cache_bytes: int = CACHE_BYTES, dirty_bytes: int = DIRTY_BYTES,
+        onodes: int = ONODES, background: bool = True,
+    ) -> Store:  # fmt: skip
+        """Open an image and recover it; `recovery` tells what was found. Nothing is written before the first change.
+
+        read_only: the log is replayed in memory only. Errors: NotAnImage, UnsupportedFormat, CorruptionError,
+        DeviceFailed. Cost: superblocks, one page for each tree, the free extents, and the log since the last checkpoint.
+        """
+        found = Recovery()
+        chosen, live, must_reach = recovery.choose(device, cache_bytes, onodes, found)
+        read_only = read_only or device.read_only
+        journal = recovery.replay(device, chosen, live, found, must_reach, read_only=read_only)
+        return cls(device, chosen, live, journal, found, read_only=read_only, background=background,
+                   dirty_bytes=dirty_bytes)  # fmt: skip
+
+    def _erase_old_superblocks(self) -> None:
+        """Whatever image was here before cannot be taken for this one, whichever write a crash stops."""
+        zeros = bytes(superblock.SLOT_SIZE)
+        for slot in range(superblock.SLOTS):
+            for offset in superblock.slot_offsets(self.device.size_bytes, slot):
+                self.device.write(offset, [zeros])
+        self.device.flush()
+
+    def close(self) -> None:
+        """Write a last checkpoint, so that the next open replays nothing, and release the device. Again: nothing."""
+        if self._closed:
+            return
+        try:
+            if self._failure is None and not self._read_only:
+                self._checkpointer.stop()
+                self._checkpointer.run(flags=superblock.FLAG_CLEAN)
+        finally:
+            self._closed = True
+            self._checkpointer.stop()
+            self._committer.stop()
+            self.tables.pager.close()
+            self.device.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def read_only(self) -> bool:
+        return self._read_only
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def submit(self, transaction: Transaction) -> Commit:
+        """Validate, apply and log a transaction. Later reads see it; it is durable when the returned handle's `wait` says.
+
+        Errors, with nothing changed: TransactionError (index and cause), ReadOnly, LimitExceeded when it cannot fit the log,
+        the failure the store is latched with. May wait for a checkpoint while the log or the image is full.
+        Cost: no flush; one device write only for large writes.
+        """
+        self._check_writable()
+        operations, mapped = self._place_large_writes(transaction)
+        try:
+            payload = log.encode(operations, transaction.epoch)
+            position = self._submit(transaction, operations, payload, sum(blocks for _, blocks in mapped))
+        except BaseException:
+            self._give_back(mapped)
+            raise
+        return Commit(self.journal, self._committer, position)
+
+    def apply(self, transaction: Transaction) -> None:
+        """`submit` and wait until durable. Cost: one write and one flush, shared with whoever waits at the same time."""
+        self.submit(transaction).wait()
+
+    def sync(self) -> None:
+        """Everything submitted before the call is durable when it returns."""
+        self.check_usable()
+        try:
+            self.journal.flush()
+        except JournalError as error:
+            raise log.typed(error) from error
+
+    def checkpoint(self) -> None:
+        """Bring the trees on the medium up to date, so that recovery has nothing to replay. See mdstore/store/checkpoint.py."""
+        self._check_writable()
+        self._checkpointer.run()
+
+    def _submit(self, transaction: Transaction, operations: list[Operation], payload: bytes, placed_blocks: int) -> int:
+        """The critical section: room, validation, application and logging are one step for everyone else."""
+        attempts = 0
+        while True:
+            with self.lock:
+                self._check_writable()
+                refusal = self._log_refusal(len(payload) + log.ENTRY_OVERHEAD)
+                if refusal is None:
+                    refusal = self._refusal(transaction, placed_blocks)
+                if refusal is None:
+                    position = self.guarded(lambda: self._apply_and_log(operations, payload))
+                    break
+            if attempts == _CHECKPOINTS_FOR_ROOM:
+                raise refusal
+            attempts += 1
+            self._checkpointer.run()
+        if self._checkpoint_is_due():
+            self._checkpointer.want()
+        return position
+
+    def _log_refusal(self, log_bytes: int) -> MdstoreError | None:
+        """Why the log has no room now (a checkpoint makes some), or None. LimitExceeded when it never will."""
+        capacity = self.journal.capacity or 0
+        if log_bytes > capacity:
+            raise LimitExceeded("the size of the transaction in the log", log_bytes, capacity)
+        free = self.journal.free or 0
+        return NoSpace(f"the log has {free} bytes free, {log_bytes} are needed") if log_bytes > free else None
+
+    def _refusal(self, transaction: Transaction, placed_blocks: int) -> MdstoreError | None:
+        """Why the image has no room now, or None. TransactionError for an operation that cannot be applied."""
+        validator = Validator(self.tables.collections, self.tables.objects)
+        validator.check(transaction.operations)
+        if validator.only_frees:
+            return None
+        allocator = self.tables.allocator
+        bound = max(0, validator.blocks - placed_blocks)
+        used = self.superblock.blocks - allocator.free_blocks
+        needed = min(bound, used + bound // 2) + self._pending_blocks() + self._reserve
+        if needed <= allocator.free_blocks:
+            return None
+        return TransactionError(0, "space", NoSpace(f"{needed} blocks may be needed, {allocator.free_blocks} are free"))
+
+    def _pending_blocks(self) -> int:
+        """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve)."""
+        dirty_pages = self.tables.pager.dirty_bytes // self.superblock.block_size
+        return self.tables.space.changed_blocks + dirty_pages + self.tables.objects.dirty_onodes // 4
+
+    def _apply_and_log(self, operations: list[Operation], payload: bytes) -> int:
+        self._applier.apply(operations)
+        try:
+            return self.journal.append(payload, log.ENTRY_TRANSACTION)
+        except JournalError as error:
+            raise log.typed(error) from error
+
+    def _checkpoint_is_due(self) -> bool:
+        free, capacity = self.journal.free or 0, self.journal.capacity or 0
+        dirty = self.tables.pager.dirty_bytes + self.tables.space.changed_blocks * self.tables.space.block_size
+        return free * 2 < capacity or dirty > self._dirty_bytes
+
+    # -- large writes --------------------------------------------------------------------------------------------------
+
+    def _place_large_writes(self, transaction: Transaction) -> tuple[list[Operation], list[tuple[int, int]]]:
+        """The operations, with the whole blocks of each large write put on fresh blocks of the device already."""
+        limit = self._direct_blocks * self.superblock.block_size
+        if transaction.payload_bytes < limit or not any(_is_large(op, limit) for op in transaction.operations):
+            return transaction.operations, []
+        operations: list[Operation] = []
+        mapped: list[tuple[int, int]] = []
+        try:
+            for operation in transaction.operations:
+                operations += self._place(operation, mapped) if _is_large(operation, limit) else [operation]
+        except BaseException:
+            self._give_back(mapped)
+            raise
+        return operations, mapped
+
+    def _place(self, operation: Operation, mapped: list[tuple[int, int]]) -> list[Operation]:
+        _, collection, name, offset, content = operation
+        size, view = self.superblock.block_size, memoryview(content)
+        head = -offset % size
+        blocks = (len(view) - head) // size
+        whole = view[head : head + blocks * size]
+        runs = self._allocate_for_write(blocks)
+        mapped += runs
+        self.guarded(lambda: self.tables.space.write(runs, whole))
+        placed: list[Operation] = []
+        if head:
+            placed.append((Op.WRITE, collection, name, offset, bytes(view[:head])))
+        placed.append((Op.WRITE_MAPPED, collection, name, (offset + head) // size, runs, crc32c_blocks(whole, size)))
+        if head + len(whole) < len(view):
+            placed.append((Op.WRITE, collection, name, offset + head + len(whole), bytes(view[head + len(whole) :])))
+        return placed
+
+    def _allocate_for_write(self, blocks: int) -> list[tuple[int, int]]:
+        for attempt in range(_CHECKPOINTS_FOR_ROOM + 1):
+            with self.lock:
+                self._check_writable()
+                free = self.tables.allocator.free_blocks
+                if blocks + self._pending_blocks() + self._reserve <= free:
+                    return self.tables.allocator.allocate(blocks)
+            if attempt < _CHECKPOINTS_FOR_ROOM:
+                self._checkpointer.run()
+        raise TransactionError(0, "write", NoSpace(f"{blocks} blocks are needed for the data, {free} are free"))
+
+    def _give_back(self, runs: list[tuple[int, int]]) -> None:
+        with self.lock:
+            for start, blocks in runs:
+                self.tables.allocator.free(start, blocks)
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def exists(self, collection: Name, name: Name) -> bool:
+        with self.lock:
+            return self._lookup(collection, name) is not None
+
+    def stat(self, collection: Name, name: Name) -> tuple[int, int, int, int]:
+        """size, allocated, attributes, map_keys: see `mdstore.engines.protocol.ObjectStat`."""
+        with self.lock:
+            onode = self._find(collection, name)
+            allocated = (onode.allocated + len(onode.blocks)) * self.superblock.block_size
+            return onode.size, allocated, len(onode.attributes), len(onode.map) if onode.map is not None else 0
+
+    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked."""
+        if offset < 0 or (length is not None and length < 0):
+            raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
+        with self.lock:
+            onode = self._find(collection, name)
+            wanted = onode.size - offset if length is None else length
+            plan = data.ReadPlan(self.tables.space, onode, offset, wanted, f"object {object_name(name)!r}")
+            epoch = self.superblock.epoch + 1
+            self._pins[epoch] += 1
+        try:
+            return plan.run()
+        finally:
+            with self.lock:
+                self._pins[epoch] -= 1
+
+    def extents(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+        with self.lock:
+            onode = self._find(collection, name)
+            return data.ranges(self.tables.space, onode, offset, onode.size if length is None else length)
+
+    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
+        key = attribute.encode() if isinstance(attribute, str) else bytes(attribute)
+        with self.lock:
+            value = self._find(collection, name).attributes.get(key)
+        if value is None:
+            raise NotFound("attribute", key)
+        return value
+
+    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]:
+        with self.lock:
+            return dict(sorted(self._find(collection, name).attributes.items()))
+
+    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None:
+        with self.lock:
+            tree = self._find(collection, name).map
+            return tree.get(key) if tree is not None else None
+
+    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self.lock:
+            tree = self._find(collection, name).map
+            return tree.get_many(keys) if tree is not None else [None] * len(keys)
+
+    def map_header(self, collection: Name, name: Name) -> bytes:
+        with self.lock:
+            tree = self._find(collection, name).map
+            return tree.user_blob if tree is not None else b""
+
+    def map_items(
+        self, collection: Name, name: Name, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """start <= key < stop in order (reverse: from its end): the map as it was at the call, whatever writers do."""
+        with self.lock:
+            tree = self._find(collection, name).map
+            return tree.items(start, stop, reverse=reverse) if tree is not None else iter(())
+
+    def list_objects(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names in order, start <= name < stop, at most `limit`."""
+        with self.lock:
+            number = self._collection_number(collection)
+            first = object_key(number, _raw(start) if start is not None else b"")
+            last = object_key(number, _raw(stop)) if stop is not None else object_key(number + 1, b"")
+            keys = self.tables.objects.tree.keys(first, last)
+            names = [split_key(key)[1] for key, _ in zip(keys, range(limit))] if limit is not None else None
+            return names if names is not None else [split_key(key)[1] for key in keys]
+
+    def list_collections(self) -> list[bytes]:
+        with self.lock:
+            self.check_usable()
+            return self.tables.collections.names()
+
+    def statistics(self) -> dict[str, int | float]:
+        """Plain numbers: sizes in bytes, counts, and the counters of the page cache, the log and checkpoints."""
+        with self.lock:
+            allocator, size = self.tables.allocator, self.superblock.block_size
+            free = allocator.free_blocks + allocator.limbo_blocks
+            rows: dict[str, int | float] = {
+                "size_bytes": self.superblock.blocks * size,
+                "block_size": size,
+                "free_bytes": free * size,
+                "allocated_bytes": (self.superblock.blocks - free) * size,
+                "stored_bytes": self.tables.objects.stored_bytes,
+                "objects": len(self.tables.objects),
+                "fragmentation": allocator.fragmentation(),
+                "epoch": self.superblock.epoch,
+                "log_bytes": self.journal.capacity or 0,
+                "log_free_bytes": self.journal.free or 0,
+                "log_appends": self.journal.counters.appends,
+                "log_flushes": self.journal.counters.flushes,
+                "log_written_bytes": self.journal.counters.bytes,
+                "checkpoints": self._checkpointer.count,
+                "longest_freeze_s": self._checkpointer.longest_freeze_s,
+            }
+            rows.update({f"cache_{name}": value for name, value in self.tables.pager.counters().items()})
+            return rows
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _collection_number(self, name: Name) -> int:
+        self.check_usable()
+        raw = collection_name(name)
+        collection = self.tables.collections.get(raw)
+        if collection is None:
+            raise NotFound("collection", raw)
+        return collection.number
+
+    def _lookup(self, collection: Name, name: Name) -> Onode | None:
+        return self.tables.objects.get(self._collection_number(collection), object_name(name))
+
+    def _find(self, collection: Name, name: Name) -> Onode:
+        onode = self._lookup(collection, name)
+        if onode is None:
+            raise NotFound("object", object_name(name))
+        return onode
+
+    def check_usable(self) -> None:
+        """StoreClosed, or the failure that latched the store."""
+        if self._closed:
+            raise log.closed()
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_writable(self) -> None:
+        self.check_usable()
+        if self._read_only:
+            raise ReadOnly(f"{self.device.name} is open read-only")
+
+    def guarded(self, action: Callable[[], Result]) -> Result:
+        """Run what must not fail half-way; when it does, latch the store (invariant 3)."""
+        try:
+            return action()
+        except BaseException as error:
+            with self.lock:
+                if self._failure is None:
+                    self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)
+            raise
+
+    def release_limbo(self) -> None:
+        """Give back what no durable superblock and no reader reaches. Under `lock`."""
+        pinned = [epoch for epoch, count in self._pins.items() if count]
+        self._pins = Counter({epoch: self._pins[epoch] for epoch in pinned})
+        oldest = self.tables.pager.oldest_pinned_generation
+        if oldest is not None:
+            pinned.append(oldest)
+        self.tables.allocator.release(self.superblock.epoch, min(pinned, default=None))
+
+
+_BLOCKS_MIN = 16  # blocks after the log that an image needs to hold anything
+_CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back what the first replaced
+
+
+def _is_large(operation: Operation, limit: int) -> bool:
+    return operation[0] == Op.WRITE and len(operation[4]) >= limit
+
+
+def _raw(name: Name) -> bytes:
+    """A bound of a listing: any bytes, the empty ones included."""
+    return name.encode() if isinstance(name, str) else bytes(name)
+
+
+def _layout(device: Device, block_size: int, log_bytes: int | None) -> Superblock:
+    """Where things lie on a device of that size. InvalidRequest when it is too small for them."""
+    superblock.check_block_size(block_size)
+    if device.size_bytes < IMAGE_SIZE_MIN:
+        raise InvalidRequest(f"{device.name} has {device.size_bytes} bytes; an image needs at least {IMAGE_SIZE_MIN}")
+    blocks = superblock.usable_blocks(device.size_bytes, block_size)
+    size = log.log_size(device.size_bytes, block_size) if log_bytes is None else log_bytes
+    chosen = Superblock(
+        uuid=os.urandom(16), block_size=block_size, blocks=blocks, log_start=superblock.reserved_front(block_size),
+        log_blocks=-(-size // block_size), created_ns=time.time_ns(),
+    )  # fmt: skip
+    if chosen.first_block + _BLOCKS_MIN > blocks:
+        raise InvalidRequest(f"{device.name} has {blocks} blocks of {block_size} bytes: too few beside a log of {size} bytes")
+    return chosen
+
+
+def _zero_log(device: Device, chosen: Superblock) -> None:
+    """Write over the log's blocks once: a flush of blocks never written before costs more, and old entries are gone."""
+    step = max(1, MIB // chosen.block_size)
+    zeros = bytes(step * chosen.block_size)
+    for block in range(chosen.log_start, chosen.first_block, step):
+        count = min(step, chosen.first_block - block)
+        device.write(block * chosen.block_size, [zeros[: count * chosen.block_size]])
+
+
+def _create_log(device: Device, chosen: Superblock) -> Journal:
+    try:
+        return Journal.create(recovery.ring_of(device, chosen))
+    except JournalError as error:
+        raise log.typed(error) from error
+    except ValueError as error:
+        raise InvalidRequest(f"the log of {device.name} is too small: {error}") from error

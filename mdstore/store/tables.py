@@ -1,0 +1,209 @@
+"""Everything a store holds in memory, and how one image's trees become it and become an image again.
+
+`Tables` is what a superblock names: the trees, opened, with the allocator. `freeze` turns them into the next superblock.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mdstore.btree import COMPARE_U64_BE, Descriptor, Pager, Tree
+from mdstore.device.protocol import Device
+from mdstore.errors import CorruptionError
+from mdstore.store import collections as collection_module
+from mdstore.store import objects as object_module
+from mdstore.store.allocator import Allocator, Run
+from mdstore.store.collections import CollectionTable
+from mdstore.store.objects import ObjectTable
+from mdstore.store.space import Space
+from mdstore.store.superblock import SPARE_RUNS_MAX, Root, Superblock
+
+_START = struct.Struct(">Q")
+_LENGTH = struct.Struct("<Q")
+FREE_DESCRIPTOR = Descriptor(8, 8, comparator=COMPARE_U64_BE)  # never embedded: see _settle_free_tree
+
+TREE_ID_OBJECTS, TREE_ID_COLLECTIONS, TREE_ID_FREE, TREE_ID_FIRST = 1, 2, 3, 16
+
+
+@dataclass(slots=True)
+class Tables:
+    """The live state of one image. Changes happen under the store's lock."""
+
+    space: Space
+    pager: Pager
+    allocator: Allocator
+    collections: CollectionTable
+    objects: ObjectTable
+    free_tree: Tree
+    spare_runs: list[Run]
+
+
+def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: int) -> Tables:
+    """The state of a new image: no object, all space after the log free."""
+    pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
+    pager.generation = superblock.epoch
+    allocator = Allocator(superblock.first_block)
+    allocator.load([(superblock.first_block, superblock.blocks - superblock.first_block)])
+    space = Space(device, superblock.block_size, allocator)
+    objects = Tree(pager, object_module.DESCRIPTOR, TREE_ID_OBJECTS)
+    tables = Tables(
+        space, pager, allocator, CollectionTable.empty(pager, TREE_ID_COLLECTIONS),
+        ObjectTable(space, pager, objects, TREE_ID_FIRST, onodes_max), Tree(pager, FREE_DESCRIPTOR, TREE_ID_FREE), [],
+    )  # fmt: skip
+    for start, blocks in allocator.extents():
+        _tree_free(tables.free_tree, start, blocks)
+    return tables
+
+
+def load(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: int) -> Tables:
+    """Open the trees a superblock names and read the first page of each: CorruptionError when one cannot be read.
+
+    Cost: one page for each tree, and all pages of the tree of free extents (its size follows the free space's pieces, not
+    the number of objects).
+    """
+    pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
+    pager.generation = superblock.epoch + 1
+    collections = _open(pager, superblock, Root.COLLECTIONS, collection_module.DESCRIPTOR)
+    objects = _open(pager, superblock, Root.OBJECTS, object_module.DESCRIPTOR)
+    free_tree = _open(pager, superblock, Root.FREE, FREE_DESCRIPTOR)
+    allocator = Allocator(superblock.cursor)
+    allocator.load(_free_extents(free_tree, superblock))
+    space = Space(device, superblock.block_size, allocator)
+    object_table = ObjectTable(space, pager, objects, superblock.next_tree_id, onodes_max)
+    object_table.stored_bytes = superblock.stored_bytes
+    collection_table = CollectionTable(collections, superblock.next_collection_id)
+    tables = Tables(space, pager, allocator, collection_table, object_table, free_tree, [])
+    for start, blocks in superblock.spare_runs:
+        allocator.free(start, blocks)  # in no tree and in no list of free space: the next checkpoint gives them back
+    return tables
+
+
+def _open(pager: Pager, superblock: Superblock, root: Root, expect: Descriptor) -> Tree:
+    record = superblock.roots.get(root)
+    if record is None:
+        raise CorruptionError("superblock", f"epoch {superblock.epoch}", f"a root of {root.name.lower()}", "none")
+    tree = Tree.open(pager, record, expect)
+    tree.first()
+    return tree
+
+
+def _free_extents(tree: Tree, superblock: Superblock) -> Iterator[Run]:
+    """The recorded free extents, checked: in order, apart, inside the image."""
+    end = superblock.first_block
+    for key, value in tree.items():
+        (start,), (blocks,) = _START.unpack(key), _LENGTH.unpack(value)
+        if start < end or not blocks or start + blocks > superblock.blocks:
+            where = f"free extent {start}, {blocks} blocks"
+            raise CorruptionError("free space", where, f"within blocks {end}..{superblock.blocks - 1}", "not so")
+        end = start + blocks + 1
+        yield start, blocks
+
+
+# -- towards the next superblock ---------------------------------------------------------------------------------------
+
+
+def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: int, flags: int = 0) -> Superblock:
+    """Give everything that changed an address and a checksum, and return the superblock that names it all.
+
+    Nothing is written yet: blocks and pages are staged. Later changes go to copies. No I/O but reads of tree pages.
+    """
+    epoch = previous.epoch + 1
+    pager, space, allocator = tables.pager, tables.space, tables.allocator
+    assert pager.generation == epoch, "pages sealed now belong to this epoch"
+    tables.objects.flush()
+    tables.collections.flush()
+    roots = {
+        int(Root.OBJECTS): tables.objects.tree.seal(space.allocate),
+        int(Root.COLLECTIONS): tables.collections.tree.seal(space.allocate),
+    }
+    runs = _settle_free_tree(tables)
+    roots[int(Root.FREE)] = tables.free_tree.seal(lambda pages: _take_pages(runs, pages))
+    tables.spare_runs = runs
+    allocator.seal_limbo(epoch)
+    pager.generation = epoch + 1
+    return Superblock(
+        uuid=previous.uuid, block_size=previous.block_size, blocks=previous.blocks, log_start=previous.log_start,
+        log_blocks=previous.log_blocks, epoch=epoch, flags=flags, log_position=log_position,
+        next_tree_id=tables.objects.next_tree_id, next_collection_id=tables.collections.next_number,
+        cursor=allocator.cursor, objects=len(tables.objects), stored_bytes=tables.objects.stored_bytes,
+        free_blocks=allocator.free_blocks + allocator.limbo_blocks, created_ns=previous.created_ns,
+        written_ns=written_ns, floor=previous.floor, spare_runs=list(runs), roots=roots,
+    )  # fmt: skip
+
+
+def _settle_free_tree(tables: Tables) -> list[Run]:
+    """Bring the tree of free extents up to date, its own pages included; returns runs for those pages.
+
+    Sealing it afterwards must not free a page (nobody would record that), so the tree is never embedded.
+    Changing the tree dirties pages of it, which need addresses, which changes the tree. Each round takes what the last one
+    found missing; rounds dirty fewer and fewer new pages, and what is left over becomes spare runs of the superblock.
+    """
+    runs = list(tables.spare_runs)
+    for start, blocks in runs:
+        tables.allocator.free(start, blocks)
+    runs = []
+    while True:
+        for start, pages, _ in tables.pager.take_freed():
+            tables.allocator.free(start, pages)
+        allocated, freed = tables.allocator.take_changes()
+        for start, blocks in allocated:
+            _tree_allocate(tables.free_tree, start, blocks)
+        for start, blocks in freed:
+            _tree_free(tables.free_tree, start, blocks)
+        missing = tables.free_tree.dirty_pages - sum(blocks for _, blocks in runs)
+        if missing > 0:
+            runs += tables.allocator.allocate(missing)
+        elif len(runs) > SPARE_RUNS_MAX:
+            for start, blocks in runs[SPARE_RUNS_MAX:]:
+                tables.allocator.free(start, blocks)
+            runs = runs[:SPARE_RUNS_MAX]
+        elif not allocated and not freed:
+            return runs
+
+
+def _take_pages(runs: list[Run], pages: int) -> list[Run]:
+    """Cut exactly that many pages off the front of `runs`."""
+    taken: list[Run] = []
+    while pages:
+        start, blocks = runs.pop(0)
+        count = min(blocks, pages)
+        taken.append((start, count))
+        if count < blocks:
+            runs.insert(0, (start + count, blocks - count))
+        pages -= count
+    return taken
+
+
+def _tree_allocate(tree: Tree, start: int, blocks: int) -> None:
+    """Take start..start+blocks out of the recorded free extent that holds it."""
+    record = tree.seek(_START.pack(start), reverse=True)
+    first, length = _run(record) if record is not None else (0, 0)
+    if record is None or start + blocks > first + length:
+        raise CorruptionError("free space", f"blocks {start}..{start + blocks - 1}", "recorded as free", "in use")
+    tree.delete(record[0])
+    if first < start:
+        tree.put(record[0], _LENGTH.pack(start - first))
+    if start + blocks < first + length:
+        tree.put(_START.pack(start + blocks), _LENGTH.pack(first + length - start - blocks))
+
+
+def _tree_free(tree: Tree, start: int, blocks: int) -> None:
+    """Record start..start+blocks as free, merged with its neighbours."""
+    after = tree.get(_START.pack(start + blocks))
+    if after is not None:
+        tree.delete(_START.pack(start + blocks))
+        blocks += _LENGTH.unpack(after)[0]
+    before = tree.seek(_START.pack(start), reverse=True)
+    if before is not None:
+        first, length = _run(before)
+        if first + length > start:
+            raise CorruptionError("free space", f"blocks {start}..{start + blocks - 1}", "in use", "recorded as free")
+        if first + length == start:
+            start, blocks = first, length + blocks
+    tree.put(_START.pack(start), _LENGTH.pack(blocks))
+
+
+def _run(record: tuple[bytes, bytes]) -> Run:
+    return _START.unpack(record[0])[0], _LENGTH.unpack(record[1])[0]
