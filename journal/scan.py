@@ -231,25 +231,31 @@ def classify_tail(read: Read, rule: Rule, walk: Walk, reach: int) -> Tail:
 def find_headers(read: Read, position: int, stop: int, *, window: int = WINDOW) -> Iterator[Header]:
     """Every intact header in `[position, stop)` that says it starts where it lies, whatever its log and generation.
 
-    The search is byte by byte, so it finds its way again after any damage. Payloads are not looked into when whole and
-    intact; they are read a window at a time, so memory is one window however long they claim to be.
+    The search is byte by byte, so it finds its way again after any damage. Payloads that are whole and intact are not
+    looked into. Memory is one window, and the time linear, whatever lengths the headers claim: once payloads that turned
+    out not intact add up to the length of the search, the search goes on inside payloads too.
     """
+    doubted = 0
+    limit = stop - position
     while position < stop:
         data = read(position, min(window + HEADER_SIZE, stop - position))
-        offset = _next_header(data, position)
-        if offset < 0:
-            position += max(1, len(data) - HEADER_SIZE + 1)
-            continue
-        header = decode_header(data, offset)
-        assert isinstance(header, Header)
-        yield header
-        intact = header.end <= stop and _payload_intact(read, header, data, offset, window)
-        position = header.end if intact else header.position + 1
+        after = max(1, len(data) - HEADER_SIZE + 1)
+        offset = _next_header(data, position, 0)
+        while offset >= 0:
+            header = decode_header(data, offset)
+            assert isinstance(header, Header)
+            yield header
+            intact = header.end <= stop and doubted <= limit and _payload_intact(read, header, data, offset, window)
+            doubted += 0 if intact else header.length
+            following = offset + (HEADER_SIZE + header.length if intact else 1)
+            after = max(after, following)
+            offset = _next_header(data, position, following)
+        position += after
 
 
-def _next_header(data: bytes, base: int) -> int:
-    """The offset in `data` of the first header that lies whole in it and names its own position; -1 if none does."""
-    offset = data.find(MAGIC)
+def _next_header(data: bytes, base: int, offset: int) -> int:
+    """Where, from `offset` on, the first header lies that is whole in `data` and names its own position; -1: nowhere."""
+    offset = data.find(MAGIC, offset)
     while 0 <= offset <= len(data) - HEADER_SIZE:
         at = offset + START_OFFSET
         if int.from_bytes(data[at : at + 8], "little") == base + offset and not isinstance(
