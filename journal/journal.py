@@ -491,6 +491,20 @@ class Journal:
             self._limit = self._limit_now()
             return self._trimmed
 
+    def cut_tail(self, position: int, sequence: int) -> None:
+        """The owner cannot use the entry at `position` (of that sequence), whole as it is, nor what follows: end there.
+
+        For an owner whose entries refer to bytes elsewhere that never arrived. Only before the first write after `open`;
+        the tail is durably gone before the first new entry.
+        """
+        with self._lock:
+            assert not self._begun, "entries of this generation may follow"
+            assert self._expire <= position <= self._write, "the cut lies within the log"
+            self._dirty_end = max(self._dirty_end, self._write)
+            self._begin = self._safe = self._flushed = self._taken = self._write = self._prezeroed = position
+            self._sequence = self._safe_sequence = sequence
+            self._generations = Rule(self._head.log, self._generation, position, self.medium.unit)
+
     def close(self) -> None:
         """Flush, write a head that says where the log ends, and refuse everything from then on. Again: nothing."""
         if isinstance(self._refusal, JournalClosed):
