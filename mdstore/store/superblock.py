@@ -29,11 +29,12 @@ KNOWN_COMPATIBLE = 0
 KNOWN_READ_ONLY = 0
 KNOWN_INCOMPATIBLE = 0
 
-_HEAD = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqQ")
+_HEAD = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqQ16s")
 _RUN_COUNT = struct.Struct("<H")
 _RUN = struct.Struct("<QQ")
 _ROOT = struct.Struct("<HH")
 _CRC_FROM = 12
+_RESERVED = bytes(16)
 _TAIL_FROM = 192
 SPARE_RUNS_MAX = 32
 
@@ -100,7 +101,7 @@ class Superblock:
             self.features_compatible, self.features_read_only, self.features_incompatible,
             self.epoch, self.block_size, self.flags, self.blocks, self.log_start, self.log_blocks, self.log_position,
             self.next_tree_id, self.next_collection_id, self.cursor, self.objects, self.stored_bytes, self.free_blocks,
-            self.created_ns, self.written_ns, self.floor,
+            self.created_ns, self.written_ns, self.floor, _RESERVED,
         )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def decode(raw: bytes, where: str) -> Superblock:
     (
         _, checksum, version, uuid, compatible, read_only, incompatible, epoch, block_size, flags, blocks, log_start,
         log_blocks, log_position, next_tree_id, next_collection_id, cursor, objects, stored_bytes, free_blocks,
-        created_ns, written_ns, floor,
+        created_ns, written_ns, floor, reserved,
     ) = _HEAD.unpack_from(raw)  # fmt: skip
     if version != VERSION:
         raise UnsupportedFormat(f"{where}: format version {version}; this mdstore reads version {VERSION}")
@@ -121,6 +122,8 @@ def decode(raw: bytes, where: str) -> Superblock:
         raise CorruptionError("superblock", where, f"crc {checksum:#010x}", f"{found:#010x}")
     if incompatible & ~KNOWN_INCOMPATIBLE:
         raise UnsupportedFormat(f"{where}: unknown incompatible features {incompatible & ~KNOWN_INCOMPATIBLE:#x}")
+    if reserved != _RESERVED:
+        raise CorruptionError("superblock", where, "zeros in the reserved bytes", reserved.hex())
     spare_runs, roots = _decode_tail(raw, where)
     superblock = Superblock(
         uuid=uuid, block_size=block_size, blocks=blocks, log_start=log_start, log_blocks=log_blocks, epoch=epoch,

@@ -1,0 +1,43 @@
+# make demo    set everything up, then the main job on real input, told as a story
+# make test    set everything up, then all tests (under 15 minutes on 2 cores)
+# make check   lint, types, unit and model tests (under 2 minutes)
+# make bench   the benchmarks that compare with other stores (their packages are an extra)
+# make asan / make tsan   the kernel under AddressSanitizer / ThreadSanitizer
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench asan tsan build clean
+
+build: $(VENV)/.ready
+
+# The kernel is compiled in place by an editable install; it is built anew when its sources change.
+$(VENV)/.ready: pyproject.toml tools/setup.sh $(wildcard mdstore/btree/*.pyx mdstore/btree/*.pxi mdstore/btree/*.pxd mdstore/btree/*.h)
+	PYTHON=$(PYTHON) bash tools/setup.sh $(VENV)
+	@touch $@
+
+demo: build
+	$(BIN)/python -m mdstore.tools.demo
+
+test: build
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+check: build
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow and not fuse" tests/unit tests/model
+
+bench: build
+	$(BIN)/pip install -q -e '.[bench]'
+	$(BIN)/mdstore bench all
+
+asan: build
+	bash tools/sanitize.sh address
+
+tsan: build
+	bash tools/sanitize.sh thread
+
+clean:
+	rm -rf $(VENV) build *.egg-info mdstore/btree/_kernel.c mdstore/btree/*.so

@@ -1,0 +1,1 @@
+"""The `mdstore` command. Installed as `mdstore.tools`."""
