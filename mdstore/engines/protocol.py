@@ -14,26 +14,13 @@ Reads see every transaction whose `submit` has returned. Edge rules, the same fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from mdstore.store.answers import Capabilities, ObjectStat
 from mdstore.store.transaction import Name, Transaction
 
 
-class Capabilities(NamedTuple):
-    """What an engine promises beyond one object's atomicity."""
-
-    multi_object_transactions: bool  # a transaction over several objects is one atom
-    durable: bool  # `Commit.wait` means that a crash cannot undo it
-    ordered_commits: bool  # transactions become durable in the order of their submission, over all collections
-
-
-class ObjectStat(NamedTuple):
-    """What `stat` tells of an object."""
-
-    size: int  # bytes of the data stream
-    allocated: int  # bytes of space its data takes
-    attributes: int  # how many attributes
-    map_keys: int  # how many keys in its map
+__all__ = ["Capabilities", "Commit", "Name", "ObjectStat", "ObjectStore", "Transaction"]
 
 
 class Commit(Protocol):

@@ -35,6 +35,7 @@ from mdstore.errors import (
 )
 from mdstore.limits import BLOCK_SIZE_DEFAULT, IMAGE_SIZE_MIN, KIB, MIB
 from mdstore.store import data, log, recovery, superblock, tables
+from mdstore.store.answers import Capabilities, ObjectStat
 from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
 from mdstore.store.commit import Commit, Committer
@@ -151,6 +152,11 @@ class Store:
     @property
     def read_only(self) -> bool:
         return self._read_only
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Transactions are whole over any objects, durable when `wait` says so, and durable in the order of submission."""
+        return Capabilities(multi_object_transactions=True, durable=True, ordered_commits=True)
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -303,12 +309,12 @@ class Store:
         with self.lock:
             return self._lookup(collection, name) is not None
 
-    def stat(self, collection: Name, name: Name) -> tuple[int, int, int, int]:
-        """size, allocated, attributes, map_keys: see `mdstore.engines.protocol.ObjectStat`."""
+    def stat(self, collection: Name, name: Name) -> ObjectStat:
         with self.lock:
             onode = self._find(collection, name)
             allocated = (onode.allocated + len(onode.blocks)) * self.superblock.block_size
-            return onode.size, allocated, len(onode.attributes), len(onode.map) if onode.map is not None else 0
+            keys = len(onode.map) if onode.map is not None else 0
+            return ObjectStat(onode.size, allocated, len(onode.attributes), keys)
 
     def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked."""

@@ -1,0 +1,22 @@
+"""What a store answers in: plain named tuples, shared by every engine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Capabilities(NamedTuple):
+    """What an engine promises beyond one object's atomicity."""
+
+    multi_object_transactions: bool  # a transaction over several objects is one atom
+    durable: bool  # `Commit.wait` means that a crash cannot undo it
+    ordered_commits: bool  # transactions become durable in the order of their submission, over all collections
+
+
+class ObjectStat(NamedTuple):
+    """What `stat` tells of an object."""
+
+    size: int  # bytes of the data stream
+    allocated: int  # bytes of space its data takes
+    attributes: int  # how many attributes
+    map_keys: int  # how many keys in its map
