@@ -19,7 +19,6 @@ from typing import Protocol
 from mdstore.store.answers import Capabilities, ObjectStat
 from mdstore.store.transaction import Name, Transaction
 
-
 __all__ = ["Capabilities", "Commit", "Name", "ObjectStat", "ObjectStore", "Transaction"]
 
 
