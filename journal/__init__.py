@@ -1,5 +1,6 @@
 """A log: framed, checksummed entries over a ring of device blocks, striped objects, or memory."""
 
+from journal.ceilings import Ceilings, Hold
 from journal.entry import PAYLOAD_MAX, TYPE_MAX, Entry
 from journal.errors import (
     EntryTooLarge,
@@ -25,8 +26,9 @@ from journal.scan import Tail
 from journal.striped import Layout, StripedMedium
 
 __all__ = [
-    "PAYLOAD_MAX", "TYPE_MAX", "Counters", "Entry", "EntryTooLarge", "FencingMedium", "Head", "HeadLost", "Journal",
-    "JournalBusy", "JournalClosed", "JournalCorrupt", "JournalError", "JournalFailed", "JournalFenced", "JournalFull",
-    "JournalReadOnly", "JournalTrimmed", "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region",
-    "RingMedium", "StripedMedium", "Tail", "UnsupportedJournal",
+    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "Entry", "EntryTooLarge", "FencingMedium", "Head",
+    "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed", "JournalCorrupt", "JournalError",
+    "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly", "JournalTrimmed", "Layout", "Medium",
+    "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region", "RingMedium", "StripedMedium", "Tail",
+    "UnsupportedJournal",
 ]  # fmt: skip

@@ -9,23 +9,31 @@ Invariants, checked by `assert_state`:
  J4  nothing below the expire position of a durable head (or of the owner's own durable record) is given up
  J5  write - trimmed never exceeds the medium's capacity less one period
  J6  after the first failed write or flush nothing is written any more; every call raises the same error
+ J7  expire never passes a hold
 
-States: open -> begun (first write of this generation) -> closed; any -> latched.
+| state   | left by                                  | to      |
+|---------|------------------------------------------|---------|
+| open    | the first write, head or trim            | begun   |
+| begun   | `close`                                  | closed  |
+| any     | the first failed write or flush, a floor | latched |
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
 from crc32c import crc32c
 
+from journal.ceilings import REPLAY_BYTES_PER_SECOND, Ceilings, Hold, Holds, Segments
 from journal.commit import Callback, Turns
-from journal.entry import BODY, HEADER_SIZE, MAGIC, PAD_TYPE, PAYLOAD_MAX, TYPE_MAX, VERSION, Entry, encode_header
+from journal.entry import HEADER_SIZE, PAYLOAD_MAX, TYPE_MAX, Entry
 from journal.errors import (
     EntryTooLarge,
     JournalClosed,
@@ -37,13 +45,15 @@ from journal.errors import (
     JournalReadOnly,
     JournalTrimmed,
 )
-from journal.head import COPIES, Head, newest_head
+from journal.head import Head, newest_head
+from journal.heads import HeadKeeper, write_copies
 from journal.medium import Buffer, FencingMedium, Medium
+from journal.pack import Packer, join_small, own
 from journal.recovery import Recovered, recover
 from journal.scan import WINDOW, Rule, Tail, Walk
 
-SMALL: Final = 1 << 15  # buffers below this are joined before they are handed to the medium
 _NO_LIMIT: Final = 1 << 64
+Visit = Callable[[list[Entry]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +62,16 @@ class Options:
 
     allow_split: False pads, so that an entry that fits a unit never crosses one (needs a medium with units).
     window_bytes: read-ahead. buffer_bytes: appended bytes held back before a write starts without being asked.
+    head_every_bytes: a head is written after a flush when the last one lags that much, so followers and recovery by
+    the head alone lag no more; None: only when needed.
     """
 
     allow_split: bool = True
     window_bytes: int = WINDOW
     buffer_bytes: int = 4 << 20
+    head_every_bytes: int | None = None
+    ceilings: Ceilings = field(default_factory=Ceilings)
+    clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(slots=True)
@@ -67,8 +82,6 @@ class Counters:
     writes: int = 0
     flushes: int = 0
     bytes: int = 0
-    head_writes: int = 0
-    pads: int = 0
 
 
 class Journal:
@@ -79,24 +92,24 @@ class Journal:
         self.options = options
         self.counters = Counters()
         self.tail: Tail = found.tail
-        self._head = head
-        self._read_only = read_only
-        self._generation = found.generation + 1
-        self._lock = threading.Lock()
-        self._head_lock = threading.Lock()
+        self.generation = found.generation + 1  # of the entries this writer appends
+        self._lock = threading.Lock()  # guards positions, buffers, waiters; never held during I/O
         self._turns = Turns(self._lock)
+        self._heads = HeadKeeper(medium, head, found.end, found.tail.dirty_end)
+        self._pack = Packer(
+            head.log, self.generation, found.next_sequence, found.end, 0 if options.allow_split else medium.unit
+        )
         self._refusal: JournalError | None = JournalReadOnly("the journal is open read-only") if read_only else None
-        self._begun = False
         self._trimmed, self._expire = found.trimmed, found.expire
-        self._begin = self._safe = self._flushed = self._taken = self._write = found.end
-        self._sequence = self._safe_sequence = found.next_sequence
-        self._dirty_end = found.tail.dirty_end
-        self._prezeroed = found.end
-        self._buffers: list[Buffer] = []
-        self._unit = 0 if options.allow_split else medium.unit
-        self._limit = self._limit_now()
-        self._generations = Rule(head.log, self._generation, found.end, medium.unit)
-        self._old_rule = Rule(head.log, found.generation, head.generation_start, medium.unit)
+        self._safe = self._flushed = self._prezeroed = found.end
+        self._safe_sequence = found.next_sequence
+        self._holds, self._segments = Holds(), Segments(options.ceilings.max_segments)
+        self._replay_rate = found.bytes_per_second or REPLAY_BYTES_PER_SECOND
+        self._limit, self._ceiling = self._limit_now()
+        self._rules = (
+            Rule(head.log, found.generation, head.generation_start, medium.unit),
+            Rule(head.log, self.generation, found.end, medium.unit),
+        )
 
     # -- making one ----------------------------------------------------------------------------------------------------
 
@@ -107,18 +120,13 @@ class Journal:
         `log` is the log's identity (32 bits, not 0), random unless given. Durable on return. Cost: three flushes.
         """
         options = options or Options()
-        log = log or secrets.randbits(32) | 1
         start = medium.start
         medium.truncate(start, start + HEADER_SIZE)
         head = Head(
-            log=log, generation=0, trimmed=start, expire=start, safe=start, next_sequence=1, generation_start=start,
-            clean=True, allow_split=options.allow_split, **medium.describe(),
+            log=log or secrets.randbits(32) | 1, generation=0, trimmed=start, expire=start, safe=start, next_sequence=1,
+            generation_start=start, clean=True, allow_split=options.allow_split, **medium.describe(),
         )  # fmt: skip
-        for _ in range(COPIES):
-            head = _renumber(head, head.number + 1)
-            medium.write_head(head.number % COPIES, head.encode())
-            medium.flush()
-        return cls(medium, head, Recovered.empty(start), options, read_only=False)
+        return cls(medium, write_copies(medium, head), Recovered.empty(start), options, read_only=False)
 
     @classmethod
     def open(
@@ -128,7 +136,7 @@ class Journal:
         start: int | None = None,
         options: Options | None = None,
         read_only: bool = False,
-        visit: Callable[[list[Entry]], None] | None = None,
+        visit: Visit | None = None,
     ) -> Journal:
         """Find the head, walk from `start` (default: the head's expire position) to the valid end.
 
@@ -141,7 +149,7 @@ class Journal:
         """
         head = newest_head(medium.read_heads(), medium.name)
         options = options or Options(allow_split=head.allow_split)
-        found = recover(medium, head, start, options.window_bytes, visit)
+        found = recover(medium, head, start, options.window_bytes, visit, options.clock)
         return cls(medium, head, found, options, read_only=read_only)
 
     @classmethod
@@ -151,7 +159,7 @@ class Journal:
         *,
         start: int | None = None,
         options: Options | None = None,
-        visit: Callable[[list[Entry]], None] | None = None,
+        visit: Visit | None = None,
     ) -> Journal:
         """`open`, from a writer that may not be dead: `medium` is tagged with an epoch above the old writer's.
 
@@ -170,7 +178,7 @@ class Journal:
         def read(position: int, length: int) -> bytes:
             return medium.read_fenced(position, length, floor)
 
-        found = recover(medium, head, start, options.window_bytes, visit, read)
+        found = recover(medium, head, start, options.window_bytes, visit, options.clock, read)
         journal = cls(medium, head, found, options, read_only=False)
         journal.write_head()
         return journal
@@ -182,125 +190,77 @@ class Journal:
 
         payload: one buffer or several that follow one another, at most 1 GiB; `bytes` are kept by reference, anything
         else is copied. type: 1 to 65534. No I/O, except a write of everything buffered each `buffer_bytes`, and a wait
-        for the writer when twice that is buffered.
+        for durability when twice that is buffered.
         Errors, nothing appended: `JournalFull`, `EntryTooLarge`, `JournalReadOnly`, `JournalClosed`; the latched error.
         """
-        if payload.__class__ is bytes:
-            length, crc = len(payload), crc32c(payload)
-            parts: Sequence[Buffer] = ()
+        parts: Sequence[Buffer] = ()
+        whole = payload if isinstance(payload, bytes) else None
+        if whole is not None:
+            length, crc = len(whole), crc32c(whole)
         else:
-            parts, length, crc = _own(payload)
-            payload = parts[0] if len(parts) == 1 else b""
-        if not 0 < type <= TYPE_MAX:
-            raise ValueError(f"entry type {type} is not in 1..{TYPE_MAX}")
-        if length > PAYLOAD_MAX:
-            raise EntryTooLarge(length, PAYLOAD_MAX)
+            parts, length, crc = own(payload)
+        _check(type, length)
+        pack = self._pack
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal.with_traceback(None)
-            begin = self._write
-            end = begin + HEADER_SIZE + length
-            if self._unit or end > self._limit:
-                begin, end = self._make_room(length)
-            sequence = self._sequence
-            body = BODY.pack(
-                MAGIC, VERSION, 0, type, length, self._head.log, self._generation, sequence, begin, self._safe, crc
-            )
-            self._buffers.append(body + crc32c(body).to_bytes(4, "little"))
-            if len(parts) > 1:
-                self._buffers.extend(parts)
+            if pack.unit or pack.position + HEADER_SIZE + length > self._limit:
+                self._make_room(length)
+            if whole is not None:
+                end = pack.add(whole, length, crc, type, self._safe)
             else:
-                self._buffers.append(payload)
-            self._sequence = sequence + 1
-            self._write = end
+                end = pack.add_parts(parts, length, crc, type, self._safe)
             self.counters.appends += 1
-            excess = end - self._taken - self.options.buffer_bytes
+            excess = end - pack.taken - self.options.buffer_bytes
         if excess > 0:
             self._write_out(end, wait=excess > self.options.buffer_bytes)
         return end
 
     def append_many(self, payloads: Sequence[bytes], type: int = 1) -> int:  # noqa: A002
-        """Add an entry for each of `payloads`; returns the end of the last. All of them, or none, see `append`."""
-        if not payloads:
-            return self._write
-        if not 0 < type <= TYPE_MAX:
-            raise ValueError(f"entry type {type} is not in 1..{TYPE_MAX}")
-        longest = max(map(len, payloads))
-        if longest > PAYLOAD_MAX:
-            raise EntryTooLarge(longest, PAYLOAD_MAX)
+        """Add an entry for each of `payloads`, all or none; returns the end of the last. Otherwise as `append`."""
+        longest = max(map(len, payloads), default=0)
+        _check(type, longest)
+        pack = self._pack
         with self._lock:
             self._raise_refusal()
-            total = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
-            padded = sum(min(self._unit, HEADER_SIZE + len(payload)) for payload in payloads) if self._unit else 0
-            if self._write + total + padded > self._limit:
-                raise self._full(total + padded)
-            self._pack_many(payloads, type)
-            end = self._write
+            need = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
+            if pack.unit:
+                need += len(payloads) * min(pack.unit, HEADER_SIZE + longest)  # more padding than this is not possible
+            if pack.position + need > self._limit:
+                raise self._full(need)
+            end = pack.add_many(payloads, type, self._safe)
             self.counters.appends += len(payloads)
-            excess = end - self._taken - self.options.buffer_bytes
+            excess = end - pack.taken - self.options.buffer_bytes
         if excess > 0:
             self._write_out(end, wait=excess > self.options.buffer_bytes)
         return end
 
-    def _pack_many(self, payloads: Sequence[bytes], type_: int) -> None:
-        add, pack, crc = self._buffers.append, BODY.pack, crc32c
-        log, generation, safe, unit = self._head.log, self._generation, self._safe, self._unit
-        position, sequence = self._write, self._sequence
-        for payload in payloads:
-            length = len(payload)
-            if unit:
-                self._write, self._sequence = position, sequence
-                position, _ = self._make_room(length)
-                sequence = self._sequence
-            body = pack(MAGIC, VERSION, 0, type_, length, log, generation, sequence, position, safe, crc(payload))
-            add(body + crc(body).to_bytes(4, "little") + payload)
-            position += HEADER_SIZE + length
-            sequence += 1
-        self._write, self._sequence = position, sequence
-
-    def _make_room(self, length: int) -> tuple[int, int]:
-        """With the lock held: pad to the next unit where needed. Returns where the entry begins and ends."""
-        need = HEADER_SIZE + length
-        room = self._unit - self._write % self._unit if self._unit else 0
-        pad = room if need > room and room != self._unit else 0
-        if self._write + pad + need > self._limit:
-            raise self._full(pad + need)
-        if pad:
-            self._append_pad(pad)
-        return self._write, self._write + need
-
-    def _append_pad(self, size: int) -> None:
-        """Fill the rest of a unit: a pad entry where one fits, zeros where not."""
-        fill = bytes(max(0, size - HEADER_SIZE))
-        if size < HEADER_SIZE:
-            self._buffers.append(bytes(size))
-        else:
-            self._buffers.append(
-                encode_header(
-                    PAD_TYPE, len(fill), self._head.log, self._generation, self._sequence, self._write, self._safe,
-                    crc32c(fill),
-                )
-            )  # fmt: skip
-            self._buffers.append(fill)
-            self._sequence += 1
-        self._write += size
-        self.counters.pads += 1
+    def _make_room(self, length: int) -> None:
+        """With the lock held: pad to the next unit where the entry needs it. `JournalFull` when it does not fit."""
+        padding = self._pack.padding(length)
+        if self._pack.position + padding + HEADER_SIZE + length > self._limit:
+            raise self._full(padding + HEADER_SIZE + length)
+        self._pack.pad(padding, self._safe)
 
     def _full(self, need: int) -> JournalFull:
-        return JournalFull(need, max(0, self._limit - self._write))
+        return JournalFull(need, max(0, self._limit - self._pack.position), self._ceiling, self._blocked_by())
 
-    def _limit_now(self) -> int:
-        """The position that `write` may not pass: one period of the ring always stays free."""
-        capacity = self.medium.capacity
-        if capacity is None:
-            return _NO_LIMIT
-        return self._trimmed - self._trimmed % self.medium.period + capacity - self.medium.period
+    def _limit_now(self) -> tuple[int, str]:
+        """The position that `write` may not pass, and what sets it. One period of a ring always stays free."""
+        limit, ceiling = _NO_LIMIT, "none"
+        capacity, period = self.medium.capacity, self.medium.period
+        if capacity is not None:
+            limit, ceiling = self._trimmed - self._trimmed % period + capacity - period, "capacity"
+        allowed, name = self.options.ceilings.tightest(self._replay_rate)
+        if allowed is not None and self._expire + allowed < limit:
+            limit, ceiling = self._expire + allowed, name
+        return limit, ceiling
 
     # -- durability ----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Everything appended before this call is durable when it returns. Cost: at most one write and one flush."""
-        self.wait(self._write)
+        self.wait(self._pack.position)
 
     def wait(self, position: int, timeout: float | None = None) -> None:
         """Everything below `position` is durable when this returns; `position` is what an `append` returned.
@@ -313,26 +273,10 @@ class Journal:
                 if self._safe >= position:
                     return
                 self._raise_refusal()
-                assert position <= self._write, "waiting for a position that was never appended"
+                assert position <= self._pack.position, "waiting for a position that was never appended"
                 leader = self._turns.take(position, timeout)
             if leader:
                 self._commit()
-
-    def push(self) -> None:
-        """Everything appended before this call was handed to the medium when it returns; nothing is flushed.
-
-        For an owner whose medium keeps the order of writes, so that what it writes elsewhere on that medium afterwards
-        cannot survive a crash without these entries. Errors as `wait`.
-        """
-        position = self._write
-        while self._flushed < position:
-            with self._lock:
-                if self._flushed >= position:
-                    return
-                self._raise_refusal()
-                leader = self._turns.take(position, None)
-            if leader:
-                self._write_in_turn()
 
     def add_waiter(self, position: int, callback: Callback) -> None:
         """Call `callback(None)` once `position` is durable, or `callback(error)` when writing failed.
@@ -349,15 +293,19 @@ class Journal:
 
     def _commit(self) -> None:
         """By the leader: one write and one flush for everything appended so far. What it covers is durable, `safe`."""
-        end, sequence = self._safe, self._safe_sequence
+        safe, sequence = self._safe, self._safe_sequence
         error: BaseException | None = None
         try:
-            end, sequence = self._write_buffers()
+            safe, sequence = self._write_buffers()
             self.medium.flush()
             self.counters.flushes += 1
         except BaseException as cause:
             error = cause
-        self._end_turn(end, sequence, "flush", error)
+        self._end_turn(safe, sequence, "flush", error)
+        every = self.options.head_every_bytes
+        if every is not None and self._safe - self._heads.durable.safe >= every:
+            with suppress(JournalError):  # latched: every later call raises it; what was waited for is durable
+                self.write_head()
 
     def _write_out(self, position: int, *, wait: bool) -> None:
         """Write what is buffered without a flush; with `wait`, make it durable, which is how appenders are held back."""
@@ -367,10 +315,6 @@ class Journal:
         with self._lock:
             if self._refusal is not None or not self._turns.take_now():
                 return
-        self._write_in_turn()
-
-    def _write_in_turn(self) -> None:
-        """By the leader: write everything appended so far, without a flush."""
         error: BaseException | None = None
         try:
             self._write_buffers()
@@ -380,26 +324,25 @@ class Journal:
 
     def _write_buffers(self) -> tuple[int, int]:
         """By the leader: write everything appended. Returns the position and sequence that a flush makes durable."""
-        self._begin_generation()
+        self._heads.ensure_begun(self._head_now, self._trimmed)
         with self._lock:
-            buffers, self._buffers = self._buffers, []
-            begin, end, sequence = self._taken, self._write, self._sequence
-            self._taken = end
+            begin, buffers = self._pack.take()
+            end, sequence = self._pack.position, self._pack.sequence
         if begin < end:
-            self._keep_zeros_ahead(end)
+            self._keep_zeros_ahead(begin, end)
             self.medium.write(begin, join_small(buffers))
             self.counters.writes += 1
             self.counters.bytes += end - begin
         self._flushed = end
         return end, sequence
 
-    def _keep_zeros_ahead(self, end: int) -> None:
+    def _keep_zeros_ahead(self, begin: int, end: int) -> None:
         """One whole empty period beyond `end`, durably, before anything up to `end` is written."""
         periods, period = self.medium.prezero_periods, self.medium.period
         if not periods or end + period <= self._prezeroed:
             return
         until = -(-end // period) * period + periods * period
-        self.medium.prezero(max(self._prezeroed, self._flushed), until)
+        self.medium.prezero(max(self._prezeroed, begin), until)
         self.medium.flush()
         self._prezeroed = until
 
@@ -428,51 +371,28 @@ class Journal:
         if self._refusal is not None:
             raise self._refusal.with_traceback(None)
 
-    # -- heads and generations -----------------------------------------------------------------------------------------
-
-    def _begin_generation(self) -> None:
-        """Before the first write: what recovery found behind the end is durably gone, then the generation is durable."""
-        if not self._begun:
-            with self._head_lock:
-                self._begin_generation_once()
-
-    def _begin_generation_once(self) -> None:
-        if self._begun:
-            return
-        self.medium.truncate(self._begin, self._dirty_end)
-        self.medium.trim(self._trimmed)  # finishes what a crash may have cut short
-        self._prezeroed = self._begin + (self.medium.prezero_periods + 1) * self.medium.period
-        self._write_head_copies(clean=False)
-        self._begun = True
+    # -- heads ---------------------------------------------------------------------------------------------------------
 
     def write_head(self) -> None:
         """Both head copies describe the journal as it is, durably, when this returns. Cost: two flushes."""
-        self._exclusive("head", lambda: self._write_head_copies(clean=False))
+        self._on_medium("head", lambda: self._heads.write(self._head_now))
 
-    def _write_head_copies(self, *, clean: bool) -> None:
-        """One copy after the other, each with its own flush: whichever tears, the other is whole and as good."""
+    def _head_now(self, *, clean: bool = False) -> Head:
         with self._lock:
-            head = Head(
-                log=self._head.log, generation=self._generation, number=self._head.number, trimmed=self._trimmed,
-                expire=self._expire, safe=self._safe, next_sequence=self._safe_sequence,
-                generation_start=self._begin, epoch=getattr(self.medium, "epoch", 0), clean=clean,
-                allow_split=self.options.allow_split, **self.medium.describe(),
+            return Head(
+                log=self._pack.log, generation=self.generation, trimmed=self._trimmed, expire=self._expire,
+                safe=self._safe, next_sequence=self._safe_sequence, generation_start=self._heads.begin,
+                epoch=getattr(self.medium, "epoch", 0), clean=clean, allow_split=self.options.allow_split,
+                **self.medium.describe(),
             )  # fmt: skip
-        for _ in range(COPIES):
-            head = _renumber(head, head.number + 1)
-            self.medium.write_head(head.number % COPIES, head.encode())
-            self.medium.flush()
-            self.counters.head_writes += 1
-        self._head = head
 
-    def _exclusive(self, operation: str, action: Callable[[], None]) -> None:
-        """Run `action` on the medium with nobody else writing heads; a failure latches the journal."""
+    def _on_medium(self, operation: str, action: Callable[[], None]) -> None:
+        """Run `action` once the generation has begun; a failure latches the journal."""
         with self._lock:
             self._raise_refusal()
         try:
-            self._begin_generation()
-            with self._head_lock:
-                action()
+            self._heads.ensure_begun(self._head_now, self._trimmed)
+            action()
         except BaseException as cause:
             with self._lock:
                 refusal = self._latch(operation, cause)
@@ -483,12 +403,20 @@ class Journal:
     # -- giving up the past --------------------------------------------------------------------------------------------
 
     def set_expire(self, position: int) -> None:
-        """The owner needs nothing below `position`, an entry boundary. Frees nothing before `trim`. No I/O."""
+        """The owner needs nothing below `position`, an entry boundary. Frees nothing before `trim`. No I/O.
+
+        `ValueError` when it lies below the present one, above what is durable, or beyond a hold.
+        """
         with self._lock:
             self._raise_refusal()
-            if not self._expire <= position <= self._safe:
-                raise ValueError(f"expire {position} is not between {self._expire} and the durable {self._safe}")
+            hold = self._holds.oldest()
+            highest = self._safe if hold is None else min(self._safe, hold.position)
+            if not self._expire <= position <= highest:
+                because = f"held by {hold.reason}" if hold and highest < self._safe else "durable"
+                raise ValueError(f"expire {position} is not between {self._expire} and {highest} ({because})")
             self._expire = position
+            self._segments.expire(position)
+            self._limit, self._ceiling = self._limit_now()
 
     def trim(self, *, recorded: bool = False) -> int:
         """Give up whole periods below the expire position; returns the new `trimmed`.
@@ -503,36 +431,61 @@ class Journal:
             target = self._expire - self._expire % period
         if target <= self._trimmed:
             return self._trimmed
-        if not recorded and self._head.expire < target:
+        if not recorded and self._heads.durable.expire < target:
             self.write_head()
-        self._exclusive("trim", lambda: self.medium.trim(target))
+        self._on_medium("trim", lambda: self._heads.alone(lambda: self.medium.trim(target)))
         with self._lock:
             self._trimmed = max(self._trimmed, target)
-            self._limit = self._limit_now()
+            self._limit, self._ceiling = self._limit_now()
             return self._trimmed
 
-    def cut_tail(self, position: int, sequence: int) -> None:
-        """The owner cannot use the entry at `position` (of that sequence), whole as it is, nor what follows: end there.
-
-        For an owner whose entries refer to bytes elsewhere that never arrived. Only before the first write after `open`;
-        the tail is durably gone before the first new entry.
-        """
+    def hold(self, position: int, reason: str) -> Hold:
+        """Say why nothing from `position` on may expire yet. Release it when that is over."""
         with self._lock:
-            assert not self._begun, "entries of this generation may follow"
-            assert self._expire <= position <= self._write, "the cut lies within the log"
-            self._dirty_end = max(self._dirty_end, self._write)
-            self._begin = self._safe = self._flushed = self._taken = self._write = self._prezeroed = position
-            self._sequence = self._safe_sequence = sequence
-            self._generations = Rule(self._head.log, self._generation, position, self.medium.unit)
+            if position < self._expire:
+                raise ValueError(f"hold at {position} is below the expire position {self._expire}")
+            return self._holds.add(position, reason)
+
+    def holds(self) -> list[Hold]:
+        """All reasons, the oldest first."""
+        with self._lock:
+            return list(self._holds)
+
+    def _blocked_by(self) -> str:
+        hold = self._holds.oldest()
+        return hold.reason if hold is not None else ""
+
+    @property
+    def blocked_by(self) -> str:
+        """The reason that keeps the oldest segment: of the oldest hold, or "" when nothing but the owner's delay does."""
+        with self._lock:
+            return self._blocked_by()
+
+    def begin_segment(self) -> int:
+        """The owner begins a segment here; returns the position. `JournalFull` when there are as many as allowed."""
+        with self._lock:
+            self._raise_refusal()
+            self._segments.begin(self._pack.position, self._blocked_by())
+            return self._pack.position
+
+    def segments(self) -> list[int]:
+        """Where the segments begin that are not wholly expired."""
+        with self._lock:
+            return self._segments.starts()
+
+    @property
+    def replay_seconds(self) -> float:
+        """What replaying the live log would take, at the speed measured when this journal was opened."""
+        return (self._pack.position - self._expire) / self._replay_rate
 
     def close(self) -> None:
         """Flush, write a head that says where the log ends, and refuse everything from then on. Again: nothing."""
         if isinstance(self._refusal, JournalClosed):
             return
         try:
-            if self._refusal is None and (self._begun or self._write > self._safe):
+            if self._refusal is None and (self._heads.begun or self.write > self._safe):
                 self.flush()
-                self._exclusive("close", lambda: self._write_head_copies(clean=True))
+                self._on_medium("close", lambda: self._heads.write(lambda: self._head_now(clean=True)))
         finally:
             with self._lock:
                 self._refusal = JournalClosed("the journal is closed")
@@ -561,11 +514,9 @@ class Journal:
         stop = self._safe if stop is None else min(stop, self._safe)
         if start < self._trimmed:
             raise JournalTrimmed(start, self._trimmed)
+        old, new = self._rules
         sequence: int | None = None
-        for rule, low, high in ((self._old_rule, start, min(stop, self._begin)),
-                                (self._generations, max(start, self._begin), stop)):  # fmt: skip
-            if low >= high:
-                continue
+        for rule, low, high in ((old, start, min(stop, self._heads.begin)), (new, max(start, self._heads.begin), stop)):
             walk = Walk(self.medium.read, rule, low, high, window=self.options.window_bytes, sequence=sequence)
             yield from walk.batches()
             if walk.broken:
@@ -602,21 +553,21 @@ class Journal:
     @property
     def write(self) -> int:
         """Where the next entry goes."""
-        return self._write
+        return self._pack.position
 
     @property
-    def generation(self) -> int:
-        """Of the entries this writer appends."""
-        return self._generation
+    def head(self) -> Head:
+        """The last durable head."""
+        return self._heads.durable
 
     @property
     def log(self) -> int:
         """The identity of the log."""
-        return self._head.log
+        return self._pack.log
 
     @property
     def next_sequence(self) -> int:
-        return self._sequence
+        return self._pack.sequence
 
     @property
     def capacity(self) -> int | None:
@@ -626,47 +577,25 @@ class Journal:
 
     @property
     def free(self) -> int | None:
-        """Bytes that can be appended now, headers included, or None where the medium grows."""
-        return None if self.medium.capacity is None else self._limit - self._write
+        """Bytes that can be appended now, headers included, or None where nothing limits it."""
+        return None if self._limit == _NO_LIMIT else max(0, self._limit - self._pack.position)
 
     def assert_state(self) -> None:
         """Check the invariants named at the head of this module."""
         with self._lock:
-            assert self._trimmed <= self._expire <= self._safe <= self._flushed <= self._write, "J1"
-            assert self._flushed <= self._taken <= self._write, "J1"
-            assert sum(map(len, self._buffers)) == self._write - self._taken, "buffers do not add up"
-            if self._begun:
-                assert self._head.generation == self._generation, "J3"
+            assert self._trimmed <= self._expire <= self._safe <= self._flushed <= self._pack.position, "J1"
+            assert self._flushed <= self._pack.taken <= self._pack.position, "J1"
+            assert sum(map(len, self._pack.buffers)) == self._pack.position - self._pack.taken, "K1"
+            if self._heads.begun:
+                assert self._heads.durable.generation == self.generation, "J3"
             if self.medium.capacity is not None:
-                assert self._write - self._trimmed <= self.medium.capacity, "J5"
+                assert self._pack.position - self._trimmed <= self.medium.capacity - self.medium.period, "J5"
+            hold = self._holds.oldest()
+            assert hold is None or self._expire <= hold.position, "J7"
 
 
-def join_small(buffers: list[Buffer]) -> list[Buffer]:
-    """The same bytes in fewer buffers: runs of small ones joined, large ones as they are."""
-    joined: list[Buffer] = []
-    run: list[Buffer] = []
-    for buffer in buffers:
-        if len(buffer) < SMALL:
-            run.append(buffer)
-        else:
-            joined += [b"".join(run), buffer]
-            run = []
-    if run:
-        joined.append(b"".join(run))
-    return [buffer for buffer in joined if len(buffer)]
-
-
-def _renumber(head: Head, number: int) -> Head:
-    """`head` as the copy number `number`."""
-    fields = {name: getattr(head, name) for name in Head.__slots__}
-    return Head(**{**fields, "number": number})
-
-
-def _own(payload: Buffer | Sequence[Buffer]) -> tuple[list[Buffer], int, int]:
-    """The parts of a payload as bytes nobody else can change, their total length, and their checksum."""
-    given = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
-    parts: list[Buffer] = [part if isinstance(part, bytes) else bytes(part) for part in given]
-    crc = 0
-    for part in parts:
-        crc = crc32c(part, crc)
-    return parts, sum(map(len, parts)), crc
+def _check(type_: int, length: int) -> None:
+    if not 0 < type_ <= TYPE_MAX:
+        raise ValueError(f"entry type {type_} is not in 1..{TYPE_MAX}")
+    if length > PAYLOAD_MAX:
+        raise EntryTooLarge(length, PAYLOAD_MAX)

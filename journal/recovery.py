@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from journal.entry import HEADER_SIZE, Entry
 from journal.errors import JournalCorrupt
 from journal.head import Head
 from journal.medium import Medium
 from journal.scan import Read, Rule, Tail, Walk, classify_tail
+
+MEASURED_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Recovered:
     next_sequence: int
     generation: int
     tail: Tail
+    bytes_per_second: float = 0.0  # of the walk and its visitor; 0 where too little was read to tell
 
     @classmethod
     def empty(cls, start: int) -> Recovered:
@@ -35,6 +39,7 @@ def recover(
     start: int | None,
     window: int,
     visit: Callable[[list[Entry]], None] | None,
+    clock: Callable[[], float],
     read: Read | None = None,
 ) -> Recovered:
     """Walk from `start` to the first position with no valid entry, and make sure that nothing durable is missing there.
@@ -47,9 +52,12 @@ def recover(
     rule = Rule(head.log, head.generation, head.generation_start, medium.unit)
     reach = medium.reach(begin)
     walk = Walk(read, rule, begin, reach, window=window, capacity=medium.capacity)
+    began = clock()
     for batch in walk.batches():
         if visit is not None:
             visit(batch)
+    seconds = clock() - began
+    measured = walk.position - begin >= MEASURED_BYTES and seconds > 0
     return Recovered(
         trimmed=max(head.trimmed, begin - begin % medium.period),
         expire=begin,
@@ -57,6 +65,7 @@ def recover(
         next_sequence=_next_sequence(head, walk, begin),
         generation=max(head.generation, walk.generation),
         tail=_judge(read, rule, walk, head, reach),
+        bytes_per_second=(walk.position - begin) / seconds if measured else 0.0,
     )
 
 

@@ -1,0 +1,69 @@
+"""Writing heads, and the first steps of a generation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from journal.head import COPIES, Head
+from journal.medium import Medium
+
+
+def write_copies(medium: Medium, head: Head) -> Head:
+    """Both copies describe `head`, durably, when this returns; returns it with its new number.
+
+    One copy after the other, each with its own flush: whichever tears, the other one is whole and as good.
+    """
+    for _ in range(COPIES):
+        head = replace(head, number=head.number + 1)
+        medium.write_head(head.number % COPIES, head.encode())
+        medium.flush()
+    return head
+
+
+class HeadKeeper:
+    """The last durable head, and the lock under which heads, and whatever must not overlap with them, are written.
+
+    H1  `durable` is on the medium in both copies
+    H2  `begun` is true once a head of this generation is durable, and everything behind `begin` is gone; before, nothing
+        of this generation is written
+    """
+
+    def __init__(self, medium: Medium, durable: Head, begin: int, dirty_end: int) -> None:
+        self.durable = durable
+        self.begun = False
+        self.begin = begin
+        self.written = 0  # copies
+        self._medium = medium
+        self._dirty_end = dirty_end
+        self._lock = threading.Lock()
+
+    def ensure_begun(self, current: Callable[[], Head], trimmed: int) -> None:
+        """Before the first write of this generation: what recovery found behind the end is durably gone, then the
+        generation is durable. Then the trim that a crash may have cut short is finished."""
+        if not self.begun:
+            with self._lock:
+                self._begin(current, trimmed)
+
+    def _begin(self, current: Callable[[], Head], trimmed: int) -> None:
+        if self.begun:
+            return
+        self._medium.truncate(self.begin, self._dirty_end)
+        self._write(current())
+        self._medium.trim(trimmed)
+        self.begun = True
+
+    def write(self, current: Callable[[], Head]) -> None:
+        """Write what `current` says. Two flushes."""
+        with self._lock:
+            self._write(current())
+
+    def _write(self, head: Head) -> None:
+        self.durable = write_copies(self._medium, replace(head, number=self.durable.number))
+        self.written += COPIES
+
+    def alone(self, action: Callable[[], None]) -> None:
+        """Run `action` while no head is written."""
+        with self._lock:
+            action()

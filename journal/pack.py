@@ -1,0 +1,114 @@
+"""Entries that were appended and not yet handed to the medium."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from crc32c import crc32c
+
+from journal.entry import BODY, HEADER_SIZE, MAGIC, PAD_TYPE, VERSION
+from journal.medium import Buffer
+
+SMALL: Final = 1 << 15  # buffers below this are joined before they are handed to the medium
+
+
+class Packer:
+    """Frames entries and keeps them until `take`. Not thread-safe: the journal's lock guards it.
+
+    K1  the buffers hold exactly the bytes of `[taken, position)`
+    K2  `sequence` is that of the entry that will begin at `position`
+    """
+
+    __slots__ = ("buffers", "generation", "log", "pads", "position", "sequence", "taken", "unit")
+
+    def __init__(self, log: int, generation: int, sequence: int, position: int, unit: int) -> None:
+        self.log = log
+        self.generation = generation
+        self.sequence = sequence
+        self.position = position
+        self.taken = position
+        self.unit = unit  # 0: entries follow one another without pads
+        self.pads = 0
+        self.buffers: list[Buffer] = []
+
+    def padding(self, length: int) -> int:
+        """Bytes of padding that an entry with a payload of `length` needs in front of it."""
+        room = self.unit - self.position % self.unit if self.unit else 0
+        return room if HEADER_SIZE + length > room and room != self.unit else 0
+
+    def add(self, payload: bytes, length: int, crc: int, type_: int, safe: int) -> int:
+        """Append an entry whose payload is one buffer; returns its end."""
+        position, sequence = self.position, self.sequence
+        body = BODY.pack(MAGIC, VERSION, 0, type_, length, self.log, self.generation, sequence, position, safe, crc)
+        add = self.buffers.append
+        add(body + crc32c(body).to_bytes(4, "little"))
+        add(payload)
+        self.sequence = sequence + 1
+        self.position = position = position + HEADER_SIZE + length
+        return position
+
+    def add_parts(self, parts: Sequence[Buffer], length: int, crc: int, type_: int, safe: int) -> int:
+        """Append an entry whose payload is several buffers; returns its end."""
+        end = self.add(b"", length, crc, type_, safe)
+        self.buffers[-1:] = parts
+        return end
+
+    def add_many(self, payloads: Sequence[bytes], type_: int, safe: int) -> int:
+        """Append an entry for each payload; returns the end of the last."""
+        if self.unit:
+            for payload in payloads:
+                self.pad(self.padding(len(payload)), safe)
+                self.add(payload, len(payload), crc32c(payload), type_, safe)
+            return self.position
+        add, pack, crc = self.buffers.append, BODY.pack, crc32c
+        log, generation, position = self.log, self.generation, self.position
+        for sequence, payload in enumerate(payloads, self.sequence):
+            length = len(payload)
+            body = pack(MAGIC, VERSION, 0, type_, length, log, generation, sequence, position, safe, crc(payload))
+            add(body + crc(body).to_bytes(4, "little") + payload)
+            position += HEADER_SIZE + length
+        self.position = position
+        self.sequence += len(payloads)
+        return position
+
+    def pad(self, size: int, safe: int) -> None:
+        """Fill `size` bytes: with a pad entry where one fits, with zeros where not."""
+        if size >= HEADER_SIZE:
+            fill = bytes(size - HEADER_SIZE)
+            self.add(fill, len(fill), crc32c(fill), PAD_TYPE, safe)
+        elif size:
+            self.buffers.append(bytes(size))
+            self.position += size
+        self.pads += size > 0
+
+    def take(self) -> tuple[int, list[Buffer]]:
+        """Everything appended since the last `take`, and the position it begins at."""
+        begin, buffers = self.taken, self.buffers
+        self.taken, self.buffers = self.position, []
+        return begin, buffers
+
+
+def join_small(buffers: Sequence[Buffer]) -> list[Buffer]:
+    """The same bytes in fewer buffers: runs of small ones joined, large ones as they are."""
+    joined: list[Buffer] = []
+    run: list[Buffer] = []
+    for buffer in buffers:
+        if len(buffer) < SMALL:
+            run.append(buffer)
+        else:
+            joined += [b"".join(run), buffer]
+            run = []
+    if run:
+        joined.append(b"".join(run))
+    return [buffer for buffer in joined if len(buffer)]
+
+
+def own(payload: Buffer | Sequence[Buffer]) -> tuple[list[Buffer], int, int]:
+    """The parts of a payload as bytes nobody else can change, their total length, and their checksum."""
+    given = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
+    parts: list[Buffer] = [part if isinstance(part, bytes) else bytes(part) for part in given]
+    crc = 0
+    for part in parts:
+        crc = crc32c(part, crc)
+    return parts, sum(map(len, parts)), crc
