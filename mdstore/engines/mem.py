@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import RLock
 
 from mdstore.engines.mem_check import check
-from mdstore.engines.mem_state import BLOCK, MemObject, State
+from mdstore.engines.mem_state import BLOCK, MemCollection, MemObject, State
 from mdstore.engines.protocol import Capabilities, Commit, ObjectStat
 from mdstore.errors import DeviceFailed, InvalidRequest, NotFound, StoreClosed
-from mdstore.store.transaction import Name, Operation, Transaction, attribute_name, collection_name, object_name
+from mdstore.store.transaction import Name, Operation, Transaction, collection_name, object_name
 
 _SIZE_BYTES = 1 << 40  # what `statistics` calls the size of memory
 
@@ -190,10 +190,9 @@ class MemStore:
     # -- queries -------------------------------------------------------------------------------------------------------
 
     def exists(self, collection: Name, name: Name) -> bool:
-        """Whether the object is there; False too when its collection is not."""
+        """Whether the object is there. NotFound('collection') when its collection is not."""
         with self._lock:
-            self._assert_usable()
-            return self._state.find(collection_name(collection), object_name(name)) is not None
+            return self._lookup(collection, name) is not None
 
     def stat(self, collection: Name, name: Name) -> ObjectStat:
         """Size, allocated space (whole blocks), number of attributes and of map keys."""
@@ -217,7 +216,7 @@ class MemStore:
 
     def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
         """The attribute's value. NotFound says which was missing: collection, object or attribute."""
-        key = attribute_name(attribute)
+        key = _raw(attribute)
         with self._lock:
             found = self._find(collection, name).attributes.get(key)
         if found is None:
@@ -271,13 +270,10 @@ class MemStore:
             raise InvalidRequest(f"limit {limit} must not be negative")
         low, high = _bound(start), _bound(stop)
         with self._lock:
-            self._assert_usable()
-            entry = self._state.collections.get(collection_name(collection))
-            if entry is None:
-                raise NotFound("collection", collection)
+            objects = self._collection(collection).objects
             if low is not None and high is not None and low >= high:
                 return []
-            names = entry.objects.irange(low, high, inclusive=(True, False))
+            names = objects.irange(low, high, inclusive=(True, False))
             return [name for name, _ in zip(names, range(limit))] if limit is not None else list(names)
 
     def list_collections(self) -> list[bytes]:
@@ -307,14 +303,22 @@ class MemStore:
         if self._error is not None:
             raise self._error
 
-    def _find(self, collection: Name, name: Name) -> MemObject:
+    def _collection(self, collection: Name) -> MemCollection:
         self._assert_usable()
-        home, wanted = collection_name(collection), object_name(name)
-        if home not in self._state.collections:
-            raise NotFound("collection", home)
-        found = self._state.find(home, wanted)
+        name = collection_name(collection)
+        found: MemCollection | None = self._state.collections.get(name)
         if found is None:
-            raise NotFound("object", wanted)
+            raise NotFound("collection", name)
+        return found
+
+    def _lookup(self, collection: Name, name: Name) -> MemObject | None:
+        found: MemObject | None = self._collection(collection).objects.get(object_name(name))
+        return found
+
+    def _find(self, collection: Name, name: Name) -> MemObject:
+        found = self._lookup(collection, name)
+        if found is None:
+            raise NotFound("object", object_name(name))
         return found
 
 
@@ -323,6 +327,11 @@ def _check_window(offset: int, length: int | None) -> None:
         raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
 
 
+def _raw(name: Name) -> bytes:
+    """What is looked for may have any length: over the limit, it is not there."""
+    return name.encode() if isinstance(name, str) else name
+
+
 def _bound(name: Name | None) -> bytes | None:
     """A bound of a listing: any bytes, also empty or longer than a name can be."""
-    return name.encode() if isinstance(name, str) else name
+    return None if name is None else _raw(name)
