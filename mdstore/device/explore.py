@@ -18,6 +18,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from random import Random
 from threading import Lock
 from typing import Final
@@ -222,30 +223,30 @@ class Exploration:
         self.report = Report(seed, operations=len(run.log.operations))
 
     def states(self, budget: int, first_pass: int = 0) -> Iterator[CrashState]:
-        """`budget` states: of a seeded sample of the points when one pass over all would exceed it, and in as many
-        passes as it takes when one does not use it up. Ends early when a pass brings no state at all."""
-        log, history = self._run.log, self._run.history
-        candidates = range(history.first_point, len(log.operations) + 1)
-        room = max(1, budget // STATES_PER_POINT)
-        sample = candidates if len(candidates) <= room else Random(self._seed).sample(candidates, room)
-        points, left, pass_number = frozenset(sample), budget, first_pass
-        while left:
-            before = left
-            for state in crash_states(
-                log,
-                self._seed,
-                plan=self._plan,
-                first=history.first_point,
-                points=points,
-                in_full=history.acknowledged_points(),
-                pass_number=pass_number,
-            ):
-                yield state
-                left -= 1
-                if not left:
-                    return
-            if left == before:
-                return
+        """`budget` states: those of seeded samples of the points while one pass over all of them would exceed it, and
+        in as many passes as it takes when one does not use it up. Ends early when a pass brings no state at all."""
+        return islice(self._passes(max(1, budget // STATES_PER_POINT), first_pass), budget)
+
+    def _passes(self, sample_points: int, pass_number: int) -> Iterator[CrashState]:
+        log, first = self._run.log, self._run.history.first_point
+        points = list(range(first, len(log.operations) + 1))
+        if len(points) > sample_points:
+            Random(self._seed).shuffle(points)
+        any_state = True
+        while any_state:
+            any_state = False
+            for at in range(0, len(points), sample_points):
+                for state in crash_states(
+                    log,
+                    self._seed,
+                    plan=self._plan,
+                    first=first,
+                    points=frozenset(points[at : at + sample_points]),
+                    in_full=self._run.history.acknowledged_points(),
+                    pass_number=pass_number,
+                ):
+                    any_state = True
+                    yield state
             pass_number += 1
 
     def check(self, state: CrashState, *, nested: bool = False) -> list[Finding]:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Final
 
 from mdstore.device.linux import block_device_geometry, preallocate, punch
-from mdstore.device.lock import lock_image
+from mdstore.device.lock import find_holder, lock_image
 from mdstore.device.protocol import Buffer
 from mdstore.device.ranges import check_growth, check_range, positioned, size_of
 from mdstore.errors import (
@@ -337,10 +337,22 @@ def _open_error(path: str, error: OSError, read_only: bool) -> MdstoreError:
     if error.errno == errno.EROFS:
         return ReadOnly(f"{path} lies on a read-only file system")
     if error.errno == errno.EBUSY:
-        return ImageBusy(path, "the kernel (mounted, or part of another device)")
+        return ImageBusy(path, _holder_of_block_device(path))
     if error.errno in (errno.EIO, errno.ENXIO, errno.ENOSPC):
         return DeviceFailed("open", path, _reason(error))
     wanted = "reading" if read_only else "writing"
     refusal = InvalidRequest(f"cannot open {path} for {wanted}: {_reason(error)}")
     refusal.errno = error.errno or errno.EINVAL
     return refusal
+
+
+def _holder_of_block_device(path: str) -> str:
+    """Who keeps an exclusive open out: a process with our lock on it, or the kernel itself."""
+    holder: str | None = None
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            holder = find_holder(fd)
+        finally:
+            os.close(fd)
+    return holder or "the kernel (mounted, or part of another device)"

@@ -22,11 +22,11 @@ def lock_image(fd: int, path: str, *, exclusive: bool) -> None:
     except OSError as error:
         if error.errno != errno.EWOULDBLOCK:
             raise
-        raise ImageBusy(path, describe_holder(fd)) from None
+        raise ImageBusy(path, find_holder(fd) or "another process") from None
 
 
-def describe_holder(fd: int) -> str:
-    """`process 1234 (mdstore mount)` for the process that holds a flock on the file behind `fd`.
+def find_holder(fd: int) -> str | None:
+    """`process 1234 (mdstore mount)` for the process that holds a flock on the file behind `fd`; None if none shows.
 
     Open descriptors are asked first: /proc/locks keeps the number of the process that took the lock, which after a fork
     into the background is dead, or worse, somebody else. It is the second choice for holders whose descriptors this
@@ -35,7 +35,7 @@ def describe_holder(fd: int) -> str:
     status = os.fstat(fd)
     pid = next(_holders_by_descriptor(status, fd), None) or _holder_by_lock_table(status)
     if pid is None:
-        return "another process"
+        return None
     if pid == os.getpid():
         return "this process"
     command = _command_of(pid)
