@@ -1,0 +1,73 @@
+"""Who asks: credentials from a request's header, completed with supplementary groups only where they decide.
+
+The kernel has checked the permission bits itself (`default_permissions`), with the right groups; the name space checks again
+with what it is told. Reading a process's groups costs some 30 microseconds, so a request is first served without them, and
+again with them where it was refused: a refused request has changed nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mdstore.mds.vfs import Credentials
+
+GROUPS_LIFETIME_S: Final = 1.0  # how long a process's groups are believed; the kernel's own check is never stale
+CACHE_MAX: Final = 4096
+
+_Key = tuple[int, int, int]
+
+
+class CredentialCache:
+    """`Credentials` by (uid, gid, pid). `clock` counts seconds, `read_groups(pid)` tells a process's groups."""
+
+    def __init__(
+        self,
+        read_groups: Callable[[int], tuple[int, ...]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read_groups = read_groups or process_groups
+        self._clock = clock
+        self._plain: dict[_Key, Credentials] = {}
+        self._complete: dict[_Key, tuple[float, Credentials]] = {}
+
+    def of(self, uid: int, gid: int, pid: int) -> Credentials:
+        """What is known of the caller without asking anybody."""
+        key = (uid, gid, pid)
+        if key in self._complete:
+            deadline, cred = self._complete[key]
+            if self._clock() < deadline:
+                return cred
+            del self._complete[key]
+        found = self._plain.get(key)
+        if found is None:
+            if len(self._plain) >= CACHE_MAX:
+                self._plain.clear()
+            found = self._plain[key] = Credentials(uid, gid, (), pid)
+        return found
+
+    def complete(self, cred: Credentials) -> Credentials:
+        """The same caller with its supplementary groups; the same object where it has none or is gone."""
+        if cred.uid == 0 or cred.groups or cred.pid == 0:
+            return cred
+        groups = self._read_groups(cred.pid)
+        if not groups:
+            return cred
+        complete = cred._replace(groups=groups)
+        if len(self._complete) >= CACHE_MAX:
+            self._complete.clear()
+        self._complete[(cred.uid, cred.gid, cred.pid)] = (self._clock() + GROUPS_LIFETIME_S, complete)
+        return complete
+
+
+def process_groups(pid: int) -> tuple[int, ...]:
+    """The supplementary groups of a process, from /proc; empty where it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Groups:"):
+                    return tuple(int(word) for word in line.split()[1:])
+    except OSError:
+        return ()  # it ended meanwhile, or /proc is not mounted: it is refused what only a group would allow
+    return ()

@@ -1,0 +1,69 @@
+"""FUSE operations on extended attributes, as a table over a `Vfs`."""
+
+from __future__ import annotations
+
+import errno
+
+from mdstore.client.fuse_operation import Operation, OperationTable, Reply
+from mdstore.client.fuse_protocol import GETXATTR_IN, GETXATTR_OUT, SETXATTR_IN, Opcode, name_at
+from mdstore.errors import InvalidRequest
+from mdstore.mds.vfs import Credentials, Vfs
+
+REFUSED_PREFIXES = (b"security.", b"system.")
+"""Not kept: EOPNOTSUPP. `system.` is POSIX ACLs, which nothing here would enforce; `security.` labels and file capabilities,
+which a write would have to drop. Refusing is clear to `cp -a` and `tar`; storing them in vain would not be."""
+
+
+class XattrOperations:
+    """`user.` and `trusted.` attributes, and whatever virtual ones the name space has."""
+
+    def __init__(self, vfs: Vfs) -> None:
+        self._vfs = vfs
+
+    def table(self) -> OperationTable:
+        return {
+            Opcode.SETXATTR: Operation(self.setxattr),
+            Opcode.GETXATTR: Operation(self.getxattr),
+            Opcode.LISTXATTR: Operation(self.listxattr),
+            Opcode.REMOVEXATTR: Operation(self.removexattr),
+        }
+
+    def setxattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
+        size, flags = SETXATTR_IN.unpack_from(body)
+        name = name_at(body, SETXATTR_IN.size)
+        if name.startswith(REFUSED_PREFIXES):
+            return errno.EOPNOTSUPP
+        start = SETXATTR_IN.size + len(name) + 1
+        value = body[start : start + size].tobytes()
+        if len(value) != size:
+            raise InvalidRequest(f"SETXATTR of {size} bytes carries {len(value)}")
+        self._vfs.setxattr(cred, nodeid, name, value, flags)
+        return b""
+
+    def getxattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
+        (size,) = GETXATTR_IN.unpack_from(body)
+        name = name_at(body, GETXATTR_IN.size)
+        if name.startswith(REFUSED_PREFIXES):
+            return errno.EOPNOTSUPP
+        return _sized(self._vfs.getxattr(cred, nodeid, name), size)
+
+    def listxattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
+        (size,) = GETXATTR_IN.unpack_from(body)
+        names = self._vfs.listxattr(nodeid)
+        if cred.uid != 0:
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return _sized(b"".join(name + b"\0" for name in names), size)
+
+    def removexattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
+        name = name_at(body, 0)
+        if name.startswith(REFUSED_PREFIXES):
+            return errno.EOPNOTSUPP
+        self._vfs.removexattr(cred, nodeid, name)
+        return b""
+
+
+def _sized(value: bytes, size: int) -> Reply:
+    """The value, its length where the caller only asks for that (size 0), ERANGE where it has no room."""
+    if size == 0:
+        return GETXATTR_OUT.pack(len(value))
+    return value if len(value) <= size else errno.ERANGE

@@ -1,0 +1,192 @@
+"""Advisory locks as data: byte ranges of inodes, who holds them, who waits.
+
+No clock, no thread, no I/O: a front calls `acquire`; where that names a conflict it may `wait` with a token of its own, and
+after whatever gave something back it asks `wake` which tokens hold their lock now. The same structure serves POSIX record
+locks (owner: a process) and flock(2) (owner: an open file, the range always whole), in a table each.
+
+Invariants, checked by `assert_state`:
+1. the ranges one owner holds on an inode do not overlap, and equal neighbours are merged;
+2. ranges of different owners overlap only where both are shared;
+3. a waiter conflicts with some holder (it would have been granted otherwise);
+4. the waits-for graph has no cycle, in a table that detects deadlocks.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Hashable, Iterator
+from typing import Final, NamedTuple
+
+from mdstore.errors import PosixError
+
+RANGE_END: Final = (1 << 63) - 1  # the last byte a lock can name: "to the end of the file, however it grows"
+
+
+class Lock(NamedTuple):
+    """One range, `start` to `end` inclusive. `pid` is only reported (F_GETLK)."""
+
+    owner: int
+    start: int
+    end: int
+    exclusive: bool
+    pid: int = 0
+
+    def overlaps(self, start: int, end: int) -> bool:
+        return self.start <= end and start <= self.end
+
+    def conflicts(self, other: Lock) -> bool:
+        exclusive = self.exclusive or other.exclusive
+        return exclusive and self.owner != other.owner and self.overlaps(other.start, other.end)
+
+
+class _Waiter(NamedTuple):
+    ino: int
+    lock: Lock
+    token: Hashable
+
+
+class LockTable:
+    """Locks of any number of inodes. Not safe for several threads at once: the front serialises.
+
+    `detects_deadlock`: `wait` refuses with EDEADLK where waiting would close a cycle (POSIX locks do, flock does not).
+    Cost: linear in the locks and waiters of the one inode; `wait` also walks the chain of who waits for whom.
+    """
+
+    def __init__(self, *, detects_deadlock: bool = True) -> None:
+        self._held: dict[int, list[Lock]] = {}
+        self._waiting: dict[int, list[_Waiter]] = {}
+        self._detects_deadlock = detects_deadlock
+
+    def conflict(self, ino: int, wanted: Lock) -> Lock | None:
+        """The first lock (by start) that keeps `wanted` from being granted, or None."""
+        return next(self._conflicts(ino, wanted), None)
+
+    def acquire(self, ino: int, wanted: Lock) -> Lock | None:
+        """Take `wanted`, replacing what its owner held of that range; or name the conflict and change nothing.
+        A change from exclusive to shared may let others in: call `wake` afterwards."""
+        obstacle = self.conflict(ino, wanted)
+        if obstacle is None:
+            self._replace(ino, wanted.owner, wanted.start, wanted.end, wanted)
+        return obstacle
+
+    def release(self, ino: int, owner: int, start: int = 0, end: int = RANGE_END) -> None:
+        """Give back what `owner` holds of the range; a lock that sticks out is cut or split. Then call `wake`."""
+        if ino in self._held:
+            self._replace(ino, owner, start, end, None)
+
+    def wait(self, ino: int, wanted: Lock, token: Hashable) -> None:
+        """Queue `token` for a lock that conflicts now. EDEADLK where its holders wait for this owner already."""
+        if self._detects_deadlock and self._would_deadlock(ino, wanted):
+            raise PosixError(errno.EDEADLK, ino, "the holder waits for this process")
+        self._waiting.setdefault(ino, []).append(_Waiter(ino, wanted, token))
+
+    def wake(self, ino: int) -> list[Hashable]:
+        """Grant, first come first served, every queued lock that no longer conflicts; returns the tokens granted."""
+        granted: list[Hashable] = []
+        for waiter in list(self._waiting.get(ino, ())):
+            if self.acquire(ino, waiter.lock) is None:
+                self._unqueue(waiter)
+                granted.append(waiter.token)
+        return granted
+
+    def cancel(self, token: Hashable) -> bool:
+        """Take `token` out of its queue; False where it is not waiting (any more)."""
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                if waiter.token == token:
+                    self._unqueue(waiter)
+                    return True
+        return False
+
+    def forget_owner(self, owner: int) -> list[int]:
+        """Drop all that `owner` holds or waits for, on every inode; returns the inodes to `wake`."""
+        for waiter in [waiter for waiters in self._waiting.values() for waiter in waiters if waiter.lock.owner == owner]:
+            self._unqueue(waiter)
+        touched = [ino for ino, locks in self._held.items() if any(lock.owner == owner for lock in locks)]
+        for ino in touched:
+            self.release(ino, owner)
+        return touched
+
+    def held(self, ino: int) -> list[Lock]:
+        """What is held on an inode, by start."""
+        return list(self._held.get(ino, ()))
+
+    def waiting(self) -> int:
+        """How many wait, on all inodes."""
+        return sum(map(len, self._waiting.values()))
+
+    def assert_state(self) -> None:
+        """Check the invariants named at the head of the module."""
+        for ino, locks in self._held.items():
+            assert locks, f"an empty list is kept for inode {ino}"
+            for index, lock in enumerate(locks):
+                assert 0 <= lock.start <= lock.end <= RANGE_END, f"range {lock}"
+                for other in locks[index + 1 :]:
+                    assert not lock.conflicts(other), f"2: {lock} and {other}"
+                    same = lock.owner == other.owner
+                    assert not (same and lock.overlaps(other.start, other.end)), f"1: {lock} and {other} overlap"
+                    mergeable = same and lock.exclusive == other.exclusive and lock.end + 1 == other.start
+                    assert not mergeable, f"1: {lock} and {other} are not merged"
+        for ino, waiters in self._waiting.items():
+            for waiter in waiters:
+                assert self.conflict(ino, waiter.lock) is not None, f"3: {waiter} waits for nobody"
+                assert not (self._detects_deadlock and self._would_deadlock(ino, waiter.lock)), f"4: {waiter}"
+
+    def _conflicts(self, ino: int, wanted: Lock) -> Iterator[Lock]:
+        return (lock for lock in self._held.get(ino, ()) if lock.conflicts(wanted))
+
+    def _replace(self, ino: int, owner: int, start: int, end: int, new: Lock | None) -> None:
+        kept: list[Lock] = []
+        for lock in self._held.get(ino, ()):
+            if lock.owner != owner or not lock.overlaps(start, end):
+                kept.append(lock)
+                continue
+            if lock.start < start:
+                kept.append(lock._replace(end=start - 1))
+            if lock.end > end:
+                kept.append(lock._replace(start=end + 1))
+        if new is not None:
+            kept.append(new)
+        if kept:
+            self._held[ino] = _merged(kept, owner)
+        else:
+            self._held.pop(ino, None)
+
+    def _unqueue(self, waiter: _Waiter) -> None:
+        waiters = self._waiting[waiter.ino]
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiting[waiter.ino]
+
+    def _would_deadlock(self, ino: int, wanted: Lock) -> bool:
+        """Whether a holder in the way waits, over any number of steps, for the owner that asks."""
+        blocked = [(waiter.ino, waiter.lock) for waiters in self._waiting.values() for waiter in waiters]
+        reached: set[int] = set()
+        frontier = {lock.owner for lock in self._conflicts(ino, wanted)}
+        while frontier:
+            if wanted.owner in frontier:
+                return True
+            reached |= frontier
+            frontier = {
+                holder.owner
+                for waiting_ino, lock in blocked
+                if lock.owner in frontier
+                for holder in self._conflicts(waiting_ino, lock)
+            } - reached
+        return False
+
+
+def _merged(locks: list[Lock], owner: int) -> list[Lock]:
+    """Sorted by start, with neighbours of `owner` that are of one kind made one."""
+    result: list[Lock] = []
+    mine: int | None = None  # where the owner's previous range sits in `result`
+    for lock in sorted(locks, key=lambda lock: (lock.start, lock.owner)):
+        if lock.owner == owner:
+            if mine is not None:
+                last = result[mine]
+                if last.exclusive == lock.exclusive and last.end + 1 == lock.start:
+                    result[mine] = last._replace(end=lock.end)
+                    continue
+            mine = len(result)
+        result.append(lock)
+    return result
