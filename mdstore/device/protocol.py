@@ -47,13 +47,14 @@ class Device(Protocol):
         """Write the buffers one after another, starting at `offset`. Nothing is durable until `flush`."""
 
     def flush(self) -> None:
-        """Make every write that has returned durable."""
+        """Make every write that has returned durable. After a failed flush every later write and flush fails."""
 
     def discard(self, offset: int, length: int) -> None:
         """Give the range's space back where the medium can (punch, trim); it reads as zeros afterwards."""
 
     def resize(self, size_bytes: int) -> None:
-        """Grow a file or memory device; a block device refuses with `InvalidRequest`."""
+        """Grow a file or memory device; a block device refuses with `InvalidRequest`. The new size is durable on
+        return (other writes are not); `NoSpace` leaves the old one in force. Shrinking is `InvalidRequest`."""
 
     def close(self) -> None:
         """Release it. Further calls raise `StoreClosed`. Closing does not flush."""
