@@ -39,6 +39,12 @@ class HeadKeeper:
         self._dirty_end = dirty_end
         self._lock = threading.Lock()
 
+    def cut(self, begin: int, end: int) -> None:
+        """Begin at an earlier position than recovery found; entries up to `end` go with what lies behind it."""
+        assert not self.begun, "entries of this generation may follow"
+        self.begin = begin
+        self._dirty_end = max(self._dirty_end, end)
+
     def ensure_begun(self, current: Callable[[], Head], trimmed: int) -> None:
         """Before the first write of this generation: what recovery found behind the end is durably gone, then the
         generation is durable. Then the trim that a crash may have cut short is finished."""

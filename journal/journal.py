@@ -478,6 +478,21 @@ class Journal:
         """What replaying the live log would take, at the speed measured when this journal was opened."""
         return (self._pack.position - self._expire) / self._replay_rate
 
+    def cut_tail(self, position: int, sequence: int) -> None:
+        """The owner cannot use the entry at `position` (of that sequence), whole as it is, nor what follows: end there.
+
+        For an owner whose entries refer to bytes elsewhere that never arrived. Only before the first write after `open`;
+        the tail is durably gone before the first new entry.
+        """
+        with self._lock:
+            assert self._expire <= position <= self._pack.position, "the cut lies within the log"
+            unit = 0 if self.options.allow_split else self.medium.unit
+            self._heads.cut(position, self._pack.position)
+            self._pack = Packer(self._heads.durable.log, self.generation, sequence, position, unit)
+            self._safe = self._flushed = self._prezeroed = position
+            self._safe_sequence = sequence
+            self._rules = (self._rules[0], Rule(self._heads.durable.log, self.generation, position, self.medium.unit))
+
     def close(self) -> None:
         """Flush, write a head that says where the log ends, and refuse everything from then on. Again: nothing."""
         if isinstance(self._refusal, JournalClosed):

@@ -382,3 +382,20 @@ def test_buffered_bytes_are_written_without_being_asked() -> None:
         assert journal.write - journal.flushed <= 2000 + 152
     assert journal.counters.writes > 5
     assert journal.safe == journal.medium.start
+
+
+def test_an_owner_may_end_the_log_before_a_whole_entry_it_cannot_use() -> None:
+    # The store's entries may name blocks that never arrived: such an entry is whole, and still must go, for good.
+    medium = MemoryMedium()
+    journal = Journal.create(medium)
+    for payload in (b"first", b"second", b"third"):
+        journal.append(payload)
+    journal.flush()
+    found = Journal.open(medium)
+    second = list(found.entries())[1]
+    found.cut_tail(second.position, second.sequence)
+    assert [entry.payload for entry in found.entries()] == [b"first"]
+    found.wait(found.append(b"new"))
+    assert [entry.payload for entry in found.entries()] == [b"first", b"new"]
+    again = Journal.open(medium)
+    assert [entry.payload for entry in again.entries()] == [b"first", b"new"], "the cut entries never come back"
