@@ -278,6 +278,22 @@ class Journal:
             if leader:
                 self._commit()
 
+    def push(self) -> None:
+        """Everything appended before this call was handed to the medium when it returns; nothing is flushed.
+
+        For an owner whose medium keeps the order of writes, so that what it writes elsewhere on that medium afterwards
+        cannot survive a crash without these entries. Errors as `wait`.
+        """
+        position = self._pack.position
+        while self._flushed < position:
+            with self._lock:
+                if self._flushed >= position:
+                    return
+                self._raise_refusal()
+                leader = self._turns.take(position, None)
+            if leader:
+                self._write_in_turn()
+
     def add_waiter(self, position: int, callback: Callback) -> None:
         """Call `callback(None)` once `position` is durable, or `callback(error)` when writing failed.
 
@@ -315,6 +331,10 @@ class Journal:
         with self._lock:
             if self._refusal is not None or not self._turns.take_now():
                 return
+        self._write_in_turn()
+
+    def _write_in_turn(self) -> None:
+        """By the leader: write everything appended so far, without a flush."""
         error: BaseException | None = None
         try:
             self._write_buffers()
