@@ -1,0 +1,246 @@
+"""What all parts of the metadata server share: the store, the log, the inodes in memory, and which of them are dirty.
+
+Invariants
+
+ C1  every change goes: memory, then one event (`append`), under one lock; after an append that failed nothing is answered
+     any more (`failed`)
+ C2  `dirty` holds exactly the directories with `since` >= 0, in the order of `since`
+ C3  everything at or after the smallest `since` of directories and tables is still in the log
+ C4  bytes of files are submitted to the store before the event that makes them visible is appended; what an object holds
+     beyond a file's size means nothing, and is cut off before the size grows over it
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from journal import Journal, JournalError, JournalFenced
+from mdstore.engines.protocol import Commit, ObjectStore
+from mdstore.errors import DeviceFailed, FencedError, MdstoreError, ReadOnly
+from mdstore.mds.events import Kind
+from mdstore.mds.inode import Directory, Inode
+from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
+from mdstore.mds.tables import Table
+from mdstore.mds.vfs import ROOT_INO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much the server keeps before it writes back. All may be changed freely between two openings."""
+
+    cache_bytes: int = 64 << 20  # inodes and directory entries in memory, about
+    dirty_entries: int = 32768  # changed entries before the oldest directories are written back
+    dirty_entries_low: int = 16384  # and how many are left when that stops
+    log_bytes: int = 32 << 20  # log to replay after a crash, at most; the same in seconds at 100,000 events per second
+    file_buffer: int = 4 << 20  # written bytes of one file held back
+    data_buffer: int = 16 << 20  # of all files together
+    age_ns: int = 1_000_000_000  # bytes and events older than that go to the medium with the next tick
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the server has done since it was opened."""
+
+    events: int = 0
+    event_bytes: int = 0
+    lookups: int = 0
+    store_reads: int = 0
+    write_backs: int = 0
+    entries_written: int = 0
+    data_bytes_written: int = 0
+    data_bytes_read: int = 0
+    evicted: int = 0
+    purged_files: int = 0
+    purged_objects: int = 0
+    fsyncs: int = 0
+
+
+class Core:
+    """See the head of the module. Not a public class; `lock` guards all of it."""
+
+    def __init__(self, store: ObjectStore, server: ServerRecord, limits: Limits, clock: Callable[[], int]) -> None:
+        self.store = store
+        self.ordered = store.capabilities.ordered_commits
+        self.server = server
+        self.object_size = server.object_size
+        self.limits = limits
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.counters = Counters()
+        self.journal: Journal | None = None
+        self.failed: MdstoreError | None = None
+        self.replaying = False
+        self.nodes: dict[int, Inode] = {}
+        self.where: dict[int, tuple[int, bytes]] = {}  # where inodes that somebody refers to are, though not in memory
+        self.references: dict[int, int] = {}  # how often a front was handed an inode's number
+        self.dirty: dict[int, Directory] = {}
+        self.buffered: dict[int, Inode] = {}  # files with bytes not submitted yet, the oldest first
+        self.buffered_bytes = 0
+        self.stale_backtraces: dict[int, None] = {}
+        self.epoch: int | None = None  # tags every write, for fencing
+        self.changes = 0  # changed entries since the last write-back, counted generously
+        self.tables = {number: Table(store, number) for number in Tab}
+        self.inodes = self.tables[Tab.INODES]
+        self.links = self.tables[Tab.LINKS]
+        self.strays = self.tables[Tab.STRAYS]
+        self.damage = self.tables[Tab.DAMAGE]
+        self.quotas = self.tables[Tab.QUOTAS]
+        self.next_ino = FIRST_FREE_INO
+        self.first_ino_here = FIRST_FREE_INO  # numbers from here on were given out since the server was opened
+
+    # -- the log -------------------------------------------------------------------------------------------------------
+
+    def append(self, kind: int, payload: bytes) -> None:
+        """Put an event in the log. C1: whoever made it has changed memory already, so a failure here is final."""
+        journal = self.journal
+        if journal is None:
+            raise ReadOnly("the file system is open read-only")
+        try:
+            journal.append(payload, kind)
+        except JournalError as error:
+            raise self.fail(error) from error
+        self.counters.events += 1
+        self.counters.event_bytes += len(payload)
+
+    def fail(self, error: Exception) -> MdstoreError:
+        """Remember that the log is gone; every later call raises the same."""
+        if self.failed is None:
+            if isinstance(error, JournalFenced):
+                self.failed = FencedError(error.where, error.epoch, error.floor)
+            else:
+                self.failed = error if isinstance(error, MdstoreError) else DeviceFailed("metadata log", "log", error)
+        return self.failed
+
+    def position(self) -> int:
+        """Where the next event will begin."""
+        assert self.journal is not None
+        return self.journal.write
+
+    def flush_log(self, position: int | None = None) -> None:
+        """Every event before `position` (default: all) survives a crash when this returns; with ordered commits also
+        everything submitted to the store before. May be called without the lock."""
+        journal = self.journal
+        if journal is None:
+            return
+        try:
+            journal.wait(journal.write if position is None else position)
+        except JournalError as error:
+            raise self.fail(error) from error
+
+    def push_log(self) -> None:
+        """Every event appended so far will be durable before anything that is submitted to the store after this returns."""
+        journal = self.journal
+        assert journal is not None
+        if journal.flushed == journal.write:
+            return
+        if not self.ordered:
+            self.flush_log()
+            return
+        try:
+            journal.push()
+        except JournalError as error:
+            raise self.fail(error) from error
+
+    def settle_commits(self, commits: list[Commit]) -> None:
+        """What `commits` did will be durable before anything submitted or appended after this returns."""
+        if not self.ordered:
+            for commit in commits:
+                commit.wait()
+
+    # -- what is dirty -------------------------------------------------------------------------------------------------
+
+    def mark(self, directory: Directory) -> None:
+        """Before the event that changes it is appended: `directory` is dirty from here on (C2)."""
+        if directory.since < 0:
+            directory.since = self.position()
+            self.dirty[directory.ino] = directory
+
+    def mark_table(self, table: Table) -> None:
+        """Before an event with rows of `table` is appended."""
+        if table.since < 0:
+            table.since = self.position()
+
+    def touch(self, directory: Directory, now: int, entries: int, links: int, files: int, dirs: int, space: int) -> bytes:
+        """Entries came or went: counts, times, version. Returns the event record. `entries` etc. are differences."""
+        directory.size += entries
+        directory.nlink += links
+        directory.rfiles += files
+        directory.rdirs += dirs
+        directory.rbytes += space
+        directory.mtime = directory.ctime = now
+        return self.bump(directory, now)
+
+    def bump(self, directory: Directory, now: int) -> bytes:
+        """Something in or about an entry changed: version and latest change. Returns the event record."""
+        if now > directory.rctime:
+            directory.rctime = now
+        directory.version += 1
+        directory.change += 1
+        self.changes += 1
+        if directory.since < 0:
+            self.mark(directory)
+        return directory.touch_record()
+
+    # -- numbers and rows ----------------------------------------------------------------------------------------------
+
+    def allocate(self) -> int:
+        """A number no inode ever had. Durable with the event that uses it."""
+        ino = self.next_ino
+        self.next_ino = ino + 1
+        return ino
+
+    def put_row(self, table: Table, key: bytes, value: bytes) -> bytes:
+        """Set a row of a table; returns the event record."""
+        self.mark_table(table)
+        return table.put(key, value)
+
+    def drop_row(self, table: Table, key: bytes) -> bytes:
+        """Remove a row of a table; returns the event record."""
+        self.mark_table(table)
+        return table.drop(key)
+
+    def put_unnamed(self, node: Inode) -> bytes:
+        """Keep an inode of several names, or of none, in its table; returns the event record."""
+        table = self.inodes if node.nlink else self.strays
+        return self.put_row(table, INO_KEY.pack(node.ino), HOME.pack(node.home) + node.encode())
+
+    def stamp_server_table(self) -> None:
+        """Let the next write-back keep the next free number."""
+        self.tables[Tab.SERVER].changed[NEXT_INO_KEY] = NEXT_INO.pack(self.next_ino)
+
+    def file_count(self) -> int:
+        """Files and directories of the whole file system, as far as the root's statistics know."""
+        root = self.nodes.get(ROOT_INO)
+        return root.rfiles + root.rdirs + 1 if isinstance(root, Directory) else 1
+
+    # -- checks --------------------------------------------------------------------------------------------------------
+
+    def is_writable(self) -> bool:
+        """Whether `assert_writable` would return."""
+        return self.failed is None and self.journal is not None
+
+    def assert_writable(self) -> None:
+        """Raise what stands against a change: a failed or fenced log, a read-only file system."""
+        if self.failed is not None:
+            raise self.failed
+        if self.journal is None:
+            raise ReadOnly("the file system is open read-only")
+
+    def assert_state(self) -> None:
+        """Check the invariants that memory alone can show."""
+        last = -1
+        for ino, directory in self.dirty.items():
+            assert directory.ino == ino, "C2"
+            assert directory.since >= last, "C2"
+            last = directory.since
+        for node in self.nodes.values():
+            if isinstance(node, Directory):
+                assert node.since < 0 or node.ino in self.dirty, "C2"
+                assert node.since >= 0 or not node.changed, "C2"
+
+
+def append_event(core: Core, kind: Kind, *records: bytes) -> None:
+    """`Core.append` of several records."""
+    core.append(kind, b"".join(records))

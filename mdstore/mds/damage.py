@@ -1,0 +1,50 @@
+"""The damage table: what was found broken, kept so that somebody sees it.
+
+A row's key is the directory's number (8 bytes, big-endian) and the entry's name (empty: the directory as a whole); its value
+is the sentence of the error. What is broken answers EIO, everything else works.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mdstore.errors import CorruptionError
+from mdstore.limits import MAP_KEY_MAX
+from mdstore.mds.core import Core
+from mdstore.mds.events import Kind
+from mdstore.mds.layout import INO_KEY
+
+
+class Damage(NamedTuple):
+    """One row: where, and what was found."""
+
+    directory: int
+    name: bytes
+    message: str
+
+
+def note_damage(core: Core, directory: int, name: bytes, error: CorruptionError) -> None:
+    """Keep a row about `error`; does nothing where it is there already or nothing can be written. Durable with the log."""
+    key = INO_KEY.pack(directory) + name[: MAP_KEY_MAX - INO_KEY.size]
+    if core.journal is None or core.failed is not None or core.replaying:
+        return
+    try:
+        known = core.damage.get(key)
+    except CorruptionError:
+        return  # the table itself is broken; the caller still raises `error`
+    if known is None:
+        core.append(Kind.TABLE, core.put_row(core.damage, key, str(error).encode()[:4096]))
+
+
+def list_damage(core: Core) -> list[Damage]:
+    """All rows in order."""
+    return [Damage(INO_KEY.unpack_from(key)[0], key[8:], raw.decode()) for key, raw in core.damage.rows()]
+
+
+def forget_damage(core: Core, directory: int, name: bytes) -> bool:
+    """Drop one row; False when there is none."""
+    key = INO_KEY.pack(directory) + name
+    if core.damage.get(key) is None:
+        return False
+    core.append(Kind.TABLE, core.drop_row(core.damage, key))
+    return True

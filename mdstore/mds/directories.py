@@ -1,0 +1,108 @@
+"""Reading directories: pages of entries behind a name, in the byte order of names."""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+
+from mdstore.errors import PosixError
+from mdstore.mds.cache import Cache
+from mdstore.mds.core import Core
+from mdstore.mds.handles import DirectoryHandle, Handles
+from mdstore.mds.inode import Directory
+from mdstore.mds.permissions import R, require
+from mdstore.mds.vfs import Credentials, DirEntry
+
+Page = list[tuple[bytes, bytes | None]]  # names with stored values; None: memory has the entry
+
+
+class Directories:
+    """The operations. The caller holds the core's lock."""
+
+    def __init__(self, core: Core, cache: Cache, handles: Handles) -> None:
+        self._core = core
+        self._cache = cache
+        self._handles = handles
+
+    def opendir(self, cred: Credentials, ino: int) -> int:
+        """A handle. ENOTDIR, EACCES."""
+        directory = self._cache.directory(ino)
+        require(directory, cred, R)
+        return self._handles.add(DirectoryHandle(directory))
+
+    def readdir(self, number: int, after: bytes | None, limit: int, *, count_lookups: bool) -> list[DirEntry]:
+        """See `Vfs.readdir`. Cost: one read of a range of the store, unless memory holds the whole directory."""
+        handle = self._handles.directory(number)
+        directory = handle.node
+        if limit <= 0:
+            raise PosixError(errno.EINVAL, number)
+        if directory.nlink == 0:
+            return []
+        if directory.complete:
+            names: list[bytes] = self._sorted_names(directory)
+            start = 0 if after is None else bisect_right(names, after)
+            page: Page = [(name, None) for name in names[start : start + limit]]
+        else:
+            page = self._merged(directory, after, limit)
+            self._note_progress(handle, after, page, limit)
+        return self._entries(directory, page, count_lookups)
+
+    def _sorted_names(self, directory: Directory) -> list[bytes]:
+        if directory.names is None:
+            known = set(directory.entries)
+            known.update(name for name, raw in directory.changed.items() if raw is not None)
+            directory.names = sorted(known)
+        return directory.names
+
+    def _merged(self, directory: Directory, after: bytes | None, limit: int) -> Page:
+        """Stored entries and changed ones in one order; a removed one is in neither."""
+        newer = sorted(
+            (item for item in directory.changed.items() if after is None or item[0] > after), key=lambda item: item[0]
+        )
+        page: Page = []
+        while len(page) < limit:
+            stored = self._cache.read_page(directory, after, limit) if directory.stored else []
+            last = len(stored) < limit
+            bound = None if last else stored[-1][0]
+            merged: dict[bytes, bytes | None] = dict(stored)
+            for name, raw in newer:
+                if bound is not None and name > bound:
+                    break
+                if raw is None:
+                    merged.pop(name, None)
+                else:
+                    merged[name] = raw
+            for name in sorted(merged):
+                page.append((name, merged[name]))
+            if last:
+                break
+            newer = [item for item in newer if item[0] > stored[-1][0]]
+            after = bound
+        return page[:limit]
+
+    def _note_progress(self, handle: DirectoryHandle, after: bytes | None, page: Page, limit: int) -> None:
+        """When a handle has read from the first to the last name and nothing was dropped from memory meanwhile, memory has
+        the whole directory."""
+        directory = handle.node
+        if after is None:
+            handle.evictions = directory.evictions
+        elif handle.reached != after or handle.evictions != directory.evictions:
+            handle.evictions = -1
+        handle.reached = page[-1][0] if page else after
+        if len(page) < limit and handle.evictions == directory.evictions:
+            directory.complete = len(self._core.nodes) + len(page) < self._cache.nodes_max // 2
+
+    def _entries(self, directory: Directory, page: Page, count_lookups: bool) -> list[DirEntry]:
+        found: list[DirEntry] = []
+        entries, cache = directory.entries, self._cache
+        for name, raw in page:
+            entry = entries.get(name)
+            if entry is None:
+                entry = cache.find(directory, name) if raw is None else cache.adopt(directory, name, raw)
+                if entry is None:
+                    continue
+            node = cache.node(entry >> 4) if isinstance(entry, int) else entry
+            found.append(DirEntry(name, node.attr()))
+            if count_lookups:
+                cache.refer(node.ino)
+        return found

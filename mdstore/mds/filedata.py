@@ -1,0 +1,229 @@
+"""Bytes of files: buffered, submitted to the store, cut off.
+
+Written bytes wait in the file's buffer. `publish` submits them, of many files in few transactions, and then appends the event
+that says the new sizes; so after a crash a size never covers bytes that are not there (C4). Bytes that a crash leaves behind
+a file's end, submitted but never published, are cut off when the size next grows without overwriting them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from mdstore.errors import NotFound
+from mdstore.mds.changes import Changes
+from mdstore.mds.core import Core
+from mdstore.mds.events import Kind
+from mdstore.mds.filestate import FileState
+from mdstore.mds.inode import Inode
+from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, data_object, encode_backtrace
+from mdstore.mds.records import FLAG_DATA, FLAG_SPARSE
+from mdstore.store.transaction import Transaction
+
+TRANSACTION_BYTES: Final = 8 << 20  # data in one transaction, about
+EVENT_FILES: Final = 256  # files published by one event
+
+
+class FileData:
+    """The write-back buffer of all files. The caller holds the core's lock."""
+
+    def __init__(self, core: Core, changes: Changes) -> None:
+        self._core = core
+        self._changes = changes
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def write(self, node: Inode, offset: int, data: bytes | memoryview, now: int) -> None:
+        """Buffer bytes; size and times change in memory. Submits where the buffer of this file, or of all, is full."""
+        core = self._core
+        file = self.state(node)
+        before = file.buffer.size_bytes
+        file.buffer.write(offset, data)
+        core.buffered_bytes += file.buffer.size_bytes - before
+        if node.ino not in core.buffered:
+            file.since = now
+            core.buffered[node.ino] = node
+        node.size = max(node.size, offset + len(data))
+        node.mtime = node.ctime = now
+        if file.buffer.size_bytes >= core.limits.file_buffer:
+            self.publish([node])
+        elif core.buffered_bytes >= core.limits.data_buffer or len(core.buffered) >= 4 * EVENT_FILES:
+            self.publish(list(core.buffered.values()))
+
+    def state(self, node: Inode) -> FileState:
+        """The file's state, made where there is none."""
+        if node.file is None:
+            node.file = FileState(node.size)
+        return node.file
+
+    def publish(self, nodes: Iterable[Inode]) -> None:
+        """Submit what is buffered of `nodes`, then append the events with their new sizes and times. Waits for nothing where
+        the engine's commits are ordered."""
+        waiting = [node for node in nodes if node.file is not None and node.ino in self._core.buffered]
+        for start in range(0, len(waiting), EVENT_FILES):
+            self._publish_some(waiting[start : start + EVENT_FILES])
+
+    def publish_older_than(self, moment: int) -> None:
+        """Publish files whose oldest buffered byte was written before `moment`."""
+        self.publish([node for node in self._core.buffered.values() if node.file is not None and node.file.since < moment])
+
+    def discard(self, node: Inode) -> None:
+        """Forget what is buffered; the size goes back to what was published."""
+        file = node.file
+        if file is not None and self._core.buffered.pop(node.ino, None) is not None:
+            self._core.buffered_bytes -= file.buffer.size_bytes
+            file.buffer.clear()
+            node.size = file.published
+
+    def _publish_some(self, nodes: list[Inode]) -> None:
+        core = self._core
+        core.push_log()  # the event that made a file is durable before its bytes are
+        transaction = Transaction(epoch=core.epoch)
+        commits = []
+        for node in nodes:
+            self._fill(transaction, node)
+            if transaction.payload_bytes >= TRANSACTION_BYTES:
+                commits.append(core.store.submit(transaction))
+                transaction = Transaction(epoch=core.epoch)
+        if transaction.operations:
+            commits.append(core.store.submit(transaction))
+        core.settle_commits(commits)
+        records = [self._published(node) for node in nodes]
+        core.append(Kind.WRITE, b"".join(records))
+
+    def _fill(self, transaction: Transaction, node: Inode) -> None:
+        """The operations that bring a file's buffered bytes into the store."""
+        file = self.state(node)
+        if node.size > file.published and not file.buffer.covers(file.published, node.size):
+            self._cut(transaction, node.ino, file.published)
+            node.flags |= FLAG_SPARSE
+        size = self._core.object_size
+        for offset, piece in file.buffer.extents():
+            number, inside = divmod(offset, size)
+            if inside + len(piece) <= size:
+                transaction.write(DATA, data_object(node.ino, number), inside, piece)
+            else:
+                self._split(transaction, node.ino, offset, memoryview(piece))
+        node.flags |= FLAG_DATA
+        if not file.backtraced:
+            trace = encode_backtrace(node.parent, node.name, node.encode())
+            if len(trace) <= 60_000:
+                transaction.setattr(DATA, data_object(node.ino, 0), BACKTRACE_ATTRIBUTE, trace)
+            file.backtraced = True
+
+    def _split(self, transaction: Transaction, ino: int, offset: int, piece: memoryview) -> None:
+        size = self._core.object_size
+        while len(piece):
+            number, inside = divmod(offset, size)
+            part = piece[: size - inside]
+            transaction.write(DATA, data_object(ino, number), inside, part)
+            offset += len(part)
+            piece = piece[len(part) :]
+
+    def _published(self, node: Inode) -> bytes:
+        """The bytes are in the store: the buffer is empty, and these records say so."""
+        core = self._core
+        file = self.state(node)
+        core.counters.data_bytes_written += file.buffer.size_bytes
+        core.buffered_bytes -= file.buffer.size_bytes
+        del core.buffered[node.ino]
+        file.buffer.clear()
+        if node.flags & FLAG_SPARSE:
+            node.allocated = self.allocated(node)
+        grown = node.size - file.published
+        file.published = node.size
+        file.times_changed = False
+        records = self._changes.inode(node, node.ctime, grown)
+        if not node.handles:
+            node.file = None
+        return records
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read(self, node: Inode, offset: int, length: int) -> bytes:
+        """Bytes of the file, short at its end; holes are zeros."""
+        length = min(length, node.size - offset)
+        if length <= 0:
+            return b""
+        stored = self._stored(node.ino, offset, length) if node.flags & FLAG_DATA else bytes(length)
+        self._core.counters.data_bytes_read += length
+        file = node.file
+        if file is None:
+            return stored
+        if file.published < offset + length:  # what the store has behind the published end means nothing
+            kept = max(0, file.published - offset)
+            stored = stored[:kept] + bytes(length - kept)
+        return file.buffer.over(offset, stored) if file.buffer else stored
+
+    def _stored(self, ino: int, offset: int, length: int) -> bytes:
+        size = self._core.object_size
+        number, inside = divmod(offset, size)
+        if inside + length <= size:
+            return self._piece(ino, number, inside, length)
+        parts = []
+        while length:
+            number, inside = divmod(offset, size)
+            take = min(length, size - inside)
+            parts.append(self._piece(ino, number, inside, take))
+            offset += take
+            length -= take
+        return b"".join(parts)
+
+    def _piece(self, ino: int, number: int, inside: int, length: int) -> bytes:
+        try:
+            data = self._core.store.read(DATA, data_object(ino, number), inside, length)
+        except NotFound:
+            return bytes(length)
+        return data if len(data) == length else data + bytes(length - len(data))
+
+    # -- sizes ---------------------------------------------------------------------------------------------------------
+
+    def truncate(self, node: Inode, size: int, now: int) -> None:
+        """Set the size; appends the event. Bytes cut off never show again, whatever crashes."""
+        core = self._core
+        if size == 0:
+            self.discard(node)
+        else:
+            self.publish([node])
+        file = self.state(node)
+        old = node.size
+        node.mtime = node.ctime = now
+        if size > old:
+            self._clean_up_behind(node, old)
+            node.flags |= FLAG_SPARSE
+        elif size < old and node.flags & FLAG_SPARSE and size == 0:
+            node.flags &= ~FLAG_SPARSE
+        node.size = file.published = size
+        if size == 0:
+            node.allocated = 0
+        core.append(Kind.SETATTR, self._changes.inode(node, now, size - old))
+        if size < old:
+            core.push_log()  # a crash may undo the cut, or leave both; never the cut alone
+            self._clean_up_behind(node, size)
+        if not node.handles and not file.buffer:
+            node.file = None
+
+    def _clean_up_behind(self, node: Inode, size: int) -> None:
+        """Remove everything the store holds of the file at or past `size`."""
+        if not node.flags & FLAG_DATA:
+            return
+        transaction = Transaction(epoch=self._core.epoch)
+        self._cut(transaction, node.ino, size)
+        if transaction.operations:
+            self._core.settle_commits([self._core.store.submit(transaction)])
+
+    def _cut(self, transaction: Transaction, ino: int, size: int) -> None:
+        store = self._core.store
+        number, inside = divmod(size, self._core.object_size)
+        for name in store.list_objects(DATA, data_object(ino, number), b"%016x/" % ino):
+            first = name == data_object(ino, number)
+            if not first and name != data_object(ino, 0):
+                transaction.remove(DATA, name)
+            elif store.stat(DATA, name).size > (inside if first else 0):
+                transaction.truncate(DATA, name, inside if first else 0)
+
+    def allocated(self, node: Inode) -> int:
+        """Bytes of space the file's objects take. Cost: one look at each."""
+        store = self._core.store
+        names = store.list_objects(DATA, b"%016x." % node.ino, b"%016x/" % node.ino)
+        return sum(store.stat(DATA, name).allocated for name in names)

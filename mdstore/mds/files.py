@@ -1,0 +1,144 @@
+"""Open, read, write, close."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from mdstore.errors import PosixError
+from mdstore.limits import FILE_SIZE_MAX
+from mdstore.mds.attributes import drop_set_id
+from mdstore.mds.cache import Cache
+from mdstore.mds.changes import Changes
+from mdstore.mds.core import Core
+from mdstore.mds.events import Kind
+from mdstore.mds.filedata import FileData
+from mdstore.mds.handles import FileHandle, Handles
+from mdstore.mds.inode import Inode
+from mdstore.mds.permissions import R, W, require
+from mdstore.mds.purge import Purge
+from mdstore.mds.quota import Quota
+from mdstore.mds.space import Space
+from mdstore.mds.vfs import ROOT_INO, Credentials
+
+RELATIME_NS: Final = 24 * 3600 * 1_000_000_000  # an access time older than that moves with every read
+
+
+class Files:
+    """The operations on open files. The caller holds the core's lock."""
+
+    def __init__(
+        self, core: Core, cache: Cache, data: FileData, changes: Changes, handles: Handles, purge: Purge, quota: Quota,
+        space: Space,
+    ) -> None:  # fmt: skip
+        self._core = core
+        self._cache = cache
+        self._data = data
+        self._changes = changes
+        self._handles = handles
+        self._purge = purge
+        self._quota = quota
+        self._space = space
+
+    def open(self, cred: Credentials, node: Inode, flags: int) -> int:
+        """A handle. EACCES, EISDIR (a directory to be written), ELOOP (a symbolic link). O_TRUNC empties the file."""
+        access = flags & os.O_ACCMODE
+        kind = node.mode >> 12
+        if kind == 4 and (access != os.O_RDONLY or flags & os.O_TRUNC):
+            raise PosixError(errno.EISDIR, node.ino)
+        if kind == 10:
+            raise PosixError(errno.ELOOP, node.ino)
+        if cred.uid:
+            wanted = (R, W, R | W, R | W)[access] | (W if flags & os.O_TRUNC else 0)
+            require(node, cred, wanted)
+        if flags & os.O_TRUNC and kind == 8 and node.size:
+            self._core.assert_writable()
+            if cred.uid:
+                drop_set_id(node)
+            self._data.truncate(node, 0, self._core.clock())
+        return self._handles.add(FileHandle(node, flags, cred.uid))
+
+    def open_new(self, cred: Credentials, node: Inode, flags: int) -> int:
+        """A handle of a file that was made just now: whatever its mode says, its maker may use it."""
+        return self._handles.add(FileHandle(node, flags, cred.uid))
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """Bytes, short at the end. EBADF, EISDIR, EINVAL."""
+        handle = self._handles.file(number)
+        if not handle.readable:
+            raise PosixError(errno.EBADF, number, "not open for reading")
+        node = handle.node
+        if node.mode >> 12 == 4:
+            raise PosixError(errno.EISDIR, node.ino)
+        if offset < 0 or length < 0:
+            raise PosixError(errno.EINVAL, node.ino)
+        data = self._data.read(node, offset, length)
+        self._note_access(node)
+        return data
+
+    def _note_access(self, node: Inode) -> None:
+        """Move the access time as relatime does: when it is behind the last change, or a day old."""
+        if self._core.journal is None:
+            return
+        if node.atime > node.mtime and node.atime > node.ctime:
+            now = self._core.clock()
+            if now - node.atime < RELATIME_NS:
+                return
+        else:
+            now = self._core.clock()
+        node.atime = now
+        self._data.state(node).times_changed = True
+
+    def write(self, number: int, offset: int, data: bytes | memoryview) -> int:
+        """Take all of `data` into the buffer; how many bytes. EBADF, EFBIG, ENOSPC, EDQUOT; nothing was written then."""
+        handle = self._handles.file(number)
+        node = handle.node
+        if not handle.writable:
+            raise PosixError(errno.EBADF, number, "not open for writing")
+        if handle.append:
+            offset = node.size
+        if offset < 0:
+            raise PosixError(errno.EINVAL, node.ino)
+        end = offset + len(data)
+        if end > FILE_SIZE_MAX:
+            raise PosixError(errno.EFBIG, node.ino)
+        if not len(data):
+            return 0
+        self._space.reserve(len(data))
+        if self._quota.any and end > node.size:
+            pending = 0 if node.file is None else node.size - node.file.published
+            self._quota.check(self._cache.directory(node.home or ROOT_INO), space=end - node.size + pending)
+        if handle.uid and node.mode & 0o6000:
+            drop_set_id(node)
+        self._data.write(node, offset, data, self._core.clock())
+        return len(data)
+
+    def publish(self, number: int) -> None:
+        """Submit what is buffered of the file, and journal what memory alone knows of it; `fsync` waits afterwards."""
+        node = self._handles.file(number).node
+        self._data.publish([node])
+        self._journal_times(node)
+
+    def _journal_times(self, node: Inode) -> None:
+        file = node.file
+        if file is None or not file.times_changed or self._core.journal is None:
+            return
+        self._data.publish([node])
+        file.times_changed = False
+        if node.nlink:
+            self._core.append(Kind.SETATTR, self._changes.inode(node, node.ctime))
+
+    def release(self, number: int) -> None:
+        """Close. Buffered bytes stay buffered until they are old or many; a file without a name goes with its last handle."""
+        handle = self._handles.remove(number)
+        node = handle.node
+        if node.handles:
+            return
+        if node.nlink == 0:
+            self._purge.released(node)
+        elif node.file is not None:
+            if node.ino not in self._core.buffered:
+                self._journal_times(node)
+            if node.handles == 0 and node.file is not None and not node.file.buffer:
+                node.file = None

@@ -1,0 +1,90 @@
+"""The journal's view of an object store: named objects of bytes in one collection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from journal import JournalFenced
+from journal.medium import Buffer
+from mdstore.engines.protocol import Commit, ObjectStore
+from mdstore.errors import FencedError, NotFound, TransactionError
+from mdstore.store.transaction import Transaction
+
+
+class StoreObjects:
+    """`journal.ObjectIO` over the collection `collection` of `store`.
+
+    Writes are visible on return. `flush` waits for the last of them; with an engine whose commits are ordered that makes
+    everything submitted before durable too, file data included. Floors need an engine that has them: none does yet.
+    """
+
+    def __init__(self, store: ObjectStore, collection: bytes, *, epoch: int = 0) -> None:
+        self.epoch = epoch
+        self._store = store
+        self._collection = collection
+        self._ordered = store.capabilities.ordered_commits
+        self._last: list[Commit] = []
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        try:
+            return self._store.read(self._collection, name, offset, length)
+        except NotFound:
+            return b""
+
+    def write(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None:
+        data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+        self._submit(self._begin().write(self._collection, name, offset, data))
+
+    def truncate(self, name: str, size: int) -> None:
+        current = self.stat(name)
+        if current is not None and current > size:
+            self._submit(self._begin().truncate(self._collection, name, size))
+
+    def remove(self, name: str) -> None:
+        if self._store.exists(self._collection, name):
+            self._submit(self._begin().remove(self._collection, name))
+
+    def stat(self, name: str) -> int | None:
+        try:
+            return self._store.stat(self._collection, name).size
+        except NotFound:
+            return None
+
+    def list_names(self, prefix: str) -> Iterable[str]:
+        start = prefix.encode()
+        return [name.decode("latin-1") for name in self._store.list_objects(self._collection, start, _after(start))]
+
+    def flush(self) -> None:
+        """Every write that returned before is durable when this returns."""
+        pending, self._last = self._last, []
+        for commit in pending:
+            commit.wait()
+
+    def set_floor(self, prefix: str, floor: int) -> None:
+        raise NotImplementedError("this engine has no floors, so nobody can be shut out of it")
+
+    def set_floor_and_read(self, name: str, floor: int, offset: int, length: int) -> bytes:
+        raise NotImplementedError("this engine has no floors, so nobody can be shut out of it")
+
+    def _begin(self) -> Transaction:
+        return Transaction(epoch=self.epoch or None)
+
+    def _submit(self, transaction: Transaction) -> None:
+        try:
+            commit = self._store.submit(transaction)
+        except FencedError as error:
+            raise JournalFenced(error.where, error.epoch, error.floor) from error
+        except TransactionError as error:
+            if isinstance(error.cause, FencedError):
+                raise JournalFenced(error.cause.where, error.cause.epoch, error.cause.floor) from error
+            raise
+        if self._ordered:
+            self._last = [commit]
+        else:
+            self._last.append(commit)
+
+
+def _after(prefix: bytes) -> bytes | None:
+    """The first name behind all that begin with `prefix`."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1]) if kept else None

@@ -1,0 +1,116 @@
+"""What becomes of inodes without a name.
+
+A regular file that may have bytes becomes a row of the stray table with the event that takes its last name. When its last
+handle and reference are gone its bytes are removed, a bounded number of objects per step, and then the row. After a restart
+nobody has anything open, so every row is purged.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from typing import Final
+
+from mdstore.mds.core import Core
+from mdstore.mds.events import Kind
+from mdstore.mds.inode import Directory, Inode
+from mdstore.mds.layout import DATA, INO_KEY
+from mdstore.mds.records import FLAG_DATA
+from mdstore.store.transaction import Transaction
+
+STEP_OBJECTS: Final = 256  # removed in one transaction
+STEP_FILES: Final = 256  # finished in one event
+
+
+def needs_row(core: Core, node: Inode) -> bool:
+    """Whether objects with bytes of `node` may exist, so that its removal must survive a crash."""
+    return node.mode >> 12 == 8 and (node.flags & FLAG_DATA != 0 or node.ino < core.first_ino_here)
+
+
+class Purge:
+    """The queue of files to remove. The caller holds the core's lock."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._queue: deque[int] = deque()
+        self._scan_from: bytes | None = None  # rows from this key on are left over from before the start
+
+    def needs_row(self, node: Inode) -> bool:
+        """See the function of that name."""
+        return needs_row(self._core, node)
+
+    def start_from_table(self) -> None:
+        """After recovery: everything in the stray table is to be purged."""
+        self._scan_from = b"\0"
+
+    def released(self, node: Inode) -> None:
+        """A name, handle or reference of `node` went; when it was the last of all, the inode goes."""
+        core = self._core
+        if node.nlink or node.handles or node.ino in core.references:
+            return
+        if isinstance(node, Directory) and node.since >= 0:
+            return  # the write-back removes the object, and then forgets the inode
+        core.nodes.pop(node.ino, None)
+        core.where.pop(node.ino, None)
+        core.buffered.pop(node.ino, None)
+        if node.file is not None:
+            core.buffered_bytes -= node.file.buffer.size_bytes
+            node.file = None
+        if self.needs_row(node):
+            self._queue.append(node.ino)
+
+    @property
+    def backlog(self) -> int:
+        """Files known to be waiting; those of before the start are found as the queue gets there."""
+        return len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self._queue and self._scan_from is None
+
+    def step(self) -> bool:
+        """Remove up to `STEP_OBJECTS` objects; False when there was nothing to do. Nothing is waited for where the engine's
+        commits are ordered: the event that took the name is durable before the bytes are gone."""
+        if not self._queue:
+            self._find_more()
+        if not self._queue:
+            return False
+        core = self._core
+        core.push_log()
+        transaction, done = self._collect()
+        if transaction.operations:
+            core.settle_commits([core.store.submit(transaction)])
+        core.counters.purged_objects += len(transaction)
+        core.counters.purged_files += len(done)
+        if done:
+            core.append(Kind.PURGED, b"".join(core.drop_row(core.strays, INO_KEY.pack(ino)) for ino in done))
+        return True
+
+    def _collect(self) -> tuple[Transaction, list[int]]:
+        transaction = Transaction(epoch=self._core.epoch)
+        done: list[int] = []
+        while self._queue and len(done) < STEP_FILES:
+            room = STEP_OBJECTS - len(transaction)
+            if room <= 0:
+                break
+            ino = self._queue[0]
+            names = self._core.store.list_objects(DATA, b"%016x." % ino, b"%016x/" % ino, room)
+            for name in names:
+                transaction.remove(DATA, name)
+            if len(names) == room:
+                break  # there may be more of this file: the next step looks again
+            self._queue.popleft()
+            done.append(ino)
+        return transaction, done
+
+    def _find_more(self) -> None:
+        if self._scan_from is None:
+            return
+        rows = list(islice(self._core.strays.rows(self._scan_from), STEP_FILES))
+        self._scan_from = rows[-1][0] + b"\0" if rows else None
+        for key, _ in rows:
+            ino = INO_KEY.unpack(key)[0]
+            node = self._core.nodes.get(ino)
+            if node is None or not (node.handles or ino in self._core.references):
+                self._queue.append(ino)

@@ -1,0 +1,209 @@
+"""rename(2) and renameat2(2): one event, whatever is moved, replaced or exchanged."""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+from mdstore.errors import PosixError
+from mdstore.mds.cache import Cache
+from mdstore.mds.changes import Changes
+from mdstore.mds.core import Core
+from mdstore.mds.events import Kind, dir_set
+from mdstore.mds.filedata import FileData
+from mdstore.mds.inode import MULTIPLE, Directory, Inode
+from mdstore.mds.layout import INO_KEY
+from mdstore.mds.names import Names
+from mdstore.mds.permissions import WX, W, check_name, require, require_removable
+from mdstore.mds.purge import Purge
+from mdstore.mds.quota import Quota
+from mdstore.mds.vfs import RENAME_EXCHANGE, RENAME_NOREPLACE, Credentials
+
+
+class Place(NamedTuple):
+    """A name, the directory it stands in, and what it means there (None: nothing)."""
+
+    directory: Directory
+    name: bytes
+    node: Inode | None
+
+
+class Rename:
+    """The operation. The caller holds the core's lock."""
+
+    def __init__(
+        self, core: Core, cache: Cache, names: Names, data: FileData, changes: Changes, purge: Purge, quota: Quota
+    ) -> None:
+        self._core = core
+        self._cache = cache
+        self._names = names
+        self._data = data
+        self._changes = changes
+        self._purge = purge
+        self._quota = quota
+
+    def rename(
+        self, cred: Credentials, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """Move an entry. EINVAL (below itself, unknown flags), EBUSY ('.' and '..'), EEXIST, ENOENT, ENOTDIR, EISDIR,
+        ENOTEMPTY, EACCES, EPERM (sticky), EDQUOT. Renaming one of two names of an inode to the other does nothing."""
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise PosixError(errno.EINVAL, name, f"flags {flags:#x}")
+        source = self._place(cred, parent, name)
+        target = self._place(cred, new_parent, new_name)
+        node = source.node
+        if node is None:
+            raise PosixError(errno.ENOENT, name)
+        require_removable(source.directory, node, cred)
+        self._check_cycles(source, target, exchange=flags == RENAME_EXCHANGE)
+        if target.node is None:
+            if flags == RENAME_EXCHANGE or target.directory.nlink == 0:
+                raise PosixError(errno.ENOENT, new_name)
+        elif flags == RENAME_NOREPLACE:
+            raise PosixError(errno.EEXIST, new_name)
+        elif target.node is node:
+            return
+        else:
+            require_removable(target.directory, target.node, cred)
+        if flags == RENAME_EXCHANGE:
+            self._exchange(cred, source, target)
+        else:
+            self._move(cred, source, target)
+
+    def _place(self, cred: Credentials, parent: int, name: bytes) -> Place:
+        directory = self._cache.directory(parent)
+        check_name(name)
+        if name in (b".", b".."):
+            raise PosixError(errno.EBUSY, name)
+        require(directory, cred, WX)
+        entry = self._cache.find(directory, name)
+        return Place(directory, name, None if entry is None else self._cache.resolve(entry))
+
+    def _check_cycles(self, source: Place, target: Place, *, exchange: bool) -> None:
+        """EINVAL when a directory would come to lie below itself; ENOTEMPTY when it would replace what holds it."""
+        if source.directory is target.directory:
+            return
+        if isinstance(source.node, Directory) and self._names.is_below(source.node, target.directory.ino):
+            raise PosixError(errno.EINVAL, source.name, "a directory cannot be moved below itself")
+        if isinstance(target.node, Directory) and self._names.is_below(target.node, source.directory.ino):
+            raise PosixError(errno.EINVAL if exchange else errno.ENOTEMPTY, target.name)
+
+    # -- move ----------------------------------------------------------------------------------------------------------
+
+    def _move(self, cred: Credentials, source: Place, target: Place) -> None:
+        node, victim = source.node, target.node
+        assert node is not None
+        if victim is not None:
+            self._check_replace(node, victim, target.name)
+        self._check_moved_directory(cred, node, source, target)
+        self._check_quota(source, target)
+        self._data.publish([node])
+        if victim is not None:
+            self._names.settle_data(victim)
+        now = self._core.clock()
+        records = self._touch_for_move(source, target, now)
+        records.append(self._names.take(source.directory, source.name, node))
+        if victim is not None:
+            records.append(self._drop_victim(target, victim, now))
+        records += self._put_moved(source, target.directory, target.name, now)
+        self._core.append(Kind.RENAME, b"".join(records))
+        if victim is not None:
+            self._purge.released(victim)
+
+    def _check_replace(self, node: Inode, victim: Inode, name: bytes) -> None:
+        if isinstance(node, Directory):
+            if not isinstance(victim, Directory):
+                raise PosixError(errno.ENOTDIR, name)
+            if victim.size:
+                raise PosixError(errno.ENOTEMPTY, name)
+        elif isinstance(victim, Directory):
+            raise PosixError(errno.EISDIR, name)
+
+    def _check_moved_directory(self, cred: Credentials, node: Inode, source: Place, target: Place) -> None:
+        """The '..' of a directory that changes its parent is written: so it must be writable."""
+        if isinstance(node, Directory) and source.directory is not target.directory:
+            require(node, cred, W)
+
+    def _check_quota(self, source: Place, target: Place) -> None:
+        if self._quota.any and source.directory is not target.directory and source.node is not None:
+            files, dirs, space = self._names.weight(source.directory, source.node)
+            self._quota.check(target.directory, files=files + dirs, space=space, moved_from=source.directory)
+
+    def _touch_for_move(self, source: Place, target: Place, now: int) -> list[bytes]:
+        """Counts and times of both directories, once where they are one; the victim's share goes as well."""
+        core, names = self._core, self._names
+        node, victim = source.node, target.node
+        assert node is not None
+        files, dirs, space = names.weight(source.directory, node)
+        gone = names.weight(target.directory, victim) if victim is not None else (0, 0, 0)
+        is_dir = int(isinstance(node, Directory))
+        one_less = int(victim is not None)
+        if source.directory is target.directory:
+            return [core.touch(source.directory, now, -one_less, -is_dir * one_less, -gone[0], -gone[1], -gone[2])]
+        return [
+            core.touch(source.directory, now, -1, -is_dir, -files, -dirs, -space),
+            core.touch(
+                target.directory, now, 1 - one_less, is_dir - is_dir * one_less, files - gone[0], dirs - gone[1],
+                space - gone[2],
+            ),
+        ]  # fmt: skip
+
+    def _drop_victim(self, target: Place, victim: Inode, now: int) -> bytes:
+        if isinstance(victim, Directory):
+            return self._names.drop_directory(victim, now)
+        return self._names.lose_name(target.directory, target.name, victim, now)
+
+    def _put_moved(self, source: Place, directory: Directory, name: bytes, now: int) -> list[bytes]:
+        """The moved inode under its new name; the records of the entry and of the inode itself."""
+        node = source.node
+        assert node is not None
+        node.ctime = now
+        node.change += 1
+        extra = []
+        if node.parent == MULTIPLE:
+            key = INO_KEY.pack(node.ino) + INO_KEY.pack(source.directory.ino) + source.name
+            extra.append(self._core.drop_row(self._core.links, key))
+            if node.home == source.directory.ino:
+                node.home = directory.ino
+            extra.append(self._core.put_unnamed(node))
+        entry = self._names.put(directory, name, node, now)
+        if isinstance(node, Directory):
+            node.version += 1
+            node.rctime = max(node.rctime, now)
+            self._core.mark(node)
+            extra.append(dir_set(node.ino, node.encode_header()))
+        self._changes.backtrace_later(node)
+        return [*extra, entry]
+
+    # -- exchange ------------------------------------------------------------------------------------------------------
+
+    def _exchange(self, cred: Credentials, source: Place, target: Place) -> None:
+        first, second = source.node, target.node
+        assert first is not None
+        assert second is not None
+        self._check_moved_directory(cred, first, source, target)
+        self._check_moved_directory(cred, second, source, target)
+        self._data.publish([first, second])
+        now = self._core.clock()
+        records = self._touch_for_exchange(source, target, now)
+        records.append(self._names.take(source.directory, source.name, first))
+        records.append(self._names.take(target.directory, target.name, second))
+        records += self._put_moved(source, target.directory, target.name, now)
+        records += self._put_moved(target, source.directory, source.name, now)
+        self._core.append(Kind.RENAME, b"".join(records))
+
+    def _touch_for_exchange(self, source: Place, target: Place, now: int) -> list[bytes]:
+        core, names = self._core, self._names
+        first, second = source.node, target.node
+        assert first is not None
+        assert second is not None
+        if source.directory is target.directory:
+            return [core.touch(source.directory, now, 0, 0, 0, 0, 0)]
+        out = names.weight(source.directory, first)
+        back = names.weight(target.directory, second)
+        links = int(isinstance(second, Directory)) - int(isinstance(first, Directory))
+        files, dirs, space = back[0] - out[0], back[1] - out[1], back[2] - out[2]
+        return [
+            core.touch(source.directory, now, 0, links, files, dirs, space),
+            core.touch(target.directory, now, 0, -links, -files, -dirs, -space),
+        ]

@@ -1,0 +1,528 @@
+"""`MetadataServer`: a POSIX name space over an object store.
+
+The parts of it are modules of their own; here they are put together, opened, closed, and called under one lock. Every verb of
+`Vfs` has the same shape: check that changes are possible, let the part do it, count the reference a front was handed.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from secrets import token_bytes
+
+from journal import Journal, JournalError, Layout, StripedMedium
+from mdstore.engines.protocol import ObjectStore
+from mdstore.errors import (
+    AlreadyExists,
+    CorruptionError,
+    MdstoreError,
+    NotAnImage,
+    NotFound,
+    PosixError,
+    ReadOnly,
+    StoreClosed,
+)
+from mdstore.mds.attributes import Attributes
+from mdstore.mds.cache import Cache
+from mdstore.mds.changes import Changes
+from mdstore.mds.core import Core, Limits
+from mdstore.mds.damage import Damage, forget_damage, list_damage
+from mdstore.mds.directories import Directories
+from mdstore.mds.events import Kind
+from mdstore.mds.filedata import FileData
+from mdstore.mds.files import Files
+from mdstore.mds.handles import Handles
+from mdstore.mds.inode import Directory, Inode
+from mdstore.mds.layout import (
+    DATA,
+    FIRST_FREE_INO,
+    LOG,
+    LOG_NAME,
+    META,
+    NEXT_INO,
+    NEXT_INO_KEY,
+    TABLE_OBJECTS,
+    ServerRecord,
+    Tab,
+    decode_server,
+    directory_object,
+    encode_server,
+)
+from mdstore.mds.names import Names
+from mdstore.mds.objectio import StoreObjects
+from mdstore.mds.purge import Purge
+from mdstore.mds.quota import Quota
+from mdstore.mds.rename import Rename
+from mdstore.mds.replay import RecoveryReport, Replay
+from mdstore.mds.space import Space
+from mdstore.mds.statistics import Statistics
+from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, SetAttr, StatFs
+from mdstore.mds.writeback import WriteBack
+from mdstore.mds.xattrs import Xattrs
+from mdstore.store.transaction import Transaction
+
+O_EXCL = 0o200
+O_TRUNC = 0o1000
+S_IFREG = 0o100000
+
+
+class MetadataServer:
+    """Implements `Vfs`. Make one with `mount`, on a store that `format` has been called with.
+
+    All methods may be called from any thread. Changes are answered before they are durable; `fsync`, `syncfs` and `close`
+    make them so, and `tick`, called by a `Driver` or by whoever owns the server, does it after a while without being asked.
+    `count_references`: whether numbers handed out by lookup, create and so on keep an unlinked inode alive until `forget`;
+    callers that never forget leave it out.
+    """
+
+    def __init__(self, core: Core, *, count_references: bool) -> None:
+        self._core = core
+        self._lock = core.lock
+        self._count = count_references
+        self._closed = False
+        self.recovery = RecoveryReport()
+        self._cache = Cache(core)
+        self._changes = Changes(core, self._cache)
+        self._data = FileData(core, self._changes)
+        self._purge = Purge(core)
+        self._quota = Quota(core, self._cache)
+        self._space = Space(core)
+        self._handles = Handles()
+        self._statistics = Statistics(core, self._cache)
+        self._writeback = WriteBack(core, self._cache, self._statistics, self._purge)
+        self._names = Names(core, self._cache, self._data, self._purge, self._quota)
+        self._rename = Rename(
+            core, self._cache, self._names, self._data, self._changes, self._purge, self._quota
+        )  # fmt: skip
+        self._attributes = Attributes(core, self._cache, self._data, self._changes, self._handles, self._quota)
+        self._xattrs = Xattrs(core, self._cache, self._data, self._changes, self._statistics, self._quota)
+        self._directories = Directories(core, self._cache, self._handles)
+        self._files = Files(
+            core, self._cache, self._data, self._changes, self._handles, self._purge, self._quota, self._space
+        )
+
+    # -- making one ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def format(
+        store: ObjectStore, *, now_ns: int, root_mode: int = 0o755, uid: int = 0, gid: int = 0,
+        object_size: int = 64 << 20, log_unit: int = 1 << 20, log_object_size: int = 4 << 20, identity: bytes | None = None,
+    ) -> None:  # fmt: skip
+        """Make an empty file system. Durable on return. AlreadyExists when there is one in the store.
+
+        `object_size`: bytes of a file in one object. `log_unit`, `log_object_size`: how the log is striped.
+        """
+        server = ServerRecord(identity or token_bytes(16), now_ns, object_size, log_unit, log_object_size)
+        if META in store.list_collections():
+            raise AlreadyExists("file system", META)
+        for collection in (META, DATA, LOG):
+            store.submit(Transaction().create_collection(collection))
+        root = Directory(ROOT_INO, 0o040000 | root_mode & 0o7777, uid, gid, now_ns, ROOT_INO, b"")
+        for name in TABLE_OBJECTS.values():
+            store.submit(Transaction().create(META, name))
+        first = NEXT_INO.pack(FIRST_FREE_INO)
+        store.submit(Transaction().map_set(META, TABLE_OBJECTS[Tab.SERVER], {NEXT_INO_KEY: first}))
+        store.submit(Transaction().map_set_header(META, directory_object(ROOT_INO), root.encode_header()))
+        Journal.create(_medium(store, server)).close()
+        store.apply(Transaction().map_set_header(META, TABLE_OBJECTS[Tab.SERVER], encode_server(server)))
+
+    @classmethod
+    def mount(
+        cls, store: ObjectStore, *, clock: Callable[[], int] = time.time_ns, read_only: bool = False,
+        limits: Limits | None = None, count_references: bool = True,
+    ) -> MetadataServer:  # fmt: skip
+        """Recover and serve. `recovery` tells what was replayed. NotAnImage, UnsupportedFormat, CorruptionError.
+
+        read_only: nothing is written, neither now nor later; what the log holds is replayed in memory only.
+        """
+        try:
+            server = decode_server(store.map_header(META, TABLE_OBJECTS[Tab.SERVER]))
+        except NotFound:
+            raise NotAnImage("the store holds no file system; make one with `mdstore mkfs`") from None
+        core = Core(store, server, limits or Limits(), clock)
+        self = cls(core, count_references=count_references)
+        self._recover(read_only=read_only or store.read_only)
+        return self
+
+    def _recover(self, *, read_only: bool) -> None:
+        core = self._core
+        began = time.monotonic()
+        raw = core.tables[Tab.SERVER].get(NEXT_INO_KEY)
+        core.next_ino = NEXT_INO.unpack(raw)[0] if raw is not None and len(raw) == NEXT_INO.size else FIRST_FREE_INO
+        replay = Replay(core, self._writeback)
+        core.replaying = True
+        try:
+            journal = Journal.open(_medium(core.store, core.server), read_only=read_only, visit=replay.visit)
+        except JournalError as error:
+            raise _log_error(error) from error
+        replay.finish(journal)
+        core.replaying = False
+        core.first_ino_here = core.next_ino
+        self.recovery = replay.report
+        self._cache.directory(ROOT_INO)
+        self._quota.load()
+        if not read_only:
+            core.journal = journal
+            for ino in self._writeback.unsettled:
+                core.mark(self._cache.directory(ino))
+            self._purge.start_from_table()
+        self.recovery.seconds = time.monotonic() - began
+
+    # -- what every verb does first ------------------------------------------------------------------------------------
+
+    def _before_change(self) -> None:
+        """Raise what stands against changes; help with write-back where limits are reached."""
+        core = self._core
+        if core.failed is not None or core.journal is None:
+            core.assert_writable()
+        if core.changes >= core.limits.dirty_entries or (core.counters.events & 255 == 0 and self._writeback.due()):
+            self._writeback.relieve()
+        if len(core.nodes) > self._cache.nodes_max:
+            self._cache.evict()
+
+    def _before_read(self) -> None:
+        core = self._core
+        if core.failed is not None:
+            raise core.failed
+        if len(core.nodes) > self._cache.nodes_max:
+            self._cache.evict()
+
+    def _referred(self, node: Inode) -> Attr:
+        if self._count:
+            references = self._core.references
+            references[node.ino] = references.get(node.ino, 0) + 1
+        return node.attr()
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def lookup(self, cred: Credentials, parent: int, name: bytes) -> Attr:
+        """See `Vfs`. ENOENT, ENOTDIR, EACCES, ENAMETOOLONG."""
+        with self._lock:
+            self._before_read()
+            return self._referred(self._names.lookup(cred, parent, name))
+
+    def create(self, cred: Credentials, parent: int, name: bytes, mode: int, flags: int) -> tuple[Attr, int]:
+        """See `Vfs`. EEXIST with O_EXCL, EISDIR, EACCES, ENOSPC, EDQUOT."""
+        with self._lock:
+            self._before_change()
+            self._space.reserve()
+            directory, entry = self._names.place_or_file(cred, parent, name)
+            if entry is None:
+                node = self._names.make_in(directory, cred, name, S_IFREG | mode & 0o7777, Kind.CREATE)
+                handle = self._files.open_new(cred, node, flags)
+            else:
+                node = self._cache.resolve(entry)
+                if flags & O_EXCL:
+                    raise PosixError(errno.EEXIST, name)
+                if node.is_directory:
+                    raise PosixError(errno.EISDIR, name)
+                handle = self._files.open(cred, node, flags)
+            return self._referred(node), handle
+
+    def mkdir(self, cred: Credentials, parent: int, name: bytes, mode: int) -> Attr:
+        """See `Vfs`. EEXIST, EMLINK and what `create` refuses."""
+        with self._lock:
+            self._before_change()
+            self._space.reserve()
+            return self._referred(self._names.mkdir(cred, parent, name, mode))
+
+    def mknod(self, cred: Credentials, parent: int, name: bytes, mode: int, rdev: int = 0) -> Attr:
+        """See `Vfs`. EEXIST; EPERM for a device unless the superuser asks; EINVAL for another type."""
+        with self._lock:
+            self._before_change()
+            self._space.reserve()
+            return self._referred(self._names.mknod(cred, parent, name, mode, rdev))
+
+    def symlink(self, cred: Credentials, parent: int, name: bytes, target: bytes) -> Attr:
+        """See `Vfs`. EEXIST, ENAMETOOLONG."""
+        with self._lock:
+            self._before_change()
+            self._space.reserve()
+            return self._referred(self._names.symlink(cred, parent, name, target))
+
+    def link(self, cred: Credentials, ino: int, parent: int, name: bytes) -> Attr:
+        """See `Vfs`. EEXIST, EPERM for a directory, EMLINK, ENOENT for an unlinked inode."""
+        with self._lock:
+            self._before_change()
+            self._space.reserve()
+            return self._referred(self._names.link(cred, ino, parent, name))
+
+    def unlink(self, cred: Credentials, parent: int, name: bytes) -> None:
+        """See `Vfs`. EISDIR, EPERM (sticky), EACCES, ENOENT. The bytes go later; works on a full store."""
+        with self._lock:
+            self._before_change()
+            self._names.unlink(cred, parent, name)
+
+    def rmdir(self, cred: Credentials, parent: int, name: bytes) -> None:
+        """See `Vfs`. ENOTDIR, ENOTEMPTY, EPERM (sticky), EACCES, ENOENT."""
+        with self._lock:
+            self._before_change()
+            self._names.rmdir(cred, parent, name)
+
+    def rename(
+        self, cred: Credentials, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+    ) -> None:
+        """See `Vfs` and `Rename.rename`."""
+        with self._lock:
+            self._before_change()
+            self._rename.rename(cred, parent, name, new_parent, new_name, flags)
+
+    # -- inodes --------------------------------------------------------------------------------------------------------
+
+    def getattr(self, ino: int) -> Attr:
+        """See `Vfs`. ESTALE for a number that means nothing any more."""
+        with self._lock:
+            self._before_read()
+            return self._cache.node(ino).attr()
+
+    def setattr(self, cred: Credentials, ino: int, change: SetAttr) -> Attr:
+        """See `Vfs`. EPERM, EACCES, EISDIR, EINVAL, EFBIG, EDQUOT; nothing is changed then."""
+        with self._lock:
+            self._before_change()
+            return self._attributes.setattr(cred, ino, change).attr()
+
+    def access(self, cred: Credentials, ino: int, mask: int) -> None:
+        """See `Vfs`."""
+        with self._lock:
+            self._before_read()
+            self._attributes.access(cred, ino, mask)
+
+    def readlink(self, ino: int) -> bytes:
+        """See `Vfs`. EINVAL when it is no symbolic link."""
+        with self._lock:
+            self._before_read()
+            node = self._cache.node(ino)
+            if node.mode >> 12 != 10:
+                raise PosixError(errno.EINVAL, ino)
+            return node.target
+
+    def setxattr(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """See `Vfs` and `Xattrs.set`."""
+        with self._lock:
+            self._before_change()
+            self._space.reserve(1024 + len(value))
+            self._xattrs.set(cred, ino, name, bytes(value), flags)
+
+    def getxattr(self, cred: Credentials, ino: int, name: bytes) -> bytes:
+        """See `Vfs`. ENODATA."""
+        with self._lock:
+            self._before_read()
+            return self._xattrs.get(cred, ino, name)
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        """See `Vfs`."""
+        with self._lock:
+            self._before_read()
+            return self._xattrs.names(ino)
+
+    def removexattr(self, cred: Credentials, ino: int, name: bytes) -> None:
+        """See `Vfs`. ENODATA."""
+        with self._lock:
+            self._before_change()
+            self._xattrs.remove(cred, ino, name)
+
+    def forget(self, ino: int, lookups: int) -> None:
+        """See `Vfs`. Counts below zero, and numbers nobody has, are ignored."""
+        with self._lock:
+            core = self._core
+            left = core.references.get(ino, 0) - lookups
+            if left > 0:
+                core.references[ino] = left
+                return
+            core.references.pop(ino, None)
+            core.where.pop(ino, None)
+            node = core.nodes.get(ino)
+            if node is not None and node.nlink == 0:
+                self._purge.released(node)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def open(self, cred: Credentials, ino: int, flags: int) -> int:
+        """See `Vfs`. EACCES, EISDIR, ELOOP for a symbolic link, ESTALE."""
+        with self._lock:
+            self._before_read()
+            return self._files.open(cred, self._cache.node(ino), flags)
+
+    def read(self, handle: int, offset: int, length: int) -> bytes:
+        """See `Vfs`. EBADF, EISDIR, EINVAL."""
+        with self._lock:
+            self._before_read()
+            return self._files.read(handle, offset, length)
+
+    def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
+        """See `Vfs`. `data` is copied. EBADF, EFBIG, ENOSPC, EDQUOT; nothing was written then."""
+        with self._lock:
+            self._before_change()
+            return self._files.write(handle, offset, data)
+
+    def fsync(self, handle: int, *, data_only: bool = False) -> None:
+        """See `Vfs`. Cost: one wait for the store, where its commits are ordered; waiters share flushes."""
+        with self._lock:
+            core = self._core
+            core.assert_writable()
+            self._files.publish(handle)
+            position = core.position()
+            core.counters.fsyncs += 1
+        core.flush_log(position)
+
+    def release(self, handle: int) -> None:
+        """See `Vfs`. EBADF. Nothing becomes durable by it."""
+        with self._lock:
+            if self._core.failed is not None:
+                self._handles.remove(handle)
+                return
+            self._files.release(handle)
+
+    def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+        """See `Vfs`. EOPNOTSUPP."""
+        raise PosixError(errno.EOPNOTSUPP, handle)
+
+    def lseek(self, handle: int, offset: int, whence: int) -> int:
+        """See `Vfs`. EOPNOTSUPP."""
+        raise PosixError(errno.EOPNOTSUPP, handle)
+
+    def copy_file_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
+        """See `Vfs`. EOPNOTSUPP."""
+        raise PosixError(errno.EOPNOTSUPP, source)
+
+    # -- directories ---------------------------------------------------------------------------------------------------
+
+    def opendir(self, cred: Credentials, ino: int) -> int:
+        """See `Vfs`. ENOTDIR, EACCES."""
+        with self._lock:
+            self._before_read()
+            return self._directories.opendir(cred, ino)
+
+    def readdir(
+        self, handle: int, after: bytes | None, limit: int, *, count_lookups: bool = False
+    ) -> list[DirEntry]:
+        """See `Vfs`. EBADF, ENOTDIR."""
+        with self._lock:
+            self._before_read()
+            return self._directories.readdir(handle, after, limit, count_lookups=count_lookups and self._count)
+
+    def parent_of(self, ino: int) -> int:
+        """See `Vfs`. ENOTDIR."""
+        with self._lock:
+            self._before_read()
+            return self._cache.directory(ino).parent
+
+    def releasedir(self, handle: int) -> None:
+        """See `Vfs`. EBADF."""
+        with self._lock:
+            closed = self._handles.remove(handle)
+            self._purge.released(closed.node)
+
+    # -- whole ---------------------------------------------------------------------------------------------------------
+
+    def statfs(self) -> StatFs:
+        """See `Vfs`."""
+        with self._lock:
+            return self._space.statfs()
+
+    def syncfs(self) -> None:
+        """See `Vfs`. Cost: submits all buffered bytes; one wait for the store."""
+        with self._lock:
+            core = self._core
+            if core.journal is None:
+                return
+            core.assert_writable()
+            self._data.publish(list(core.buffered.values()))
+            position = core.position()
+        core.flush_log(position)
+
+    def close(self) -> None:
+        """See `Vfs`. Afterwards the log is empty, so that the next opening replays nothing. The store stays open. Again: nothing.
+        After a failure nothing is written any more; what was answered by fsync is on the medium."""
+        with self._lock:
+            core = self._core
+            if self._closed:
+                return
+            self._closed = True
+            journal = core.journal
+            if journal is None or core.failed is not None:
+                core.failed = core.failed or ReadOnly("the file system is closed")
+                return
+            self._data.publish(list(core.buffered.values()))
+            self._writeback.everything()
+            try:
+                journal.close()
+            except JournalError as error:
+                raise core.fail(error) from error
+            core.failed = StoreClosed("the file system is closed")
+
+    # -- care ----------------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> None:
+        """What time brings: bytes and events older than a second go to the medium, some removed files are purged, some dirty
+        directories written back. Waits for the medium without holding the lock."""
+        core = self._core
+        with self._lock:
+            if not core.is_writable():
+                return
+            self._data.publish_older_than(now_ns - core.limits.age_ns)
+            position = core.position()
+        core.flush_log(position)
+        with self._lock:
+            if not core.is_writable():
+                return
+            self._purge.step()
+            if core.changes >= core.limits.dirty_entries_low:
+                self._writeback.step()
+            self._writeback.retire()
+
+    def purge_all(self) -> None:
+        """Remove the bytes of every file that has no name and no user. Cost: one transaction per few hundred objects."""
+        with self._lock:
+            self._core.assert_writable()
+            while self._purge.step():
+                pass
+
+    def write_back(self) -> None:
+        """Bring every directory object up to date and empty the log. Durable on return."""
+        with self._lock:
+            self._core.assert_writable()
+            self._data.publish(list(self._core.buffered.values()))
+            self._writeback.everything()
+
+    def damage(self) -> list[Damage]:
+        """What was found broken, and not forgotten since."""
+        with self._lock:
+            return list_damage(self._core)
+
+    def forget_damage(self, directory: int, name: bytes) -> bool:
+        """Drop a row of the damage table; False when there is none. Repairs nothing."""
+        with self._lock:
+            self._before_change()
+            return forget_damage(self._core, directory, name)
+
+    def counters(self) -> dict[str, int | str]:
+        """Plain numbers of what was done since opening and of what is in memory now."""
+        core = self._core
+        with self._lock:
+            found: dict[str, int | str] = {name: getattr(core.counters, name) for name in core.counters.__slots__}
+            found.update(
+                inodes_cached=len(core.nodes), references=len(core.references), dirty_directories=len(core.dirty),
+                dirty_entries=core.changes, buffered_files=len(core.buffered), buffered_bytes=core.buffered_bytes,
+                open_handles=len(self._handles), purge_backlog=self._purge.backlog, log_bytes=self._writeback.log_bytes,
+                log_blocked_by=self._writeback.blocked_by(), next_ino=core.next_ino,
+            )  # fmt: skip
+            return found
+
+    def assert_state(self) -> None:
+        """Check the invariants that memory alone can show; for tests."""
+        with self._lock:
+            self._core.assert_state()
+
+
+def _medium(store: ObjectStore, server: ServerRecord) -> StripedMedium:
+    layout = Layout(stripe_unit=server.log_unit, object_size=server.log_object_size)
+    return StripedMedium(StoreObjects(store, LOG), LOG_NAME, layout)
+
+
+def _log_error(error: JournalError) -> MdstoreError:
+    """A log that cannot be opened, in the words of this package."""
+    if isinstance(error.__cause__, MdstoreError):
+        return error.__cause__
+    return CorruptionError("metadata log", f"{LOG.decode()}/{LOG_NAME}", "an intact log", error)

@@ -1,0 +1,70 @@
+"""Recursive statistics: bytes, files, directories and latest change of everything below a directory.
+
+A directory's own change is exact at once. What lies deeper is handed up by `settle`, before anything is written back and
+before anybody asks: so a directory without unwritten changes is always settled, also after a crash.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from mdstore.mds.cache import Cache
+from mdstore.mds.core import Core
+from mdstore.mds.events import Kind, dir_set
+from mdstore.mds.inode import Directory
+from mdstore.mds.vfs import ROOT_INO
+
+EVENT_DIRECTORIES: Final = 64  # settled by one event
+
+
+class Statistics:
+    """Hands differences up the tree. The caller holds the core's lock."""
+
+    def __init__(self, core: Core, cache: Cache) -> None:
+        self._core = core
+        self._cache = cache
+
+    def settle(self) -> None:
+        """Every directory's statistics contain everything below it. Cost: one record per directory that has news."""
+        waiting = [d for d in self._core.dirty.values() if d.ino != ROOT_INO and d.nlink and d.unsettled]
+        if not waiting:
+            return
+        heap = [(-self._depth(d), d.ino) for d in waiting]
+        heapify(heap)
+        queued = {ino for _, ino in heap}
+        records: list[bytes] = []
+        while heap:
+            depth, ino = heappop(heap)
+            queued.discard(ino)
+            directory = self._cache.directory(ino)
+            parent = self._cache.directory(directory.parent)
+            records.append(self._hand_up(directory, parent))
+            if parent.ino != ROOT_INO and parent.ino not in queued and parent.unsettled:
+                queued.add(parent.ino)
+                heappush(heap, (depth + 1, parent.ino))
+            if len(records) >= EVENT_DIRECTORIES:
+                self._core.append(Kind.STATISTICS, b"".join(records))
+                records.clear()
+        if records:
+            self._core.append(Kind.STATISTICS, b"".join(records))
+
+    def _depth(self, directory: Directory) -> int:
+        depth = 0
+        while directory.ino != ROOT_INO:
+            directory = self._cache.directory(directory.parent)
+            depth += 1
+        return depth
+
+    def _hand_up(self, directory: Directory, parent: Directory) -> bytes:
+        """The parent's statistics get what they lack of the directory's."""
+        parent.rbytes += directory.rbytes - directory.accounted_bytes
+        parent.rfiles += directory.rfiles - directory.accounted_files
+        parent.rdirs += directory.rdirs - directory.accounted_dirs
+        directory.accounted_bytes = directory.rbytes
+        directory.accounted_files = directory.rfiles
+        directory.accounted_dirs = directory.rdirs
+        directory.accounted_ctime = directory.rctime
+        directory.version += 1
+        self._core.mark(directory)
+        return dir_set(directory.ino, directory.encode_header()) + self._core.bump(parent, directory.rctime)

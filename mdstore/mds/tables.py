@@ -1,0 +1,64 @@
+"""Tables: small ordered maps beside the directories, one map object each (docs/format/mds-tables.md).
+
+A change is made in memory and put in an event; the object follows when the table is written back. Until then `changed`
+lies over what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mdstore.engines.protocol import ObjectStore
+from mdstore.mds.events import table_remove, table_set
+from mdstore.mds.layout import META, TABLE_OBJECTS, Tab
+
+
+class Table:
+    """One table. `since`: the log position before its oldest event that is not written back; -1 when there is none."""
+
+    __slots__ = ("changed", "number", "object_name", "since", "store")
+
+    def __init__(self, store: ObjectStore, number: Tab) -> None:
+        self.store = store
+        self.number = int(number)
+        self.object_name = TABLE_OBJECTS[number]
+        self.changed: dict[bytes, bytes | None] = {}
+        self.since = -1
+
+    def get(self, key: bytes) -> bytes | None:
+        """The row, or None. Cost: one read of the store unless the row was changed lately."""
+        if key in self.changed:
+            return self.changed[key]
+        return self.store.map_get(META, self.object_name, key)
+
+    def put(self, key: bytes, value: bytes) -> bytes:
+        """Set a row; returns the record for the event that makes it last."""
+        self.changed[key] = value
+        return table_set(self.number, key, value)
+
+    def drop(self, key: bytes) -> bytes:
+        """Remove a row; returns the record for the event that makes it last."""
+        self.changed[key] = None
+        return table_remove(self.number, key)
+
+    def rows(self, start: bytes | None = None, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Rows with start <= key < stop in order, as they are now; changing the table meanwhile is allowed."""
+        newer = sorted(
+            (item for item in self.changed.items() if (start is None or item[0] >= start) and (stop is None or item[0] < stop)),
+            key=lambda item: item[0],
+            reverse=True,
+        )
+        for key, value in self.store.map_items(META, self.object_name, start, stop):
+            while newer and newer[-1][0] < key:
+                ahead, row = newer.pop()
+                if row is not None:
+                    yield ahead, row
+            if newer and newer[-1][0] == key:
+                row = newer.pop()[1]
+                if row is not None:
+                    yield key, row
+            else:
+                yield key, value
+        for key, row in reversed(newer):
+            if row is not None:
+                yield key, row
