@@ -6,6 +6,7 @@ again; zeroed whole blocks become holes.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from mdstore.btree import Pager, Tree, crc32c_blocks
@@ -76,17 +77,21 @@ def load_extent(space: Space, extent: Extent, name: str) -> bytes:
 
 
 def _pieces(space: Space, onode: Onode, first: int, last: int) -> list[Piece]:
-    """Content of logical blocks first..last that is not a hole. Later pieces win over earlier ones."""
+    """Content of logical blocks first..last that is not a hole. No two pieces overlap; what changed hides what is on disk."""
     pieces: list[Piece] = []
+    span = range(first, last)
+    few = len(span) < len(onode.blocks)
+    changed = [b for b in span if b in onode.blocks] if few else sorted(b for b in onode.blocks if b in span)
     if onode.data is not None:
         for extent in extents.overlapping(onode.data, first, last):
-            low, high = max(first, extent.logical), min(last, extent.end)
-            pieces.append((low, extent.part(low, high)))
-    if onode.blocks:
-        span = range(first, last)
-        few = len(span) < len(onode.blocks)
-        changed = [b for b in span if b in onode.blocks] if few else [b for b in onode.blocks if b in span]
-        pieces += [(block, bytes(onode.blocks[block])) for block in changed]
+            start, stop = max(first, extent.logical), min(last, extent.end)
+            for block in changed[bisect_left(changed, start) : bisect_left(changed, stop)]:
+                if start < block:
+                    pieces.append((start, extent.part(start, block)))
+                start = block + 1
+            if start < stop:
+                pieces.append((start, extent.part(start, stop)))
+    pieces += [(block, bytes(onode.blocks[block])) for block in changed]
     return pieces
 
 

@@ -216,9 +216,9 @@ class Store:
 
     def _log_refusal(self, log_bytes: int) -> MdstoreError | None:
         """Why the log has no room now (a checkpoint makes some), or None. LimitExceeded when it never will."""
-        capacity = self.journal.capacity or 0
-        if log_bytes > capacity:
-            raise LimitExceeded("the size of the transaction in the log", log_bytes, capacity)
+        largest = (self.journal.capacity or 0) - self.journal.medium.period  # trimming leaves part of a period behind
+        if log_bytes > largest:
+            raise LimitExceeded("the size of the transaction in the log", log_bytes, largest)
         free = self.journal.free or 0
         return NoSpace(f"the log has {free} bytes free, {log_bytes} are needed") if log_bytes > free else None
 
