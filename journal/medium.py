@@ -141,10 +141,15 @@ class ObjectIO(Protocol):
         """Names of all objects that begin with `prefix`, in any order."""
 
     def flush(self) -> None:
-        """Make everything written durable."""
+        """Make everything this writer has written, and everything it has read, durable: a writer that takes over goes on
+        from what it read, so that must not vanish, whoever wrote it. `JournalFenced` when any of its own writes was in
+        flight while the floor rose."""
 
     def set_floor(self, prefix: str, floor: int) -> None:
-        """Raise the floor of every object, present or to come, whose name begins with `prefix`. Durable on return."""
+        """Raise the floor of every object, present or to come, whose name begins with `prefix`. Durable on return.
+
+        `JournalFenced` when the floor is higher already.
+        """
 
     def set_floor_and_read(self, name: str, floor: int, offset: int, length: int) -> bytes:
-        """Atomically raise the object's floor and read. Durable on return."""
+        """Atomically raise the object's floor and read. Durable on return; `JournalFenced` when it is higher already."""

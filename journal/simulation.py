@@ -19,7 +19,7 @@ SECTOR = 512
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing done to a medium: `kind` is write, truncate, remove or flush."""
+    """One thing done to a medium. `kind` is write, truncate, remove, flush; or, seen by hooks only, read, list, floor."""
 
     kind: str
     name: str = ""
@@ -115,9 +115,9 @@ def _apply_writes(content: bytearray, operations: Sequence[Operation]) -> None:
 class CrashObjects:
     """An object store in memory with floors. `view(epoch)` gives the `ObjectIO` of one writer.
 
-    Floors are durable at once, as the protocol asks; a write tagged with an epoch below the floor of its object raises
-    `JournalFenced` when it arrives, and again when it was in flight: a flush of a fenced writer fails, and what it had
-    not flushed before the floor rose is dropped or kept as the subset of a crash would be.
+    Floors are durable at once, as the protocol asks. A write tagged with an epoch below the floor of its object raises
+    `JournalFenced` when it arrives; one that arrived before the floor rose is visible, but its writer's flush fails.
+    A flush makes everything visible durable, whoever wrote it.
     """
 
     def __init__(self, objects: dict[str, bytearray] | None = None, floors: dict[str, int] | None = None) -> None:
@@ -166,7 +166,8 @@ class ObjectsView:
         self._touched: set[str] = set()
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        return bytes(self._store.objects.get(name, b"")[offset : offset + length])
+        self._see("read", name)
+        return self._peek(name, offset, length)
 
     def write(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None:
         self._do(Operation("write", name, offset, b"".join(buffers)))
@@ -178,33 +179,46 @@ class ObjectsView:
         self._do(Operation("remove", name))
 
     def stat(self, name: str) -> int | None:
+        self._see("read", name)
         data = self._store.objects.get(name)
         return None if data is None else len(data)
 
     def list_names(self, prefix: str) -> list[str]:
+        self._see("list", prefix)
         return [name for name in self._store.objects if name.startswith(prefix)]
 
     def flush(self) -> None:
-        if self.hook is not None:
-            self.hook(Operation("flush"))
+        self._see("flush", "")
         for name in self._touched:
             self._check(name)
         self._touched.clear()
         self._store.operations.append(Operation("flush"))
 
     def set_floor(self, prefix: str, floor: int) -> None:
-        self._store.floors[prefix] = max(floor, self._store.floors.get(prefix, 0))
+        self._see("floor", prefix)
+        self._raise_floor(prefix, floor)
 
     def set_floor_and_read(self, name: str, floor: int, offset: int, length: int) -> bytes:
-        if floor < self._store.floor_of(name):
-            raise JournalFenced(name, floor, self._store.floor_of(name))
-        self.set_floor(name, floor)
-        return self.read(name, offset, length)
+        self._see("floor", name)
+        self._raise_floor(name, floor)
+        return self._peek(name, offset, length)
+
+    def _peek(self, name: str, offset: int, length: int) -> bytes:
+        return bytes(self._store.objects.get(name, b"")[offset : offset + length])
+
+    def _raise_floor(self, prefix: str, floor: int) -> None:
+        if floor < self._store.floor_of(prefix):
+            raise JournalFenced(prefix, floor, self._store.floor_of(prefix))
+        self._store.floors[prefix] = floor
 
     def _check(self, name: str) -> None:
         floor = self._store.floor_of(name)
         if self.epoch < floor:
             raise JournalFenced(name, self.epoch, floor)
+
+    def _see(self, kind: str, name: str) -> None:
+        if self.hook is not None:
+            self.hook(Operation(kind, name))
 
     def _do(self, operation: Operation) -> None:
         if self.hook is not None:

@@ -102,10 +102,12 @@ class _Replayer:
         self._report = report
         self._applier = Applier(tables.collections, tables.objects)
         self._held: deque[tuple[Entry, list[list[object]]]] = deque()
+        self._known_durable = 0  # every entry that ends here or before was durable, blocks and all
 
     def visit(self, batch: list[Entry]) -> None:
         for entry in batch:
-            self._drain(lambda held, known=entry.safe: held.end <= known)
+            self._known_durable = entry.safe
+            self._drain(self._is_durable)
             operations = log.decode(entry)
             if self._held or log.mapped_writes(operations):
                 self._held.append((entry, operations))
@@ -120,6 +122,9 @@ class _Replayer:
     def _drain(self, ready: Callable[[Entry], bool]) -> None:
         while self._held and ready(self._held[0][0]):
             self._apply(*self._held.popleft())
+
+    def _is_durable(self, entry: Entry) -> bool:
+        return entry.end <= self._known_durable
 
     def _arrived(self, entry: Entry) -> bool:
         space = self._tables.space

@@ -1,0 +1,551 @@
+# The page: header, slots growing up, cells growing down. docs/format/page.md is the page to read; this file is where its
+# numbers live. A page in memory is the page on the device, behind a `Node`.
+#
+# Invariants of a page (checked by page_check after every read, by Tree.check on demand):
+#  P1  40 + 8 * count <= heap <= size; every cell lies inside [heap, size)
+#  P2  sum of the cells + dead == size - heap; dead bytes and the gap are zero
+#  P3  slot heads are head_of(key, skip); keys ascend strictly (an index page's slot 0 is a bound, never compared)
+#  P4  skip > 0 only where every compared key starts with the same `skip` bytes
+
+
+cdef enum:
+    HEADER = 40
+    PAGE_MAGIC = 0x3174626d  # "mbt1"
+    KIND_LEAF = 1
+    KIND_INDEX = 2
+    KIND_SPILL = 3
+    OFF_CRC = 0
+    OFF_MAGIC = 4
+    OFF_TREE = 8
+    OFF_GENERATION = 16
+    OFF_LEVEL = 24
+    OFF_KIND = 25
+    OFF_COUNT = 26
+    OFF_HEAP = 28
+    OFF_DEAD = 32
+    OFF_SKIP = 36
+    OFF_RESERVED = 38
+    SPILL_MARK = 0xffff
+    SPILL_FIXED = 16  # u64 length, u64 generation
+    SPILL_TOP_MAX = 4
+    SPILL_BODY_MAX = 144
+    REF_MAX = 44
+    PAGE_MAX = 65536
+    HEIGHT_MAX = 40
+    CMP_BYTES = 1
+    CMP_U64_LE = 2
+    CMP_U64_BE = 3
+    CMP_I64 = 4
+    CMP_REVERSE = 5
+    CMP_PAIR = 6
+
+cdef uint64_t REF_SPILLED = 1ULL << 63  # in a reference's record count: some value below has spilled
+cdef uint64_t IN_MEMORY = 0xffffffffffffffffULL  # a spilled value's generation while its address word is a pointer
+
+cdef struct Shape:
+    int page_size
+    int key_size
+    int64_t value_size
+    int comparator
+    int copies
+    int duplicates
+    int embed_limit
+    int ref_size        # copies * 8 + crc 4 + generation 8 + records 8
+    int fixed_value     # bytes of a value kept without its length, or -1
+    int value_inline    # the longest value kept in a leaf
+    int cell_max        # slot and cell of a leaf together, at most
+    int key_max
+    int spill_entry     # copies * 8 + crc 4
+    int spill_fan       # entries of an overflow index page
+    int spill_top       # entries a cell can hold
+
+
+cdef int shape_init(Shape *s) noexcept nogil:
+    cdef int usable = s.page_size - HEADER, quarter = usable / 4
+    s.ref_size = 8 * s.copies + 20
+    s.key_max = usable / 3 - 8 - s.ref_size
+    if s.key_max > 1024:
+        s.key_max = 1024
+    s.spill_entry = 8 * s.copies + 4
+    s.spill_fan = usable / s.spill_entry
+    s.spill_top = (quarter - SPILL_FIXED) / s.spill_entry
+    if s.spill_top > SPILL_TOP_MAX:
+        s.spill_top = SPILL_TOP_MAX
+    if s.spill_top < 1:
+        s.spill_top = 1
+    s.value_inline = quarter
+    s.cell_max = usable / 2
+    s.fixed_value = -1
+    if 0 <= s.value_size <= quarter and s.value_size + s.key_max + 8 <= s.cell_max:
+        s.fixed_value = <int> s.value_size
+    return 0
+
+
+cdef inline uint8_t *slot_at(const uint8_t *page, int i) noexcept nogil:
+    return <uint8_t *> page + HEADER + 8 * i
+
+
+cdef inline int page_count(const uint8_t *page) noexcept nogil:
+    return ld16(page + OFF_COUNT)
+
+
+cdef inline uint8_t *cell_at(const uint8_t *page, int i) noexcept nogil:
+    return <uint8_t *> page + ld16(page + HEADER + 8 * i + 4)
+
+
+cdef inline int klen_at(const uint8_t *page, int i) noexcept nogil:
+    return ld16(page + HEADER + 8 * i + 6)
+
+
+cdef inline int page_free(const uint8_t *page) noexcept nogil:
+    """Bytes a new slot and cell may take, dead ones included."""
+    return <int> ld32(page + OFF_HEAP) - HEADER - 8 * page_count(page) + <int> ld32(page + OFF_DEAD)
+
+
+cdef inline int page_live(const uint8_t *page, int cap) noexcept nogil:
+    return cap - HEADER - page_free(page)
+
+
+cdef inline void page_init(uint8_t *page, int cap, uint64_t tree_id, int level) noexcept nogil:
+    memset(page, 0, cap)
+    st32(page + OFF_MAGIC, PAGE_MAGIC)
+    st64(page + OFF_TREE, tree_id)
+    page[OFF_LEVEL] = level
+    page[OFF_KIND] = KIND_INDEX if level else KIND_LEAF
+    st32(page + OFF_HEAP, cap)
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+cdef inline int compare_bytes(const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
+    cdef int c = memcmp(a, b, alen if alen < blen else blen)
+    return c if c else alen - blen
+
+
+cdef int compare_other(int comparator, const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
+    cdef uint64_t x, y
+    cdef int64_t i, j
+    cdef int m, n, c
+    if comparator == CMP_REVERSE:
+        return -compare_bytes(a, alen, b, blen)
+    if comparator == CMP_PAIR:
+        m = ld16(a)
+        n = ld16(b)
+        c = compare_bytes(a + 2, m, b + 2, n)
+        return c if c else compare_bytes(a + m + 4, alen - m - 4, b + n + 4, blen - n - 4)
+    if comparator == CMP_U64_LE:
+        x = ld64(a)
+        y = ld64(b)
+        return (x > y) - (x < y)
+    i = <int64_t> ld64(a)
+    j = <int64_t> ld64(b)
+    return (i > j) - (i < j)
+
+
+cdef inline int dup_split(const uint8_t *key, int klen) noexcept nogil:
+    """Where the key ends and the value begins in a record of a tree with duplicates: key, value, u16 key length."""
+    return ld16(key + klen - 2)
+
+
+cdef inline int compare(Shape *s, const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
+    cdef int m, n, c
+    if s.duplicates:
+        m = dup_split(a, alen)
+        n = dup_split(b, blen)
+        if s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE:
+            c = compare_bytes(a, m, b, n)
+        else:
+            c = compare_other(s.comparator, a, m, b, n)
+        return c if c else compare_bytes(a + m, alen - m - 2, b + n, blen - n - 2)
+    if s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE:
+        return compare_bytes(a, alen, b, blen)
+    return compare_other(s.comparator, a, alen, b, blen)
+
+
+cdef inline bint plain_order(Shape *s) noexcept nogil:
+    """True where stored keys compare as plain bytes, so heads may skip a shared prefix and separators may be cut."""
+    return not s.duplicates and (s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE)
+
+
+cdef inline uint32_t four_bytes(const uint8_t *p, int n) noexcept nogil:
+    """The first four bytes as a big-endian number, zeros where there are fewer."""
+    cdef uint32_t v = 0
+    if n >= 4:
+        return be32(ld32(p))
+    if n > 0:
+        v = <uint32_t> p[0] << 24
+    if n > 1:
+        v |= <uint32_t> p[1] << 16
+    if n > 2:
+        v |= <uint32_t> p[2] << 8
+    return v
+
+
+cdef inline uint32_t head_of(Shape *s, const uint8_t *key, int klen, int skip) noexcept nogil:
+    """A number that never orders two keys the wrong way round: kept in the slot, so that a search reads no cell."""
+    if s.duplicates and klen:
+        klen = dup_split(key, klen)
+    if s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE:
+        return four_bytes(key + skip, klen - skip)
+    if klen == 0:
+        return 0
+    if s.comparator == CMP_U64_LE:
+        return <uint32_t> (ld64(key) >> 32)
+    if s.comparator == CMP_I64:
+        return <uint32_t> (ld64(key) >> 32) ^ 0x80000000u
+    if s.comparator == CMP_REVERSE:
+        return ~four_bytes(key, klen)
+    return four_bytes(key + 2, ld16(key))
+
+
+cdef inline int common_prefix(const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
+    cdef int n = alen if alen < blen else blen, i = 0
+    while i < n and a[i] == b[i]:
+        i += 1
+    return i
+
+
+cdef int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t *key, int klen,
+                   bint *found) noexcept nogil:
+    """The first position at or after `lo` whose key is not below `key`; `found`: it is `key`.
+
+    Safe on a leaf that another thread is changing (the caller looks at the latch afterwards): no read leaves the page."""
+    cdef int n = page_count(page), skip, i, hi, mid, c, off
+    cdef uint32_t head
+    cdef const uint8_t *slots = page + HEADER
+    found[0] = False
+    if n > (cap - HEADER) >> 3:
+        n = (cap - HEADER) >> 3
+    if n <= lo:
+        return lo
+    skip = ld16(page + OFF_SKIP)
+    if skip:
+        off = ld16(slots + 8 * (n - 1) + 4)
+        if off + skip > cap:
+            return lo
+        c = memcmp(key, page + off, klen if klen < skip else skip)
+        if c > 0:
+            return n
+        if c < 0 or klen < skip:
+            return lo
+    head = head_of(s, key, klen, skip)
+    i = lower_slot(slots, lo, n, head)
+    if i == n or ld32(slots + 8 * i) != head:
+        return i
+    hi = i + 1
+    if hi < n and ld32(slots + 8 * hi) == head:
+        hi = n if head == 0xffffffffu else lower_slot(slots, hi + 1, n, head + 1)
+    while i < hi:
+        mid = (i + hi) >> 1
+        off = ld16(slots + 8 * mid + 4)
+        c = ld16(slots + 8 * mid + 6)
+        if off + c > cap:
+            return i
+        c = compare(s, key, klen, page + off, c)
+        if c == 0:
+            found[0] = True
+            return mid
+        if c < 0:
+            hi = mid
+        else:
+            i = mid + 1
+    return i
+
+
+cdef inline int index_find(Shape *s, const uint8_t *page, int cap, const uint8_t *key, int klen) noexcept nogil:
+    """The child that holds `key`: the last one whose separator is not above it; slot 0 stands for minus infinity."""
+    cdef bint found
+    cdef int i = page_find(s, page, cap, 1, key, klen, &found)
+    return i if found else i - 1
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+cdef inline int64_t div_up(int64_t a, int64_t b) noexcept nogil:
+    return (a + b - 1) / b
+
+
+cdef int spill_tops(Shape *s, int64_t length, int *depth) noexcept nogil:
+    """Entries the cell of a spilled value holds, and how many levels of overflow index pages hang below them."""
+    cdef int64_t n = div_up(length, s.page_size)
+    depth[0] = 0
+    while n > s.spill_top:
+        n = div_up(n, s.spill_fan)
+        depth[0] += 1
+    return <int> n
+
+
+cdef int64_t spill_pages(Shape *s, int64_t length) noexcept nogil:
+    """Pages of one copy of a spilled value: data and overflow index."""
+    cdef int64_t n = div_up(length, s.page_size), total = n
+    while n > s.spill_top:
+        n = div_up(n, s.spill_fan)
+        total += n
+    return total
+
+
+cdef inline int spill_body(Shape *s, int64_t length) noexcept nogil:
+    cdef int depth
+    return SPILL_FIXED + spill_tops(s, length, &depth) * s.spill_entry
+
+
+cdef inline bint value_spills(Shape *s, int klen, int64_t vlen) noexcept nogil:
+    return s.fixed_value < 0 and (vlen > s.value_inline or klen + vlen + 10 > s.cell_max)
+
+
+cdef inline int leaf_cell_size(Shape *s, const uint8_t *cell, int klen) noexcept nogil:
+    cdef int v, n
+    if s.fixed_value >= 0:
+        n = klen + s.fixed_value
+    else:
+        v = ld16(cell + klen)
+        if v == SPILL_MARK:
+            n = klen + 2 + spill_body(s, <int64_t> ld64(cell + klen + 2))
+        else:
+            n = klen + 2 + v
+    return n if n else 1
+
+
+cdef inline int cell_size_at(Shape *s, const uint8_t *page, int i) noexcept nogil:
+    cdef int klen = klen_at(page, i)
+    if page[OFF_LEVEL]:
+        return klen + s.ref_size
+    return leaf_cell_size(s, cell_at(page, i), klen)
+
+
+cdef inline uint8_t *spill_at(Shape *s, const uint8_t *page, int i) noexcept nogil:
+    """The body of the spilled value in slot i of a leaf, or NULL where the value lies in the leaf."""
+    cdef uint8_t *p
+    if s.fixed_value >= 0:
+        return NULL
+    p = cell_at(page, i) + klen_at(page, i)
+    return p + 2 if ld16(p) == SPILL_MARK else NULL
+
+
+cdef inline uint8_t *ref_at(const uint8_t *page, int i) noexcept nogil:
+    return cell_at(page, i) + klen_at(page, i)
+
+
+cdef inline uint64_t ref_address(const uint8_t *ref, int copy) noexcept nogil:
+    return ld64(ref + 8 * copy)
+
+
+cdef inline uint32_t ref_crc(Shape *s, const uint8_t *ref) noexcept nogil:
+    return ld32(ref + 8 * s.copies)
+
+
+cdef inline uint64_t ref_generation(Shape *s, const uint8_t *ref) noexcept nogil:
+    return ld64(ref + 8 * s.copies + 4)
+
+
+cdef inline uint64_t ref_records(Shape *s, const uint8_t *ref) noexcept nogil:
+    """Records below, with REF_SPILLED where one of them has spilled."""
+    return ld64(ref + 8 * s.copies + 12)
+
+
+# -- changing a page in place ------------------------------------------------------------------------------------------
+cdef void page_reskip(Shape *s, uint8_t *page, int skip) noexcept nogil:
+    cdef int i, first = 1 if page[OFF_LEVEL] else 0
+    st16(page + OFF_SKIP, skip)
+    for i in range(first, page_count(page)):
+        st32(slot_at(page, i), head_of(s, cell_at(page, i), klen_at(page, i), skip))
+
+
+cdef void page_compact(Shape *s, uint8_t *page, int cap) noexcept nogil:
+    """Squeeze the dead bytes out of the heap."""
+    cdef uint8_t scratch[PAGE_MAX]
+    cdef int i, n = page_count(page), size, heap = cap
+    for i in range(n):
+        size = cell_size_at(s, page, i)
+        heap -= size
+        memcpy(scratch + heap, cell_at(page, i), size)
+        st16(slot_at(page, i) + 4, heap)
+    memcpy(page + heap, scratch + heap, cap - heap)
+    size = <int> ld32(page + OFF_HEAP)
+    if heap > size:
+        memset(page + size, 0, heap - size)
+    st32(page + OFF_HEAP, heap)
+    st32(page + OFF_DEAD, 0)
+
+
+cdef uint8_t *page_open(Shape *s, uint8_t *page, int cap, int pos, const uint8_t *key, int klen,
+                        int size) noexcept nogil:
+    """Make a slot at `pos` and `size` bytes of cell with the key in front; NULL where they do not fit."""
+    cdef int n = page_count(page), heap = <int> ld32(page + OFF_HEAP), skip, common, first
+    cdef uint8_t *slot
+    if heap - HEADER - 8 * n < size + 8:
+        if page_free(page) < size + 8:
+            return NULL
+        page_compact(s, page, cap)
+        heap = <int> ld32(page + OFF_HEAP)
+    skip = ld16(page + OFF_SKIP)
+    first = 1 if page[OFF_LEVEL] else 0
+    if skip and pos >= first:
+        if n <= first:
+            page_reskip(s, page, 0)
+            skip = 0
+        else:
+            common = common_prefix(key, klen, cell_at(page, n - 1), skip)
+            if common < skip:
+                skip = common if common > 2 else 0
+                page_reskip(s, page, skip)
+    heap -= size
+    memcpy(page + heap, key, klen)
+    slot = slot_at(page, pos)
+    memmove(slot + 8, slot, 8 * (n - pos))
+    st32(slot, 0 if pos < first else head_of(s, key, klen, skip))
+    st16(slot + 4, heap)
+    st16(slot + 6, klen)
+    st32(page + OFF_HEAP, heap)
+    st16(page + OFF_COUNT, n + 1)
+    return page + heap + klen
+
+
+cdef void page_erase(Shape *s, uint8_t *page, int pos) noexcept nogil:
+    """Drop slot `pos`; its cell's bytes become zero and dead."""
+    cdef int n = page_count(page), size = cell_size_at(s, page, pos), off = ld16(slot_at(page, pos) + 4)
+    cdef uint8_t *slot = slot_at(page, pos)
+    memset(page + off, 0, size)
+    if off == <int> ld32(page + OFF_HEAP):
+        st32(page + OFF_HEAP, off + size)
+    else:
+        st32(page + OFF_DEAD, ld32(page + OFF_DEAD) + size)
+    memmove(slot, slot + 8, 8 * (n - 1 - pos))
+    st64(slot_at(page, n - 1), 0)
+    st16(page + OFF_COUNT, n - 1)
+
+
+cdef bint leaf_insert(Shape *s, uint8_t *page, int cap, int pos, const uint8_t *key, int klen,
+                      const uint8_t *value, int vlen) noexcept nogil:
+    """Insert a record whose value stays in the leaf; False where it does not fit."""
+    cdef int size = klen + (s.fixed_value if s.fixed_value >= 0 else 2 + vlen)
+    cdef uint8_t *p = page_open(s, page, cap, pos, key, klen, size if size else 1)
+    if p == NULL:
+        return False
+    if s.fixed_value < 0:
+        st16(p, vlen)
+        p += 2
+    memcpy(p, value, vlen)
+    return True
+
+
+cdef bint leaf_replace(Shape *s, uint8_t *page, int cap, int pos, const uint8_t *value, int vlen) noexcept nogil:
+    """Overwrite the in-leaf value in slot `pos` with another in-leaf value; False where it does not fit."""
+    cdef int klen = klen_at(page, pos), old, need
+    cdef uint8_t key[1100]
+    cdef uint8_t *p = cell_at(page, pos) + klen
+    if s.fixed_value >= 0:
+        memcpy(p, value, vlen)
+        return True
+    old = ld16(p)
+    if old == vlen:
+        memcpy(p + 2, value, vlen)
+        return True
+    need = klen + 2 + vlen
+    if page_free(page) + leaf_cell_size(s, cell_at(page, pos), klen) < need:
+        return False
+    memcpy(key, cell_at(page, pos), klen)
+    page_erase(s, page, pos)
+    leaf_insert(s, page, cap, pos, key, klen, value, vlen)
+    return True
+
+
+# -- checking a page that came from a device ---------------------------------------------------------------------------
+cdef const char *key_fault(Shape *s, const uint8_t *key, int klen, bint separator) noexcept nogil:
+    """What is wrong with a stored key, or NULL."""
+    cdef int base = klen
+    if klen > s.key_max:
+        return "key too long"
+    if s.duplicates:
+        if klen < 2 or dup_split(key, klen) > klen - 2:
+            return "key without its own length"
+        base = dup_split(key, klen)
+    if s.key_size > 0 and base != s.key_size and not (separator and plain_order(s)):
+        return "key size"
+    if s.comparator == CMP_PAIR:
+        if base < 4 or 4 + ld16(key) > base or 4 + ld16(key) + ld16(key + 2 + ld16(key)) != base:
+            return "pair key"
+    return NULL
+
+
+cdef const char *cell_fault(Shape *s, const uint8_t *page, int i, int heap, int *size) noexcept nogil:
+    cdef int cap = s.page_size, off = ld16(slot_at(page, i) + 4), klen = klen_at(page, i), v
+    cdef uint64_t length
+    if off < heap or off + klen > cap or off >= cap:
+        return "cell outside the heap"
+    if page[OFF_LEVEL]:
+        size[0] = klen + s.ref_size
+    elif s.fixed_value >= 0:
+        size[0] = klen + s.fixed_value
+    else:
+        if off + klen + 2 > cap:
+            return "cell outside the heap"
+        v = ld16(page + off + klen)
+        size[0] = klen + 2 + v
+        if v == SPILL_MARK:
+            if off + klen + 2 + SPILL_FIXED > cap:
+                return "cell outside the heap"
+            length = ld64(page + off + klen + 2)
+            if length == 0 or length > <uint64_t> 1 << 30 or ld64(page + off + klen + 10) == IN_MEMORY:
+                return "spilled value"
+            size[0] = klen + 2 + spill_body(s, <int64_t> length)
+        elif v > s.value_inline or (s.value_size > 0 and v != s.value_size):
+            return "value size"
+    if size[0] == 0:
+        size[0] = 1
+    if off + size[0] > cap:
+        return "cell outside the heap"
+    if page[OFF_LEVEL] == 0 and size[0] + 8 > s.cell_max:
+        return "cell size"
+    return NULL
+
+
+cdef const char *page_check(Shape *s, const uint8_t *page, int *spilled) noexcept nogil:
+    """P1 to P4 for a page with a right CRC; what is wrong, or NULL. Everything read later is inside the page."""
+    cdef int n = page_count(page), cap = s.page_size, heap, dead, i, size = 0, total = 0, first, skip, klen
+    cdef const char *fault
+    cdef uint8_t *slot
+    if page[OFF_KIND] != (KIND_INDEX if page[OFF_LEVEL] else KIND_LEAF) or page[OFF_LEVEL] >= HEIGHT_MAX:
+        return "page kind"
+    if ld32(page + OFF_HEAP) > <uint32_t> cap or ld32(page + OFF_DEAD) > <uint32_t> cap:
+        return "heap bounds"
+    heap = <int> ld32(page + OFF_HEAP)
+    dead = <int> ld32(page + OFF_DEAD)
+    if HEADER + 8 * n > heap or ld16(page + OFF_RESERVED) or (n == 0 and page[OFF_LEVEL]):
+        return "record count"
+    for i in range(HEADER + 8 * n, heap):
+        if page[i]:
+            return "bytes in the gap"
+    first = 1 if page[OFF_LEVEL] else 0
+    skip = ld16(page + OFF_SKIP)
+    if skip and not plain_order(s):
+        return "prefix"
+    spilled[0] = 0
+    for i in range(n):
+        fault = cell_fault(s, page, i, heap, &size)
+        if fault != NULL:
+            return fault
+        total += size
+        slot = slot_at(page, i)
+        klen = ld16(slot + 6)
+        if i < first:
+            if klen:
+                fault = key_fault(s, cell_at(page, i), klen, True)
+            if ld32(slot):
+                return "slot head"
+        else:
+            fault = key_fault(s, cell_at(page, i), klen, first == 1)
+        if fault != NULL:
+            return fault
+        if i >= first:
+            if klen < skip or (skip and i > first and memcmp(cell_at(page, i), cell_at(page, i - 1), skip)):
+                return "prefix"
+            if ld32(slot) != head_of(s, cell_at(page, i), klen, skip):
+                return "slot head"
+        if i > first:
+            if ld32(slot) < ld32(slot - 8) or (ld32(slot) == ld32(slot - 8) and compare(
+                    s, cell_at(page, i - 1), klen_at(page, i - 1), cell_at(page, i), klen) >= 0):
+                return "key order"
+        if page[OFF_LEVEL] == 0 and spill_at(s, page, i) != NULL:
+            spilled[0] += 1
+    if total + dead != cap - heap:
+        return "heap size"
+    return NULL

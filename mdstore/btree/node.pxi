@@ -1,0 +1,454 @@
+# Nodes: a page in memory with its reference count, state and, for an index page, its resident children.
+#
+# Invariants of nodes:
+#  N1  a node is changed in place only while it is DIRTY, its tree's lock is held and refs == 1 - and so for all nodes
+#      above it. Everything a view can reach is therefore unchanging, apart from `kids` (filled on load, emptied by
+#      eviction), the sealing of references and the header, and spilled values' addresses (under the pager's spin lock).
+#  N2  below a CLEAN or SEALED node nothing is DIRTY.
+#  N3  a node without an address (DIRTY, EMBEDDED) belongs to one tree; besides it, views may hold it. Clones share only
+#      what has an address, and the pager's tree of shared addresses counts them.
+#  N4  a kid pointer is dropped only when the kid is CLEAN and the reference beside it names just that page (a view may
+#      keep an old parent whose reference was never brought up to date, because only the tree's own parent is sealed).
+#
+#  state      address  in place?   next
+#  DIRTY      no       N1          seal -> SEALED (EMBEDDED for a root that stays in its record)
+#  EMBEDDED   no       no          first write -> DIRTY
+#  SEALED     yes      no          write_sealed -> CLEAN
+#  CLEAN      yes      no          eviction
+
+cdef enum:
+    DIRTY = 1
+    SEALED = 2
+    CLEAN = 3
+    EMBEDDED = 4
+    OK = 0
+    E_MEMORY = 1
+    E_CORRUPT = 2
+    E_DEVICE = 3
+    E_PYTHON = 4
+    E_HEIGHT = 5
+    E_NO_REFS = 6
+    E_CLOSED = 7
+
+cdef struct Node:
+    int32_t refs
+    uint32_t version
+    uint8_t state
+    uint8_t accessed
+    uint8_t pending      # copies of a sealed page not yet written
+    uint8_t level
+    int16_t run          # consecutive insertions at the end (> 0) or the front (< 0): how to split next
+    uint16_t spilled     # spilled values in a leaf
+    uint32_t cap
+    uint32_t copies
+    uint32_t kids_cap
+    uint32_t spills      # a leaf's values in memory: `kids` lists them, a reference each
+    Node **kids
+    uint64_t address
+    Node *prev           # index nodes hang in the pager's list, which the eviction hand walks
+    Node *next
+
+cdef struct Spill:       # a spilled value that no seal has written out yet
+    int32_t refs
+    int64_t length
+    uint8_t *data        # padded with zeros to whole pages
+
+cdef struct Write:       # pages that wait for write_sealed; holds a reference on what it names
+    uint64_t address
+    int64_t pages
+    const uint8_t *bytes
+    Node *node           # a tree page,
+    Batch *batch         # or pages of a spilled value
+
+cdef struct Batch:       # a spilled value on its way to the device: one for each place it was sealed to
+    int32_t refs
+    int32_t pending      # runs not yet written
+    Spill *spill
+    uint8_t *index       # overflow index pages
+    int64_t pages
+    uint64_t *addresses  # of all its pages, all copies
+    uint64_t key         # in the sealed map: the first address its cell holds
+
+
+cdef struct Mapped:
+    uint64_t address
+    void *owner
+    bint is_spill
+
+cdef struct PagerCore:
+    int page_size
+    int fd
+    uint64_t generation
+    uint32_t rw          # shared: every operation; exclusive: the eviction hand
+    uint32_t spin        # lists, the sealed map, freed runs, spilled bodies
+    int closed
+    int read_only
+    int32_t users        # trees and views
+    void *owner          # the Pager object, borrowed
+    int64_t cache_bytes
+    int64_t clean_bytes
+    int64_t dirty_bytes
+    int64_t sealed_pages
+    int64_t dirty_pages
+    int64_t hits
+    int64_t misses
+    int64_t evictions
+    int64_t pages_read
+    int64_t pages_written
+    int64_t bytes_read
+    int64_t bytes_written
+    int64_t device_reads
+    int64_t device_writes
+    int64_t splits
+    int64_t merges
+    int64_t rotations
+    int64_t copies
+    int64_t copies_repaired
+    Node *index_list
+    Node *hand
+    TreeCore *trees
+    Write *writes
+    int64_t writes_n
+    int64_t writes_cap
+    Mapped *map
+    int64_t map_cap
+    int64_t map_n
+    uint64_t *freed      # triples
+    int64_t freed_n
+    int64_t freed_cap
+    TreeCore *refs       # the tree of shared addresses
+
+cdef struct TreeCore:
+    Shape s
+    PagerCore *p
+    uint32_t rw          # shared: reads, changes inside one leaf; exclusive: all else
+    uint64_t tree_id
+    uint64_t pinned
+    Node *root
+    int level
+    int live             # a mutable tree, not a view
+    int is_dirty
+    int paged            # `ref` names the root page (of the last seal, or of the view)
+    int64_t count
+    int64_t dirty_nodes
+    int64_t dirty_spill
+    TreeCore *prev
+    TreeCore *next
+    uint8_t ref[REF_MAX]
+
+cdef struct Fault:       # what went wrong without the interpreter lock; raised at the border
+    int code
+    const char *what
+    uint64_t address
+    uint64_t tree_id
+    int level
+    uint64_t expected
+    uint64_t found
+    void *error          # an exception object, owned
+
+cdef struct Item:        # a cell on its way between pages
+    const uint8_t *cell
+    int size
+    int klen
+    Node *kid
+
+cdef struct Path:
+    int depth            # index of the leaf
+    Node *node[HEIGHT_MAX]
+    int pos[HEIGHT_MAX]
+
+
+cdef inline uint8_t *page_of(const Node *n) noexcept nogil:
+    return <uint8_t *> n + sizeof(Node)
+
+
+cdef inline int node_count(const Node *n) noexcept nogil:
+    return page_count(page_of(n))
+
+
+cdef inline int64_t node_bytes(const Node *n) noexcept nogil:
+    return <int64_t> sizeof(Node) + n.cap + 8 * n.kids_cap
+
+
+cdef int fail(Fault *f, int code, const char *what) noexcept nogil:
+    f.code = code
+    f.what = what
+    return code
+
+
+cdef void account(PagerCore *p, int state, int64_t amount, int64_t pages) noexcept nogil:
+    if state == CLEAN:
+        at_add64(&p.clean_bytes, amount)
+    elif state != EMBEDDED:
+        at_add64(&p.dirty_bytes, amount)
+        if state == DIRTY:
+            at_add64(&p.dirty_pages, pages)
+
+
+cdef void node_state(PagerCore *p, Node *n, int state) noexcept nogil:
+    account(p, n.state, -node_bytes(n), -1)
+    at_set8(&n.state, state)
+    account(p, n.state, node_bytes(n), 1)
+
+
+cdef void list_add(PagerCore *p, Node *n) noexcept nogil:
+    spin_lock(&p.spin)
+    n.prev = NULL
+    n.next = p.index_list
+    if p.index_list != NULL:
+        p.index_list.prev = n
+    p.index_list = n
+    spin_unlock(&p.spin)
+
+
+cdef void list_drop(PagerCore *p, Node *n) noexcept nogil:
+    spin_lock(&p.spin)
+    if p.hand == n:
+        p.hand = n.next
+    if n.prev != NULL:
+        n.prev.next = n.next
+    else:
+        p.index_list = n.next
+    if n.next != NULL:
+        n.next.prev = n.prev
+    spin_unlock(&p.spin)
+
+
+cdef Node *node_alloc(PagerCore *p, int cap, int level, int kids_cap, int state) noexcept nogil:
+    """A node with one reference and an unset page; NULL without memory."""
+    cdef Node *n = <Node *> malloc(sizeof(Node) + cap)
+    if n == NULL:
+        return NULL
+    memset(n, 0, sizeof(Node))
+    n.refs = 1
+    n.cap = cap
+    n.level = level
+    n.state = state
+    if level:
+        n.kids_cap = kids_cap if kids_cap > 4 else 4
+        n.kids = <Node **> calloc(n.kids_cap, sizeof(Node *))
+        if n.kids == NULL:
+            free(n)
+            return NULL
+        list_add(p, n)
+    account(p, state, node_bytes(n), 1)
+    return n
+
+
+cdef void spill_free(PagerCore *p, Spill *v) noexcept nogil:
+    if at_add32(&v.refs, -1) == 0:
+        at_add64(&p.dirty_bytes, -div_up(v.length, p.page_size) * p.page_size)
+        free(v.data)
+        free(v)
+
+
+cdef void batch_free(PagerCore *p, Batch *b) noexcept nogil:
+    if at_add32(&b.refs, -1) == 0:
+        spill_free(p, b.spill)
+        free(b.index)
+        free(b.addresses)
+        free(b)
+
+
+cdef inline Spill *spill_pointer(const uint8_t *body) noexcept nogil:
+    """The value in memory that a leaf's body points at; NULL where the body holds addresses."""
+    if ld64(body + 8) != IN_MEMORY:
+        return NULL
+    return <Spill *> <uintptr_t> ld64(body + 16)
+
+
+cdef void node_decref(PagerCore *p, Node *n) noexcept nogil:
+    cdef int i
+    if at_add32(&n.refs, -1) != 0:
+        return
+    account(p, n.state, -node_bytes(n), -1)
+    if n.level:
+        list_drop(p, n)
+        for i in range(node_count(n)):
+            if n.kids[i] != NULL:
+                node_decref(p, n.kids[i])
+    else:
+        for i in range(<int> n.spills):
+            spill_free(p, <Spill *> n.kids[i])
+    free(n.kids)
+    free(n)
+
+
+cdef int kids_room(PagerCore *p, Node *n, int count) noexcept nogil:
+    cdef Node **kids
+    cdef uint32_t cap = n.kids_cap
+    if <uint32_t> count <= cap:
+        return OK
+    while cap < <uint32_t> count:
+        cap = cap * 3 / 2 + 4
+    kids = <Node **> realloc(n.kids, cap * sizeof(Node *))
+    if kids == NULL:
+        return E_MEMORY
+    account(p, n.state, 8 * <int64_t> (cap - n.kids_cap), 0)
+    memset(kids + n.kids_cap, 0, (cap - n.kids_cap) * sizeof(Node *))
+    n.kids = kids
+    n.kids_cap = cap
+    return OK
+
+
+# -- the map of sealed pages: address -> node or spilled value, until the device holds them ----------------------------
+cdef inline int64_t map_slot(PagerCore *p, uint64_t address) noexcept nogil:
+    return <int64_t> ((address * 0x9e3779b97f4a7c15ULL) >> 20) & (p.map_cap - 1)
+
+
+cdef Mapped *map_find(PagerCore *p, uint64_t address) noexcept nogil:
+    cdef int64_t i
+    if p.map_n == 0:
+        return NULL
+    i = map_slot(p, address)
+    while p.map[i].owner != NULL:
+        if p.map[i].address == address:
+            return &p.map[i]
+        i = (i + 1) & (p.map_cap - 1)
+    return NULL
+
+
+cdef int map_reserve(PagerCore *p, int64_t more) noexcept nogil:
+    cdef Mapped *old = p.map
+    cdef int64_t cap = p.map_cap, i
+    if (p.map_n + more) * 2 <= cap:
+        return OK
+    if cap == 0:
+        cap = 64
+    while (p.map_n + more) * 2 > cap:
+        cap *= 2
+    p.map = <Mapped *> calloc(cap, sizeof(Mapped))
+    if p.map == NULL:
+        p.map = old
+        return E_MEMORY
+    i = p.map_cap
+    p.map_cap = cap
+    p.map_n = 0
+    while i > 0:
+        i -= 1
+        if old[i].owner != NULL:
+            map_put(p, old[i].address, old[i].owner, old[i].is_spill)
+    free(old)
+    return OK
+
+
+cdef void map_put(PagerCore *p, uint64_t address, void *owner, bint is_spill) noexcept nogil:
+    cdef int64_t i = map_slot(p, address)
+    while p.map[i].owner != NULL and p.map[i].address != address:
+        i = (i + 1) & (p.map_cap - 1)
+    if p.map[i].owner == NULL:
+        p.map_n += 1
+    p.map[i].address = address
+    p.map[i].owner = owner
+    p.map[i].is_spill = is_spill
+
+
+cdef void map_drop(PagerCore *p, uint64_t address, void *owner) noexcept nogil:
+    cdef int64_t i, j, home
+    cdef Mapped *m = map_find(p, address)
+    if m == NULL or m.owner != owner:
+        return
+    i = m - p.map
+    p.map[i].owner = NULL
+    p.map_n -= 1
+    j = i
+    while True:  # close the hole, so that every entry is still reached from its home
+        j = (j + 1) & (p.map_cap - 1)
+        if p.map[j].owner == NULL:
+            return
+        home = map_slot(p, p.map[j].address)
+        if ((j - home) & (p.map_cap - 1)) >= ((j - i) & (p.map_cap - 1)):
+            p.map[i] = p.map[j]
+            p.map[j].owner = NULL
+            i = j
+
+
+cdef void freed_add(PagerCore *p, uint64_t address, uint64_t pages, uint64_t generation) noexcept nogil:
+    """Remember a freed run. Without memory the run is leaked until the next check of free space, never reused early."""
+    cdef uint64_t *grown
+    cdef uint64_t *last
+    spin_lock(&p.spin)
+    if p.freed_n:
+        last = p.freed + 3 * (p.freed_n - 1)
+        if last[0] + last[1] == address and last[2] == generation:
+            last[1] += pages
+            spin_unlock(&p.spin)
+            return
+    if p.freed_n == p.freed_cap:
+        grown = <uint64_t *> realloc(p.freed, (2 * p.freed_cap + 64) * 24)
+        if grown == NULL:
+            spin_unlock(&p.spin)
+            return
+        p.freed = grown
+        p.freed_cap = 2 * p.freed_cap + 64
+    last = p.freed + 3 * p.freed_n
+    last[0] = address
+    last[1] = pages
+    last[2] = generation
+    p.freed_n += 1
+    spin_unlock(&p.spin)
+
+
+cdef int spills_add(PagerCore *p, Node *n, Spill *v) noexcept nogil:
+    """Hang a value on a leaf (the leaf takes the caller's reference)."""
+    if kids_room(p, n, <int> n.spills + 1) != OK:
+        return E_MEMORY
+    n.kids[n.spills] = <Node *> v
+    n.spills += 1
+    return OK
+
+
+cdef void spills_drop(PagerCore *p, Node *n, Spill *v) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n.spills):
+        if n.kids[i] == <Node *> v:
+            n.spills -= 1
+            n.kids[i] = n.kids[n.spills]
+            n.kids[n.spills] = NULL
+            spill_free(p, v)
+            return
+
+
+cdef Node *node_copy(Shape *s, PagerCore *p, Node *n, int cap) noexcept nogil:
+    """A DIRTY copy with one reference, sharing the children; `cap` bytes of page, at least the old ones."""
+    cdef int i, count = node_count(n), old = n.cap, shift = cap - old, heap
+    cdef Node *c = node_alloc(p, cap, n.level, n.kids_cap, DIRTY)
+    cdef uint8_t *page
+    if c == NULL:
+        return NULL
+    page = page_of(c)
+    if shift == 0:
+        memcpy(page, page_of(n), old)
+    else:
+        heap = <int> ld32(page_of(n) + OFF_HEAP)
+        memcpy(page, page_of(n), heap)
+        memset(page + heap, 0, shift)
+        memcpy(page + heap + shift, page_of(n) + heap, old - heap)
+        st32(page + OFF_HEAP, heap + shift)
+        for i in range(count):
+            st16(slot_at(page, i) + 4, ld16(slot_at(page, i) + 4) + shift)
+    c.run = n.run
+    c.copies = n.copies
+    c.spilled = n.spilled
+    if n.level:
+        for i in range(count):
+            c.kids[i] = <Node *> at_getp(&n.kids[i])
+            if c.kids[i] != NULL:
+                at_add32(&c.kids[i].refs, 1)
+    elif n.spills:
+        if kids_room(p, c, <int> n.spills) != OK:
+            node_decref(p, c)
+            return NULL
+        for i in range(<int> n.spills):
+            c.kids[i] = n.kids[i]
+            at_add32(&(<Spill *> c.kids[i]).refs, 1)
+        c.spills = n.spills
+    return c
+
+
+cdef void node_swap(PagerCore *p, Node **slot, Node *fresh) noexcept nogil:
+    """Point `slot` at `fresh` (its reference passes over) and let go of what was there."""
+    cdef Node *old = slot[0]
+    at_setp(slot, fresh)
+    if old != NULL:
+        node_decref(p, old)

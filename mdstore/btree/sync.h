@@ -1,0 +1,145 @@
+/* Small machine words for the kernel: unaligned little-endian access, atomics, a reader-writer word, a version latch.
+ *
+ * The reader-writer word: bit 31 a writer holds it, bit 30 a writer waits (new readers stand back), the rest counts
+ * readers. Waiting never happens with the interpreter lock held (see _kernel.pyx), so a holder may take that lock. */
+#ifndef MDSTORE_SYNC_H
+#define MDSTORE_SYNC_H
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+static inline uint16_t ld16(const void *p) { uint16_t v; memcpy(&v, p, 2); return v; }
+static inline uint32_t ld32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
+static inline uint64_t ld64(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }
+static inline void st16(void *p, uint16_t v) { memcpy(p, &v, 2); }
+static inline void st32(void *p, uint32_t v) { memcpy(p, &v, 4); }
+static inline void st64(void *p, uint64_t v) { memcpy(p, &v, 8); }
+static inline uint32_t be32(uint32_t v) { return __builtin_bswap32(v); }
+static inline uint64_t be64(uint64_t v) { return __builtin_bswap64(v); }
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the kernel's pages are little-endian in memory as on the device"
+#endif
+
+static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+static inline void prefetch_node(const void *p)
+{
+    const char *c = (const char *)p;
+    __builtin_prefetch(c, 0, 3);
+    __builtin_prefetch(c + 64, 0, 3);
+    __builtin_prefetch(c + 128, 0, 3);
+    __builtin_prefetch(c + 192, 0, 3);
+    __builtin_prefetch(c + 256, 0, 3);
+}
+
+static inline int32_t at_add32(int32_t *p, int32_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+static inline int32_t at_get32(int32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void at_set32(int32_t *p, int32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline int64_t at_add64(int64_t *p, int64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_RELAXED); }
+static inline int64_t at_get64(int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void at_set64(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline uint8_t at_get8(uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void at_set8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void *at_getp(void *p) { return __atomic_load_n((void **)p, __ATOMIC_ACQUIRE); }
+static inline void at_setp(void *p, void *v) { __atomic_store_n((void **)p, v, __ATOMIC_RELEASE); }
+static inline int at_casp(void *p, void *expected, void *v)
+{
+    return __atomic_compare_exchange_n((void **)p, &expected, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+static inline void sync_pause(unsigned round)
+{
+    if (round < 64) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    } else if (round < 256) {
+        sched_yield();
+    } else {
+        struct timespec t = {0, 50000};
+        nanosleep(&t, 0);
+    }
+}
+
+#define RW_WRITER 0x80000000u
+#define RW_WAITING 0x40000000u
+#define RW_READERS 0x3fffffffu
+static inline int rw_try_shared(uint32_t *w)
+{
+    uint32_t old = __atomic_fetch_add(w, 1, __ATOMIC_ACQUIRE);
+    if (__builtin_expect(old & (RW_WRITER | RW_WAITING), 0)) {
+        __atomic_fetch_sub(w, 1, __ATOMIC_RELAXED);
+        return 0;
+    }
+    return 1;
+}
+static inline void rw_lock_shared(uint32_t *w)
+{
+    for (unsigned round = 0; !rw_try_shared(w); round++)
+        sync_pause(round);
+}
+static inline void rw_unlock_shared(uint32_t *w) { __atomic_fetch_sub(w, 1, __ATOMIC_RELEASE); }
+static inline int rw_try_exclusive(uint32_t *w)
+{
+    uint32_t old = __atomic_load_n(w, __ATOMIC_RELAXED);
+    if (old & (RW_WRITER | RW_READERS))
+        return 0;
+    return __atomic_compare_exchange_n(w, &old, RW_WRITER, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+static inline void rw_lock_exclusive(uint32_t *w)
+{
+    for (unsigned round = 0; !rw_try_exclusive(w); round++) {
+        if (!(__atomic_load_n(w, __ATOMIC_RELAXED) & RW_WAITING))
+            __atomic_fetch_or(w, RW_WAITING, __ATOMIC_RELAXED);
+        sync_pause(round);
+    }
+}
+static inline void rw_unlock_exclusive(uint32_t *w) { __atomic_fetch_and(w, ~RW_WRITER, __ATOMIC_RELEASE); }
+
+static inline void spin_lock(uint32_t *w)
+{
+    for (unsigned round = 0; __atomic_exchange_n(w, 1, __ATOMIC_ACQUIRE); round++)
+        sync_pause(round);
+}
+static inline void spin_unlock(uint32_t *w) { __atomic_store_n(w, 0, __ATOMIC_RELEASE); }
+
+/* A leaf's version: odd while a writer changes it in place. Readers copy what they want and look again. */
+static inline uint32_t latch_read(uint32_t *v)
+{
+    uint32_t x;
+    for (unsigned round = 0; (x = __atomic_load_n(v, __ATOMIC_ACQUIRE)) & 1; round++)
+        sync_pause(round);
+    return x;
+}
+static inline int latch_same(uint32_t *v, uint32_t seen)
+{
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return __atomic_load_n(v, __ATOMIC_RELAXED) == seen;
+}
+static inline void latch_lock(uint32_t *v)
+{
+    for (unsigned round = 0;; round++) {
+        uint32_t x = __atomic_load_n(v, __ATOMIC_RELAXED);
+        if (!(x & 1) && __atomic_compare_exchange_n(v, &x, x + 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+            break;
+        sync_pause(round);
+    }
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+static inline void latch_unlock(uint32_t *v) { __atomic_fetch_add(v, 1, __ATOMIC_RELEASE); }
+
+/* The first of n eight-byte slots whose leading u32 is not below `head`; no branch depends on the keys. */
+static inline int lower_slot(const uint8_t *slots, int lo, int hi, uint32_t head)
+{
+    const uint8_t *base = slots + 8 * (long)lo;
+    int n = hi - lo;
+    while (n > 1) {
+        int half = n >> 1;
+        base += (ld32(base + 8 * (long)(half - 1)) < head) * 8 * (long)half;
+        n -= half;
+    }
+    if (n == 1)
+        base += (ld32(base) < head) * 8;
+    return (int)((base - slots) >> 3);
+}
+#endif
