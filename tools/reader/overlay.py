@@ -1,0 +1,324 @@
+"""The objects as they are once the store's log is replayed, without writing anything.
+
+Only objects that the log touches are held here; everything else is read from the superblock's trees. Semantics are those
+of docs/format/store-log.md and docs/edge-rules.md. An operation that its state refuses is damage: every entry was valid
+against the state it met.
+
+Invariants
+1. `_objects[(collection, name)]` is None where the log removed the object, a state of its own where the log touched it.
+2. A state never changes what the superblock knows: `DataView` and `MapView` hold references to it and changes over it.
+3. `_collections[name]` is the superblock's number, None for one the log made, and missing where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
+from typing import Final, Protocol, cast
+
+from sortedcontainers import SortedDict
+
+from mdstore.tools.reader.data import DataSource, DataView, Mapped
+from mdstore.tools.reader.onode import Collection, Onode
+from mdstore.tools.reader.problems import Damage, readable
+from mdstore.tools.reader.storelog import LoggedTransaction
+
+_FIRST: Final = itemgetter(0)
+
+
+class Base(DataSource, Protocol):
+    """The store as the superblock knows it."""
+
+    def collections(self) -> Iterator[tuple[bytes, Collection]]: ...
+    def objects(self, number: int, start: bytes = b"") -> Iterator[tuple[bytes, Onode]]: ...
+    def find(self, number: int, name: bytes) -> Onode | None: ...
+    def map_items(self, onode: Onode, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]: ...
+    def map_get(self, onode: Onode, key: bytes) -> bytes | None: ...
+    def map_header(self, onode: Onode) -> bytes: ...
+
+
+class MapView:
+    """A map stream: what the superblock knows, less ranges removed, with changes over it."""
+
+    def __init__(self, onode: Onode | None = None) -> None:
+        self._onode = onode if onode is not None and onode.map_root is not None else None
+        self._removed: list[tuple[bytes, bytes | None]] = []
+        self._changes: SortedDict[bytes, bytes | None] = SortedDict()
+        self._header: bytes | None = None
+
+    def copy(self) -> MapView:
+        twin = MapView(self._onode)
+        twin._removed = list(self._removed)
+        twin._changes = self._changes.copy()
+        twin._header = self._header
+        return twin
+
+    def set(self, key: bytes, value: bytes | None) -> None:
+        """Set `key`, or remove it (None)."""
+        self._changes[key] = value
+
+    def remove_range(self, start: bytes | None, stop: bytes | None) -> None:
+        """Remove start <= key < stop."""
+        low = start or b""
+        for key in list(self._changes.irange(low, stop, inclusive=(True, False))):
+            del self._changes[key]
+        self._removed.append((low, stop))
+
+    def clear(self) -> None:
+        """Remove keys and header."""
+        self._onode = None
+        self._removed.clear()
+        self._changes.clear()
+        self._header = b""
+
+    def set_header(self, header: bytes) -> None:
+        self._header = header
+
+    def header(self, base: Base) -> bytes:
+        if self._header is not None:
+            return self._header
+        return base.map_header(self._onode) if self._onode is not None else b""
+
+    def get(self, base: Base, key: bytes) -> bytes | None:
+        if key in self._changes:
+            return cast("bytes | None", self._changes[key])
+        if self._onode is None or self._is_removed(key):
+            return None
+        return base.map_get(self._onode, key)
+
+    def items(self, base: Base, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Records from `start` on, in order."""
+        under: Iterator[tuple[bytes, bytes]] = (
+            base.map_items(self._onode, start) if self._onode is not None else iter(())
+        )
+        kept = ((key, 1, value) for key, value in under if not self._is_removed(key))
+        changed = ((key, 0, self._changes[key]) for key in self._changes.irange(start))
+        for key, group in groupby(merge(changed, kept), key=_FIRST):
+            value = next(group)[2]
+            if value is not None:
+                yield key, value
+
+    def _is_removed(self, key: bytes) -> bool:
+        return any(low <= key and (high is None or key < high) for low, high in self._removed)
+
+
+class ObjectState:
+    """One object: data, map, attributes."""
+
+    def __init__(self, onode: Onode | None = None) -> None:
+        self.data = DataView(onode)
+        self.map = MapView(onode)
+        self.attributes: dict[bytes, bytes] = dict(onode.attributes) if onode else {}
+
+    def copy(self) -> ObjectState:
+        """A clone: all streams."""
+        twin = ObjectState()
+        twin.data = self.data.copy()
+        twin.map = self.map.copy()
+        twin.attributes = dict(self.attributes)
+        return twin
+
+
+class Overlay:
+    """The store after its log. Feed it transactions in order with `apply`, then ask."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._collections: dict[bytes, int | None] = {name: record.number for name, record in base.collections()}
+        self._objects: SortedDict[tuple[bytes, bytes], ObjectState | None] = SortedDict()
+
+    # -- queries -------------------------------------------------------------------------------------------------------
+    @property
+    def touched(self) -> int:
+        """Objects that the log touched."""
+        return len(self._objects)
+
+    def collections(self) -> list[bytes]:
+        return sorted(self._collections)
+
+    def find(self, collection: bytes, name: bytes) -> ObjectState | None:
+        """The object, or None."""
+        if (collection, name) in self._objects:
+            return cast("ObjectState | None", self._objects[collection, name])
+        number = self._collections.get(collection)
+        onode = self.base.find(number, name) if number is not None else None
+        return ObjectState(onode) if onode is not None else None
+
+    def objects(self, collection: bytes, start: bytes = b"") -> Iterator[tuple[bytes, ObjectState | Onode]]:
+        """Objects of a collection in the order of their names; an Onode where the log did not touch it."""
+        number = self._collections.get(collection)
+        under = self.base.objects(number, start) if number is not None else iter(())
+        touched = ((name, 0, state) for name, state in self._touched(collection, start))
+        if not self._objects:
+            yield from under
+            return
+        kept = ((name, 1, onode) for name, onode in under)
+        for name, group in groupby(merge(touched, kept, key=_FIRST), key=_FIRST):
+            found = min(group, key=itemgetter(1))[2]
+            if found is not None:
+                yield name, found
+
+    def _touched(self, collection: bytes, start: bytes) -> Iterator[tuple[bytes, ObjectState | None]]:
+        for held, name in self._objects.irange((collection, start)):
+            if held != collection:
+                return
+            yield name, self._objects[held, name]
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+    def apply(self, transaction: LoggedTransaction) -> None:
+        """Replay one transaction. Damage (`log-replay`) at the first operation that the state refuses."""
+        for index, operation in enumerate(transaction.operations):
+            handler = _HANDLERS.get(operation.name)
+            try:
+                if handler is not None:
+                    handler(self, *operation.operands)
+            except _Refused as refused:
+                found = f"operation {index}, {operation.name}: {refused}"
+                raise Damage("log-replay", "log entry that its state refuses", "a valid operation", found) from refused
+
+    def _collection(self, name: bytes) -> None:
+        if name not in self._collections:
+            raise _Refused(f"no collection {readable(name)}")
+
+    def _touch(self, collection: bytes, name: bytes) -> ObjectState:
+        """The object's own state, made when it is not there."""
+        self._collection(collection)
+        state = self._existing(collection, name)
+        if state is None:
+            state = self._objects[collection, name] = ObjectState()
+        return state
+
+    def _existing(self, collection: bytes, name: bytes) -> ObjectState | None:
+        key = (collection, name)
+        if key not in self._objects:
+            state = self.find(collection, name)
+            if state is None:
+                return None
+            self._objects[key] = state
+        return cast("ObjectState | None", self._objects[key])
+
+    def _required(self, collection: bytes, name: bytes) -> ObjectState:
+        self._collection(collection)
+        state = self._existing(collection, name)
+        if state is None:
+            raise _Refused(f"no object {readable(name)} in {readable(collection)}")
+        return state
+
+    def _create_collection(self, name: bytes) -> None:
+        if name in self._collections:
+            raise _Refused(f"collection {readable(name)} exists")
+        self._collections[name] = None
+
+    def _remove_collection(self, name: bytes) -> None:
+        self._collection(name)
+        if next(self.objects(name), None) is not None:
+            raise _Refused(f"collection {readable(name)} is not empty")
+        del self._collections[name]
+
+    def _create(self, collection: bytes, name: bytes) -> None:
+        self._collection(collection)
+        if self._existing(collection, name) is not None:
+            raise _Refused(f"object {readable(name)} exists")
+        self._objects[collection, name] = ObjectState()
+
+    def _write(self, collection: bytes, name: bytes, offset: int, data: bytes) -> None:
+        self._touch(collection, name).data.put(offset, len(data), data)
+
+    def _write_mapped(
+        self, collection: bytes, name: bytes, logical: int, runs: list[list[int]], checksums: bytes
+    ) -> None:
+        size = self.base.block_size
+        blocks = mapped_blocks(runs, checksums)
+        self._touch(collection, name).data.put(logical * size, len(blocks) * size, Mapped(tuple(blocks)))
+
+    def _zero(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
+        self._touch(collection, name).data.put(offset, length, None)
+
+    def _truncate(self, collection: bytes, name: bytes, size: int) -> None:
+        self._required(collection, name).data.truncate(size)
+
+    def _remove(self, collection: bytes, name: bytes) -> None:
+        self._required(collection, name)
+        self._objects[collection, name] = None
+
+    def _setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
+        self._touch(collection, name).attributes[attribute] = value
+
+    def _rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
+        self._required(collection, name).attributes.pop(attribute, None)
+
+    def _clone(self, collection: bytes, name: bytes, target: bytes) -> None:
+        self._objects[collection, target] = self._required(collection, name).copy()
+
+    def _clone_range(
+        self, collection: bytes, name: bytes, target: bytes, source_offset: int, length: int, offset: int
+    ) -> None:
+        source = self._required(collection, name)
+        self._touch(collection, target).data.put_range(source.data, source_offset, length, offset)
+
+    def _rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
+        state = self._required(collection, name)
+        self._collection(to_collection)
+        if self._existing(to_collection, to_name) is not None:
+            raise _Refused(f"object {readable(to_name)} exists")
+        self._objects[collection, name] = None
+        self._objects[to_collection, to_name] = state
+
+    def _hint(self, collection: bytes, name: bytes, *_: int) -> None:
+        self._touch(collection, name)
+
+    def _map_set(self, collection: bytes, name: bytes, pairs: list[list[bytes]]) -> None:
+        state = self._touch(collection, name)
+        for key, value in pairs:
+            state.map.set(key, value)
+
+    def _map_remove(self, collection: bytes, name: bytes, keys: list[bytes]) -> None:
+        state = self._required(collection, name)
+        for key in keys:
+            state.map.set(key, None)
+
+    def _map_remove_range(self, collection: bytes, name: bytes, start: bytes | None, stop: bytes | None) -> None:
+        self._required(collection, name).map.remove_range(start, stop)
+
+    def _map_clear(self, collection: bytes, name: bytes) -> None:
+        self._required(collection, name).map.clear()
+
+    def _map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
+        self._touch(collection, name).map.set_header(header)
+
+
+class _Refused(Exception):
+    """An operation that the state does not allow."""
+
+
+def mapped_blocks(runs: list[list[int]], checksums: bytes) -> list[tuple[int, int]]:
+    """(device block, checksum) of each block that a WRITE_MAPPED names."""
+    numbers = [block for start, count in runs for block in range(start, start + count)]
+    sums = [int.from_bytes(checksums[i : i + 4], "little") for i in range(0, len(checksums), 4)]
+    return list(zip(numbers, sums, strict=True))
+
+
+_HANDLERS: Final[dict[str, Callable[..., object]]] = {
+    "CREATE_COLLECTION": Overlay._create_collection,
+    "REMOVE_COLLECTION": Overlay._remove_collection,
+    "CREATE": Overlay._create,
+    "TOUCH": Overlay._touch,
+    "WRITE": Overlay._write,
+    "ZERO": Overlay._zero,
+    "TRUNCATE": Overlay._truncate,
+    "REMOVE": Overlay._remove,
+    "SETATTR": Overlay._setattr,
+    "RMATTR": Overlay._rmattr,
+    "CLONE": Overlay._clone,
+    "CLONE_RANGE": Overlay._clone_range,
+    "RENAME": Overlay._rename,
+    "ALLOC_HINT": Overlay._hint,
+    "WRITE_MAPPED": Overlay._write_mapped,
+    "MAP_SET": Overlay._map_set,
+    "MAP_REMOVE": Overlay._map_remove,
+    "MAP_REMOVE_RANGE": Overlay._map_remove_range,
+    "MAP_CLEAR": Overlay._map_clear,
+    "MAP_SET_HEADER": Overlay._map_set_header,
+}

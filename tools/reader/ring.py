@@ -1,0 +1,73 @@
+"""The store's log on the image: a ring of blocks with two heads before it. docs/format/journal.md, store-log.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mdstore.tools.reader.entry import HEAD_SIZE, Head, decode_head
+from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.problems import Damage
+from mdstore.tools.reader.superblock import Superblock
+
+
+class Ring:
+    """The medium of the store's log. Positions count from the body's size on; position p lies at body offset p % size."""
+
+    unit = 0
+
+    def __init__(self, image: Image, superblock: Superblock) -> None:
+        block = max(superblock.block_size, 512)
+        self._image = image
+        self.start = superblock.log_start * superblock.block_size
+        self.block_size = block
+        length = superblock.log_blocks * superblock.block_size
+        self.body_start = self.start + 2 * block
+        self.body_size = (length - 2 * block) // block * block
+        if self.body_size <= 0:
+            raise Damage("log-ring", "store log too short for its heads", 3 * block, length, byte=self.start)
+        self.oldest = superblock.log_position
+
+    def read(self, position: int, length: int) -> bytes:
+        """Bytes of the stream, around the ring's end where they wrap."""
+        pieces = []
+        while length > 0:
+            offset = position % self.body_size
+            step = min(length, self.body_size - offset)
+            pieces.append(self._image.read(self.body_start + offset, step))
+            position += step
+            length -= step
+        return b"".join(pieces)
+
+    def horizon(self, position: int) -> int:
+        """Nothing kept can lie more than one lap behind the oldest position kept."""
+        return max(self.oldest, position - self.body_size) + self.body_size
+
+    def byte_of(self, position: int) -> int:
+        """The byte of the image at which `position` lies."""
+        return self.body_start + position % self.body_size
+
+    def read_head(self, on_damage: Callable[[Damage], None]) -> Head:
+        """The head copy that counts. Damaged copies go to `on_damage`; Damage when there is none left."""
+        heads = []
+        for slot in (0, 1):
+            at = self.start + slot * self.block_size
+            head = self._head_copy(slot, at, on_damage)
+            if head is not None:
+                heads.append(head)
+        if not heads:
+            raise Damage("journal-no-head", "store log without an intact head", "one of two", "none", byte=self.start)
+        return max(heads, key=lambda head: head.number)
+
+    def _head_copy(self, slot: int, at: int, on_damage: Callable[[Damage], None]) -> Head | None:
+        try:
+            head = decode_head(self._image.read(at, HEAD_SIZE))
+            if head is None:
+                raise Damage("journal-head", "journal head missing", "a head", "zeros")
+            if head.number % 2 != slot:
+                raise Damage("journal-head", "journal head in the wrong slot", head.number % 2, slot)
+            if head.capacity != self.body_size:
+                raise Damage("journal-head", "journal head capacity", self.body_size, head.capacity)
+            return head
+        except Damage as damage:
+            on_damage(damage.located(owner=f"store log, head {slot}", byte=at))
+            return None
