@@ -1,0 +1,153 @@
+"""The command `mdstore`: finds the verb, runs it, and turns every failure into one line and an exit code.
+
+A command's module is imported when that command runs, so `mdstore --help` is quick and a part that is not installed breaks
+no other. Exit codes: docs/howto/exit-codes.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from mdstore.errors import MdstoreError
+from mdstore.tools.output import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PIPE_CLOSED,
+    EXIT_USAGE,
+    CommandFailed,
+    complain,
+    explain,
+)
+
+
+class _Verb(NamedTuple):
+    module: str
+    attribute: str
+    help: str
+
+
+_VERBS: Final = {
+    "mkfs": _Verb("mdstore.tools.mkfs", "mkfs_command", "Make an image."),
+    "import": _Verb("mdstore.tools.transfer", "import_command", "Copy a directory into an image; run again to complete it."),
+    "export": _Verb("mdstore.tools.transfer", "export_command", "Copy a file or directory out of an image."),
+    "ls": _Verb("mdstore.tools.look", "ls_command", "List a directory."),
+    "tree": _Verb("mdstore.tools.look", "tree_command", "Show a directory and everything below it."),
+    "stat": _Verb("mdstore.tools.look", "stat_command", "Show a file's attributes, or the image's figures."),
+    "cat": _Verb("mdstore.tools.look", "cat_command", "Write files to standard output."),
+    "rm": _Verb("mdstore.tools.remove", "rm_command", "Remove files and directories."),
+    "mount": _Verb("mdstore.tools.mounting", "mount_command", "Serve an image as a directory (FUSE)."),
+    "umount": _Verb("mdstore.tools.mounting", "umount_command", "End a mount."),
+    "fsck": _Verb("mdstore.tools.fsck", "fsck_command", "Check an image with a second, independent reader."),
+    "dump": _Verb("mdstore.tools.dump", "dump_command", "Show an image's structures in words."),
+    "journal": _Verb("mdstore.tools.journal_commands", "journal", "Look into the logs of an image."),
+    "bench": _Verb("mdstore.tools.bench_commands", "bench_command", "Measure, against the alternative one would pick."),
+}
+
+
+class _Verbs(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        verb = _VERBS.get(cmd_name)
+        return None if verb is None else _load(cmd_name, verb)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in _VERBS.items()])
+
+
+def _load(name: str, verb: _Verb) -> click.Command:
+    try:
+        command = getattr(importlib.import_module(verb.module), verb.attribute)
+    except ImportError as error:
+        raise CommandFailed(f"`mdstore {name}` is not part of this installation ({error})") from error
+    assert isinstance(command, click.Command)
+    return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, envvar="MDSTORE_DEBUG", help="Show the traceback of a failure.")
+@click.version_option(package_name="mdstore", prog_name="mdstore")
+def cli(debug: bool) -> None:
+    """File systems in one checksummed, journaled image file.
+
+    \b
+    mdstore mkfs photos.img --size 20G       make an image
+    mdstore import photos.img ~/Pictures     fill it
+    mdstore ls -l photos.img /2024           look into it
+    mdstore mount photos.img /mnt            or work in it, as in any directory
+    mdstore fsck photos.img                  check every byte that is in use
+
+    `mdstore COMMAND --help` explains each command, with an example. Every command but cat knows --json. Exit codes: 0 done,
+    1 failed or refused, with one line on stderr that says why; 2 wrong usage; fsck: 0 clean, 4 errors left, 8 could not run.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Nothing but KeyboardInterrupt's cousins escapes."""
+    debug = "--debug" in arguments or bool(os.environ.get("MDSTORE_DEBUG"))
+    try:
+        result = cli.main(list(arguments), prog_name="mdstore", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else EXIT_OK
+    except (Exception, KeyboardInterrupt) as error:  # the outermost frame: every failure ends here, as a line and a code
+        if debug and not isinstance(error, click.ClickException):
+            traceback.print_exc()
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        complain("interrupted")
+        return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        _silence_stdout()
+        return EXIT_PIPE_CLOSED
+    if isinstance(error, NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
+    if isinstance(error, click.UsageError):
+        complain(_usage_line(error))
+        return EXIT_USAGE
+    if isinstance(error, click.ClickException):
+        complain(error.format_message())
+        return EXIT_FAILED
+    if isinstance(error, CommandFailed):
+        complain(str(error))
+        return error.exit_code
+    if isinstance(error, MdstoreError | OSError):
+        complain(explain(error))
+        return EXIT_FAILED
+    complain(f"unexpected {type(error).__name__}: {error}; this is a bug: please report it, with what --debug prints")
+    return EXIT_FAILED
+
+
+def _usage_line(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx is not None else "mdstore"
+    return f"{error.format_message().rstrip('.')}; `{command} --help` explains"
+
+
+def _silence_stdout() -> None:
+    """Nobody reads stdout any more: keep the interpreter from complaining about it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

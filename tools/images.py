@@ -1,0 +1,71 @@
+"""Opening an image for a command: device, store and metadata server, closed in the right order whatever happens.
+
+Whoever can open the image file is its superuser: commands act as uid 0 inside it, as `tar` does inside an archive.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import click
+
+from mdstore.device.file import FileDevice
+from mdstore.errors import MdstoreError
+from mdstore.mds.server import MetadataServer
+from mdstore.store.store import Store
+
+_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+
+
+def size(text: str | int) -> int:
+    """`4096`, `64K`, `1.5G`, `2TiB`: bytes, powers of 1024. A type for click, which shows the function's name."""
+    bare = str(text).strip().upper().removesuffix("IB").removesuffix("B")
+    number, unit = (bare[:-1], bare[-1]) if bare[-1:] in _SIZE_UNITS else (bare, "")
+    try:
+        size_bytes = int(float(number) * _SIZE_UNITS[unit]) if "." in number else int(number) * _SIZE_UNITS[unit]
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{text!r} is not a size; write 4096, 64K, 512M, 1.5G ...") from None
+    if size_bytes <= 0:
+        raise click.BadParameter(f"a size of {text} makes no sense")
+    return size_bytes
+
+
+image_argument = click.argument("image", type=click.Path(path_type=str))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@contextmanager
+def opened_store(image: str, *, read_only: bool) -> Iterator[Store]:
+    """The image's store, recovered; closed at the end. Errors: those of `FileDevice.open` and `Store.open`."""
+    device = FileDevice.open(image, read_only=read_only)
+    try:
+        store = Store.open(device, read_only=read_only)
+    except BaseException:
+        device.close()
+        raise
+    with store:
+        yield store
+
+
+@contextmanager
+def opened_image(image: str, *, read_only: bool) -> Iterator[MetadataServer]:
+    """The image's name space, recovered. On leaving everything is written back and the image is closed.
+
+    read_only: recovery happens in memory only, and the image may be open read-only elsewhere at the same time.
+    """
+    with opened_store(image, read_only=read_only) as store:
+        server = MetadataServer.mount(store, read_only=read_only)
+        try:
+            yield server
+        except BaseException:
+            with suppress(MdstoreError):  # write back what can be; the failure on its way out says more than one met here
+                server.close()
+            raise
+        server.close()
+
+
+def now_ns() -> int:
+    """The clock of commands."""
+    return time.time_ns()
