@@ -211,7 +211,8 @@ def _map(
         onode.data = Tree(pager, data_descriptor(space.block_size), new_tree_id())
     count = sum(blocks for _, blocks in runs)
     onode.allocated -= extents.punch(onode.data, logical, logical + count, space.allocator)
-    extents.insert(onode.data, logical, runs, checksums, extents.max_extent_blocks(space.block_size))
+    limit = extents.max_extent_blocks(space.block_size)
+    extents.insert(onode.data, logical, runs, checksums, pager.generation, limit)
     onode.allocated += count
 
 

@@ -20,19 +20,21 @@ from mdstore.errors import CorruptionError
 from mdstore.store.allocator import Allocator, Run
 
 _KEY = struct.Struct(">Q")
-_HEAD = struct.Struct("<QHH")  # first device block, blocks, flags (zero)
+_HEAD = struct.Struct("<QHHQ")  # first device block, blocks, flags (zero), epoch that wrote them
 _CRC_SIZE = 4
-_EXTENT_BLOCKS_MAX = 124  # a record stays well under the quarter page at which values spill
+_EXTENT_BLOCKS_MAX = 123  # a record stays well under the quarter page at which values spill
 
-assert _HEAD.size == 12
+assert _HEAD.size == 20
 
 
 class Extent(NamedTuple):
-    """`blocks` logical blocks from `logical` on lie at device block `start`; `checksums` is packed little-endian u32."""
+    """`blocks` logical blocks from `logical` on lie at device block `start`; `checksums` is packed little-endian u32, `birth` the
+    epoch whose checkpoint wrote them."""
 
     logical: int
     start: int
     blocks: int
+    birth: int
     checksums: bytes
 
     @property
@@ -43,7 +45,7 @@ class Extent(NamedTuple):
         """The part that covers logical blocks first..last (last not included)."""
         skip = first - self.logical
         cut = self.checksums[skip * _CRC_SIZE : (last - self.logical) * _CRC_SIZE]
-        return Extent(first, self.start + skip, last - first, cut)
+        return Extent(first, self.start + skip, last - first, self.birth, cut)
 
 
 def max_extent_blocks(block_size: int) -> int:
@@ -55,10 +57,10 @@ def decode_extent(key: bytes, value: bytes) -> Extent:
     """The record under `key`; CorruptionError when its length and count disagree."""
     (logical,) = _KEY.unpack(key)
     if len(value) >= _HEAD.size:
-        start, blocks, flags = _HEAD.unpack_from(value)
+        start, blocks, flags, birth = _HEAD.unpack_from(value)
         if blocks and not flags and len(value) == _HEAD.size + blocks * _CRC_SIZE:
-            return Extent(logical, start, blocks, value[_HEAD.size :])
-    raise CorruptionError("extent record", f"logical block {logical}", "12 bytes and 4 for each block", f"{len(value)} bytes")
+            return Extent(logical, start, blocks, birth, value[_HEAD.size :])
+    raise CorruptionError("extent record", f"logical block {logical}", "20 bytes and 4 for each block", f"{len(value)} bytes")
 
 
 def overlapping(tree: Tree, first: int, last: int) -> Iterator[Extent]:
@@ -72,14 +74,14 @@ def overlapping(tree: Tree, first: int, last: int) -> Iterator[Extent]:
         yield decode_extent(key, value)
 
 
-def insert(tree: Tree, logical: int, runs: Sequence[Run], checksums: bytes, limit: int) -> None:
-    """Map consecutive logical blocks onto device runs. The logical range must be a hole (see `punch`)."""
+def insert(tree: Tree, logical: int, runs: Sequence[Run], checksums: bytes, birth: int, limit: int) -> None:
+    """Map consecutive logical blocks onto device runs of epoch `birth`. The logical range must be a hole (see `punch`)."""
     done = 0
     for start, blocks in runs:
         for skip in range(0, blocks, limit):
             count = min(limit, blocks - skip)
-            value = _HEAD.pack(start + skip, count, 0) + checksums[done * _CRC_SIZE : (done + count) * _CRC_SIZE]
-            tree.put(_KEY.pack(logical + done), value)
+            part = checksums[done * _CRC_SIZE : (done + count) * _CRC_SIZE]
+            _put(tree, Extent(logical + done, start + skip, count, birth, part))
             done += count
 
 
@@ -99,7 +101,7 @@ def punch(tree: Tree, first: int, last: int, allocator: Allocator) -> int:
 
 
 def _put(tree: Tree, extent: Extent) -> None:
-    tree.put(_KEY.pack(extent.logical), _HEAD.pack(extent.start, extent.blocks, 0) + extent.checksums)
+    tree.put(_KEY.pack(extent.logical), _HEAD.pack(extent.start, extent.blocks, 0, extent.birth) + extent.checksums)
 
 
 def verify(data: bytes | memoryview, checksums: bytes, block_size: int, extent: Extent, name: str) -> None:

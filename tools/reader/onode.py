@@ -19,9 +19,9 @@ _ONODE: Final = struct.Struct("<BBHQQQQ")
 _LENGTH: Final = struct.Struct("<I")
 _HINT: Final = struct.Struct("<QQI")
 _ATTRIBUTE: Final = struct.Struct("<HI")
-_EXTENT: Final = struct.Struct("<QHH")
+_EXTENT: Final = struct.Struct("<QHHQ")
 _NUMBER: Final = struct.Struct(">Q")
-assert (_COLLECTION.size, _ONODE.size, _HINT.size, _EXTENT.size) == (28, 36, 20, 12)
+assert (_COLLECTION.size, _ONODE.size, _HINT.size, _EXTENT.size) == (28, 36, 20, 20)
 
 
 class Collection(NamedTuple):
@@ -123,7 +123,7 @@ def decode_extent(key: bytes, value: bytes) -> Extent:
     """A record of a data tree. Damage (`extent`)."""
     if len(key) != 8 or len(value) < _EXTENT.size:
         raise Damage("extent", "extent record length", f"8 and at least {_EXTENT.size}", f"{len(key)} and {len(value)}")
-    start, blocks, flags = _EXTENT.unpack_from(value)
+    start, blocks, flags, _birth = _EXTENT.unpack_from(value)
     if not blocks or flags:
         raise Damage("extent", "extent blocks and flags", "at least 1 block, flags 0", f"{blocks}, {flags:#x}")
     if len(value) != _EXTENT.size + 4 * blocks:
@@ -133,7 +133,7 @@ def decode_extent(key: bytes, value: bytes) -> Extent:
 
 def extent_blocks_max(block_size: int) -> int:
     """How many blocks one extent may have."""
-    return max(1, min(124, (block_size // 8 - 12) // 4))
+    return max(1, min(123, (block_size // 8 - 20) // 4))
 
 
 def _root(value: bytes, at: int) -> tuple[bytes, int]:
