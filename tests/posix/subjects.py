@@ -1,10 +1,21 @@
-"""The name spaces the POSIX suite mounts, by kind."""
+"""The name spaces the POSIX suite mounts, by kind: the model, and the metadata server over an object store."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+from mdstore.engines.mem import MemStore
+from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import Vfs
 from tests.model.memory_vfs import MemoryVfs
 
-SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs}
+
+def served() -> Vfs:
+    """A fresh metadata server over an engine in memory."""
+    store = MemStore()
+    MetadataServer.format(store, now_ns=time.time_ns())
+    return MetadataServer.mount(store)
+
+
+SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs, "served": served}
