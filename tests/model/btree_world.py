@@ -1,0 +1,122 @@
+"""A small world for trees: a memory device, a page allocator that forgets nothing, and the sealing of many trees at once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from mdstore.btree import Descriptor, Pager, Tree
+from mdstore.device.protocol import Buffer
+from mdstore.errors import DeviceFailed
+
+
+class MemoryPages:
+    """Enough of the device protocol for a pager; grows as it is written; reads of never-written bytes fail."""
+
+    name = "memory"
+    sector_size = 512
+    read_only = False
+
+    def __init__(self) -> None:
+        self.image = bytearray()
+        self.reads = 0
+        self.fail_writes = False
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.image)
+
+    def fileno(self) -> int:
+        return -1
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.reads += 1
+        data = bytes(self.image[offset : offset + length])
+        if len(data) != length:
+            raise DeviceFailed("read", str(offset), "past the end")
+        return data
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        if self.fail_writes:
+            raise DeviceFailed("write", str(offset), "told to fail")
+        for buffer in buffers:
+            end = offset + len(buffer)
+            if end > len(self.image):
+                self.image.extend(bytes(end - len(self.image)))
+            self.image[offset:end] = buffer
+            offset = end
+
+    def flush(self) -> None:
+        pass
+
+    def discard(self, offset: int, length: int) -> None:
+        raise AssertionError("the kernel never discards")
+
+    def resize(self, size_bytes: int) -> None:
+        raise AssertionError("the kernel never resizes")
+
+    def close(self) -> None:
+        pass
+
+
+class World:
+    """One pager and its free space. `held` is the set of pages given out and not freed: it must equal what trees reach."""
+
+    def __init__(self, seed: int, *, page_size: int = 256, cache_bytes: int = 1 << 20) -> None:
+        self.random = random.Random(seed)
+        self.device = MemoryPages()
+        self.pager = Pager(self.device, page_size=page_size, cache_bytes=cache_bytes)
+        self.pager.generation = 1
+        self.next_page = 1
+        self.held: set[int] = set()
+        self.asked = 0
+
+    def allocate(self, pages: int) -> list[tuple[int, int]]:
+        """Exactly `pages` pages in runs of random length with holes between them."""
+        self.asked += pages
+        runs = []
+        while pages:
+            run = min(pages, self.random.choice((1, 2, 5, 100)))
+            self.next_page += self.random.choice((0, 0, 1))
+            runs.append((self.next_page, run))
+            self.held.update(range(self.next_page, self.next_page + run))
+            self.next_page += run
+            pages -= run
+        return runs
+
+    def drain_freed(self) -> None:
+        for address, pages, generation in self.pager.take_freed():
+            assert generation <= self.pager.generation
+            for page in range(address, address + pages):
+                self.held.remove(page)
+
+    def seal(self, tree: Tree) -> bytes:
+        self.asked = 0
+        wanted = tree.dirty_pages
+        root = tree.seal(self.allocate)
+        assert self.asked == wanted, "dirty_pages is what seal asks for"
+        assert tree.dirty_pages == 0
+        assert not tree.is_dirty
+        assert tree.root() == root
+        return root
+
+    def write(self) -> None:
+        self.pager.write_sealed()
+        assert self.pager.sealed_pages == 0
+        self.pager.generation += 1
+
+    def reached(self, *trees: Tree) -> set[int]:
+        """Every page the trees reach; each tree reaches a page once."""
+        pages: set[int] = set()
+        for tree in trees:
+            own: set[int] = set()
+            for address, count, _level in tree.pages():
+                run = set(range(address, address + count))
+                assert not run & own, "a page is reached twice"
+                own |= run
+            pages |= own
+        return pages
+
+
+def new_tree(world: World, tree_id: int = 7, **fields: object) -> Tree:
+    return Tree(world.pager, Descriptor(**fields), tree_id)  # type: ignore[arg-type]
