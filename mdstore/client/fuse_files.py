@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from mdstore.client.fuse_protocol import (
     name_at,
 )
 from mdstore.client.fuse_reply import ReplyEncoder
-from mdstore.errors import InvalidRequest
+from mdstore.errors import InvalidRequest, PosixError
 from mdstore.mds.vfs import SUPERUSER, Credentials, SetAttr, Vfs
 
 COPY_MAX: Final = 1 << 30  # bytes one COPY_FILE_RANGE answers for; the reply counts in 32 bits
@@ -114,7 +115,12 @@ class FileOperations:
 
     def lseek(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
         handle, offset, whence = LSEEK_IN.unpack_from(body)
-        return LSEEK_OUT.pack(self._vfs.lseek(handle, offset, whence))
+        try:
+            return LSEEK_OUT.pack(self._vfs.lseek(handle, offset, whence))
+        except PosixError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return errno.ENOSYS  # the kernel then treats every file as all data, as POSIX allows
+            raise
 
     def copy_file_range(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
         source, source_offset, _node, target, target_offset, length, _flags = COPY_FILE_RANGE_IN.unpack_from(body)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import pickle
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,10 @@ def in_child(uid: int, gid: int, groups: list[int], directory: Path, call: Calla
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
             message: Any = (True, call())
-        except BaseException as error:
+        except OSError as error:
             message = (False, error)
+        except BaseException:
+            message = (False, RuntimeError(traceback.format_exc()))
         with os.fdopen(write_end, "wb") as pipe:
             pickle.dump(message, pipe)
         os._exit(0)

@@ -208,7 +208,12 @@ def test_a_set_gid_directory_hands_its_group_on(root: Path) -> None:
 
 
 def test_new_things_belong_to_who_made_them(root: Path) -> None:
-    in_child(OTHER, OTHER_GROUP, [], root, lambda: (make("file"), os.mkdir("dir"), os.symlink("x", "link")))
+    def work() -> None:
+        make("file")
+        os.mkdir("dir")
+        os.symlink("x", "link")
+
+    in_child(OTHER, OTHER_GROUP, [], root, work)
     for name in ("file", "dir", "link"):
         st = os.lstat(root / name)
         assert (st.st_uid, st.st_gid) == (OTHER, OTHER_GROUP)

@@ -37,7 +37,7 @@ def _aged(path: Path) -> Path:
     [
         (0, 0), (1, 2), (LONG_AGO, LONG_AGO + 1), (-1, -2_000_000_001), (4_000_000_000_999_999_999, 1 << 60),
         (999_999_999, 1_000_000_000),
-    ],  # fmt: skip
+    ],
 )
 def test_times_are_kept_to_the_nanosecond(root: Path, atime: int, mtime: int) -> None:
     make(root / "file")
@@ -74,7 +74,7 @@ ON_FILE: list[tuple[str, Callable[[Path], Any], str]] = [
     ("chmod", lambda path: os.chmod(path, 0o600), "c"),
     ("chown", lambda path: os.chown(path, 1, 1), "c"),
     ("link", lambda path: os.link(path, path.with_name("other")), "c"),
-    ("rename", lambda path: (os.rename(path, path.with_name("other")), os.rename(path.with_name("other"), path)), "c"),
+    ("rename", lambda path: path.rename(path.with_name("other")).rename(path), "c"),
     ("setxattr", lambda path: os.setxattr(path, "user.x", b"1"), "c"),
     ("stat", os.stat, ""),
     ("open", lambda path: os.close(os.open(path, os.O_RDWR)), ""),
