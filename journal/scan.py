@@ -152,11 +152,16 @@ class Walk:
         if refused is not None:
             return [] if self._skip_zeros() else self._break(refused)
         assert isinstance(header, Header)
-        whole = self._have(HEADER_SIZE + header.length)
-        payload = whole[HEADER_SIZE : HEADER_SIZE + header.length]
+        payload = self._payload(header)
         if len(payload) < header.length or crc32c(payload) != header.payload_crc:
             return self._break(f"payload checksum {crc32c(payload):08x} where {header.payload_crc:08x} is stored")
         return self._accept(header, payload)
+
+    def _payload(self, header: Header) -> bytes:
+        """Out of the window; or, where it is larger than one, read alone and not copied again."""
+        if HEADER_SIZE + header.length <= self._window:
+            return self._have(HEADER_SIZE + header.length)[HEADER_SIZE:]
+        return self._read(self.position + HEADER_SIZE, header.length)
 
     def _refused(self, header: Header) -> str | None:
         if header.end > self.stop or header.length + HEADER_SIZE > self._longest:
