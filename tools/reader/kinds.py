@@ -98,4 +98,51 @@ _SPACE: Final = {
     "space-shared": _error("Two owners hold the same block: writing one changes the other"),
 }
 
-KINDS: Final[dict[str, Kind]] = {**_IMAGE, **_TREES, **_LOG, **_OBJECTS, **_SPACE}
+_EVENTS: Final = {
+    "server-record": _error("The file system cannot be mounted", _RECOVER),
+    "event-head": _warning(
+        "One of the metadata log's two heads is lost; the other one counts", "mount the file system once"
+    ),
+    "event-no-head": _error("The metadata log cannot be replayed; what it holds is not applied"),
+    "event-log": _error("The metadata log cannot be read"),
+    "event-torn": _note("An event that was never acknowledged; the next mount drops it"),
+    "event-stale": _note("An event of an earlier writer; the next mount drops it"),
+    "event-rot": _error("Acknowledged events are damaged; mounting stops rather than lose them"),
+    "event": _error("The file system does not open for writing: this event cannot be applied"),
+    "event-directory": _error("Changes of a directory are in the log, but the directory is nowhere"),
+    "event-partial": _note("The name space is judged without the events that could not be read"),
+}
+
+_NAMES: Final = {
+    "directory": _error("The directory and all below it answer EIO"),
+    "inode": _error("The entry answers EIO"),
+    "entry": _error("The entry answers EIO"),
+    "entry-name": _error("The entry cannot be named by any program"),
+    "entry-dangling": _error("The name leads to no inode: using it gives EIO"),
+    "entry-type": _error("Listings show another type than the inode has"),
+    "directory-orphan": _error(
+        "The directory and all below it cannot be reached", "run `mdstore repair`: it goes to lost+found"
+    ),
+    "directory-loop": _error("The directory and all below it cannot be reached: it lies inside itself"),
+    "directory-links": _error("The directory has two places in the tree"),
+    "directory-parent": _error("`..` leads to another place than where the directory hangs"),
+    "directory-size": _error("The number of entries shown for the directory is wrong"),
+    "link-count": _error("The link count shown is wrong; a file could be purged too early or never"),
+    "inode-duplicate": _error("Two places own one inode: removing one destroys the other's bytes"),
+    "inode-orphan": _error("The inode has no name: nobody can reach it", "run `mdstore repair`: it goes to lost+found"),
+    "inode-number": _error("The number will be given out again, to another file"),
+    "link-table": _error("Removing names of this inode goes wrong: its link table does not match its names"),
+    "link-home": _error("The statistics of no directory, or of the wrong one, count the inode's bytes"),
+    "table-row": _error("The inode of this row answers EIO"),
+    "stray": _error("The file without a name cannot be purged; its space is lost"),
+    "statistics": _error("The recursive statistics shown are wrong"),
+    "backtrace": _error("The file could not be found again if its directory were lost"),
+    "backtrace-old": _note("The file was moved or renamed since; only a rebuild of a lost directory would notice"),
+    "data-orphan": _warning("A crash left bytes that belong to no inode; their space is lost", _REPORT),
+    "data-flag": _warning("The inode does not know that it has bytes: removing it would leave them", _REPORT),
+    "damage-row": _note("The metadata server met damage here and noted it"),
+    "quota-orphan": _note("A quota of a directory that is gone"),
+    "foreign-object": _warning("An object in the file system's collections that is none of its own"),
+}
+
+KINDS: Final[dict[str, Kind]] = {**_IMAGE, **_TREES, **_LOG, **_OBJECTS, **_SPACE, **_EVENTS, **_NAMES}

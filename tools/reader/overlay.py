@@ -160,6 +160,24 @@ class Overlay:
             if found is not None:
                 yield name, found
 
+    def attributes_of(self, found: ObjectState | Onode) -> dict[bytes, bytes]:
+        """All attributes of an object."""
+        return found.attributes if isinstance(found, ObjectState) else dict(found.attributes)
+
+    def size_of(self, found: ObjectState | Onode) -> int:
+        """Bytes of an object's data."""
+        return found.data.size if isinstance(found, ObjectState) else found.size
+
+    def header_of(self, found: ObjectState | Onode) -> bytes:
+        """The header of an object's map."""
+        return found.map.header(self.base) if isinstance(found, ObjectState) else self.base.map_header(found)
+
+    def items_of(self, found: ObjectState | Onode, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Records of an object's map from `start` on, in order."""
+        if isinstance(found, ObjectState):
+            return found.map.items(self.base, start)
+        return self.base.map_items(found, start)
+
     def _touched(self, collection: bytes, start: bytes) -> Iterator[tuple[bytes, ObjectState | None]]:
         for held, name in self._objects.irange((collection, start)):
             if held != collection:
