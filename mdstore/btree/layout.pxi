@@ -4,7 +4,7 @@
 # Invariants of a page (checked by page_check after every read, by Tree.check on demand):
 #  P1  40 + 8 * count <= heap <= size; every cell lies inside [heap, size)
 #  P2  sum of the cells + dead == size - heap; dead bytes and the gap are zero
-#  P3  slot heads are head_of(key, skip); keys ascend strictly (an index page's slot 0 is a bound, never compared)
+#  P3  slot heads are head_of(key, skip); keys ascend strictly (slot 0 of an index page has none)
 #  P4  skip > 0 only where every compared key starts with the same `skip` bytes
 
 
@@ -527,10 +527,8 @@ cdef const char *page_check(Shape *s, const uint8_t *page, int *spilled) noexcep
         slot = slot_at(page, i)
         klen = ld16(slot + 6)
         if i < first:
-            if klen:
-                fault = key_fault(s, cell_at(page, i), klen, True)
-            if ld32(slot):
-                return "slot head"
+            if klen or ld32(slot):
+                return "first separator"
         else:
             fault = key_fault(s, cell_at(page, i), klen, first == 1)
         if fault != NULL:

@@ -2,11 +2,11 @@
 #
 # Invariants of a tree (Tree.check states each by its number):
 #  T1  every key below child i of an index page is >= separator i and < separator i + 1
-#  T2  separator 0 of an index page equals the separator its parent keeps for it (it is empty on the left spine), so that a
-#      cell may move to a left sibling with the key it has
+#  T2  slot 0 of an index page has an empty key: the lower bound of a page is kept by its parent alone. A cell that moves to
+#      a left sibling is given that bound as its key (`gather_pair`), and loses it when it comes first in a page
 #  T3  all leaves have the same depth; `count` is the number of records
 #  T4  dirty_nodes counts the DIRTY nodes of the tree, dirty_spill the pages (of one copy) of its values in memory
-#  T5  a leaf is empty only where it has no sibling under its parent
+#  T5  no leaf is empty but a root
 
 # -- shared addresses --------------------------------------------------------------------------------------------------
 cdef int64_t extra_locked(TreeCore *refs, uint64_t address, Fault *f) noexcept nogil:
@@ -242,9 +242,24 @@ cdef int gather(TreeCore *t, Node *n, Item *items) noexcept nogil:
     return count
 
 
+cdef int gather_pair(TreeCore *t, Node *parent, int at, Node **pair, Item *items, uint8_t *bound) noexcept nogil:
+    """The cells of two siblings, the right one at position `at` of the parent; returns how many the left one has. Where they are
+    index pages the right one's first cell gets the parent's separator, built in `bound`."""
+    cdef int left = gather(t, pair[0], items), klen
+    gather(t, pair[1], items + left)
+    if pair[0].level:
+        klen = klen_at(page_of(parent), at)
+        memcpy(bound, cell_at(page_of(parent), at), klen)
+        memcpy(bound + klen, items[left].cell, t.s.ref_size)
+        items[left].cell = bound
+        items[left].klen = klen
+        items[left].size = klen + t.s.ref_size
+    return left
+
+
 cdef void fill_page(TreeCore *t, Node *n, Item *items, int count, uint8_t *page) noexcept nogil:
     """Build a page of `items` in `page` (n.cap bytes, apart from every item)."""
-    cdef int i, heap = n.cap, first = 1 if n.level else 0, skip = 0
+    cdef int i, heap = n.cap, first = 1 if n.level else 0, skip = 0, cut
     cdef uint8_t *slot = page + HEADER
     page_init(page, n.cap, t.tree_id, n.level)
     if plain_order(&t.s) and count > first + 1:
@@ -252,11 +267,12 @@ cdef void fill_page(TreeCore *t, Node *n, Item *items, int count, uint8_t *page)
         if skip < 3:
             skip = 0
     for i in range(count):
-        heap -= items[i].size
-        memcpy(page + heap, items[i].cell, items[i].size)
+        cut = items[i].klen if i < first else 0  # T2
+        heap -= items[i].size - cut
+        memcpy(page + heap, items[i].cell + cut, items[i].size - cut)
         st32(slot, 0 if i < first else head_of(&t.s, items[i].cell, items[i].klen, skip))
         st16(slot + 4, heap)
-        st16(slot + 6, items[i].klen)
+        st16(slot + 6, items[i].klen - cut)
         slot += 8
     st16(page + OFF_COUNT, count)
     st32(page + OFF_HEAP, heap)
@@ -377,7 +393,9 @@ cdef int rotate(TreeCore *t, Path *path, int d, int pos, Item *item, int side, I
     cdef Node *pair[2]
     cdef int cuts[3]
     cdef int at = path.pos[d - 1] + side, count, left, code, usable = t.s.page_size - HEADER, total, klen
+    cdef int right = path.pos[d - 1] + (1 if side > 0 else 0)
     cdef uint8_t key[1100]
+    cdef uint8_t bound[1100 + REF_MAX]
     cdef Node *sibling
     done[0] = False
     if at < 0 or at >= node_count(parent):
@@ -386,6 +404,8 @@ cdef int rotate(TreeCore *t, Path *path, int d, int pos, Item *item, int side, I
     if sibling == NULL:
         return OK  # not resident: reading it would cost what a split costs
     total = page_live(page_of(n), n.cap) + page_live(page_of(sibling), sibling.cap) + item.size + 8
+    if n.level:
+        total += klen_at(page_of(parent), right)
     if total > 2 * usable - usable / 8:
         return OK
     code = own_kid(t, parent, at, f)
@@ -393,8 +413,8 @@ cdef int rotate(TreeCore *t, Path *path, int d, int pos, Item *item, int side, I
         return code
     pair[0] = parent.kids[at] if side < 0 else n
     pair[1] = n if side < 0 else parent.kids[at]
-    left = gather(t, pair[0], items)
-    count = left + gather(t, pair[1], items + left)
+    left = gather_pair(t, parent, right, pair, items, bound)
+    count = node_count(pair[0]) + node_count(pair[1])
     at = pos + left if side < 0 else pos
     memmove(items + at + 1, items + at, (count - at) * sizeof(Item))
     items[at] = item[0]
@@ -404,17 +424,14 @@ cdef int rotate(TreeCore *t, Path *path, int d, int pos, Item *item, int side, I
     cuts[2] = count
     if cuts[1] == 0:
         return OK
-    at = path.pos[d - 1] + (1 if side > 0 else 0)
     klen = separator(t, &items[cuts[1] - 1], &items[cuts[1]], n.level)
-    if not sep_fits(t, parent, at, klen):
+    if not sep_fits(t, parent, right, klen):
         return OK
     memcpy(key, items[cuts[1]].cell, klen)
     code = spread(t, pair, 2, items, cuts, f)
     if code != OK:
         return code
-    if n.level:  # T2: the right node's own bound is the same key
-        st32(slot_at(page_of(pair[1]), 0), 0)
-    set_separator(t, parent, at, key, klen)
+    set_separator(t, parent, right, key, klen)
     at_add64(&t.p.rotations, 1)
     done[0] = True
     return OK
@@ -679,7 +696,7 @@ cdef bint put_fast(TreeCore *t, const uint8_t *key, int klen, const uint8_t *val
 
 # -- deletion ----------------------------------------------------------------------------------------------------------
 cdef void drop_kid(TreeCore *t, Node *parent, int pos) noexcept nogil:
-    """Take child `pos` out of an owned index page (the child itself is the caller's). T2: the first bound stays."""
+    """Take child `pos` out of an owned index page (the child itself is the caller's). T2: slot 0 stays."""
     cdef uint8_t *page = page_of(parent)
     cdef int count = node_count(parent)
     if pos == 0 and count > 1:
@@ -711,8 +728,9 @@ cdef int join(TreeCore *t, Path *path, int d, int side, bint *done, Fault *f) no
     cdef Node *sibling
     cdef int cuts[3]
     cdef int at = path.pos[d - 1] + side, count, left, code, usable = t.s.page_size - HEADER, total, klen
-    cdef int live = page_live(page_of(n), n.cap)
+    cdef int room, live = page_live(page_of(n), n.cap), right = path.pos[d - 1] + (1 if side > 0 else 0)
     cdef uint8_t key[1100]
+    cdef uint8_t bound[1100 + REF_MAX]
     cdef Item *items
     done[0] = False
     if at < 0 or at >= node_count(parent):
@@ -721,29 +739,31 @@ cdef int join(TreeCore *t, Path *path, int d, int side, bint *done, Fault *f) no
     if code != OK:
         return OK if forgive(f) else code
     total = live + page_live(page_of(sibling), sibling.cap)
-    if total > usable - usable / 16 and live and live * 4 > usable and node_count(n) > 1:
+    if n.level:
+        total += klen_at(page_of(parent), right)
+    room = usable if node_count(n) < 2 else usable - usable / 16  # not so full that the next insertion splits it again
+    if total > room and live * 4 > usable and node_count(n) > 1:
         return OK
     code = own_kid(t, parent, at, f)
     if code != OK:
         return code
-    at = at if side > 0 else at + 1  # the right one of the pair
-    pair[0] = parent.kids[at - 1]
-    pair[1] = parent.kids[at]
+    pair[0] = parent.kids[right - 1]
+    pair[1] = parent.kids[right]
     items = <Item *> malloc((node_count(pair[0]) + node_count(pair[1])) * sizeof(Item) + 1)
     if items == NULL:
         return fail(f, E_MEMORY, "page")
-    left = gather(t, pair[0], items)
-    count = left + gather(t, pair[1], items + left)
+    left = gather_pair(t, parent, right, pair, items, bound)
+    count = node_count(pair[0]) + node_count(pair[1])
     cuts[0] = 0
     cuts[2] = count
-    if total <= usable - usable / 16:
+    if total <= room:
         cuts[1] = count
         code = spread(t, pair, 2, items, cuts, f)
         if code == OK:
-            drop_kid(t, parent, at)
+            drop_kid(t, parent, right)
             node_decref(t.p, pair[1])
             t.dirty_nodes -= 1
-            path.pos[d - 1] = at - 1
+            path.pos[d - 1] = right - 1
             path.node[d] = pair[0]
             at_add64(&t.p.merges, 1)
             done[0] = True
@@ -751,22 +771,32 @@ cdef int join(TreeCore *t, Path *path, int d, int side, bint *done, Fault *f) no
         cuts[1] = best_cut(items, count, usable, total)
         if cuts[1] and cuts[1] != left:
             klen = separator(t, &items[cuts[1] - 1], &items[cuts[1]], n.level)
-            if sep_fits(t, parent, at, klen):
+            if sep_fits(t, parent, right, klen):
                 memcpy(key, items[cuts[1]].cell, klen)
                 code = spread(t, pair, 2, items, cuts, f)
                 if code == OK:
-                    set_separator(t, parent, at, key, klen)
+                    set_separator(t, parent, right, key, klen)
                     at_add64(&t.p.rotations, 1)
     free(items)
     return code
 
 
 cdef int mend(TreeCore *t, Path *path, Fault *f) noexcept nogil:
-    """From the leaf up: join what is less than half full; then drop a root with a single child."""
+    """From the leaf up: drop what is empty, join what is less than half full; then drop a root with a single child."""
     cdef int d = path.depth, code
     cdef bint done
     cdef Node *n
     cdef Node *kid
+    if d and node_count(path.node[d]) == 0:  # T5: with the pages above that hold nothing else
+        d -= 1
+        while d and node_count(path.node[d]) == 1:
+            d -= 1
+        if node_count(path.node[d]) > 1:
+            n = path.node[d]
+            kid = n.kids[path.pos[d]]
+            drop_kid(t, n, path.pos[d])
+            node_decref(t.p, kid)
+            t.dirty_nodes -= path.depth - d
     while d > 0:
         n = path.node[d]
         if page_live(page_of(n), n.cap) * 2 < t.s.page_size - HEADER or node_count(n) < 2:

@@ -1,0 +1,82 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=False, binding=False
+"""The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
+
+Read in this order: layout.pxi (a page), node.pxi (a page in memory), pager.pxi (cache), tree.pxi (search, insert, delete), seal.pxi
+(addresses, checksums, root record), cursor.pxi, api.pxi (what Python sees).
+
+Threads. Everything below api.pxi runs without the interpreter lock and touches no Python object (a device without a
+descriptor is the one exception: it takes the lock for its read). Locks and their order are stated in pager.pxi (G3). A single
+operation tries its locks with the interpreter lock held; if one is taken, a page has to be read, or the tree's shape must
+change, it lets the interpreter go on and does its work without it.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
+
+from mdstore.errors import (
+    CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, StoreClosed, UnsupportedFormat,
+)
+from mdstore.limits import USER_BLOB_MAX, VALUE_SIZE_MAX
+
+cdef extern from "<unistd.h>" nogil:
+    ctypedef long off_t
+    ctypedef long ssize_t
+    ssize_t pread(int fd, void *buf, size_t count, off_t offset)
+
+cdef extern from "crc32c.h" nogil:
+    void crc32c_setup()
+    uint32_t crc32c_update(uint32_t value, const void *data, size_t n, int software)
+
+cdef extern from "sync.h" nogil:
+    uint16_t ld16(const void *p)
+    uint32_t ld32(const void *p)
+    uint64_t ld64(const void *p)
+    void st16(void *p, uint16_t v)
+    void st32(void *p, uint32_t v)
+    void st64(void *p, uint64_t v)
+    uint32_t be32(uint32_t v)
+    uint64_t be64(uint64_t v)
+    void prefetch(const void *p)
+    void prefetch_node(const void *p)
+    int32_t at_add32(int32_t *p, int32_t v)
+    int32_t at_get32(int32_t *p)
+    void at_set32(int32_t *p, int32_t v)
+    int64_t at_add64(int64_t *p, int64_t v)
+    int64_t at_get64(int64_t *p)
+    void at_set64(int64_t *p, int64_t v)
+    uint8_t at_get8(uint8_t *p)
+    void at_set8(uint8_t *p, uint8_t v)
+    void *at_getp(void *p)
+    void at_setp(void *p, void *v)
+    int at_casp(void *p, void *expected, void *v)
+    int rw_try_shared(uint32_t *w)
+    void rw_lock_shared(uint32_t *w)
+    void rw_unlock_shared(uint32_t *w)
+    int rw_try_exclusive(uint32_t *w)
+    void rw_lock_exclusive(uint32_t *w)
+    void rw_unlock_exclusive(uint32_t *w)
+    void spin_lock(uint32_t *w)
+    void spin_unlock(uint32_t *w)
+    uint32_t latch_read(uint32_t *v)
+    int latch_same(uint32_t *v, uint32_t seen)
+    void latch_lock(uint32_t *v)
+    void latch_unlock(uint32_t *v)
+    int lower_slot(const uint8_t *slots, int lo, int hi, uint32_t head)
+
+cdef struct TreeCore
+
+include "layout.pxi"
+include "node.pxi"
+include "pager.pxi"
+include "tree.pxi"
+include "seal.pxi"
+include "cursor.pxi"
+include "api.pxi"

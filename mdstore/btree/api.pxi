@@ -1,0 +1,1114 @@
+# What Python sees: the classes of `_kernel.pyi`.
+
+crc32c_setup()
+
+COMPARE_BYTES = CMP_BYTES
+COMPARE_U64_LE = CMP_U64_LE
+COMPARE_U64_BE = CMP_U64_BE
+COMPARE_I64 = CMP_I64
+COMPARE_REVERSE = CMP_REVERSE
+COMPARE_PAIR = CMP_PAIR
+PAGE_HEADER_SIZE = HEADER
+
+
+def crc32c(data, unsigned int value=0):
+    """CRC-32C of any buffer, continuing from `value`. Without the interpreter lock above 4 KiB."""
+    cdef const unsigned char[::1] view
+    cdef Py_ssize_t n
+    cdef const unsigned char *p
+    if type(data) is bytes:
+        p = <const unsigned char *> PyBytes_AS_STRING(data)
+        n = PyBytes_GET_SIZE(data)
+    else:
+        view = memoryview(data).cast("B")
+        n = view.shape[0]
+        p = &view[0] if n else NULL
+    if n > 4096:
+        with nogil:
+            value = crc32c_update(value, p, n, 0)
+        return value
+    return crc32c_update(value, p, n, 0)
+
+
+def crc32c_table(data, unsigned int value=0):
+    """The same number by tables, as on a processor without the instruction; for tests."""
+    cdef bytes copy = bytes(data)
+    return crc32c_update(value, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), 1)
+
+
+def crc32c_blocks(data, Py_ssize_t block_size):
+    """CRC-32C of each `block_size` bytes of `data` (the last may be short), packed as little-endian u32."""
+    cdef const unsigned char[::1] view = memoryview(data).cast("B")
+    cdef Py_ssize_t n = view.shape[0], i, count
+    cdef const unsigned char *p
+    cdef unsigned char *out
+    if block_size <= 0:
+        raise InvalidRequest(f"block size {block_size}")
+    count = (n + block_size - 1) // block_size
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, 4 * count)
+    if n:
+        p = &view[0]
+        out = <unsigned char *> PyBytes_AS_STRING(result)
+        with nogil:
+            for i in range(count):
+                st32(out + 4 * i, crc32c_update(0, p + i * block_size, min(block_size, n - i * block_size), 0))
+    return result
+
+
+cdef object raised(Fault *f):
+    """Raise the typed error for a fault."""
+    cdef object error
+    what = (<bytes> f.what).decode() if f.what != NULL else ""
+    if f.code == E_PYTHON:
+        error = <object> f.error
+        Py_DECREF(error)
+        f.error = NULL
+        raise error
+    if f.code == E_MEMORY:
+        raise MemoryError(what)
+    if f.code == E_CLOSED:
+        raise StoreClosed(f"the {what} is closed")
+    if f.code == E_NO_REFS:
+        raise InvalidRequest("a clone needs Pager.refs, the tree that counts shared pages")
+    if f.code == E_DEVICE:
+        raise DeviceFailed(what, f"page {f.address}", OSError(f.found, "") if f.found else "end of the medium")
+    raise CorruptionError("page", f"address {f.address}, tree {f.tree_id}, level {f.level} ({what})",
+                          hex(f.expected), hex(f.found))
+
+
+cdef bytes as_bytes(object value):
+    if type(value) is bytes:
+        return <bytes> value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise TypeError(f"bytes are wanted, not {type(value).__name__}")
+
+
+cdef class Descriptor:
+    """What a tree is. Kept in its root record; opening with another one is refused."""
+
+    cdef readonly int key_size
+    cdef readonly long long value_size
+    cdef readonly int comparator
+    cdef readonly bint duplicates
+    cdef readonly int copies
+    cdef readonly int embed_limit
+
+    def __init__(self, key_size=-2, value_size=-4, *, comparator=1, duplicates=False, copies=1, embed_limit=0):
+        if key_size not in (-1, -2, -4) and not 0 < key_size <= 1024:
+            raise InvalidRequest(f"key_size {key_size}: 1 to 1024, or -1, -2, -4")
+        if value_size not in (-1, -2, -4) and not 0 <= value_size < 1 << 30:
+            raise InvalidRequest(f"value_size {value_size}: 0 to 2**30 - 1, or -1, -2, -4")
+        if not CMP_BYTES <= comparator <= CMP_PAIR:
+            raise UnsupportedFormat(f"comparator {comparator} is not known to this version")
+        if comparator in (CMP_U64_LE, CMP_U64_BE, CMP_I64) and key_size != 8:
+            raise InvalidRequest(f"comparator {comparator} orders keys of 8 bytes, key_size is {key_size}")
+        if not 1 <= copies <= 3:
+            raise InvalidRequest(f"copies {copies}: 1 to 3")
+        if not 0 <= embed_limit <= 65535:
+            raise InvalidRequest(f"embed_limit {embed_limit}: 0 to 65535")
+        self.key_size = key_size
+        self.value_size = value_size
+        self.comparator = comparator
+        self.duplicates = duplicates
+        self.copies = copies
+        self.embed_limit = embed_limit
+
+    cdef tuple fields(self):
+        return (self.key_size, self.value_size, self.comparator, self.duplicates, self.copies, self.embed_limit)
+
+    def __eq__(self, other):
+        return isinstance(other, Descriptor) and self.fields() == (<Descriptor> other).fields()
+
+    def __hash__(self):
+        return hash(self.fields())
+
+    def __repr__(self):
+        return ("Descriptor(key_size=%d, value_size=%d, comparator=%d, duplicates=%s, copies=%d, embed_limit=%d)"
+                % self.fields())
+
+
+cdef class Pager:
+    """A bounded cache of checksummed pages over one device, shared by every tree of an image."""
+
+    cdef PagerCore core
+    cdef readonly object device
+    cdef object _refs
+    cdef dict _pins
+
+    def __cinit__(self, device, *, page_size=4096, cache_bytes=64 << 20):
+        if not 256 <= page_size <= PAGE_MAX:
+            raise InvalidRequest(f"page_size {page_size}: 256 to 65536")
+        memset(&self.core, 0, sizeof(PagerCore))
+        self.device = device
+        self.core.page_size = page_size
+        self.core.cache_bytes = cache_bytes
+        self.core.owner = <void *> self
+        self.core.fd = device.fileno()
+        self.core.read_only = device.read_only
+        self._pins = {}
+
+    def __dealloc__(self):
+        cdef int64_t i
+        for i in range(self.core.writes_n):
+            self.core.writes[i].pages = 0
+            write_done(&self.core, &self.core.writes[i])
+        free(self.core.writes)
+        free(self.core.map)
+        free(self.core.freed)
+
+    @property
+    def generation(self):
+        return self.core.generation
+
+    @generation.setter
+    def generation(self, uint64_t value):
+        self.core.generation = value
+
+    @property
+    def page_size(self):
+        return self.core.page_size
+
+    @property
+    def cache_bytes(self):
+        return self.core.cache_bytes
+
+    @cache_bytes.setter
+    def cache_bytes(self, int64_t value):
+        self.core.cache_bytes = value
+        with nogil:
+            make_room(&self.core)
+
+    @property
+    def dirty_bytes(self):
+        return at_get64(&self.core.dirty_bytes)
+
+    @property
+    def sealed_pages(self):
+        return self.core.sealed_pages
+
+    @property
+    def oldest_pinned_generation(self):
+        return min(self._pins, default=None)
+
+    @property
+    def refs(self):
+        return self._refs
+
+    @refs.setter
+    def refs(self, Tree tree):
+        if tree is not None and (tree.core.p != &self.core or tree.core.s.key_size != 8
+                                 or tree.core.s.comparator != CMP_U64_BE or tree.core.s.fixed_value != 4):
+            raise InvalidRequest("the tree of shared pages is one of this pager with REFS_DESCRIPTOR")
+        self._refs = tree
+        self.core.refs = tree.core if tree is not None else NULL
+
+    cdef void pin(self, uint64_t generation):
+        self._pins[generation] = self._pins.get(generation, 0) + 1
+
+    cdef void unpin(self, uint64_t generation):
+        cdef object left = self._pins[generation] - 1
+        if left:
+            self._pins[generation] = left
+        else:
+            del self._pins[generation]
+
+    def write_sealed(self, int64_t max_bytes=-1):
+        cdef PagerCore *p = &self.core
+        cdef Write *taken
+        cdef int64_t n, done = 0, first, written = 0, i
+        if p.closed:
+            raise StoreClosed("the pager is closed")
+        with nogil:
+            spin_lock(&p.spin)
+            taken = p.writes
+            n = p.writes_n
+            p.writes = NULL
+            p.writes_n = p.writes_cap = 0
+            spin_unlock(&p.spin)
+            if n:
+                qsort(taken, n, sizeof(Write), &by_address)
+        try:
+            while done < n and (max_bytes < 0 or written < max_bytes):
+                first = done
+                buffers = []
+                size = 0
+                while done < n and (done == first or (taken[done].address == taken[done - 1].address
+                                                      + <uint64_t> taken[done - 1].pages
+                                                      and size < 1 << 20 and len(buffers) < 256)):
+                    buffers.append(PyMemoryView_FromMemory(<char *> taken[done].bytes,
+                                                           taken[done].pages * p.page_size, 0x100))
+                    size += taken[done].pages * p.page_size
+                    done += 1
+                try:
+                    self.device.write(taken[first].address * p.page_size, buffers)
+                except BaseException:
+                    done = first
+                    raise
+                for i in range(first, done):
+                    write_done(p, &taken[i])
+                written += size
+                p.device_writes += 1
+        finally:
+            p.pages_written += written // p.page_size
+            p.bytes_written += written
+            with nogil:
+                spin_lock(&p.spin)
+                if done < n and writes_reserve(p, n - done) == OK:
+                    memcpy(p.writes + p.writes_n, taken + done, (n - done) * sizeof(Write))
+                    p.writes_n += n - done
+                spin_unlock(&p.spin)
+                free(taken)
+                make_room(p)
+        return written
+
+    def take_freed(self):
+        cdef PagerCore *p = &self.core
+        cdef uint64_t *freed
+        cdef int64_t n, i
+        spin_lock(&p.spin)
+        freed = p.freed
+        n = p.freed_n
+        p.freed = NULL
+        p.freed_n = p.freed_cap = 0
+        spin_unlock(&p.spin)
+        try:
+            return [(freed[3 * i], freed[3 * i + 1], freed[3 * i + 2]) for i in range(n)]
+        finally:
+            free(freed)
+
+    def counters(self):
+        cdef PagerCore *p = &self.core
+        return {
+            "hits": at_get64(&p.hits), "misses": at_get64(&p.misses), "evictions": at_get64(&p.evictions),
+            "pages_read": at_get64(&p.pages_read), "pages_written": p.pages_written,
+            "bytes_read": at_get64(&p.bytes_read), "bytes_written": p.bytes_written,
+            "device_reads": at_get64(&p.device_reads), "device_writes": p.device_writes,
+            "splits": at_get64(&p.splits), "merges": at_get64(&p.merges), "rotations": at_get64(&p.rotations),
+            "page_copies": at_get64(&p.copies), "cached_bytes": at_get64(&p.clean_bytes),
+            "dirty_pages": at_get64(&p.dirty_pages), "dirty_bytes": at_get64(&p.dirty_bytes),
+            "sealed_pages": p.sealed_pages, "copies_repaired": at_get64(&p.copies_repaired),
+        }
+
+    def close(self):
+        """Refuse further reads of the device. Trees in memory stay as they are; nothing is written."""
+        self.core.closed = 1
+
+
+cdef TreeCore *core_new(Pager pager) except NULL:
+    cdef TreeCore *t = <TreeCore *> calloc(1, sizeof(TreeCore))
+    if t == NULL:
+        raise MemoryError()
+    t.p = &pager.core
+    spin_lock(&t.p.spin)
+    t.next = t.p.trees
+    if t.next != NULL:
+        t.next.prev = t
+    t.p.trees = t
+    spin_unlock(&t.p.spin)
+    return t
+
+
+cdef void core_free(TreeCore *t) noexcept nogil:
+    """Unlink and free. Waits for the eviction hand, so the interpreter lock must not be held."""
+    rw_lock_shared(&t.p.rw)
+    spin_lock(&t.p.spin)
+    if t.prev != NULL:
+        t.prev.next = t.next
+    else:
+        t.p.trees = t.next
+    if t.next != NULL:
+        t.next.prev = t.prev
+    spin_unlock(&t.p.spin)
+    rw_unlock_shared(&t.p.rw)
+    if t.root != NULL:
+        node_decref(t.p, t.root)
+    free(t)
+
+
+cdef void core_view(TreeCore *t, TreeCore *v) noexcept nogil:
+    """Make `v` a view of `t`. Caller holds pager.rw, and tree.rw exclusively where `t` is live."""
+    v.s = t.s
+    v.tree_id = t.tree_id
+    v.level = t.level
+    v.paged = t.paged and (t.root == NULL or t.root.state == CLEAN or t.root.state == SEALED)
+    v.count = at_get64(&t.count)
+    memcpy(v.ref, t.ref, REF_MAX)
+    v.root = <Node *> at_getp(&t.root)
+    if v.root != NULL:
+        at_add32(&v.root.refs, 1)
+
+
+cdef inline int lock_tree(TreeCore *t) except -1:
+    """Take pager.rw shared and tree.rw exclusively, from Python code."""
+    if rw_try_shared(&t.p.rw):
+        if rw_try_exclusive(&t.rw):
+            return 0
+        rw_unlock_shared(&t.p.rw)
+    with nogil:
+        rw_lock_shared(&t.p.rw)
+        rw_lock_exclusive(&t.rw)
+    return 0
+
+
+cdef inline void unlock_tree(TreeCore *t) noexcept nogil:
+    rw_unlock_exclusive(&t.rw)
+    rw_unlock_shared(&t.p.rw)
+
+
+@cython.no_gc_clear
+cdef class TreeView:
+    """Reads of a tree as it was at one moment."""
+
+    cdef TreeCore *core
+    cdef readonly Pager pager
+    cdef bytes _blob
+    cdef bint _pinned
+
+    def __dealloc__(self):
+        self.release()
+
+    cdef int release(self) except -1:
+        cdef TreeCore *t = self.core
+        if t != NULL:
+            self.core = NULL
+            if self._pinned:
+                self.pager.unpin(t.pinned)
+                self._pinned = False
+            with nogil:
+                core_free(t)
+        return 0
+
+    cdef TreeCore *open_core(self) except NULL:
+        if self.core == NULL:
+            raise StoreClosed("the tree is closed")
+        return self.core
+
+    cdef TreeView view(self):
+        """A view of the tree as it is now: O(1), no page read."""
+        cdef TreeCore *t = self.open_core()
+        cdef TreeView view = TreeView.__new__(TreeView)
+        view.pager = self.pager
+        view._blob = self._blob
+        view.core = core_new(self.pager)
+        if t.live:
+            lock_tree(t)
+            core_view(t, view.core)
+            view.core.pinned = self.pager.core.generation
+            unlock_tree(t)
+        else:
+            core_view(t, view.core)
+            view.core.pinned = t.pinned
+        self.pager.pin(view.core.pinned)
+        view._pinned = True
+        return view
+
+    cdef bytes search_key(self, object key):
+        """A key to look for, checked as far as its comparison needs."""
+        cdef bytes k = as_bytes(key)
+        cdef TreeCore *t = self.open_core()
+        cdef int c = t.s.comparator
+        if c == CMP_BYTES or c == CMP_REVERSE:
+            return k
+        if c == CMP_PAIR:
+            if key_fault(&t.s, <uint8_t *> PyBytes_AS_STRING(k), <int> PyBytes_GET_SIZE(k), True) != NULL:
+                raise InvalidRequest("the key is not a pair of byte strings with u16 length prefixes")
+        elif PyBytes_GET_SIZE(k) != 8:
+            raise InvalidRequest(f"keys of this tree have 8 bytes, not {len(k)}")
+        return k
+
+    def __len__(self):
+        return at_get64(&self.open_core().count)
+
+    def __bool__(self):
+        return True
+
+    def __contains__(self, key):
+        return self.find(key, True, None) is not None
+
+    def get(self, key, default=None):
+        """The value of `key`, or `default`. Cost: one page per level, read from the device where not cached."""
+        return self.find(key, False, default)
+
+    cdef object find(self, object key, bint only_presence, object default):
+        cdef TreeCore *t = self.core
+        cdef bytes k
+        cdef Node *leaf
+        cdef bint found = False
+        cdef int pos, vlen, klen
+        cdef uint32_t version
+        cdef const uint8_t *value
+        cdef uint8_t *p
+        cdef object result = default
+        if t != NULL and t.s.comparator == CMP_BYTES and type(key) is bytes:
+            k = <bytes> key
+        else:
+            k = self.search_key(key)
+            t = self.core
+        klen = <int> PyBytes_GET_SIZE(k)
+        p = <uint8_t *> PyBytes_AS_STRING(k)
+        if not core_try_shared(t):
+            return self.find_slow(k, only_presence, default)
+        leaf = resident_leaf(t, p, klen)
+        if leaf == NULL:
+            core_unlock_shared(t)
+            return self.find_slow(k, only_presence, default)
+        at_set64(&t.p.hits, at_get64(&t.p.hits) + t.level + 1)
+        vlen = 0
+        while True:
+            version = latch_read(&leaf.version)
+            pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, p, klen, &found)
+            if found:
+                value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
+                if only_presence:
+                    result = True
+                elif vlen >= 0:
+                    result = PyBytes_FromStringAndSize(<char *> value, vlen)
+            if latch_same(&leaf.version, version):
+                break
+            result = default
+        core_unlock_shared(t)
+        if found and vlen < 0 and not only_presence:
+            return self.find_slow(k, only_presence, default)
+        return result
+
+    cdef object find_slow(self, bytes key, bint only_presence, object default):
+        cdef Out out
+        cdef Fault fault
+        cdef TreeCore *t = self.core
+        cdef int code
+        cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(key)
+        cdef int klen = <int> PyBytes_GET_SIZE(key)
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            code = get_copy(t, p, klen, &out, &fault)
+        if code != OK:
+            raised(&fault)
+        at_set64(&t.p.hits, at_get64(&t.p.hits) + t.level + 1)
+        if not out.found:
+            return default
+        try:
+            return True if only_presence else PyBytes_FromStringAndSize(<char *> out.data, out.size)
+        finally:
+            free(out.data)
+
+    def get_many(self, keys):
+        """The values of many keys, None for those missing, without the interpreter lock. Cost: as `get` for each."""
+        cdef TreeCore *t = self.open_core()
+        cdef list held = [self.search_key(key) for key in keys]
+        cdef Py_ssize_t n = len(held), i
+        cdef Out *outs = <Out *> calloc(n + 1, sizeof(Out))
+        cdef const uint8_t **pointers = <const uint8_t **> malloc((n + 1) * sizeof(void *))
+        cdef int *sizes = <int *> malloc((n + 1) * sizeof(int))
+        cdef Fault fault
+        cdef int code = OK
+        cdef list result = [None] * n
+        memset(&fault, 0, sizeof(Fault))
+        try:
+            if outs == NULL or pointers == NULL or sizes == NULL:
+                raise MemoryError()
+            for i in range(n):
+                pointers[i] = <uint8_t *> PyBytes_AS_STRING(<bytes> held[i])
+                sizes[i] = <int> PyBytes_GET_SIZE(<bytes> held[i])
+            with nogil:
+                for i in range(n):
+                    code = get_copy(t, pointers[i], sizes[i], &outs[i], &fault)
+                    if code != OK:
+                        break
+            if code != OK:
+                raised(&fault)
+            for i in range(n):
+                if outs[i].found:
+                    result[i] = PyBytes_FromStringAndSize(<char *> outs[i].data, outs[i].size)
+            return result
+        finally:
+            if outs != NULL:
+                for i in range(n):
+                    free(outs[i].data)
+            free(outs)
+            free(pointers)
+            free(sizes)
+
+    def first(self):
+        """The first record, or None. Cost: one page per level."""
+        return next(self.items(), None)
+
+    def last(self):
+        """The last record, or None. Cost: one page per level."""
+        return next(self.items(reverse=True), None)
+
+    def seek(self, key, *, bint reverse=False):
+        """The first record at or after `key` (reverse: the last at or before it). Cost: one page per level, or two leaves."""
+        cdef object value
+        if not reverse:
+            return next(self.items(key), None)
+        value = self.find(key, False, None)
+        return (bytes(key), value) if value is not None else next(self.items(None, key, reverse=True), None)
+
+    def items(self, start=None, stop=None, *, bint reverse=False):
+        return self.iterate(start, stop, reverse, False)
+
+    def keys(self, start=None, stop=None, *, bint reverse=False):
+        return self.iterate(start, stop, reverse, True)
+
+    def prefix(self, prefix, *, bint reverse=False):
+        cdef bytes start = as_bytes(prefix)
+        if self.open_core().s.comparator not in (CMP_BYTES, CMP_U64_BE):
+            raise InvalidRequest("prefixes mean something only where keys compare as bytes")
+        cdef bytes stem = start.rstrip(b"\xff")
+        cdef Py_ssize_t n = len(stem)
+        stop = stem[:n - 1] + bytes([stem[n - 1] + 1]) if n else None
+        return self.iterate(start, stop, reverse, False)
+
+    def __iter__(self):
+        return self.iterate(None, None, False, True)
+
+    cdef RecordIterator iterate(self, object start, object stop, bint reverse, bint only_keys):
+        cdef RecordIterator it = RecordIterator.__new__(RecordIterator)
+        it.start = self.search_key(start) if start is not None else None
+        it.stop = self.search_key(stop) if stop is not None else None
+        it.view = self.view()
+        it.only_keys = only_keys
+        it.c.t = it.view.core
+        it.c.depth = -1
+        it.c.reverse = reverse
+        if it.start is not None:
+            it.c.start = <uint8_t *> PyBytes_AS_STRING(it.start)
+            it.c.start_len = <int> PyBytes_GET_SIZE(it.start)
+        if it.stop is not None:
+            it.c.stop = <uint8_t *> PyBytes_AS_STRING(it.stop)
+            it.c.stop_len = <int> PyBytes_GET_SIZE(it.stop)
+            if it.start is not None and compare(&it.c.t.s, it.c.start, it.c.start_len, it.c.stop, it.c.stop_len) >= 0:
+                it.finish()
+        return it
+
+    @property
+    def user_blob(self):
+        return self._blob
+
+    def snapshot(self):
+        """A read-only view of the tree as it is now. O(1); writers copy the pages it holds before they change them."""
+        return self.view()
+
+    def close(self):
+        """Release the pages and the pinned generation. Later calls raise StoreClosed."""
+        self.release()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.release()
+
+
+@cython.no_gc_clear
+cdef class RecordIterator:
+    """Records of a view in order; made by items, keys and prefix."""
+
+    cdef Cursor c
+    cdef TreeView view
+    cdef bytes start
+    cdef bytes stop
+    cdef bint only_keys
+
+    def __dealloc__(self):
+        if self.view is not None and self.view.core != NULL:
+            cursor_clear(&self.c)
+
+    cdef int finish(self) except -1:
+        if self.view is not None:
+            cursor_clear(&self.c)
+            self.view.release()
+            self.view = None
+        return 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef Cursor *c = &self.c
+        cdef int pos, vlen, code
+        cdef Node *leaf
+        cdef const uint8_t *value
+        cdef Fault fault
+        cdef bytes key, data
+        if c.pos >= c.end:
+            if self.view is None:
+                raise StopIteration
+            if not c.last or c.depth < 0:
+                memset(&fault, 0, sizeof(Fault))
+                with nogil:
+                    code = cursor_more(c, &fault)
+                if code != OK:
+                    self.finish()
+                    raised(&fault)
+            if c.pos >= c.end:
+                self.finish()
+                raise StopIteration
+        if c.reverse:
+            c.end -= 1
+            pos = c.end
+        else:
+            pos = c.pos
+            c.pos += 1
+        leaf = c.node[c.depth]
+        key = PyBytes_FromStringAndSize(<char *> cell_at(page_of(leaf), pos), klen_at(page_of(leaf), pos))
+        if self.only_keys:
+            return key
+        value = value_at(&c.t.s, page_of(leaf), leaf.cap, pos, &vlen)
+        if vlen >= 0:
+            data = PyBytes_FromStringAndSize(<char *> value, vlen)
+        else:
+            data = self.spilled(value)
+        return (key, data)
+
+    cdef bytes spilled(self, const uint8_t *body):
+        cdef int64_t size = <int64_t> ld64(body)
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
+        cdef uint8_t *into = <uint8_t *> PyBytes_AS_STRING(data)
+        cdef Fault fault
+        cdef int code
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&self.c.t.p.rw)
+            code = spill_read(self.c.t, body, 0, into, size, &fault)
+            rw_unlock_shared(&self.c.t.p.rw)
+        if code != OK:
+            raised(&fault)
+        return data
+
+
+cdef int shape_set(TreeCore *t, Descriptor d) except -1:
+    t.s.page_size = t.p.page_size
+    t.s.key_size = d.key_size
+    t.s.value_size = d.value_size
+    t.s.comparator = d.comparator
+    t.s.copies = d.copies
+    t.s.duplicates = d.duplicates
+    t.s.embed_limit = d.embed_limit
+    shape_init(&t.s)
+    if d.key_size > t.s.key_max:
+        raise LimitExceeded("KEY_SIZE_MAX", d.key_size, t.s.key_max)
+    return 0
+
+
+def key_size_max(int page_size, int copies=1):
+    """The longest key a tree with such pages takes: at least three of them fit in an index page."""
+    cdef Shape s
+    memset(&s, 0, sizeof(Shape))
+    s.page_size = page_size
+    s.copies = copies
+    shape_init(&s)
+    return s.key_max
+
+
+@cython.no_gc_clear
+cdef class Tree(TreeView):
+    """A mutable tree. Writes change memory only; `seal` makes a version of it that the owner can make durable."""
+
+    cdef Descriptor _descriptor
+    cdef bytes _root
+    cdef bint _blob_dirty
+
+    def __init__(self, Pager pager not None, Descriptor descriptor not None, uint64_t tree_id):
+        self.start(pager, descriptor, tree_id)
+        self.core.root = empty_leaf(self.core)
+        if self.core.root == NULL:
+            raise MemoryError()
+        self.core.dirty_nodes = 1
+        self.core.is_dirty = 1
+
+    cdef int start(self, Pager pager, Descriptor descriptor, uint64_t tree_id) except -1:
+        if self.core != NULL:
+            raise InvalidRequest("the tree is made already")
+        if descriptor.duplicates:
+            raise UnsupportedFormat("trees with duplicates are not in this version")
+        self.pager = pager
+        self._descriptor = descriptor
+        self._blob = b""
+        self.core = core_new(pager)
+        self.core.live = 1
+        self.core.tree_id = tree_id
+        shape_set(self.core, descriptor)
+        return 0
+
+    @classmethod
+    def open(cls, Pager pager not None, root, Descriptor expect=None):
+        cdef bytes record = as_bytes(root)
+        cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(record)
+        cdef int64_t size = PyBytes_GET_SIZE(record), blob
+        cdef Tree tree
+        cdef TreeCore *t
+        cdef const char *fault = NULL
+        if size < ROOT_HEADER:
+            raise CorruptionError("root record", "a tree's root", f"{ROOT_HEADER} bytes or more", size)
+        if p[0] != ROOT_VERSION:
+            raise UnsupportedFormat(f"root record version {p[0]} is not known to this version")
+        if not CMP_BYTES <= p[2] <= CMP_PAIR:
+            raise UnsupportedFormat(f"comparator {p[2]} is not known to this version")
+        try:
+            found = Descriptor(<int16_t> ld16(p + 4), <int32_t> ld32(p + 8), comparator=p[2],
+                               duplicates=bool(p[1] & ROOT_DUPLICATES), copies=p[1] >> 2 & 3, embed_limit=ld16(p + 6))
+        except InvalidRequest as error:
+            raise CorruptionError("root record", f"tree {ld64(p + 16)}", "a descriptor", str(error)) from None
+        if expect is not None and expect != found:
+            raise UnsupportedFormat(f"tree {ld64(p + 16)} is {found!r}, not {expect!r}")
+        blob = ld32(p + 12)
+        if blob > USER_BLOB_MAX or ROOT_HEADER + blob > size or p[1] >> 4 or ld64(p + 24) >> 62:
+            raise CorruptionError("root record", f"tree {ld64(p + 16)}", "sane lengths and flags", record[:32].hex())
+        tree = cls.__new__(cls)
+        tree.start(pager, found if expect is None else expect, ld64(p + 16))
+        t = tree.core
+        t.count = <int64_t> ld64(p + 24)
+        t.level = p[3]
+        tree._blob = record[ROOT_HEADER:ROOT_HEADER + blob]
+        tree._root = record
+        if p[1] & ROOT_PAGED:
+            if size != ROOT_HEADER + blob + t.s.ref_size or t.level >= HEIGHT_MAX or t.count == 0:
+                fault = "length or level"
+            else:
+                memcpy(t.ref, p + ROOT_HEADER + blob, t.s.ref_size)
+                t.paged = 1
+        elif t.level:
+            fault = "level of an embedded tree"
+        else:
+            fault = embedded_load(t, p + ROOT_HEADER + blob, p + size)
+        if fault != NULL:
+            raise CorruptionError("root record", f"tree {t.tree_id}", "sound records", (<bytes> fault).decode())
+        return tree
+
+    @property
+    def descriptor(self):
+        return self._descriptor
+
+    @property
+    def tree_id(self):
+        return self.open_core().tree_id
+
+    @property
+    def height(self):
+        """Levels of pages, the leaves included; 1 for an embedded tree."""
+        return self.open_core().level + 1
+
+    @property
+    def is_dirty(self):
+        return bool(self.open_core().is_dirty or self._blob_dirty)
+
+    @property
+    def dirty_pages(self):
+        cdef TreeCore *t = self.open_core()
+        cdef int64_t pages
+        lock_tree(t)
+        pages = 0 if embeds(t) else (t.dirty_nodes + t.dirty_spill) * t.s.copies
+        unlock_tree(t)
+        return pages
+
+    @property
+    def user_blob(self):
+        return self._blob
+
+    @user_blob.setter
+    def user_blob(self, blob):
+        cdef bytes b = as_bytes(blob)
+        if len(b) > USER_BLOB_MAX:
+            raise LimitExceeded("USER_BLOB_MAX", len(b), USER_BLOB_MAX)
+        self._blob = b
+        self._blob_dirty = True
+
+    # -- writes --------------------------------------------------------------------------------------------------------
+    cdef int check_record(self, bytes key, bytes value) except -1:
+        cdef TreeCore *t = self.open_core()
+        cdef Py_ssize_t klen = PyBytes_GET_SIZE(key), vlen = PyBytes_GET_SIZE(value)
+        if klen > t.s.key_max or (t.s.key_size == -1 and klen > 255):
+            raise LimitExceeded("KEY_SIZE_MAX", klen, min(t.s.key_max, 255 if t.s.key_size == -1 else t.s.key_max))
+        if t.s.key_size > 0 and klen != t.s.key_size:
+            raise InvalidRequest(f"keys of this tree have {t.s.key_size} bytes, not {klen}")
+        if t.s.comparator == CMP_PAIR:
+            self.search_key(key)
+        if t.s.value_size >= 0:
+            if vlen != t.s.value_size:
+                raise InvalidRequest(f"values of this tree have {t.s.value_size} bytes, not {vlen}")
+        elif vlen > VALUE_SIZE_MAX or (t.s.value_size == -1 and vlen > 255) or (t.s.value_size == -2 and vlen > 65535):
+            raise LimitExceeded("VALUE_SIZE_MAX", vlen, min(VALUE_SIZE_MAX, (1 << -8 * t.s.value_size) - 1))
+        return 0
+
+    def put(self, key, value=b""):
+        """Set the value; True when the key was there before. Cost: one page per level; a page not yet dirty is copied, a full
+        leaf also touches a sibling or makes one. LimitExceeded, InvalidRequest: nothing changed."""
+        cdef bytes k = key if type(key) is bytes else as_bytes(key)
+        cdef bytes v = value if type(value) is bytes else as_bytes(value)
+        cdef TreeCore *t = self.core
+        cdef bint existed = False, done = False
+        cdef int klen = <int> PyBytes_GET_SIZE(k)
+        cdef Py_ssize_t vlen = PyBytes_GET_SIZE(v)
+        cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
+        cdef const uint8_t *vp = <uint8_t *> PyBytes_AS_STRING(v)
+        cdef Fault fault
+        cdef int code
+        self.check_record(k, v)
+        if not value_spills(&t.s, klen, vlen) and core_try_shared(t):
+            done = put_fast(t, kp, klen, vp, <int> vlen, &existed)
+            core_unlock_shared(t)
+        at_set64(&t.p.hits, at_get64(&t.p.hits) + t.level + 1)
+        if done:
+            return existed
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = put_slow(t, kp, klen, vp, vlen, &existed, &fault)
+            unlock_tree(t)
+            make_room(t.p)
+        if code != OK:
+            raised(&fault)
+        return existed
+
+    def delete(self, key):
+        """Remove; True when the key was there. Cost: one page per level, and a sibling where a page falls under half full."""
+        cdef bytes k = self.search_key(key)
+        cdef TreeCore *t = self.core
+        cdef bint existed = False, done = False
+        cdef int klen = <int> PyBytes_GET_SIZE(k), code
+        cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
+        cdef Fault fault
+        if core_try_shared(t):
+            done = delete_fast(t, kp, klen, &existed)
+            core_unlock_shared(t)
+        if done:
+            return existed
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = delete_slow(t, kp, klen, &existed, &fault)
+            unlock_tree(t)
+            make_room(t.p)
+        if code != OK:
+            raised(&fault)
+        return existed
+
+    def update(self, items):
+        cdef object key, value
+        cdef Py_ssize_t new = 0
+        if isinstance(items, dict):
+            items = items.items()
+        for key, value in items:
+            new += not self.put(key, value)
+        return new
+
+    def delete_many(self, keys):
+        cdef Py_ssize_t gone = 0
+        for key in keys:
+            gone += self.delete(key)
+        return gone
+
+    def delete_range(self, start=None, stop=None):
+        """Remove start <= key < stop; how many that were. Cost: the pages on the two borders, index pages of whole subtrees, and
+        leaves only where a value has spilled."""
+        cdef bytes a = self.search_key(start) if start is not None else None
+        cdef bytes b = self.search_key(stop) if stop is not None else None
+        cdef TreeCore *t = self.open_core()
+        cdef Range r
+        cdef int64_t records = 0
+        cdef int code
+        cdef Fault fault
+        memset(&r, 0, sizeof(Range))
+        memset(&fault, 0, sizeof(Fault))
+        if a is not None:
+            r.start = <uint8_t *> PyBytes_AS_STRING(a)
+            r.start_len = <int> PyBytes_GET_SIZE(a)
+        if b is not None:
+            r.stop = <uint8_t *> PyBytes_AS_STRING(b)
+            r.stop_len = <int> PyBytes_GET_SIZE(b)
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = delete_range_slow(t, &r, &records, &fault)
+            unlock_tree(t)
+            make_room(t.p)
+        if code != OK:
+            raised(&fault)
+        return records
+
+    def clear(self):
+        """Remove everything and free every page. Cost: the index pages, and leaves only where a value has spilled."""
+        self.delete_range()
+
+    def bulk_load(self, items):
+        if len(self):
+            raise InvalidRequest("bulk_load fills an empty tree")
+        last = None
+        for key, value in items:
+            self.put(key, value)
+
+    def clone(self):
+        """Another mutable tree with the same content and the same tree id. Sealed pages are shared and counted in
+        `Pager.refs`; pages that are dirty are copied in memory, so a tree just sealed is cloned in O(1). Drop a clone with
+        `clear()`, so that its pages are no longer counted. InvalidRequest: the pager has no `refs` tree."""
+        cdef TreeCore *t = self.open_core()
+        cdef Tree copy = Tree.__new__(Tree)
+        cdef Fault fault
+        cdef int code
+        if self.pager._refs is None:
+            raise InvalidRequest("a clone needs Pager.refs, the tree that counts shared pages")
+        copy.start(self.pager, self._descriptor, t.tree_id)
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = clone_core(t, copy.core, &fault)
+            unlock_tree(t)
+        copy._blob = self._blob
+        copy._blob_dirty = self._blob_dirty
+        copy._root = None if t.is_dirty else self._root
+        if code != OK:
+            raised(&fault)
+        return copy
+
+    # -- sealing -------------------------------------------------------------------------------------------------------
+    def seal(self, allocate):
+        cdef TreeCore *t = self.open_core()
+        cdef Plan plan
+        cdef Fault fault
+        cdef int code = OK
+        cdef bint embedded
+        cdef int64_t taken = 0, i
+        memset(&plan, 0, sizeof(Plan))
+        memset(&fault, 0, sizeof(Fault))
+        plan.t = t
+        try:
+            taken = lock_with_addresses(&plan, allocate)
+        except BaseException:
+            free(plan.addresses)
+            raise
+        try:
+            embedded = embeds(t)
+            for i in range(plan.total * t.s.copies, taken):
+                freed_add(t.p, plan.addresses[i], 1, t.p.generation)
+            if plan.total:
+                with nogil:
+                    code = seal_all(&plan, &fault)
+                if code != OK:
+                    raised(&fault)
+            elif embedded and t.root.state == DIRTY:
+                node_state(t.p, t.root, EMBEDDED)
+                t.dirty_nodes = 0
+                t.paged = 0
+            self._root = root_record(t, self._blob, embedded)
+            t.is_dirty = 0
+            self._blob_dirty = False
+            return self._root
+        finally:
+            unlock_tree(t)
+            free(plan.addresses)
+
+    def root(self):
+        if self._root is None or self.core == NULL:
+            raise InvalidRequest("the tree was never sealed")
+        return self._root
+
+    def check(self):
+        """Every violated invariant of the whole tree, in words; empty when sound. Reads every page (through a view, so
+        writers go on)."""
+        cdef TreeView view = self.view()
+        try:
+            return TreeCheck(view, self.pager).run()
+        finally:
+            view.release()
+
+    def pages(self):
+        return PageWalk(self.view())
+
+
+cdef int64_t lock_with_addresses(Plan *plan, object allocate) except -1:
+    """Lock the tree with at least as many addresses in hand as it has dirty pages. The owner is asked with no lock held; where
+    writers raced it, it is asked again, and pages left over are handed back as freed by the caller."""
+    cdef TreeCore *t = plan.t
+    cdef int64_t taken = 0
+    while True:
+        lock_tree(t)
+        plan.total = 0
+        if t.root != NULL and t.root.state == DIRTY and not embeds(t):
+            plan.total = t.dirty_nodes + t.dirty_spill
+        if plan.total * t.s.copies <= taken:
+            return taken
+        unlock_tree(t)
+        take_addresses(plan, allocate, taken, plan.total * t.s.copies - taken)
+        taken = plan.total * t.s.copies
+
+
+cdef int take_addresses(Plan *plan, object allocate, int64_t n, int64_t wanted) except -1:
+    """Ask the owner for pages and list them one by one behind the first `n`."""
+    cdef int64_t i
+    cdef uint64_t address, count
+    cdef uint64_t *grown = <uint64_t *> realloc(plan.addresses, (n + wanted) * 8)
+    if grown == NULL:
+        raise MemoryError()
+    plan.addresses = grown
+    runs = allocate(wanted)
+    wanted += n
+    for first, pages in runs:
+        address = first
+        count = pages
+        if count > <uint64_t> (wanted - n) or address + count > <uint64_t> 1 << 48:
+            raise InvalidRequest(f"allocate gave {runs!r} where {wanted} pages were asked for")
+        for i in range(<int64_t> count):
+            plan.addresses[n] = address + <uint64_t> i
+            n += 1
+    if n != wanted:
+        raise InvalidRequest(f"allocate gave pages for {n} of {wanted}")
+    return 0
+
+
+cdef Node *clone_node(TreeCore *t, TreeCore *c, Node *n, Fault *f) noexcept nogil:
+    """A copy of a dirty node and of the dirty nodes below it; what has an address is shared and counted."""
+    cdef Node *copy = node_copy(&t.s, t.p, n, n.cap)
+    cdef Node *kid
+    cdef uint32_t k
+    cdef int i
+    if copy == NULL:
+        fail(f, E_MEMORY, "page")
+        return NULL
+    c.dirty_nodes += 1
+    if n.level == 0:
+        for k in range(copy.spills):
+            c.dirty_spill += spill_pages(&t.s, (<Spill *> copy.kids[k]).length)
+    if share_below(t, n, f) != OK:
+        node_decref(t.p, copy)
+        return NULL
+    for i in range(node_count(n) if n.level else 0):
+        if n.kids[i] != NULL and n.kids[i].state == DIRTY:
+            kid = clone_node(t, c, n.kids[i], f)
+            if kid == NULL:
+                node_decref(t.p, copy)
+                return NULL
+            node_swap(t.p, &copy.kids[i], kid)
+    return copy
+
+
+cdef int clone_core(TreeCore *t, TreeCore *c, Fault *f) noexcept nogil:
+    cdef int64_t before
+    cdef int code = OK
+    c.level = t.level
+    c.count = at_get64(&t.count)
+    c.is_dirty = t.is_dirty
+    c.paged = t.paged
+    memcpy(c.ref, t.ref, REF_MAX)
+    if t.root != NULL and (t.root.state == DIRTY or t.root.state == EMBEDDED):
+        c.root = clone_node(t, c, t.root, f)
+        if c.root == NULL:
+            return f.code
+        if t.root.state == EMBEDDED:
+            node_state(t.p, c.root, EMBEDDED)
+            c.dirty_nodes = 0
+        return OK
+    code = extra_add(t, ref_address(t.ref, 0), 1, &before, f)
+    if code == OK:
+        c.root = t.root
+        if c.root != NULL:
+            at_add32(&c.root.refs, 1)
+    return code
+
+
+include "walk.pxi"
+REFS_DESCRIPTOR = Descriptor(8, 4, comparator=COMPARE_U64_BE)

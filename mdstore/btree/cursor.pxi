@@ -1,0 +1,226 @@
+# Reading: point reads under the locks, cursors over a view.
+#
+# Invariants of cursors:
+#  C1  a cursor stands on a view of its own, so its pages do not change; it holds a reference on every node of its path
+#  C2  [pos, end) are the positions of the leaf still to be given; `last` says that no other leaf follows
+
+cdef struct Out:
+    uint8_t *data
+    int64_t size
+    bint found
+
+cdef struct Cursor:
+    TreeCore *t
+    Node *node[HEIGHT_MAX]
+    int at[HEIGHT_MAX]
+    int depth            # index of the leaf; -1 before the first use
+    int reverse
+    int last
+    int pos
+    int end
+    const uint8_t *start
+    int start_len
+    const uint8_t *stop
+    int stop_len
+
+
+cdef inline void core_lock_shared(TreeCore *t) noexcept nogil:
+    rw_lock_shared(&t.p.rw)
+    if t.live:
+        rw_lock_shared(&t.rw)
+
+
+cdef inline bint core_try_shared(TreeCore *t) noexcept nogil:
+    if not rw_try_shared(&t.p.rw):
+        return False
+    if t.live and not rw_try_shared(&t.rw):
+        rw_unlock_shared(&t.p.rw)
+        return False
+    return True
+
+
+cdef inline void core_unlock_shared(TreeCore *t) noexcept nogil:
+    if t.live:
+        rw_unlock_shared(&t.rw)
+    rw_unlock_shared(&t.p.rw)
+
+
+cdef inline Node *resident_leaf(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
+    """The leaf of a key when nothing has to be read for it, else NULL."""
+    cdef Node *n = <Node *> at_getp(&t.root)
+    cdef int i
+    if n == NULL:
+        return NULL
+    if not n.accessed:
+        at_set8(&n.accessed, 1)
+    while n.level:
+        i = index_find(&t.s, page_of(n), n.cap, key, klen)
+        n = <Node *> at_getp(&n.kids[i])
+        if n == NULL:
+            return NULL
+        prefetch_node(n)
+        if not n.accessed:
+            at_set8(&n.accessed, 1)
+    return n
+
+
+cdef inline const uint8_t *value_at(Shape *s, const uint8_t *page, int cap, int pos, int *vlen) noexcept nogil:
+    """The value of slot `pos`; vlen -1 where it has spilled. Bounds hold even on a leaf that is being changed."""
+    cdef const uint8_t *slot = page + HEADER + 8 * pos
+    cdef int off = ld16(slot + 4) + ld16(slot + 6)
+    if s.fixed_value >= 0:
+        vlen[0] = s.fixed_value if off + s.fixed_value <= cap else 0
+        return page + off
+    if off + 2 > cap:
+        vlen[0] = 0
+        return page
+    vlen[0] = ld16(page + off)
+    if vlen[0] == SPILL_MARK:
+        vlen[0] = -1
+    elif off + 2 + vlen[0] > cap:
+        vlen[0] = 0
+        return page
+    return page + off + 2
+
+
+cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f) noexcept nogil:
+    """The value of a key in memory of its own (the caller frees it). Takes the locks, reads pages."""
+    cdef Node *leaf
+    cdef bint found
+    cdef int pos, vlen, code
+    cdef uint32_t version
+    cdef const uint8_t *value
+    out.data = NULL
+    core_lock_shared(t)
+    code = find_leaf(t, key, klen, &leaf, f)
+    while code == OK:
+        version = latch_read(&leaf.version)
+        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &found)
+        out.found = found
+        if not found:
+            if latch_same(&leaf.version, version):
+                break
+            continue
+        value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
+        if vlen < 0 and not latch_same(&leaf.version, version):
+            continue
+        out.size = vlen if vlen >= 0 else <int64_t> ld64(value)
+        out.data = <uint8_t *> malloc(out.size + 1)
+        if out.data == NULL:
+            code = fail(f, E_MEMORY, "value")
+        elif vlen < 0:
+            code = spill_read(t, value, 0, out.data, out.size, f)
+            break
+        else:
+            memcpy(out.data, value, vlen)
+            if latch_same(&leaf.version, version):
+                break
+            free(out.data)
+            out.data = NULL
+    core_unlock_shared(t)
+    if code != OK:
+        free(out.data)
+        out.data = NULL
+    make_room(t.p)
+    return code
+
+
+# -- cursors -----------------------------------------------------------------------------------------------------------
+cdef void cursor_clear(Cursor *c) noexcept nogil:
+    cdef int i
+    for i in range(c.depth + 1):
+        node_decref(c.t.p, c.node[i])
+    c.depth = -1
+    c.pos = c.end = 0
+    c.last = 1
+
+
+cdef int cursor_down(Cursor *c, Node *n, int d, const uint8_t *key, int klen, Fault *f) noexcept nogil:
+    """Take `n` (borrowed) as level d of the path and descend: to `key`, or to the end the cursor comes from."""
+    cdef int code = OK
+    while True:
+        at_add32(&n.refs, 1)
+        c.node[d] = n
+        c.depth = d
+        if n.level == 0:
+            return OK
+        if d + 1 >= HEIGHT_MAX:
+            return fail(f, E_CORRUPT, "tree height")
+        if key != NULL:
+            c.at[d] = index_find(&c.t.s, page_of(n), n.cap, key, klen)
+        else:
+            c.at[d] = node_count(n) - 1 if c.reverse else 0
+        code = kid_at(c.t, n, c.at[d], &n, f)
+        if code != OK:
+            return code
+        d += 1
+
+
+cdef void cursor_window(Cursor *c, bint first) noexcept nogil:
+    """Set [pos, end) and `last` for the leaf just reached."""
+    cdef Node *leaf = c.node[c.depth]
+    cdef bint found
+    cdef int n = node_count(leaf)
+    cdef uint8_t *page = page_of(leaf)
+    c.pos = 0
+    c.end = n
+    c.last = 0
+    if c.start != NULL and (first or c.reverse):
+        c.pos = page_find(&c.t.s, page, leaf.cap, 0, c.start, c.start_len, &found)
+        if c.reverse and (c.pos > 0 or (found and n)):
+            c.last = 1
+    if c.stop != NULL and n and compare(&c.t.s, cell_at(page, n - 1), klen_at(page, n - 1), c.stop, c.stop_len) >= 0:
+        c.end = page_find(&c.t.s, page, leaf.cap, 0, c.stop, c.stop_len, &found)
+        if not c.reverse:
+            c.last = 1
+    if c.end < c.pos:
+        c.end = c.pos
+
+
+cdef int cursor_first(Cursor *c, Fault *f) noexcept nogil:
+    """Go to the first leaf of the range in the cursor's direction. Caller holds pager.rw."""
+    cdef Node *root
+    cdef const uint8_t *key = c.stop if c.reverse else c.start
+    cdef int code = root_of(c.t, &root, f)
+    if code == OK:
+        code = cursor_down(c, root, 0, key, c.stop_len if c.reverse else c.start_len, f)
+    if code == OK:
+        cursor_window(c, True)
+    return code
+
+
+cdef int cursor_leaf(Cursor *c, Fault *f) noexcept nogil:
+    """Go to the next leaf in the cursor's direction, or set `last`. Caller holds pager.rw."""
+    cdef int d = c.depth - 1, step = -1 if c.reverse else 1, code
+    cdef Node *kid
+    c.pos = c.end = 0
+    while d >= 0 and not (0 <= c.at[d] + step < node_count(c.node[d])):
+        d -= 1
+    if d < 0:
+        c.last = 1
+        return OK
+    while c.depth > d:
+        node_decref(c.t.p, c.node[c.depth])
+        c.depth -= 1
+    c.at[d] += step
+    code = kid_at(c.t, c.node[d], c.at[d], &kid, f)
+    if code == OK:
+        if not c.reverse and c.at[d] + 1 < node_count(c.node[d]):
+            n_prefetch(c.node[d], c.at[d] + 1)
+        code = cursor_down(c, kid, d + 1, NULL, 0, f)
+    if code == OK:
+        cursor_window(c, False)
+    return code
+
+
+cdef int cursor_more(Cursor *c, Fault *f) noexcept nogil:
+    """Go on until there is a record to give or none is left. Without the interpreter lock: may read pages."""
+    cdef int code = OK
+    rw_lock_shared(&c.t.p.rw)
+    if c.depth < 0:
+        code = cursor_first(c, f)
+    while code == OK and c.pos >= c.end and not c.last:
+        code = cursor_leaf(c, f)
+    rw_unlock_shared(&c.t.p.rw)
+    make_room(c.t.p)
+    return code

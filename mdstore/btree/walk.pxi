@@ -1,0 +1,252 @@
+# Walks over every page of a view: the check of all invariants, and the list of pages reached.
+
+cdef class TreeCheck:
+    """States every violated invariant (P, T of layout.pxi and tree.pxi) of one view."""
+
+    cdef TreeView view
+    cdef Pager pager
+    cdef list problems
+    cdef int64_t records
+
+    def __cinit__(self, TreeView view, Pager pager):
+        self.view = view
+        self.pager = pager
+        self.problems = []
+
+    def run(self):
+        cdef TreeCore *t = self.view.core
+        cdef Node *root
+        cdef Fault fault
+        cdef int code
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            code = root_of(t, &root, &fault)
+            if code == OK:
+                at_add32(&root.refs, 1)
+            rw_unlock_shared(&t.p.rw)
+        if code != OK:
+            self.note(&fault)
+            return self.problems
+        self.node(root, t.level, None, None)
+        node_decref(t.p, root)
+        if self.records != t.count and not self.problems:
+            self.problems.append(f"T3: the root counts {t.count} records, the leaves hold {self.records}")
+        with nogil:
+            make_room(t.p)
+        return self.problems
+
+    cdef int note(self, Fault *fault) except -1:
+        try:
+            raised(fault)
+        except MdstoreError as error:
+            self.problems.append(str(error))
+        return 0
+
+    cdef int node(self, Node *n, int level, bytes low, bytes high) except -1:
+        cdef TreeCore *t = self.view.core
+        cdef uint8_t *page = page_of(n)
+        cdef int i, count = node_count(n), total = 0, spilled = 0, code
+        cdef const char *fault = NULL
+        cdef Node *kid
+        cdef Fault f
+        cdef list keys
+        where = f"address {n.address}" if n.state == CLEAN or n.state == SEALED else "a dirty page"
+        where = f"{where}, tree {t.tree_id}, level {n.level}"
+        if n.level != level:
+            self.problems.append(f"T3: level {level} was expected at {where}")
+            return 0
+        for i in range(count):
+            total += cell_size_at(&t.s, page, i)
+        if total + <int> ld32(page + OFF_DEAD) != <int> n.cap - <int> ld32(page + OFF_HEAP):
+            self.problems.append(f"P2: cells and dead bytes do not fill the heap of {where}")
+        if n.cap == <uint32_t> t.s.page_size and (n.spills == 0 or n.level):
+            fault = page_check(&t.s, page, &spilled)
+            if fault != NULL:
+                self.problems.append(f"P: {(<bytes> fault).decode()} in {where}")
+        keys = [PyBytes_FromStringAndSize(<char *> cell_at(page, i), klen_at(page, i)) for i in range(count)]
+        if level == 0:
+            self.records += count
+            if count == 0 and t.level:
+                self.problems.append(f"T5: empty leaf at {where}")
+            for i in range(count):
+                self.inside(keys[i], low, high, where)
+            return 0
+        if count == 0 or keys[0] != b"":
+            self.problems.append(f"T2: slot 0 has the key {keys[:1]} at {where}")
+        for i in range(count):
+            if i:
+                self.inside(keys[i], low, high, where)
+            memset(&f, 0, sizeof(Fault))
+            with nogil:
+                rw_lock_shared(&t.p.rw)
+                code = kid_at(t, n, i, &kid, &f)
+                if code == OK:
+                    at_add32(&kid.refs, 1)
+                rw_unlock_shared(&t.p.rw)
+            if code != OK:
+                self.note(&f)
+                continue
+            self.node(kid, level - 1, keys[i] if i else low, keys[i + 1] if i + 1 < count else high)
+            node_decref(t.p, kid)
+        with nogil:
+            make_room(t.p)
+        return 0
+
+    cdef int inside(self, bytes key, bytes low, bytes high, str where) except -1:
+        cdef Shape *s = &self.view.core.s
+        cdef uint8_t *p = <uint8_t *> PyBytes_AS_STRING(key)
+        cdef int n = <int> PyBytes_GET_SIZE(key)
+        if low is not None and len(low) and compare(s, p, n, <uint8_t *> PyBytes_AS_STRING(low), <int> len(low)) < 0:
+            self.problems.append(f"T1: key {key!r} is below its separator {low!r} at {where}")
+        if high is not None and compare(s, p, n, <uint8_t *> PyBytes_AS_STRING(high), <int> len(high)) >= 0:
+            self.problems.append(f"T1: key {key!r} is not below the next separator {high!r} at {where}")
+        return 0
+
+
+@cython.no_gc_clear
+cdef class PageWalk:
+    """(first page address, pages, level) of every page and overflow run a view reaches that has an address."""
+
+    cdef TreeView view
+    cdef list ready
+    cdef Node *node[HEIGHT_MAX]
+    cdef int at[HEIGHT_MAX]
+    cdef int depth
+
+    def __cinit__(self, TreeView view):
+        cdef TreeCore *t = view.core
+        cdef Node *root
+        cdef Fault fault
+        cdef int code, k
+        self.view = view
+        self.depth = -1
+        self.ready = []
+        if t.paged:
+            self.ready = [(ref_address(t.ref, k), 1, t.level) for k in range(t.s.copies)]
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            code = root_of(t, &root, &fault)
+            if code == OK:
+                at_add32(&root.refs, 1)
+            rw_unlock_shared(&t.p.rw)
+        if code != OK:
+            raised(&fault)
+        self.push(root)
+
+    def __dealloc__(self):
+        while self.depth >= 0:
+            node_decref(self.view.core.p, self.node[self.depth])
+            self.depth -= 1
+
+    cdef int push(self, Node *n) except -1:
+        """Take a referenced node; a leaf is done at once."""
+        cdef int i
+        cdef uint8_t *body
+        if n.level:
+            self.depth += 1
+            self.node[self.depth] = n
+            self.at[self.depth] = 0
+            return 0
+        try:
+            for i in range(node_count(n) if n.spilled else 0):
+                body = spill_at(&self.view.core.s, page_of(n), i)
+                if body != NULL:
+                    self.spilled(body)
+        finally:
+            node_decref(self.view.core.p, n)
+        return 0
+
+    cdef int spilled(self, const uint8_t *body) except -1:
+        cdef TreeCore *t = self.view.core
+        cdef uint8_t copy[SPILL_BODY_MAX]
+        cdef Spill *v = spill_find(t, body, copy)
+        cdef PagerCore fake
+        cdef TreeCore walker
+        cdef Fault fault
+        cdef int code, depth, tops
+        cdef int64_t i, length
+        cdef Mapped *m
+        cdef Batch *b
+        if v != NULL:
+            spill_free(t.p, v)
+            if ld64(copy + 8) == IN_MEMORY:
+                return 0
+        # The runs are found by the walk that frees them, pointed at a list of its own.
+        memset(&fake, 0, sizeof(PagerCore))
+        fake.page_size = t.p.page_size
+        fake.fd = t.p.fd
+        fake.owner = t.p.owner
+        walker = t[0]
+        walker.p = &fake
+        memset(&fault, 0, sizeof(Fault))
+        length = <int64_t> ld64(copy)
+        tops = spill_tops(&t.s, length, &depth)
+        spin_lock(&t.p.spin)
+        m = map_find(t.p, ref_address(copy + SPILL_FIXED, 0))
+        b = <Batch *> m.owner if m != NULL and m.is_spill else NULL
+        if b != NULL:
+            at_add32(&b.refs, 1)
+        spin_unlock(&t.p.spin)
+        if b != NULL:
+            for i in range(b.pages):
+                freed_add(&fake, b.addresses[i], 1, 0)
+            batch_free(t.p, b)
+            code = OK
+        else:
+            with nogil:
+                code = spill_free_pages(&walker, copy + SPILL_FIXED, tops, depth, length, ld64(copy + 8), &fault)
+        try:
+            if code != OK:
+                raised(&fault)
+            for i in range(fake.freed_n):
+                self.ready.append((fake.freed[3 * i], fake.freed[3 * i + 1], 0))
+        finally:
+            free(fake.freed)
+        return 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        while not self.ready and self.depth >= 0:
+            self.step()
+        if self.ready:
+            return self.ready.pop()
+        self.view.release()
+        raise StopIteration
+
+    cdef int step(self) except -1:
+        """Visit the next child of the deepest node: its addresses, and itself where there is more below."""
+        cdef TreeCore *t = self.view.core
+        cdef Node *n = self.node[self.depth]
+        cdef Node *kid
+        cdef int i = self.at[self.depth], k, code
+        cdef uint8_t *ref
+        cdef Fault fault
+        cdef bint dirty
+        if i >= node_count(n):
+            node_decref(t.p, n)
+            self.depth -= 1
+            return 0
+        self.at[self.depth] += 1
+        ref = ref_at(page_of(n), i)
+        kid = <Node *> at_getp(&n.kids[i])
+        dirty = kid != NULL and (kid.state == DIRTY or (n.state == DIRTY and not names_kid(n, i, kid)))
+        if not dirty:
+            for k in range(t.s.copies):
+                self.ready.append((ref_address(ref, k), 1, n.level - 1))
+            if n.level == 1 and not ref_records(&t.s, ref) & REF_SPILLED:
+                return 0
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            code = kid_at(t, n, i, &kid, &fault)
+            if code == OK:
+                at_add32(&kid.refs, 1)
+            rw_unlock_shared(&t.p.rw)
+            make_room(t.p)
+        if code != OK:
+            raised(&fault)
+        return self.push(kid)
