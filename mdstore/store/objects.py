@@ -4,7 +4,8 @@ Invariants
 1. The object tree holds a record for exactly the objects that exist: creating and removing change it at once. A dirty onode's
    record may be old; `flush` brings every record up to date, and a checkpoint flushes first.
 2. An onode in `_cached` is the only copy in memory; whoever changes it marks it dirty in the same step.
-3. Only clean onodes are dropped; a dirty one is written into the tree first.
+3. Only clean onodes are dropped; a dirty one is written into the tree first. While `replaying`, dirty ones stay: writing one
+   takes blocks, and a later entry of the log may name the very blocks it would take.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class ObjectTable:
         self.tree = tree
         self.next_tree_id = next_tree_id
         self.stored_bytes = 0
+        self.replaying = False
+        self.changed_onodes = 0  # since the last checkpoint, each time one was dirtied
         self._onodes_max = max(ONODES_MIN, onodes_max)
         self._cached: dict[bytes, Onode] = {}
         self._dirty: dict[bytes, Onode] = {}
@@ -104,6 +107,7 @@ class ObjectTable:
     def mark_dirty(self, onode: Onode) -> None:
         if not onode.dirty:
             onode.dirty = True
+            self.changed_onodes += 1
             self._dirty[onode.key] = onode
 
     def map_of(self, onode: Onode) -> Tree:
@@ -122,6 +126,7 @@ class ObjectTable:
         """Bring every record of the object tree up to date: blocks get addresses, changed trees are sealed."""
         while self._dirty:
             self.flush_one(next(iter(self._dirty.values())))
+        self.changed_onodes = 0
 
     def flush_one(self, onode: Onode) -> None:
         """The same for one object."""
@@ -146,7 +151,7 @@ class ObjectTable:
             if wanted <= 0:
                 break
             del self._cached[onode.key]
-            if onode.touched:
+            if onode.touched or (onode.dirty and self.replaying):
                 onode.touched = False
                 self._cached[onode.key] = onode
                 continue

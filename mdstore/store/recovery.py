@@ -75,6 +75,7 @@ _RING_BLOCK_MIN = 512  # a head slot; smaller blocks are for tests of tiny trees
 def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery, must_reach: int, *, read_only: bool) -> Journal:
     """Apply the log to the tables and return the journal, positioned at the valid end."""
     replayer = _Replayer(tables, report)
+    tables.objects.replaying = True
     try:
         journal = Journal.open(
             ring_of(device, chosen), start=chosen.log_position, read_only=read_only, visit=replayer.visit
@@ -90,6 +91,7 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
     if journal.write < must_reach:
         where = f"position {journal.write}"
         raise CorruptionError("log", where, f"entries up to {must_reach}, which a damaged superblock had absorbed", "its end")
+    tables.objects.replaying = read_only  # a read-only store never takes a block
     report.log_bytes = journal.write - chosen.log_position
     return journal
 

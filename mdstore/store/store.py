@@ -251,7 +251,7 @@ class Store:
     def _checkpoint_is_due(self) -> bool:
         free, capacity = self.journal.free or 0, self.journal.capacity or 0
         dirty = self.tables.pager.dirty_bytes + self.tables.space.changed_blocks * self.tables.space.block_size
-        return free * 2 < capacity or dirty > self._dirty_bytes
+        return free * 2 < capacity or dirty > self._dirty_bytes or self.tables.objects.changed_onodes > _CHANGED_ONODES
 
     # -- large writes --------------------------------------------------------------------------------------------------
 
@@ -465,6 +465,7 @@ class Store:
         self.tables.allocator.release(self.superblock.epoch, min(pinned, default=None))
 
 
+_CHANGED_ONODES = 1 << 16  # so that replay, which keeps them all in memory, never meets more
 _BLOCKS_MIN = 16  # blocks after the log that an image needs to hold anything
 _CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back what the first replaced
 
