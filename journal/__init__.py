@@ -17,6 +17,7 @@ from journal.errors import (
     NoJournal,
     UnsupportedJournal,
 )
+from journal.follow import Follower, Lag
 from journal.head import Head
 from journal.journal import Counters, Journal, Options
 from journal.medium import FencingMedium, Medium, ObjectIO, Region
@@ -26,9 +27,9 @@ from journal.scan import Tail
 from journal.striped import Layout, StripedMedium
 
 __all__ = [
-    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "Entry", "EntryTooLarge", "FencingMedium", "Head",
-    "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed", "JournalCorrupt", "JournalError",
-    "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly", "JournalTrimmed", "Layout", "Medium",
+    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "Entry", "EntryTooLarge", "FencingMedium", "Follower",
+    "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed", "JournalCorrupt", "JournalError",
+    "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly", "JournalTrimmed", "Lag", "Layout", "Medium",
     "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region", "RingMedium", "StripedMedium", "Tail",
     "UnsupportedJournal",
 ]  # fmt: skip
