@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import click
-from click.exceptions import NoArgsIsHelpError
 
 from mdstore.errors import MdstoreError
 from mdstore.tools.output import (
@@ -99,13 +98,23 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Nothing but KeyboardInterrupt's cousins escapes."""
     debug = "--debug" in arguments or bool(os.environ.get("MDSTORE_DEBUG"))
     try:
-        result = cli.main(list(arguments), prog_name="mdstore", standalone_mode=False)
+        result = _invoke(list(arguments))
         sys.stdout.flush()
-        return result if isinstance(result, int) else EXIT_OK
+        return result
     except (Exception, KeyboardInterrupt) as error:  # the outermost frame: every failure ends here, as a line and a code
         if debug and not isinstance(error, click.ClickException):
             traceback.print_exc()
         return _report(error)
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Without click's own ending: it would turn a closed pipe and an interrupt into codes and lines of its own."""
+    try:
+        with cli.make_context("mdstore", arguments) as context:
+            result = cli.invoke(context)
+    except click.exceptions.Exit as leaving:  # --help, --version
+        return leaving.exit_code
+    return result if isinstance(result, int) else EXIT_OK
 
 
 def _report(error: BaseException) -> int:
@@ -115,11 +124,8 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         _silence_stdout()
         return EXIT_PIPE_CLOSED
-    if isinstance(error, NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
-        return EXIT_USAGE
     if isinstance(error, click.UsageError):
-        complain(_usage_line(error))
+        _explain_usage(error)
         return EXIT_USAGE
     if isinstance(error, click.ClickException):
         complain(error.format_message())
@@ -134,9 +140,13 @@ def _report(error: BaseException) -> int:
     return EXIT_FAILED
 
 
-def _usage_line(error: click.UsageError) -> str:
+def _explain_usage(error: click.UsageError) -> None:
+    message = error.format_message()
+    if "\n" in message:  # nothing was asked for: the message is the help page
+        click.echo(message, err=True)
+        return
     command = error.ctx.command_path if error.ctx is not None else "mdstore"
-    return f"{error.format_message().rstrip('.')}; `{command} --help` explains"
+    complain(f"{message.rstrip('.')}; `{command} --help` explains")
 
 
 def _silence_stdout() -> None:

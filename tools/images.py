@@ -32,7 +32,7 @@ def size(text: str | int) -> int:
     return size_bytes
 
 
-image_argument = click.argument("image", type=click.Path(path_type=str))
+image_argument = click.argument("image", type=click.Path(readable=False))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

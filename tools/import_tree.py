@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TextIO
 
-from mdstore.errors import PosixError
+from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.vfs import SUPERUSER, Attr, Vfs
 from mdstore.tools.import_entry import Imported, Maker, rdev_of
 from mdstore.tools.output import Progress, Silent, explain, json_name
@@ -124,6 +124,10 @@ class Importer:
                 self._copy(directory.ino, name, path, status, existing)
         except PosixError as error:
             raise PosixError(error.errno, path, error.reason) from error
+        except MdstoreError as error:
+            if error.errno == errno.ENOSPC:
+                raise PosixError(errno.ENOSPC, path) from error
+            raise
         except OSError as error:
             self.done.troubles += 1
             self._complain(f"{explain(error)}; left out")

@@ -52,7 +52,7 @@ def make_image(
     try:
         with Store.create(device, block_size=block_size) as store:
             MetadataServer.format(store, now_ns=now_ns(), uid=os.getuid(), gid=os.getgid(), root_mode=0o755)
-            made = store.statistics()
+            made = store.statistics() | {"size_bytes": device.size_bytes}
     except BaseException:
         device.close()
         if is_new:

@@ -35,7 +35,7 @@ from mdstore.tools.output import (
 
 @click.command("import")
 @image_argument
-@click.argument("directory", type=click.Path(path_type=str))
+@click.argument("directory", type=click.Path(readable=False))
 @click.option("--to", "to", default="/", show_default=True, metavar="PATH", help="Directory of the image; made if missing.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out names that match, such as '*.o'. Repeatable.")
 @click.option("--ack", metavar="FILE", help="Append each path to FILE once it is durable ('-': standard output).")
@@ -106,7 +106,7 @@ def _import_summary(done: Imported, seconds: float) -> str:
 @click.command("export")
 @image_argument
 @click.argument("path")
-@click.argument("directory", type=click.Path(path_type=str))
+@click.argument("directory", type=click.Path(readable=False))
 @click.option("--force", is_flag=True, help="Replace files that are in the way, and fill directories up.")
 @json_option
 def export_command(image: str, path: str, directory: str, force: bool, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""Import and export against an in-memory name space: what goes in comes out, stopped runs are completed, hostile names refused."""
+"""Import and export against an in-memory name space: what goes in comes out, stopped runs are completed, bad names refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import random
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,7 +332,7 @@ def test_names_that_would_leave_the_target_are_refused(tmp_path: Path, name: byt
     vfs = _HostileVfs(name)
     vfs.mknod(SUPERUSER, ROOT_INO, b"x", stat.S_IFREG | 0o644)
     with pytest.raises(CorruptionError, match="a name without slashes"):
-        _export(vfs, tmp_path / "out" )
+        _export(vfs, tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == []
 
@@ -444,6 +445,8 @@ def test_deep_trees_need_no_recursion(tmp_path: Path) -> None:
     for _ in range(1500):
         at = vfs.mkdir(SUPERUSER, at, b"d", 0o755).ino
     vfs.setattr(SUPERUSER, at, SetAttr(mode=0o700))
-    exported = _export(vfs, tmp_path / "out")
-    assert exported.directories == 1501
-    assert _import(MemoryVfs(), tmp_path / "out").directories == 1500
+    try:
+        assert _export(vfs, tmp_path / "out").directories == 1501
+        assert _import(MemoryVfs(), tmp_path / "out").directories == 1500
+    finally:  # the cleaning of temporary directories does recurse
+        subprocess.run(["rm", "-rf", tmp_path / "out"], check=True)

@@ -1,0 +1,526 @@
+"""The command line as a person meets it: results, JSON, exit codes, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from mdstore.errors import CorruptionError, NoSpace, NotFound, PosixError, TransactionError
+from mdstore.tools import cli
+from mdstore.tools.output import duration_text, explain, shown, size_text, time_text
+
+MIB = 1 << 20
+
+
+class Ran(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str | Path) -> Ran:
+        code = cli.run([str(argument) for argument in arguments])
+        return Ran(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def image(tmp_path: Path, run: Run) -> Path:
+    """A small image with a few files."""
+    path, source = tmp_path / "disk.img", tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "hello").write_bytes(b"hello, world\n")
+    (source / "sub" / "data").write_bytes(bytes(range(256)) * 100)
+    os.symlink("hello", source / "link")
+    os.utime(source / "hello", ns=(0, 1_600_000_000_123_456_789))
+    assert run("mkfs", path, "--size", "8M").code == 0
+    assert run("import", path, source).code == 0
+    return path
+
+
+def refused(ran: Ran, *words: str, code: int = 1) -> None:
+    """The command failed as a command should: that code, nothing on stdout, one line that has these words."""
+    assert ran.code == code, ran
+    assert ran.out == ""
+    assert ran.err.startswith("mdstore: ")
+    assert ran.err.count("\n") == 1
+    assert ran.err.endswith("\n")
+    assert "Traceback" not in ran.err
+    for word in words:
+        assert word in ran.err, ran.err
+
+
+# -- what works --------------------------------------------------------------------------------------------------------
+
+
+def test_mkfs_says_what_it_made(run: Run, tmp_path: Path) -> None:
+    made = run("mkfs", tmp_path / "a.img", "--size", "8M", "--json").json()
+    assert made["size_bytes"] == 8 * MIB == os.path.getsize(tmp_path / "a.img")
+    assert 0 < made["free_bytes"] < 8 * MIB
+    assert "b.img: 8.0 MiB" in run("mkfs", tmp_path / "b.img", "--size", "8M").out
+
+
+def test_ls_lists_names_and_long_lines(run: Run, image: Path) -> None:
+    assert run("ls", image).out.splitlines() == ["hello", "link", "sub"]
+    long = run("ls", "-l", image, "/").out.splitlines()
+    assert long[0].startswith("-rw")
+    assert "13 2020-09-13 12:26:40 hello" in long[0]
+    assert long[1].endswith("link -> hello")
+    assert run("ls", image, "/sub/data").out == "/sub/data\n"
+
+
+def test_ls_json_has_every_attribute(run: Run, image: Path) -> None:
+    rows = run("ls", image, "--json").json()
+    assert [row["name"] for row in rows] == ["hello", "link", "sub"]
+    assert (rows[0]["size"], rows[0]["type"], rows[0]["mtime_ns"]) == (13, "file", 1_600_000_000_123_456_789)
+    assert rows[1]["target"] == "hello"
+    assert run("ls", image, "/sub", "--json").json()[0]["size"] == 25600
+
+
+def test_tree_draws_and_limits_its_depth(run: Run, image: Path) -> None:
+    assert run("tree", image).out.splitlines() == [
+        "/", "├── hello", "├── link -> hello", "└── sub", "    └── data", "", "1 directory, 3 files",
+    ]  # fmt: skip
+    assert "data" not in run("tree", image, "-L", "1").out
+    assert [row["path"] for row in run("tree", image, "--json").json()] == ["/hello", "/link", "/sub", "/sub/data"]
+
+
+def test_stat_of_a_file_and_of_the_image(run: Run, image: Path) -> None:
+    row = run("stat", image, "/link", "--json").json()
+    assert (row["type"], row["target"]) == ("symlink", "hello")
+    assert "2020-09-13 12:26:40.123456789 UTC" in run("stat", image, "hello").out
+    figures = run("stat", image, "--json").json()
+    assert figures["size_bytes"] > figures["free_bytes"] > 0
+
+
+def test_cat_follows_symlinks_and_writes_bytes(run: Run, image: Path) -> None:
+    assert run("cat", image, "/link", "/sub/../hello").out == "hello, world\n" * 2
+
+
+def test_cat_is_exact_for_any_bytes(image: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mdstore.tools.cli", "cat", image, "/sub/data"], capture_output=True, check=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout == bytes(range(256)) * 100
+
+
+def test_import_again_passes_everything_by(run: Run, image: Path, tmp_path: Path) -> None:
+    row = run("import", image, tmp_path / "source", "--json").json()
+    assert (row["skipped"], row["files"], row["troubles"]) == (3, 0, 0)
+
+
+def test_import_to_a_new_directory_of_the_image(run: Run, image: Path, tmp_path: Path) -> None:
+    assert "2 files, 1 directory, 1 symlink" in run("import", image, tmp_path / "source", "--to", "/a/b").out
+    assert run("ls", image, "/a/b").out.split() == ["hello", "link", "sub"]
+
+
+def test_import_acknowledges_paths_in_a_file(run: Run, image: Path, tmp_path: Path) -> None:
+    assert run("import", image, tmp_path / "source", "--to", "/x", "--ack", tmp_path / "ack").code == 0
+    lines = (tmp_path / "ack").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == ["hello", "link", "sub/data", "sub"]
+
+
+def test_export_a_tree_and_a_file(run: Run, image: Path, tmp_path: Path) -> None:
+    assert run("export", image, "/", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / "sub" / "data").read_bytes() == bytes(range(256)) * 100
+    assert os.stat(tmp_path / "out" / "hello").st_mtime_ns == 1_600_000_000_123_456_789
+    (tmp_path / "here").mkdir()
+    assert run("export", image, "/hello", tmp_path / "here", "--json").json()["files"] == 1
+    assert (tmp_path / "here" / "hello").read_bytes() == b"hello, world\n"
+
+
+def test_rm_removes_and_gives_the_space_back(run: Run, image: Path, tmp_path: Path) -> None:
+    free = run("stat", image, "--json").json()["free_bytes"]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "big").write_bytes(os.urandom(2 * MIB))
+    assert run("import", image, tmp_path / "more", "--to", "/more").code == 0
+    assert run("stat", image, "--json").json()["free_bytes"] < free - MIB
+    assert run("rm", "-r", image, "/more", "/link", "--json").json()["removed"] == 3
+    assert run("ls", image).out.split() == ["hello", "sub"]
+    assert run("stat", image, "--json").json()["free_bytes"] > free - MIB // 4
+
+
+def test_looking_changes_no_byte_of_the_image(run: Run, image: Path, tmp_path: Path) -> None:
+    before = image.read_bytes()
+    for command in (["ls"], ["tree"], ["stat"], ["cat", "/hello"], ["export", "/", "out"]):
+        assert run(*_on(image, command, tmp_path)).code == 0
+    assert image.read_bytes() == before
+
+
+def test_strange_names_are_escaped_on_the_terminal_and_whole_in_json(run: Run, tmp_path: Path) -> None:
+    name = b"\xff\x1b[31m \n\\"
+    (tmp_path / "s").mkdir()
+    with open(os.fsencode(tmp_path / "s") + b"/" + name, "wb"):
+        pass
+    run("mkfs", tmp_path / "i.img", "--size", "8M")
+    assert run("import", tmp_path / "i.img", tmp_path / "s").code == 0
+    assert run("ls", tmp_path / "i.img").out == "\\xff\\x1b[31m \\x0a\\\\\n"
+    assert os.fsencode(run("ls", tmp_path / "i.img", "--json").json()[0]["name"]) == name
+
+
+def test_help_of_every_command_has_an_example(run: Run) -> None:
+    for name in ("mkfs", "import", "export", "ls", "tree", "stat", "cat", "rm"):
+        ran = run(name, "--help")
+        assert ran.code == 0
+        assert f"mdstore {name}" in ran.out
+
+
+def test_no_arguments_print_the_help(run: Run) -> None:
+    ran = run()
+    assert (ran.code, ran.out) == (2, "")
+    assert "mkfs" in ran.err
+
+
+def test_help_imports_no_command(run: Run) -> None:
+    program = (
+        "import sys; from mdstore.tools import cli; cli.run(['--help']); "
+        "bad = [m for m in sys.modules if m.startswith(('mdstore.store', 'mdstore.mds', 'mdstore.btree', 'rich'))]; "
+        "sys.exit(repr(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert "mkfs" in done.stdout
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+READERS: list[list[str]] = [["ls"], ["tree"], ["stat"], ["cat", "/hello"], ["export", "/", "out"]]
+
+
+def _on(image: Path, command: list[str], tmp_path: Path) -> list[str | Path]:
+    rest = [tmp_path / word if word == "out" else word for word in command[1:]]
+    return [command[0], image, *rest]
+
+
+@pytest.mark.parametrize("command", [*READERS, ["rm", "/hello"], ["import", "out"]], ids=lambda words: words[0])
+def test_no_such_image(run: Run, tmp_path: Path, command: list[str]) -> None:
+    if command[0] == "import":
+        (tmp_path / "out").mkdir()
+    refused(run(*_on(tmp_path / "none.img", command, tmp_path)), "none.img", "mdstore mkfs")
+    assert not (tmp_path / "none.img").exists()
+
+
+@pytest.mark.parametrize("command", READERS, ids=lambda words: words[0])
+def test_not_an_image(run: Run, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "text").write_bytes(b"some text\n" * 100_000)
+    refused(run(*_on(tmp_path / "text", command, tmp_path)), "text is not an mdstore image", "mdstore mkfs")
+
+
+def test_an_empty_file_is_not_an_image(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    refused(run("ls", tmp_path / "empty"), "empty", "too small for an mdstore image", "mdstore mkfs")
+
+
+def test_a_directory_is_not_an_image(run: Run, tmp_path: Path) -> None:
+    refused(run("ls", tmp_path), str(tmp_path), "directory")
+    refused(run("mkfs", tmp_path), str(tmp_path), "is a directory", "name a file")
+
+
+def _overwrite(image: Path, offset: int, data: bytes) -> None:
+    with open(image, "r+b") as stream:
+        stream.seek(offset)
+        stream.write(data)
+
+
+def _superblock_offsets(image: Path) -> tuple[int, ...]:
+    from mdstore.store.superblock import SLOTS, slot_offsets
+
+    size = os.path.getsize(image)
+    return tuple(offset for slot in range(SLOTS) for offset in slot_offsets(size, slot))
+
+
+def test_another_version_is_named(run: Run, image: Path) -> None:
+    for offset in _superblock_offsets(image):
+        _overwrite(image, offset + 12, b"\x63")
+    refused(run("ls", image), "disk.img", "format version 99", "use the version of mdstore that wrote it")
+
+
+def test_a_truncated_image_is_named_with_both_sizes(run: Run, image: Path) -> None:
+    os.truncate(image, 6 * MIB)
+    refused(run("ls", image), "disk.img", "truncated", str(6 * MIB), "mdstore fsck")
+
+
+def test_one_damaged_superblock_is_read_past(run: Run, image: Path) -> None:
+    _overwrite(image, _superblock_offsets(image)[0] + 100, b"damage")
+    assert run("cat", image, "/hello").out == "hello, world\n"
+
+
+def test_all_superblocks_damaged(run: Run, image: Path) -> None:
+    for offset in _superblock_offsets(image):
+        _overwrite(image, offset + 100, b"damage")
+    refused(run("ls", image), "damaged superblock", "disk.img", "expected crc", "found", "mdstore fsck")
+
+
+def test_a_damaged_page_is_named_and_never_crashes(image: Path, tmp_path: Path) -> None:
+    """Every page of the trees in turn: whatever a command meets, it ends with a line and a code; in a process of its own,
+    so that a crash would be seen."""
+    from mdstore.device.file import FileDevice
+    from mdstore.store.superblock import read_all
+
+    device = FileDevice.open(image, read_only=True)
+    first = read_all(device)[0][0][0].first_block
+    device.close()
+    whole, refusals = image.read_bytes(), 0
+    blocks = range(first, len(whole) // 4096 - 4)
+    pages = [block for block in blocks if any(whole[block * 4096 : block * 4096 + 4096])]
+    program = (
+        "import sys; from mdstore.tools import cli; image, out, *pages = sys.argv[1:]\n"
+        "whole = open(image, 'rb').read()\n"
+        "for page in map(int, pages):\n"
+        "    damaged = bytearray(whole); damaged[page * 4096 + 64 : page * 4096 + 128] = b'\\xa5' * 64\n"
+        "    open(image, 'r+b').write(damaged)\n"
+        "    print('code', cli.run(['export', '--force', image, '/', out]), flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, image, tmp_path / "out", *map(str, pages)], capture_output=True, text=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("code ")]
+    assert len(codes) == len(pages)
+    assert set(codes) <= {0, 1}
+    refusals = codes.count(1)
+    assert refusals >= 5, done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mdstore: ")]
+    assert len(lines) >= refusals
+    assert "Traceback" not in done.stderr
+    assert "this is a bug" not in done.stderr, done.stderr
+    assert all("damaged" in line and "mdstore fsck" in line for line in lines), lines
+
+
+def test_an_image_open_elsewhere_names_the_holder(image: Path, run: Run) -> None:
+    program = (
+        "import sys; from mdstore.device.file import FileDevice\n"
+        "device = FileDevice.open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, image], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"open\n"
+        for command in (["ls", image], ["rm", image, "/hello"], ["mkfs", "--force", image]):
+            refused(run(*command), f"process {holder.pid}", "stop it")
+        holder.communicate()
+    assert run("ls", image).code == 0, "and nothing was changed"
+
+
+def test_a_reader_does_not_disturb_a_reader(run: Run, image: Path) -> None:
+    with open(image, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert run("ls", image).code == 0
+
+
+def test_no_space_names_the_file_keeps_the_rest_and_removing_works(run: Run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    for number in range(12):
+        (tmp_path / "big" / f"{number:02}").write_bytes(os.urandom(MIB))
+    ran = run("import", image, tmp_path / "big", "--to", "/big")
+    refused(ran, "No space left", "the image is full", "mdstore rm")
+    assert run("cat", image, "/hello").out == "hello, world\n"
+    kept = run("ls", image, "/big").out.split()
+    assert 0 < len(kept) < 12
+    assert run("rm", "-r", image, "/big").code == 0
+    assert run("import", image, tmp_path / "source", "--to", "/again").code == 0
+
+
+def test_mkfs_without_room_says_so_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    refused(run("mkfs", tmp_path / "a.img", "--size", "1000P"), "a.img", "bytes")
+    assert not (tmp_path / "a.img").exists()
+
+
+def test_no_permission(image: Path, tmp_path: Path) -> None:
+    """As another user, where this one is root: root may do everything."""
+    os.chmod(image, 0o600)
+    program = (
+        "import os, sys; image = sys.argv[1]\n"
+        "from mdstore.tools import cli, look, mkfs\n"
+        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "else: os.chmod(image, 0)\n"
+        "sys.exit(cli.run(['ls', image]))"
+    )
+    os.chmod(tmp_path, 0o755)
+    for parent in tmp_path.parents:
+        if os.stat(parent).st_uid == os.geteuid() and parent != Path("/") and not os.stat(parent).st_mode & 0o005:
+            os.chmod(parent, 0o755)
+    done = subprocess.run([sys.executable, "-c", program, image], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    refused(Ran(done.returncode, done.stdout, done.stderr), "disk.img", "ermission", "change its permissions")
+
+
+PATHS_MISSING: list[list[str]] = [
+    ["ls", "/no/such"], ["tree", "/no"], ["stat", "/no"], ["cat", "/no"], ["rm", "/no"], ["export", "/no", "out"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", PATHS_MISSING, ids=lambda words: words[0])
+def test_path_missing(run: Run, image: Path, tmp_path: Path, command: list[str]) -> None:
+    refused(run(*_on(image, command, tmp_path)), "/no", "No such file or directory")
+
+
+def test_a_file_is_no_directory(run: Run, image: Path) -> None:
+    refused(run("ls", image, "/hello/below"), "/hello/below", "Not a directory")
+    refused(run("cat", image, "/sub"), "/sub", "Is a directory")
+    refused(run("import", image, "/", "--to", "/hello"), "/hello", "Not a directory")
+
+
+@pytest.mark.parametrize("command", ["stat", "ls", "cat", "rm"])
+def test_a_name_over_255_bytes(run: Run, image: Path, command: str) -> None:
+    refused(run(command, image, "/" + "n" * 256), "nnnn", "File name too long", "at most 255 bytes")
+
+
+def test_names_of_255_bytes_work(run: Run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "s2").mkdir()
+    (tmp_path / "s2" / ("n" * 255)).touch()
+    assert run("import", image, tmp_path / "s2", "--to", "/" + "d" * 255).code == 0
+    assert run("ls", image, "/" + "d" * 255).out == "n" * 255 + "\n"
+    refused(run("import", image, tmp_path / "s2", "--to", "/" + "d" * 256), "at most 255 bytes")
+
+
+def test_a_path_over_4096_bytes(run: Run, image: Path) -> None:
+    refused(run("ls", image, "/d" * 3000), "File name too long", "a path 4096")
+
+
+def test_a_file_over_the_limit(run: Run, image: Path, tmp_path: Path) -> None:
+    """A sparse file of 9 PiB: not every file system can hold one."""
+    for place in (tmp_path, Path("/dev/shm")):
+        source = place / f"mdstore-huge-{os.getpid()}"
+        source.mkdir()
+        try:
+            with open(source / "huge", "wb") as stream:
+                stream.truncate(9 << 50)
+        except OSError:
+            continue
+        else:
+            refused(run("import", image, source), "huge", "File too large", "at most 8 PiB")
+            return
+        finally:
+            (source / "huge").unlink()
+            source.rmdir()
+    pytest.skip("no file system here holds a file of 9 PiB")
+
+
+def test_import_from_what_is_no_directory(run: Run, image: Path, tmp_path: Path) -> None:
+    refused(run("import", image, tmp_path / "none"), "none does not exist", "name the directory")
+    refused(run("import", image, image), "disk.img is not a directory", "name the directory")
+
+
+def test_rm_of_a_directory_needs_r_and_removes_nothing_before(run: Run, image: Path) -> None:
+    refused(run("rm", image, "/hello", "/sub"), "/sub", "Is a directory", "-r")
+    refused(run("rm", image, "/hello", "/none"), "/none", "No such file")
+    refused(run("rm", "-r", image, "/"), "/", "busy")
+    assert run("ls", image).out.split() == ["hello", "link", "sub"]
+
+
+def test_export_overwrites_only_with_force(run: Run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "hello").write_bytes(b"mine")
+    refused(run("export", image, "/", tmp_path / "out"), "out is not empty", "--force")
+    refused(run("export", image, "/hello", tmp_path / "out"), "hello exists already", "--force")
+    refused(run("export", image, "/", image), "is not a directory")
+    refused(run("export", image, "/hello", tmp_path / "none"), "none is not a directory", "make it")
+    assert (tmp_path / "out" / "hello").read_bytes() == b"mine"
+    assert run("export", image, "/", tmp_path / "out", "--force").code == 0
+    assert (tmp_path / "out" / "hello").read_bytes() == b"hello, world\n"
+
+
+def test_mkfs_overwrites_only_with_force(run: Run, image: Path) -> None:
+    before = image.read_bytes()
+    refused(run("mkfs", image), "disk.img exists already", "--force")
+    assert image.read_bytes() == before
+    assert run("mkfs", image, "--force", "--size", "8M").code == 0
+    assert run("ls", image).out == ""
+
+
+def test_mkfs_too_small_changes_nothing(run: Run, image: Path) -> None:
+    before = image.read_bytes()
+    refused(run("mkfs", "--force", image, "--size", "4K"), "too small", "at least 64.0 KiB")
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mkfs"], "Missing argument 'IMAGE'"), (["mkfs", "x.img", "--size", "big"], "'big' is not a size"),
+        (["mkfs", "x.img", "--size", "-1"], "makes no sense"), (["frobnicate"], "No such command 'frobnicate'"),
+        (["ls", "--colour", "x.img"], "No such option"), (["tree", "x.img", "-L", "0"], "Invalid value"),
+    ],
+    ids=["argument", "size", "negative", "command", "option", "value"],
+)  # fmt: skip
+def test_wrong_usage_is_one_line_and_code_2(run: Run, arguments: list[str], words: str) -> None:
+    refused(run(*arguments), words, "--help` explains", code=2)
+
+
+def test_a_reader_that_goes_away_is_no_error(image: Path) -> None:
+    """`mdstore cat image big | head -c1`: the pipe closes early, nothing is said about it."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "mdstore.tools.cli", "cat", image, *["/sub/data"] * 50], stdout=write_end,
+        stderr=subprocess.PIPE, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_bug_is_one_line_and_a_traceback_only_on_demand(run: Run, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the impossible\nhappened")
+
+    monkeypatch.setattr("mdstore.tools.look.resolve", broken)
+    refused(run("ls", image), "unexpected RuntimeError: the impossible happened", "please report")
+    ran = run("--debug", "ls", image)
+    assert ran.code == 1
+    assert "Traceback" in ran.err
+
+
+def test_an_interrupt_is_one_line_and_code_130(run: Run, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mdstore.tools.look.resolve", interrupted)
+    refused(run("ls", image), "interrupted", code=130)
+
+
+def test_a_part_that_is_missing_breaks_no_other(run: Run, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mdstore.tools.fsck", None)
+    refused(run("fsck", image), "`mdstore fsck` is not part of this installation")
+    assert run("ls", image).code == 0
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def test_errors_in_words() -> None:
+    assert explain(NotFound("file", "x.img")) == "no file x.img; check the path, or make an image there with `mdstore mkfs`"
+    assert explain(PosixError(errno.ENOENT, b"/a\n")) == "/a\\x0a: No such file or directory"
+    assert "use a larger image" in explain(TransactionError(0, "write", NoSpace("9 blocks are needed")))
+    assert explain(CorruptionError("page", "block 5", 1, 2)).endswith("run `mdstore fsck` on the image")
+    assert explain(OSError(errno.EACCES, "Permission denied", "/etc/x")) == "/etc/x: Permission denied"
+
+
+def test_figures_in_words() -> None:
+    assert [size_text(size) for size in (0, 1023, 1536, 5 << 30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+    assert [duration_text(s) for s in (0.0000021, 0.0214, 1.5, 125)] == ["2 us", "21 ms", "1.50 s", "2 min 5 s"]
+    assert time_text(-1) == "1969-12-31 23:59:59.999999999"
+    assert time_text(1 << 62).startswith("2116-02-20")
+    assert shown(b"a\x00\xfe\\") == "a\\x00\\xfe\\\\"

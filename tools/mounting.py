@@ -1,0 +1,115 @@
+"""`mdstore mount` and `mdstore umount`: an image as a directory, through the kernel."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+import click
+from mdstore.mds.driver import Driver
+
+from mdstore.client.mount import MountOptions, check_mountpoint, in_background, mount, unmount
+from mdstore.client.mount_options import parse_options
+from mdstore.client.mount_syscalls import mounted_at, open_device
+from mdstore.device.file import FileDevice
+from mdstore.errors import ImageBusy, MdstoreError
+from mdstore.tools.images import image_argument, json_option, opened_image
+from mdstore.tools.output import EXIT_FAILED, EXIT_OK, complain, explain, print_json, print_line, shown
+
+_LOOK_EVERY_S: Final = 0.05
+_WRITE_BACK_TIMEOUT_S: Final = 120.0
+
+
+@click.command("mount")
+@image_argument
+@click.argument("directory", type=click.Path(readable=False))
+@click.option("-o", "options", default="", metavar="OPTIONS", help="As for mount(8): ro,noatime,attr_timeout=10 ...")
+@click.option("--background", is_flag=True, help="Return once the mount works; the server goes on by itself.")
+@click.option("--read-only", is_flag=True, help="Change nothing in the image, not even to recover it.")
+@json_option
+def mount_command(image: str, directory: str, options: str, background: bool, read_only: bool, as_json: bool) -> int:
+    """Serve IMAGE at DIRECTORY until it is unmounted.
+
+    \b
+    mdstore mount photos.img /mnt --background
+    mdstore umount /mnt
+
+    In the foreground, Ctrl-C unmounts. What programs fsync survives a crash at once, everything else after about a second.
+    Root mounts by itself; other users need fusermount3 (package fuse3). After a crash, or kill -9, mount again: recovery takes
+    the time to replay the last few seconds. docs/howto/mount.md has all options.
+    """
+    path = check_mountpoint(directory)
+    if os.geteuid() == 0:
+        os.close(open_device())  # FUSE missing is said before the image is opened and recovered
+    image = os.path.abspath(image)
+    chosen = parse_options(options, MountOptions(read_only=read_only, source=image, allow_other=os.geteuid() == 0))
+    if not background:
+        return serve(image, path, chosen, lambda: _announce(image, path, as_json=as_json))
+    code = in_background(lambda ready: _serve_or_complain(image, path, chosen, ready))
+    if code == EXIT_OK:
+        _announce(image, path, as_json=as_json)
+    return code
+
+
+def serve(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
+    """Open the image, mount it, say so, and serve until the end. Durable when it returns: everything."""
+    with opened_image(image, read_only=options.read_only) as vfs, Driver(vfs):
+        session = mount(vfs, directory, options)
+        ready()
+        session.run()
+    return EXIT_OK
+
+
+def _serve_or_complain(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
+    try:
+        return serve(image, directory, options, ready)
+    except (MdstoreError, OSError) as error:
+        complain(explain(error))
+        return EXIT_FAILED
+
+
+def _announce(image: str, directory: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"image": image, "mounted_at": directory})
+    else:
+        print_line(f"{shown(image)} is mounted at {shown(directory)}; `mdstore umount {shown(directory)}` ends it")
+
+
+@click.command("umount")
+@click.argument("directory", type=click.Path(readable=False))
+@click.option("--lazy", is_flag=True, help="Take it out of sight now, end it when its last user has let go.")
+@json_option
+def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
+    """End the mount at DIRECTORY, and wait until its server has written everything back.
+
+    \b
+    mdstore umount /mnt
+
+    When the command is done, everything is durable and the image is free: fsck, or another mount, can follow at once.
+    """
+    path = os.path.realpath(os.path.abspath(directory)) if os.path.exists(directory) else os.path.abspath(directory)
+    found = mounted_at(path)
+    unmount(path, lazy=lazy)
+    released = lazy or found is None or _wait_for_release(found.source)
+    if not released:
+        complain(f"{found.source if found else path} is unmounted, but its server still writes back; wait before using it")
+    if as_json:
+        print_json({"unmounted": path, "image": found.source if found else None, "released": released and not lazy})
+    return EXIT_OK if released else EXIT_FAILED
+
+
+def _wait_for_release(image: str) -> bool:
+    """Whether the server gave the image's lock back in time."""
+    deadline = time.monotonic() + _WRITE_BACK_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            FileDevice.open(image, read_only=True).close()
+        except ImageBusy:
+            time.sleep(_LOOK_EVERY_S)
+        except MdstoreError:  # removed, or not ours to read: nothing to wait for
+            return True
+        else:
+            return True
+    return False
