@@ -229,9 +229,9 @@ class Store:
         if validator.only_frees:
             return None
         allocator = self.tables.allocator
-        bound = max(0, validator.blocks - placed_blocks)
-        used = self.superblock.blocks - allocator.free_blocks
-        needed = min(bound, used + bound // 2) + self._pending_blocks() + self._reserve
+        used = self.superblock.blocks - self.superblock.first_block - allocator.free_blocks
+        needed = min(validator.rewrites, used) + max(0, validator.growth - placed_blocks)
+        needed += self._pending_blocks() + self._reserve
         if needed <= allocator.free_blocks:
             return None
         return TransactionError(0, "space", NoSpace(f"{needed} blocks may be needed, {allocator.free_blocks} are free"))

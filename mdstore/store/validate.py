@@ -22,8 +22,8 @@ from mdstore.store.transaction import Op, Operation
 class Validator:
     """One transaction's view: the tables, and what its earlier operations would have made of them.
 
-    `blocks` grows to an upper bound of the blocks that applying and writing back the transaction may take;
-    `only_frees` stays true while every operation gives space back.
+    `growth` and `rewrites` bound the blocks that writing it back may take: for what it adds, and for pages there already that
+    it changes (so never more than there are). `only_frees` stays true while every operation gives space back.
     """
 
     def __init__(self, collections: CollectionTable, objects: ObjectTable) -> None:
@@ -34,7 +34,8 @@ class Validator:
         self._made: dict[tuple[bytes, bytes], bool] = {}
         self._attributes: dict[tuple[bytes, bytes], set[bytes]] = {}
         self._population: dict[bytes, int] = {}
-        self.blocks = 4
+        self.growth = 4
+        self.rewrites = 4
         self.only_frees = True
 
     def check(self, operations: Sequence[Operation]) -> None:
@@ -81,7 +82,8 @@ class Validator:
 
     def _grow(self, records: int, size: int) -> None:
         self.only_frees = False
-        self.blocks += 2 * records + 2 * size // self._block_size
+        self.rewrites += 2 * records
+        self.growth += 1 + 2 * size // self._block_size
 
     def _fresh(self, collection: bytes, name: bytes) -> bool:
         """Whether an earlier operation of this transaction made (or removed) the object."""
@@ -127,14 +129,14 @@ class Validator:
 
     def write(self, collection: bytes, name: bytes, offset: int, content: bytes) -> None:
         self._make(collection, name)
-        self._grow(2 + len(content) // self._block_size, 0)
+        self.growth += 2 + len(content) // self._block_size
         onode = None if self._fresh(collection, name) else self._onode(collection, name)
         if onode is not None:
             data.prefetch(self._objects.space, onode, offset, len(content), _show(name))
 
     def write_mapped(self, collection: bytes, name: bytes, logical: int, runs: Any, checksums: bytes) -> None:
         self._make(collection, name)
-        self._grow(2 + len(runs) + len(checksums) // 256, 0)
+        self._grow(len(runs), len(checksums))
 
     def zero(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
         self._make(collection, name)
@@ -142,7 +144,7 @@ class Validator:
 
     def truncate(self, collection: bytes, name: bytes, size: int) -> None:
         self._must_exist(collection, name)
-        self.blocks += 2
+        self.growth += 2
         self._partial(collection, name, size, 0)
 
     def _partial(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
@@ -176,7 +178,8 @@ class Validator:
         self._attributes[collection, to_name] = attributes
         if onode is not None:
             keys = len(onode.map) if onode.map is not None else 0
-            self._grow(keys + onode.allocated + len(onode.blocks), 0)
+            self._grow(keys, 0)
+            self.growth += 2 * onode.allocated + len(onode.blocks)
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int) -> None:
         self._must_exist(collection, name)
@@ -185,7 +188,7 @@ class Validator:
         self._make(collection, to_name)
         onode = self._onode(collection, name)
         available = length if onode is None else max(0, min(length, onode.size - source))
-        self._grow(2 + available // self._block_size, 0)
+        self.growth += 2 + available // self._block_size
         self._partial(collection, to_name, target, length)
 
     def rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
@@ -209,7 +212,7 @@ class Validator:
 
     def map_remove(self, collection: bytes, name: bytes, keys: list[bytes]) -> None:
         self._must_exist(collection, name)
-        self.blocks += 2 * len(keys)
+        self.rewrites += 2 * len(keys)
         self._read_leaves(self._map_tree(collection, name), keys)
 
     def map_remove_range(self, collection: bytes, name: bytes, start: bytes | None, stop: bytes | None) -> None:
