@@ -26,6 +26,8 @@ from tests.posix.conftest import Server, need_fuse
 
 pytestmark = pytest.mark.fuse
 
+NOBODY = 65534  # fusermount3 wants a user that has a name
+
 
 class WatchedVfs(MemoryVfs):
     """Counts closings."""
@@ -247,8 +249,8 @@ def test_an_ordinary_user_mounts_through_fusermount() -> None:
         os.chmod(mount_syscalls.DEVICE, 0o666)
         (home / "mount").mkdir()
         for path in (home, home / "mount"):
-            os.chown(path, OTHER, OTHER)
-        assert in_child(OTHER, OTHER, [], home, _mount_work_unmount) == ["made by the user"]
+            os.chown(path, NOBODY, NOBODY)
+        assert in_child(NOBODY, NOBODY, [], home, _mount_work_unmount) == ["made by the user"]
         assert mount_syscalls.mounted_at(str(home / "mount")) is None
     finally:
         os.chmod(mount_syscalls.DEVICE, before & 0o7777)
@@ -257,7 +259,7 @@ def test_an_ordinary_user_mounts_through_fusermount() -> None:
 
 
 def _mount_work_unmount() -> list[str]:
-    session = mount(MemoryVfs(), "mount", MountOptions(uid=OTHER, gid=OTHER))
+    session = mount(MemoryVfs(), "mount", MountOptions(uid=NOBODY, gid=NOBODY))
     thread = threading.Thread(target=session.run)
     thread.start()
     try:

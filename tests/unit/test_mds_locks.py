@@ -1,0 +1,105 @@
+"""The lock table, against a byte-by-byte model."""
+
+from __future__ import annotations
+
+import errno
+import random
+
+import pytest
+
+from mdstore.errors import PosixError
+from mdstore.mds.locks import RANGE_END, Lock, LockTable
+
+
+def test_ranges_of_one_owner_are_replaced_split_and_merged() -> None:
+    table = LockTable()
+    assert table.acquire(1, Lock(7, 0, 99, True)) is None
+    assert table.acquire(1, Lock(7, 40, 59, False)) is None
+    assert table.held(1) == [Lock(7, 0, 39, True), Lock(7, 40, 59, False), Lock(7, 60, 99, True)]
+    assert table.acquire(1, Lock(7, 40, 59, True)) is None
+    assert table.held(1) == [Lock(7, 0, 99, True)]
+    table.release(1, 7, 10, 19)
+    assert table.held(1) == [Lock(7, 0, 9, True), Lock(7, 20, 99, True)]
+    table.release(1, 7)
+    assert table.held(1) == []
+    table.assert_state()
+
+
+def test_a_conflict_names_the_holder_and_changes_nothing() -> None:
+    table = LockTable()
+    table.acquire(1, Lock(7, 10, 19, False, pid=70))
+    assert table.acquire(1, Lock(8, 0, 10, True)) == Lock(7, 10, 19, False, pid=70)
+    assert table.acquire(1, Lock(8, 0, 10, False)) is None
+    assert table.acquire(2, Lock(8, 0, RANGE_END, True)) is None
+    table.assert_state()
+
+
+def test_waiters_are_granted_in_order_and_cancelled_ones_never() -> None:
+    table = LockTable()
+    table.acquire(1, Lock(7, 0, 9, True))
+    for owner in (8, 9, 10):
+        table.wait(1, Lock(owner, 0, 9, owner == 10), token=f"of {owner}")
+    assert table.cancel("of 8")
+    assert not table.cancel("of 8")
+    table.release(1, 7)
+    assert table.wake(1) == ["of 9"]
+    assert table.waiting() == 1
+    table.release(1, 9)
+    assert table.wake(1) == ["of 10"]
+    table.assert_state()
+
+
+def test_a_cycle_over_several_files_is_a_deadlock() -> None:
+    table = LockTable()
+    for owner in (1, 2, 3):
+        table.acquire(owner, Lock(owner, 0, 0, True))
+    table.wait(2, Lock(1, 0, 0, True), "1 for 2")
+    table.wait(3, Lock(2, 0, 0, True), "2 for 3")
+    with pytest.raises(PosixError) as caught:
+        table.wait(1, Lock(3, 0, 0, True), "3 for 1")
+    assert caught.value.errno == errno.EDEADLK
+    table.cancel("1 for 2")
+    table.wait(1, Lock(3, 0, 0, True), "3 for 1")
+    table.assert_state()
+
+
+def test_an_owner_that_goes_leaves_nothing() -> None:
+    table = LockTable(detects_deadlock=False)
+    table.acquire(1, Lock(7, 0, 9, True))
+    table.acquire(2, Lock(7, 0, 9, True))
+    table.acquire(3, Lock(8, 0, 9, True))
+    table.wait(3, Lock(7, 0, 9, True), "seven")
+    table.wait(1, Lock(9, 0, 9, True), "nine")
+    assert sorted(table.forget_owner(7)) == [1, 2]
+    assert table.wake(1) == ["nine"]
+    assert table.waiting() == 0
+    assert table.held(2) == []
+    table.assert_state()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_calls_match_a_model_of_single_bytes(seed: int) -> None:
+    print("seed", seed)
+    rng = random.Random(seed)
+    table, model = LockTable(), [dict[int, bool]() for _ in range(30)]  # for each byte: owner -> exclusive
+    for _ in range(400):
+        owner, start = rng.randrange(4), rng.randrange(30)
+        end = rng.randrange(start, 30)
+        places = range(start, end + 1)
+        if rng.random() < 0.4:
+            table.release(5, owner, start, end)
+            for place in places:
+                model[place].pop(owner, None)
+        else:
+            exclusive = rng.random() < 0.5
+            free = not any(
+                other != owner and (exclusive or held) for place in places for other, held in model[place].items()
+            )
+            assert (table.acquire(5, Lock(owner, start, end, exclusive)) is None) == free
+            if free:
+                for place in places:
+                    model[place][owner] = exclusive
+        table.assert_state()
+        for place in range(30):
+            held = {lock.owner: lock.exclusive for lock in table.held(5) if lock.start <= place <= lock.end}
+            assert held == model[place]
