@@ -71,6 +71,9 @@ class Medium(Protocol):
     def reach(self, low: int) -> int:
         """A position from which on nothing has been written, given that nothing below `low` is of interest."""
 
+    def lowest(self) -> int:
+        """A position below which nothing is kept. A ring cannot say, and answers `start`."""
+
     def read_heads(self) -> list[bytes]:
         """The bytes of every head slot; `b""` or zeros where none was written."""
 

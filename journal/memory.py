@@ -13,12 +13,12 @@ class MemoryMedium:
 
     prezero_periods = 0
 
-    def __init__(self, *, start: int = 4096, unit: int = 0, period: int = 4096, capacity: int | None = None) -> None:
+    def __init__(self, *, start: int = 4096, unit: int = 0, period: int = 4096) -> None:
         self.name = "memory"
         self.start = start
         self.unit = unit
         self.period = period
-        self.capacity = capacity
+        self.capacity = None
         self._base = start
         self._bytes = bytearray()
         self._heads = [b""] * COPIES
@@ -54,6 +54,9 @@ class MemoryMedium:
     def reach(self, low: int) -> int:
         return max(low, self._base + len(self._bytes))
 
+    def lowest(self) -> int:
+        return self._base
+
     def read_heads(self) -> list[bytes]:
         return list(self._heads)
 
@@ -61,4 +64,4 @@ class MemoryMedium:
         self._heads[slot] = bytes(data)
 
     def describe(self) -> dict[str, int]:
-        return {"capacity": self.capacity or 0, "unit": self.unit}
+        return {"unit": self.unit}

@@ -79,6 +79,9 @@ class RingMedium:
     def reach(self, low: int) -> int:
         return low + self.capacity
 
+    def lowest(self) -> int:
+        return self.start
+
     def read_heads(self) -> list[bytes]:
         return [self._region.read(slot * self._block_size, self._block_size) for slot in range(COPIES)]
 

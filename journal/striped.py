@@ -171,6 +171,10 @@ class StripedMedium:
                 end = max(end, self.layout.position_of(number, size - 1) + 1)
         return end
 
+    def lowest(self) -> int:
+        numbers = self._numbers()
+        return min(numbers) // self.layout.stripe_count * self.period if numbers else self.start
+
     def read_heads(self) -> list[bytes]:
         return [self._objects.read(self.head_name(slot), 0, HEAD_SIZE) for slot in range(COPIES)]
 
