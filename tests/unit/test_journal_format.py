@@ -12,6 +12,8 @@ import pytest
 from journal import Head, HeadLost, Journal, NoJournal, RingMedium, UnsupportedJournal
 from journal.entry import HEADER, HEADER_SIZE, Header, decode_header, encode_header
 from journal.head import _BODY, HEAD_SIZE, decode_head, newest_head
+from journal.pointer import _BODY as _POINTER
+from journal.pointer import POINTER_SIZE, Pointer, Side
 from journal.simulation import CrashRegion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +41,10 @@ def struct_of(rows: list[tuple[int, int, str, str]]) -> str:
 
 @pytest.mark.parametrize(
     ("page", "code", "size"),
-    [("journal.md", HEADER.format, HEADER_SIZE), ("journal-head.md", _BODY.format + "I", HEAD_SIZE)],
-)
+    [("journal.md", HEADER.format, HEADER_SIZE),
+     ("journal-head.md", _BODY.format + "I", HEAD_SIZE),
+     ("journal-pointer.md", _POINTER.format + "I", POINTER_SIZE)],
+)  # fmt: skip
 def test_page_and_struct_agree(page: str, code: str, size: int) -> None:
     rows = table(page)
     position = 0
@@ -68,6 +72,10 @@ def test_head_example_of_the_page() -> None:
     assert (head.log, head.generation, head.number, head.clean, head.allow_split) == (0x1234ABCD, 2, 5, True, False)
     assert head.encode() == data
     assert int.from_bytes(data[128:], "little") == crc(data[:128])
+
+
+def test_pointer_example_of_the_page() -> None:
+    assert example("journal-pointer.md") == Pointer(Side(1, 64, 2, 2), Side(), 7).encode()
 
 
 def test_every_flipped_bit_of_a_header_is_noticed() -> None:
