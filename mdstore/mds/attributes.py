@@ -37,12 +37,15 @@ class Attributes:
         node = self._cache.node(ino)
         self._check(cred, node, change)
         now = self._core.clock()
+        only_size = change.size is not None and change._replace(size=None, handle=None) == SetAttr()
+        if not only_size:
+            self._data.publish([node])
+        self._apply_owner(cred, node, change)
         if change.size is not None:
             self._resize(cred, node, change, now)
-        if change[:3] == (None, None, None) and change[4:7] == (None, None, None):
+        if only_size:
             return node
-        self._data.publish([node])
-        self._apply(cred, node, change, now)
+        self._apply_times(node, change, now)
         self._core.append(Kind.SETATTR, self._changes.inode(node, now))
         self._changes.backtrace_later(node)
         return node
@@ -50,6 +53,8 @@ class Attributes:
     def _check(self, cred: Credentials, node: Inode, change: SetAttr) -> None:
         if change.mode is not None:
             require_owner(node, cred)
+            if node.mode >> 12 == 10:
+                raise PosixError(errno.EOPNOTSUPP, node.ino, "a symbolic link has no mode of its own")
         if cred.uid:
             self._check_owner_change(cred, node, change)
         if change.size is not None:
@@ -83,11 +88,11 @@ class Attributes:
             require(node, cred, W)
         elif not self._handles.file(handle).writable:
             raise PosixError(errno.EINVAL, node.ino, "the handle is not open for writing")
+        if self._quota.any and size > node.size:
+            self._quota.check(self._quota_directory(node), space=size - node.size)
 
     def _resize(self, cred: Credentials, node: Inode, change: SetAttr, now: int) -> None:
         assert change.size is not None
-        if self._quota.any and change.size > node.size:
-            self._quota.check(self._quota_directory(node), space=change.size - node.size)
         if cred.uid:
             drop_set_id(node)
         self._data.truncate(node, change.size, now)
@@ -95,7 +100,7 @@ class Attributes:
     def _quota_directory(self, node: Inode) -> Directory:
         return self._cache.directory(node.home or ROOT_INO)
 
-    def _apply(self, cred: Credentials, node: Inode, change: SetAttr, now: int) -> None:
+    def _apply_owner(self, cred: Credentials, node: Inode, change: SetAttr) -> None:
         if change.uid is not None or change.gid is not None:
             if not node.is_directory:
                 drop_set_id(node)
@@ -106,6 +111,9 @@ class Attributes:
             if cred.uid and not in_group(cred, node.gid):
                 mode &= ~stat.S_ISGID
             node.mode = stat.S_IFMT(node.mode) | mode
+
+    @staticmethod
+    def _apply_times(node: Inode, change: SetAttr, now: int) -> None:
         if change.atime_ns is not None:
             node.atime = now if change.atime_ns == NOW else change.atime_ns
         if change.mtime_ns is not None:

@@ -120,6 +120,8 @@ class Cache:
         return entry if isinstance(entry, Inode) and entry.ino == ino else None
 
     def _by_header(self, ino: int) -> Directory | None:
+        if ino in self._core.dirty:
+            return None  # removed; its object goes with the next write-back
         self._core.counters.store_reads += 1
         try:
             raw = self._store.map_header(META, directory_object(ino))

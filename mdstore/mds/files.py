@@ -52,7 +52,7 @@ class Files:
         if cred.uid:
             wanted = (R, W, R | W, R | W)[access] | (W if flags & os.O_TRUNC else 0)
             require(node, cred, wanted)
-        if flags & os.O_TRUNC and kind == 8 and node.size:
+        if flags & os.O_TRUNC and kind == 8:
             self._core.assert_writable()
             if cred.uid:
                 drop_set_id(node)
@@ -128,6 +128,12 @@ class Files:
         file.times_changed = False
         if node.nlink:
             self._core.append(Kind.SETATTR, self._changes.inode(node, node.ctime))
+
+    def publish_all(self) -> None:
+        """`publish` for every file that is open or has buffered bytes."""
+        self._data.publish(list(self._core.buffered.values()))
+        for node in self._handles.nodes():
+            self._journal_times(node)
 
     def release(self, number: int) -> None:
         """Close. Buffered bytes stay buffered until they are old or many; a file without a name goes with its last handle."""

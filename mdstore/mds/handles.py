@@ -72,5 +72,9 @@ class Handles:
         handle.node.handles -= 1
         return handle
 
+    def nodes(self) -> list[Inode]:
+        """The inodes that are open, each as often as it is."""
+        return [handle.node for handle in self._open.values()]
+
     def __len__(self) -> int:
         return len(self._open)

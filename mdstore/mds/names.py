@@ -40,9 +40,7 @@ class Names:
 
     def lookup(self, cred: Credentials, parent: int, name: bytes) -> Inode:
         """The inode `name` means in `parent`. EACCES, ENOENT, ENOTDIR, ENAMETOOLONG."""
-        directory = self._cache.directory(parent)
-        if cred.uid:
-            require(directory, cred, X)
+        directory = self._searchable(cred, parent)
         entry = directory.entries.get(name)
         if entry is None:
             check_name(name)
@@ -53,20 +51,11 @@ class Names:
 
     # -- making --------------------------------------------------------------------------------------------------------
 
-    def make(
-        self, cred: Credentials, parent: int, name: bytes, mode: int, kind: Kind, *, rdev: int = 0, target: bytes = b""
-    ) -> Inode:
-        """A new inode that is no directory. EEXIST and what `_place` refuses."""
-        directory = self._place(cred, parent, name)
-        if self._cache.find(directory, name) is not None:
-            raise PosixError(errno.EEXIST, name)
-        return self.make_in(directory, cred, name, mode, kind, rdev=rdev, target=target)
-
     def make_in(
         self, directory: Directory, cred: Credentials, name: bytes, mode: int, kind: Kind, *, rdev: int = 0,
         target: bytes = b"",
     ) -> Inode:  # fmt: skip
-        """`make`, where everything is checked already and `name` is known to be free."""
+        """A new inode that is no directory, where everything is checked already and `name` is known to be free."""
         core = self._core
         if self._quota.any:
             self._quota.check(directory, files=1)
@@ -95,11 +84,12 @@ class Names:
         """A regular file, FIFO, socket or device; devices are the superuser's (EPERM)."""
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         if kind not in MAKEABLE:
-            raise PosixError(errno.EPERM if kind == stat.S_IFDIR else errno.EINVAL, name)
+            raise PosixError(errno.EINVAL, name, "not a type that mknod makes")
+        directory = self._place(cred, parent, name)
         device = kind in (stat.S_IFCHR, stat.S_IFBLK)
         if device and cred.uid:
             raise PosixError(errno.EPERM, name, "only the superuser makes devices")
-        return self.make(cred, parent, name, kind | mode & 0o7777, Kind.MKNOD, rdev=rdev if device else 0)
+        return self.make_in(directory, cred, name, kind | mode & 0o7777, Kind.MKNOD, rdev=rdev if device else 0)
 
     def symlink(self, cred: Credentials, parent: int, name: bytes, target: bytes) -> Inode:
         """A symbolic link. ENOENT for an empty target, ENAMETOOLONG for one over 4095 bytes."""
@@ -107,20 +97,18 @@ class Names:
             raise PosixError(errno.ENOENT, name, "a symbolic link needs a target")
         if len(target) > SYMLINK_MAX:
             raise PosixError(errno.ENAMETOOLONG, name, "target of a symbolic link")
-        return self.make(cred, parent, name, stat.S_IFLNK | 0o777, Kind.SYMLINK, target=target)
+        return self.make_in(self._place(cred, parent, name), cred, name, stat.S_IFLNK | 0o777, Kind.SYMLINK, target=target)
 
     def mkdir(self, cred: Credentials, parent: int, name: bytes, mode: int) -> Directory:
         """A new directory."""
         core = self._core
         above = self._place(cred, parent, name)
-        if self._cache.find(above, name) is not None:
-            raise PosixError(errno.EEXIST, name)
         if above.nlink >= LINK_MAX:
             raise PosixError(errno.EMLINK, name)
         if self._quota.any:
             self._quota.check(above, files=1)
         now = core.clock()
-        mode, gid = owner_of_new(above, cred, stat.S_IFDIR | mode & 0o7777)
+        mode, gid = owner_of_new(above, cred, stat.S_IFDIR | mode & 0o1777)
         made = Directory(core.allocate(), mode, cred.uid, gid, now, above.ino, name)
         made.complete = True
         touched = core.touch(above, now, 1, 1, 0, 1, 0)
@@ -141,8 +129,6 @@ class Names:
             raise PosixError(errno.ENOENT, name, "the inode has no name any more")
         if node.nlink >= LINK_MAX:
             raise PosixError(errno.EMLINK, name)
-        if self._cache.find(directory, name) is not None:
-            raise PosixError(errno.EEXIST, name)
         if self._quota.any:
             self._quota.check(directory, files=1)
         self._data.publish([node])
@@ -165,10 +151,10 @@ class Names:
         return [self._core.bump(home, now), self.put(home, old_name, node, now)]
 
     def _place(self, cred: Credentials, parent: int, name: bytes) -> Directory:
-        """The directory where something is to be made: it is there, and who asks may write in it."""
-        directory = self._cache.directory(parent)
+        """The directory where something is to be made: it is there, the name is free, and who asks may write in it."""
+        directory = self._searchable(cred, parent)
         check_name(name)
-        if name in (b".", b".."):
+        if name in (b".", b"..") or self._cache.find(directory, name) is not None:
             raise PosixError(errno.EEXIST, name)
         if directory.nlink == 0:
             raise PosixError(errno.ENOENT, parent, "the directory was removed")
@@ -176,14 +162,18 @@ class Names:
             require(directory, cred, WX)
         return directory
 
+    def _searchable(self, cred: Credentials, ino: int) -> Directory:
+        directory = self._cache.directory(ino)
+        if cred.uid:
+            require(directory, cred, X)
+        return directory
+
     def place_or_file(self, cred: Credentials, parent: int, name: bytes) -> tuple[Directory, Entry | None]:
         """For open(2) with O_CREAT: the directory, and what is there already; where nothing is, it may be made."""
-        directory = self._cache.directory(parent)
+        directory = self._searchable(cred, parent)
         check_name(name)
         if name in (b".", b".."):
             raise PosixError(errno.EISDIR, name)
-        if cred.uid:
-            require(directory, cred, X)
         entry = self._cache.find(directory, name)
         if entry is None:
             if directory.nlink == 0:
@@ -198,9 +188,9 @@ class Names:
         """Take a name away; EISDIR for a directory. What nobody uses any more is purged later."""
         directory, entry = self._existing(cred, parent, name)
         node = self._cache.resolve(entry)
+        require_removable(directory, node, cred)
         if isinstance(node, Directory):
             raise PosixError(errno.EISDIR, name)
-        require_removable(directory, node, cred)
         self.settle_data(node)
         core = self._core
         now = core.clock()
@@ -218,9 +208,9 @@ class Names:
             raise PosixError(errno.ENOTEMPTY, name)
         directory, entry = self._existing(cred, parent, name)
         node = self._cache.resolve(entry)
+        require_removable(directory, node, cred)
         if not isinstance(node, Directory):
             raise PosixError(errno.ENOTDIR, name)
-        require_removable(directory, node, cred)
         if node.size:
             raise PosixError(errno.ENOTEMPTY, name)
         now = self._core.clock()
@@ -239,9 +229,10 @@ class Names:
             self._data.publish([node])
 
     def _existing(self, cred: Credentials, parent: int, name: bytes) -> tuple[Directory, Entry]:
-        directory = self._cache.directory(parent)
+        directory = self._searchable(cred, parent)
         check_name(name)
-        require(directory, cred, WX)
+        if name in (b".", b".."):
+            raise PosixError(errno.EINVAL, name)
         entry = self._cache.find(directory, name)
         if entry is None:
             raise PosixError(errno.ENOENT, name)

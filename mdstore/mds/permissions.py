@@ -46,7 +46,9 @@ def require_owner(node: Inode, cred: Credentials) -> None:
 
 
 def require_removable(directory: Directory, node: Inode, cred: Credentials) -> None:
-    """EPERM in a sticky directory unless the owner of one of the two, or the superuser, asks."""
+    """EACCES unless the directory may be written; EPERM in a sticky one unless the owner of one of the two, or the superuser,
+    asks."""
+    require(directory, cred, WX)
     if directory.mode & stat.S_ISVTX and cred.uid not in (0, node.uid, directory.uid):
         raise PosixError(errno.EPERM, node.ino, "the directory is sticky")
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
-from mdstore.mds.inode import Directory, Inode
+from mdstore.mds.inode import Inode
 from mdstore.mds.layout import DATA, INO_KEY
 from mdstore.mds.records import FLAG_DATA
 from mdstore.store.transaction import Transaction
@@ -48,8 +48,6 @@ class Purge:
         core = self._core
         if node.nlink or node.handles or node.ino in core.references:
             return
-        if isinstance(node, Directory) and node.since >= 0:
-            return  # the write-back removes the object, and then forgets the inode
         core.nodes.pop(node.ino, None)
         core.where.pop(node.ino, None)
         core.buffered.pop(node.ino, None)

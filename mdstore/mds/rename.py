@@ -14,7 +14,7 @@ from mdstore.mds.filedata import FileData
 from mdstore.mds.inode import MULTIPLE, Directory, Inode
 from mdstore.mds.layout import INO_KEY
 from mdstore.mds.names import Names
-from mdstore.mds.permissions import WX, W, check_name, require, require_removable
+from mdstore.mds.permissions import WX, W, X, check_name, require, require_removable
 from mdstore.mds.purge import Purge
 from mdstore.mds.quota import Quota
 from mdstore.mds.vfs import RENAME_EXCHANGE, RENAME_NOREPLACE, Credentials
@@ -49,40 +49,63 @@ class Rename:
         ENOTEMPTY, EACCES, EPERM (sticky), EDQUOT. Renaming one of two names of an inode to the other does nothing."""
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise PosixError(errno.EINVAL, name, f"flags {flags:#x}")
-        source = self._place(cred, parent, name)
-        target = self._place(cred, new_parent, new_name)
+        old, new = self._searchable(cred, parent), self._searchable(cred, new_parent)
+        source = self._place(old, name)
         node = source.node
         if node is None:
             raise PosixError(errno.ENOENT, name)
-        require_removable(source.directory, node, cred)
+        target = self._place(new, new_name)
+        self._check_target(source, target, flags)
         self._check_cycles(source, target, exchange=flags == RENAME_EXCHANGE)
-        if target.node is None:
-            if flags == RENAME_EXCHANGE or target.directory.nlink == 0:
-                raise PosixError(errno.ENOENT, new_name)
-        elif flags == RENAME_NOREPLACE:
-            raise PosixError(errno.EEXIST, new_name)
-        elif target.node is node:
+        if target.node is node:
             return
-        else:
-            require_removable(target.directory, target.node, cred)
+        self._check_rights(cred, source, target, exchange=flags == RENAME_EXCHANGE)
         if flags == RENAME_EXCHANGE:
-            self._exchange(cred, source, target)
+            self._exchange(source, target)
         else:
-            self._move(cred, source, target)
+            self._move(source, target)
 
-    def _place(self, cred: Credentials, parent: int, name: bytes) -> Place:
-        directory = self._cache.directory(parent)
+    def _searchable(self, cred: Credentials, ino: int) -> Directory:
+        directory = self._cache.directory(ino)
+        require(directory, cred, X)
+        return directory
+
+    def _place(self, directory: Directory, name: bytes) -> Place:
         check_name(name)
         if name in (b".", b".."):
             raise PosixError(errno.EBUSY, name)
-        require(directory, cred, WX)
         entry = self._cache.find(directory, name)
         return Place(directory, name, None if entry is None else self._cache.resolve(entry))
 
+    @staticmethod
+    def _check_target(source: Place, target: Place, flags: int) -> None:
+        if target.directory.nlink == 0:
+            raise PosixError(errno.ENOENT, target.directory.ino, "the directory was removed")
+        if target.node is None and flags == RENAME_EXCHANGE:
+            raise PosixError(errno.ENOENT, target.name)
+        if target.node is not None and flags == RENAME_NOREPLACE:
+            raise PosixError(errno.EEXIST, target.name)
+
+    def _check_rights(self, cred: Credentials, source: Place, target: Place, *, exchange: bool) -> None:
+        """Who asks may take the one name and give the other; a directory that changes its parent is written: its '..'."""
+        node, victim = source.node, target.node
+        assert node is not None
+        require_removable(source.directory, node, cred)
+        if victim is None:
+            require(target.directory, cred, WX)
+        else:
+            require_removable(target.directory, victim, cred)
+            if not exchange and node.is_directory != victim.is_directory:
+                raise PosixError(errno.ENOTDIR if node.is_directory else errno.EISDIR, target.name)
+        if source.directory is not target.directory:
+            for moved in (node, victim if exchange else None):
+                if isinstance(moved, Directory):
+                    require(moved, cred, W)
+        if not exchange and isinstance(victim, Directory) and victim.size:
+            raise PosixError(errno.ENOTEMPTY, target.name)
+
     def _check_cycles(self, source: Place, target: Place, *, exchange: bool) -> None:
         """EINVAL when a directory would come to lie below itself; ENOTEMPTY when it would replace what holds it."""
-        if source.directory is target.directory:
-            return
         if isinstance(source.node, Directory) and self._names.is_below(source.node, target.directory.ino):
             raise PosixError(errno.EINVAL, source.name, "a directory cannot be moved below itself")
         if isinstance(target.node, Directory) and self._names.is_below(target.node, source.directory.ino):
@@ -90,12 +113,9 @@ class Rename:
 
     # -- move ----------------------------------------------------------------------------------------------------------
 
-    def _move(self, cred: Credentials, source: Place, target: Place) -> None:
+    def _move(self, source: Place, target: Place) -> None:
         node, victim = source.node, target.node
         assert node is not None
-        if victim is not None:
-            self._check_replace(node, victim, target.name)
-        self._check_moved_directory(cred, node, source, target)
         self._check_quota(source, target)
         self._data.publish([node])
         if victim is not None:
@@ -109,20 +129,6 @@ class Rename:
         self._core.append(Kind.RENAME, b"".join(records))
         if victim is not None:
             self._purge.released(victim)
-
-    def _check_replace(self, node: Inode, victim: Inode, name: bytes) -> None:
-        if isinstance(node, Directory):
-            if not isinstance(victim, Directory):
-                raise PosixError(errno.ENOTDIR, name)
-            if victim.size:
-                raise PosixError(errno.ENOTEMPTY, name)
-        elif isinstance(victim, Directory):
-            raise PosixError(errno.EISDIR, name)
-
-    def _check_moved_directory(self, cred: Credentials, node: Inode, source: Place, target: Place) -> None:
-        """The '..' of a directory that changes its parent is written: so it must be writable."""
-        if isinstance(node, Directory) and source.directory is not target.directory:
-            require(node, cred, W)
 
     def _check_quota(self, source: Place, target: Place) -> None:
         if self._quota.any and source.directory is not target.directory and source.node is not None:
@@ -177,12 +183,10 @@ class Rename:
 
     # -- exchange ------------------------------------------------------------------------------------------------------
 
-    def _exchange(self, cred: Credentials, source: Place, target: Place) -> None:
+    def _exchange(self, source: Place, target: Place) -> None:
         first, second = source.node, target.node
         assert first is not None
         assert second is not None
-        self._check_moved_directory(cred, first, source, target)
-        self._check_moved_directory(cred, second, source, target)
         self._data.publish([first, second])
         now = self._core.clock()
         records = self._touch_for_exchange(source, target, now)

@@ -428,7 +428,7 @@ class MetadataServer:
             if core.journal is None:
                 return
             core.assert_writable()
-            self._data.publish(list(core.buffered.values()))
+            self._files.publish_all()
             position = core.position()
         core.flush_log(position)
 
@@ -444,9 +444,11 @@ class MetadataServer:
             if journal is None or core.failed is not None:
                 core.failed = core.failed or ReadOnly("the file system is closed")
                 return
-            self._data.publish(list(core.buffered.values()))
+            self._files.publish_all()
             self._writeback.everything()
             try:
+                if journal.head.expire < journal.expire:
+                    journal.write_head()
                 journal.close()
             except JournalError as error:
                 raise core.fail(error) from error
