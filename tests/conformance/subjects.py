@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from mdstore.device.memory import MemoryDevice
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import Commit, ObjectStore
+from mdstore.limits import MIB
+from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 
 T = Transaction
@@ -72,6 +75,30 @@ class DelayedMemRig:
         return None
 
 
+class BtreeRig:
+    """`btree:` on a device in memory. A kill drops the store without a word and opens a copy of the device's bytes."""
+
+    def __init__(self, _: Path, size_bytes: int = 16 * MIB, log_bytes: int = MIB, block_size: int = 4096) -> None:
+        self._device = MemoryDevice(size_bytes)
+        self._store = Store.create(self._device, block_size=block_size, log_bytes=log_bytes, background=False)
+
+    @property
+    def store(self) -> ObjectStore:
+        return self._store
+
+    def reopen(self) -> None:
+        self._store.close()
+        self.kill()
+
+    def kill(self) -> None:
+        self._device = MemoryDevice.from_bytes(self._device.image())
+        self._store = Store.open(self._device, background=False)
+
+    def open_read_only(self) -> ObjectStore | None:
+        self._store.close()
+        return Store.open(MemoryDevice.from_bytes(self._device.image()), read_only=True)
+
+
 class Kind(NamedTuple):
     """An engine and what happens to it before each query: `as-is`, `reopened` or `killed`."""
 
@@ -80,7 +107,7 @@ class Kind(NamedTuple):
     make: Callable[[Path], Rig]
 
 
-RIGS: dict[str, Callable[[Path], Rig]] = {"mem": MemRig, "mem-delayed": DelayedMemRig}
+RIGS: dict[str, Callable[[Path], Rig]] = {"mem": MemRig, "mem-delayed": DelayedMemRig, "btree": BtreeRig}
 KINDS = [
     Kind(engine, disturbance, make)
     for engine, make in RIGS.items()

@@ -24,7 +24,7 @@ from tests.conformance.subjects import Content, Rig, content, everything
 Step = tuple[str, tuple[Any, ...]]  # a method of Transaction and its arguments
 
 COLLECTIONS = [b"c"] * 12 + [b"c\0", b"d"]
-NAMES = [b"a", b"a\0", b"b", b"c"] * 3 + [b"\xff", b"long" * 20]
+NAMES = [b"a", b"a\0", b"b", b"c"] * 3 + [b"\xff", b"long" * 6]
 ATTRIBUTES = [b"x", b"x\0", b"y", b"z" * 30]
 SMALL = [b"", b"v", b"value", b"w" * 100]
 VALUES = [*SMALL, *SMALL, b"large" * 300, b"huge" * 6000]

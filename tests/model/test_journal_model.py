@@ -97,7 +97,9 @@ class JournalModel(RuleBasedStateMachine):
     @rule()
     def trim(self) -> None:
         trimmed = self.journal.trim()
-        assert self.expired - self.journal.medium.period < trimmed <= self.expired or trimmed == self.journal.medium.start
+        assert (
+            self.expired - self.journal.medium.period < trimmed <= self.expired or trimmed == self.journal.medium.start
+        )
 
     @rule()
     def write_head(self) -> None:

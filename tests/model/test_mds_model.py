@@ -140,7 +140,14 @@ class NameSpaces(RuleBasedStateMachine):
         parent = self.ino(where)
         self.both(lambda vfs, side: vfs.rmdir(cred, parent[side], name))
 
-    @rule(cred=people, old=indexes, name=names, new=indexes, new_name=names | odd_names, flags=st.sampled_from([0, 0, 1, 2, 4]))
+    @rule(
+        cred=people,
+        old=indexes,
+        name=names,
+        new=indexes,
+        new_name=names | odd_names,
+        flags=st.sampled_from([0, 0, 1, 2, 4]),
+    )
     def rename(self, cred: Credentials, old: int, name: bytes, new: int, new_name: bytes, flags: int) -> None:
         source, target = self.ino(old), self.ino(new)
         self.both(lambda vfs, side: vfs.rename(cred, source[side], name, target[side], new_name, flags))
@@ -310,6 +317,9 @@ class NameSpaces(RuleBasedStateMachine):
         self.files, self.directories, self.lookups = [], [], {}
         self.pairs = [(ROOT_INO, ROOT_INO)]
 
+    def sides(self) -> tuple[Vfs, Vfs]:
+        return self.model, self.server
+
     # -- comparing -----------------------------------------------------------------------------------------------------
 
     def listed(self, model_ino: int) -> list[Any]:
@@ -327,7 +337,7 @@ class NameSpaces(RuleBasedStateMachine):
         while work:
             pair = work.pop()
             lists = []
-            for vfs, ino in zip((self.model, self.server), pair):
+            for vfs, ino in zip(self.sides(), pair):
                 handle = vfs.opendir(SUPERUSER, ino)
                 lists.append(vfs.readdir(handle, None, 1000))
                 vfs.releasedir(handle)
@@ -344,9 +354,9 @@ class NameSpaces(RuleBasedStateMachine):
             assert self.model.readlink(pair[0]) == self.server.readlink(pair[1])
         if not stat.S_ISREG(mode):
             return
-        handles = [vfs.open(SUPERUSER, ino, os.O_RDONLY) for vfs, ino in zip((self.model, self.server), pair)]
-        contents = [vfs.read(h, 0, 1 << 20) for vfs, h in zip((self.model, self.server), handles)]
-        for vfs, handle in zip((self.model, self.server), handles):
+        handles = [vfs.open(SUPERUSER, ino, os.O_RDONLY) for vfs, ino in zip(self.sides(), pair)]
+        contents = [vfs.read(h, 0, 1 << 20) for vfs, h in zip(self.sides(), handles)]
+        for vfs, handle in zip(self.sides(), handles):
             vfs.release(handle)
         assert contents[0] == contents[1]
 
@@ -371,5 +381,6 @@ def _name(number: int | None) -> str:
 
 TestNameSpaces = NameSpaces.TestCase
 TestNameSpaces.settings = settings(
-    max_examples=int(os.environ.get("MDS_MODEL_EXAMPLES", "60")), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
-)
+    max_examples=int(os.environ.get("MDS_MODEL_EXAMPLES", "60")), stateful_step_count=40,
+    deadline=None, suppress_health_check=list(HealthCheck), print_blob=True,
+)  # fmt: skip

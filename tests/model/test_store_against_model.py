@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from mdstore.engines.mem import MemStore
+from mdstore.limits import MIB
 from mdstore.store.transaction import Transaction
-from tests.conformance.subjects import RIGS, DelayedMemRig, Rig
+from tests.conformance.subjects import RIGS, BtreeRig, DelayedMemRig, Rig
 from tests.model.store_machine import StoreMachine
 
 SEED = int(os.environ.get("MDSTORE_SEED", "20080501"))
@@ -32,7 +34,14 @@ def run(machine: type[StoreMachine], limits: settings = LIMITS) -> None:
     run_state_machine_as_test(seed(SEED)(machine), settings=limits)
 
 
-@pytest.mark.parametrize("engine", RIGS)
+ENGINES: dict[str, Callable[[Path], Rig]] = {
+    **RIGS,
+    "btree-pages-of-256": lambda medium: BtreeRig(medium, log_bytes=3 * MIB, block_size=256),
+    "btree-pages-of-512": lambda medium: BtreeRig(medium, log_bytes=2 * MIB, block_size=512),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_engine_answers_as_the_model(engine: str, tmp_path: Path) -> None:
     used = [0]
 
@@ -40,7 +49,7 @@ def test_engine_answers_as_the_model(engine: str, tmp_path: Path) -> None:
         used[0] += 1
         medium = tmp_path / str(used[0])
         medium.mkdir()
-        return RIGS[engine](medium)
+        return ENGINES[engine](medium)
 
     class Machine(StoreMachine):
         make_rig = staticmethod(fresh)
