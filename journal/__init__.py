@@ -3,6 +3,7 @@
 from journal.ceilings import Ceilings, Hold
 from journal.entry import PAYLOAD_MAX, TYPE_MAX, Entry
 from journal.errors import (
+    DumpDamaged,
     EntryTooLarge,
     HeadLost,
     JournalBusy,
@@ -27,9 +28,9 @@ from journal.scan import Tail
 from journal.striped import Layout, StripedMedium
 
 __all__ = [
-    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "Entry", "EntryTooLarge", "FencingMedium", "Follower",
-    "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed", "JournalCorrupt", "JournalError",
-    "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly", "JournalTrimmed", "Lag", "Layout", "Medium",
-    "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region", "RingMedium", "StripedMedium", "Tail",
-    "UnsupportedJournal",
+    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "DumpDamaged", "Entry", "EntryTooLarge", "FencingMedium",
+    "Follower", "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed", "JournalCorrupt",
+    "JournalError", "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly", "JournalTrimmed", "Lag",
+    "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region", "RingMedium", "StripedMedium",
+    "Tail", "UnsupportedJournal",
 ]  # fmt: skip

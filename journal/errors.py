@@ -13,6 +13,7 @@
 | JournalClosed    | open it again                                                                     |
 | JournalFailed    | reopen: a write or flush failed; what was acknowledged is on the medium           |
 | JournalFenced    | stop: another writer has taken over                                               |
+| DumpDamaged      | use another copy of the dump; nothing was written                                 |
 | JournalBusy      | try again later: a rewrite of the log is under way                                |
 """
 
@@ -95,6 +96,15 @@ class JournalReadOnly(JournalError):
 
 class JournalClosed(JournalError):
     """The journal was closed."""
+
+
+class DumpDamaged(JournalError):
+    """A dump, or an undo file, is not what was written, or is of a log that does not fit this place."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        self.offset = offset
+        self.reason = reason
+        super().__init__(f"dump damaged at byte {offset}: {reason}")
 
 
 class JournalBusy(JournalError):

@@ -81,6 +81,7 @@ class Walk:
         self.position = position
         self.stop = stop
         self.sequence = sequence
+        self.first_sequence = sequence  # of the first entry, pads included
         self.generation = generation
         self.safe = 0  # the highest durable position any entry knew of
         self.broken = ""
@@ -169,6 +170,8 @@ class Walk:
         return self._rule.refuses(header, self.position, self.sequence, self.generation)
 
     def _accept(self, header: Header, payload: bytes) -> list[Entry]:
+        if self.first_sequence is None:
+            self.first_sequence = header.sequence
         entry = Entry(header.type, self.position, header.end, header.sequence, header.generation, header.safe, payload)
         self.position, self.sequence, self.generation = header.end, header.sequence + 1, header.generation
         self.safe = max(self.safe, header.safe)

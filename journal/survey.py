@@ -25,6 +25,7 @@ class Run:
     end: int
     entries: int
     first_sequence: int
+    next_sequence: int
     generation: int  # of the last one
     log: int
 
@@ -105,13 +106,18 @@ def _survey_from(medium: Medium, found: Survey, head: Head, window: int) -> None
 
 
 def _add_run(found: Survey, walk: Walk, position: int, log: int) -> None:
-    entries = first = 0
-    for batch in walk.batches():
-        first = first or batch[0].sequence
-        entries += len(batch)
-    if entries:
-        found.runs.append(Run(position, walk.position, entries, first, walk.generation, log))
-        found.entries += entries
+    run = _run_of(walk, position, log)
+    if run is not None:
+        found.runs.append(run)
+        found.entries += run.entries
+
+
+def _run_of(walk: Walk, position: int, log: int) -> Run | None:
+    """Exhausts `walk`; None when there was not even a pad."""
+    entries = sum(len(batch) for batch in walk.batches())
+    if walk.first_sequence is None or walk.sequence is None:
+        return None
+    return Run(position, walk.position, entries, walk.first_sequence, walk.sequence, walk.generation, log)
 
 
 def _resynchronise(read: Read, rule: Rule, walk: Walk, reach: int, safe: int) -> Header | None:
@@ -147,9 +153,9 @@ def find_runs(medium: Medium, *, window: int = WINDOW) -> Iterator[Run]:
     while (header := next(find_headers(medium.read, position, high, window=window), None)) is not None:
         rule = Rule(header.log, 1 << 32, 1 << 64, medium.unit)
         walk = Walk(medium.read, rule, header.position, high, window=window, generation=header.generation)
-        entries = sum(len(batch) for batch in walk.batches())
-        if entries:
-            yield Run(header.position, walk.position, entries, header.sequence, walk.generation, header.log)
+        run = _run_of(walk, header.position, header.log)
+        if run is not None:
+            yield run
         position = max(walk.position, header.position + 1)
 
 
@@ -190,7 +196,7 @@ def recover_head(medium: Medium, *, after_damage: bool = False, window: int = WI
     first = newest if after_damage else ours[0]
     return Head(
         log=newest.log, generation=newest.generation, trimmed=first.start - first.start % medium.period,
-        expire=first.start, safe=newest.end, next_sequence=newest.first_sequence + newest.entries,
+        expire=first.start, safe=newest.end, next_sequence=newest.next_sequence,
         generation_start=newest.end, clean=False, allow_split=True, epoch=getattr(medium, "epoch", 0),
         **medium.describe(),
     )  # fmt: skip
