@@ -100,8 +100,8 @@ class Links:
                 "directory-links", f"{len(entries)} entries lead to directory {ino}: {where}", self._names.place(ino)
             )
         elif entries[0][2:4] != headers[0][2:4]:
-            where = self._names.place_of_entry(*entries[0][2:4])
-            what = f"directory {ino} says its parent is {headers[0][2]}, its entry is {where}"
+            hangs = self._names.place_of_entry(*entries[0][2:4])
+            what = f"directory {ino} says its parent is {headers[0][2]}, its entry is {hangs}"
             self._findings.add("directory-parent", what, self._names.place(ino))
 
     def _judge_names(self, ino: int, facts: Facts) -> None:

@@ -15,7 +15,7 @@ from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.overlay import Overlay, mapped_blocks
 from mdstore.tools.reader.problems import Damage, Findings, Place
 from mdstore.tools.reader.ring import Ring
-from mdstore.tools.reader.scan import ROT, STALE, TORN, Entry, Scan, Tail
+from mdstore.tools.reader.scan import ROT, TORN, Entry, Scan, Tail
 from mdstore.tools.reader.storelog import ENTRY_TYPE, LoggedTransaction, decode_transaction
 from mdstore.tools.reader.superblock import Superblock
 
@@ -94,8 +94,6 @@ class LogCheck:
             self._findings.add("log-rot", f"no entry at position {tail.end}, though {witness} knew it durable", place)
         elif tail.kind == TORN:
             self._findings.add("log-torn", f"unfinished entry at position {tail.end}", place)
-        elif tail.kind == STALE:
-            self._findings.add("log-stale", f"old entry behind the end at position {tail.end}", place)
 
     def _take(self, ring: Ring, entry: Entry, overlay: Overlay | None) -> bool:
         """Second pass: one entry; False where the log cannot be followed further."""

@@ -57,7 +57,10 @@ class Space:
         self._used.close()
 
     def sweep(
-        self, free: Iterator[tuple[bytes, bytes]], findings: Findings, name_objects: Callable[[set[int]], dict[int, str]]
+        self,
+        free: Iterator[tuple[bytes, bytes]],
+        findings: Findings,
+        name_objects: Callable[[set[int]], dict[int, str]],
     ) -> None:
         """Report every run that is owned twice or by nobody. `name_objects` gives names for ordinal numbers."""
         overlaps: list[tuple[int, int, int, int]] = []
@@ -111,7 +114,9 @@ class Space:
         for start, blocks, one, other in overlaps:
             kinds = {one >> _KIND_SHIFT, other >> _KIND_SHIFT}
             code = "space-false-free" if kinds & {FREE, SPARE} else "space-shared"
-            what = f"blocks {start} .. {start + blocks - 1} belong to {_words(one, names)} and to {_words(other, names)}"
+            what = (
+                f"blocks {start} .. {start + blocks - 1} belong to {_words(one, names)} and to {_words(other, names)}"
+            )
             data = next((item for item in (other, one) if item >> _KIND_SHIFT == DATA), None)
             place = Place(names.get(_number(data)) if data else None, byte=start * self._superblock.block_size)
             findings.add(code, what, place)
@@ -121,7 +126,9 @@ def check_runs(runs: tuple[tuple[int, int], ...], space: Space, findings: Findin
     """The superblock's spare runs lie where they may."""
     for start, blocks in runs:
         if not blocks or not space.holds(start, blocks):
-            findings.add_damage(Damage("free-extent", f"spare run of {blocks} blocks at block {start}", owner="superblock"))
+            findings.add_damage(
+                Damage("free-extent", f"spare run of {blocks} blocks at block {start}", owner="superblock")
+            )
 
 
 def _number(code: int) -> int:
@@ -132,5 +139,10 @@ def _words(code: int, names: dict[int, str]) -> str:
     kind, number = code >> _KIND_SHIFT, _number(code)
     if kind == DATA:
         return names.get(number, f"object number {number} of the object tree")
-    words = {FREE: "the free tree", SPARE: "a spare run", PAGE: f"tree {number}", OVERFLOW: f"a large value of tree {number}"}
+    words = {
+        FREE: "the free tree",
+        SPARE: "a spare run",
+        PAGE: f"tree {number}",
+        OVERFLOW: f"a large value of tree {number}",
+    }
     return words.get(kind, "the superblock or the log")

@@ -15,13 +15,13 @@ COLLECTION_NAME_MAX: Final = 255
 OBJECT_NAME_MAX: Final = 512
 
 _COLLECTION: Final = struct.Struct("<BBHQQQ")
-_ONODE: Final = struct.Struct("<BBHQQQQ")
+_ONODE: Final = struct.Struct("<BBHQQQQQ")
 _LENGTH: Final = struct.Struct("<I")
 _HINT: Final = struct.Struct("<QQI")
 _ATTRIBUTE: Final = struct.Struct("<HI")
 _EXTENT: Final = struct.Struct("<QHHQ")
 _NUMBER: Final = struct.Struct(">Q")
-assert (_COLLECTION.size, _ONODE.size, _HINT.size, _EXTENT.size) == (28, 36, 20, 20)
+assert (_COLLECTION.size, _ONODE.size, _HINT.size, _EXTENT.size) == (28, 44, 20, 20)
 
 
 class Collection(NamedTuple):
@@ -84,7 +84,7 @@ def decode_onode(value: bytes) -> Onode:
     """An object's record. Damage (`onode`)."""
     if len(value) < _ONODE.size:
         raise Damage("onode", "onode cut short", f"at least {_ONODE.size} bytes", len(value))
-    version, flags, count, size, allocated, created_rev, floor = _ONODE.unpack_from(value)
+    version, flags, count, size, allocated, created_rev, floor, _group = _ONODE.unpack_from(value)
     if version != VERSION or flags & ~7:
         raise Damage("onode", "onode version and flags", "version 1, flags below 8", f"{version}, {flags:#x}")
     if len(value) == _ONODE.size and not flags and not count:

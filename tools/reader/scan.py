@@ -15,9 +15,8 @@ from mdstore.tools.reader.entry import HEADER_SIZE, MAGIC, TYPE_PAD, Head, Heade
 
 CHUNK: Final = 1 << 20
 
-CLEAN: Final = "clean"
+CLEAN: Final = "clean"  # nothing, or what an earlier lap or writer left
 TORN: Final = "torn"
-STALE: Final = "stale"
 ROT: Final = "rot"
 
 
@@ -45,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Where the log ends and what follows: kind is CLEAN, TORN, STALE or ROT; `witness` is the position of the entry, or
+    """Where the log ends and what follows: kind is CLEAN, TORN or ROT; `witness` is the position of the entry, or
     -1 for the head, that knew the lost bytes durable."""
 
     end: int
@@ -87,12 +86,12 @@ class Scan:
         """What follows the end that `entries` reached."""
         if self._head.safe > self.end:
             return Tail(self.end, ROT, -1)
-        witness, has_stale = self._search_behind()
+        witness = self._search_behind()
         if witness is not None:
             return Tail(self.end, ROT, witness)
-        if not any(self._read(self.end, HEADER_SIZE)):
-            return Tail(self.end, CLEAN)
-        return Tail(self.end, STALE if has_stale else TORN)
+        header = decode_header(self._read(self.end, HEADER_SIZE))
+        is_torn = header is not None and self._is_due(header, self.end)
+        return Tail(self.end, TORN if is_torn else CLEAN)
 
     # -- acceptance ----------------------------------------------------------------------------------------------------
     def _accept(self, position: int) -> tuple[Header, bytes] | None:
@@ -126,21 +125,19 @@ class Scan:
         return self._accept(boundary)
 
     # -- what follows --------------------------------------------------------------------------------------------------
-    def _search_behind(self) -> tuple[int | None, bool]:
-        """An intact header of this log further on that knew the end durable; and whether any intact header was seen."""
-        at, stop, has_stale = self.end, self._medium.horizon(self.end), False
+    def _search_behind(self) -> int | None:
+        """The position of an intact header of this log further on that knew the end durable."""
+        at, stop = self.end, self._medium.horizon(self.end)
         while at < stop:
             data = self._medium.read(at, min(CHUNK + HEADER_SIZE, stop - at))
             found = data.find(MAGIC)
             while 0 <= found < CHUNK:
                 header = decode_header(data, found)
-                if header is not None:
-                    has_stale = has_stale or at + found == self.end
-                    if self._is_witness(header, at + found):
-                        return at + found, has_stale
+                if header is not None and self._is_witness(header, at + found):
+                    return at + found
                 found = data.find(MAGIC, found + 1)
             at += CHUNK
-        return None, has_stale
+        return None
 
     def _is_witness(self, header: Header, position: int) -> bool:
         if header.position != position or header.log != self._head.log or header.generation > self._head.generation:

@@ -1,0 +1,152 @@
+"""`mdstore fsck`: check an image and say everything that is wrong with it. Never writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import click
+
+from mdstore.errors import MdstoreError
+from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, Progress, Result, check_image
+from mdstore.tools.reader.problems import Problem
+
+EXIT_CLEAN: Final = 0
+EXIT_ERRORS: Final = 4
+EXIT_FAILED: Final = 8
+
+
+@click.command("fsck")
+@click.argument("image")
+@click.option("--quick", "level", flag_value=QUICK, help="Superblocks and log only.")
+@click.option("--deep", "level", flag_value=DEEP, help="All metadata, and every data block against its checksum.")
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 100),
+    default=100.0,
+    metavar="N",
+    help="With --deep: N percent of the data extents.",
+)
+@click.option("--seed", type=int, default=0, help="Which extents --sample takes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def fsck_command(image: str, level: str | None, sample: float, seed: int, as_json: bool) -> None:
+    """Check IMAGE and report every problem: what, where, what follows from it, what to do.
+
+    Reads only; works on an image that was not closed (its logs are replayed in memory).
+
+    \b
+    Exit codes: 0 clean (warnings and notes do not count), 4 errors, 8 could not check
+    (not an image, no permission, unknown format).
+    """
+    options = Options(level or NORMAL, sample / 100, seed)
+    sys.exit(run_fsck(image, options, as_json=as_json))
+
+
+def run_fsck(image: str, options: Options, *, as_json: bool = False) -> int:
+    """Check and print; returns the exit code."""
+    front: _Front = _JsonFront() if as_json else _TextFront()
+    started = time.monotonic()
+    try:
+        with _progress() as progress:
+            result = check_image(image, options, front.problem, progress)
+    except MdstoreError as error:
+        front.failed(image, error)
+        return EXIT_FAILED
+    front.finished(image, result, time.monotonic() - started)
+    return EXIT_ERRORS if result.errors else EXIT_CLEAN
+
+
+class _TextFront:
+    """One line for each problem, one for the sum."""
+
+    def problem(self, problem: Problem) -> None:
+        click.echo(problem.as_line())
+
+    def failed(self, image: str, error: MdstoreError) -> None:
+        click.echo(f"fsck: {error}", err=True)
+
+    def finished(self, image: str, result: Result, seconds: float) -> None:
+        state = "clean" if not result.errors else f"{result.errors} errors"
+        rest = "".join(
+            f", {result.severities[name]} {name}s" for name in ("warning", "note") if result.severities.get(name)
+        )
+        counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result.counts.items() if value)
+        click.echo(
+            f"{image}: {state}{rest}; epoch {result.epoch}; {counts or 'nothing'}; {seconds:.2f} s ({result.level} check)"
+        )
+
+
+class _JsonFront:
+    """One document, written as the problems come, so that memory does not grow with damage."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def problem(self, problem: Problem) -> None:
+        click.echo(("," if self._count else '{"problems": [') + "\n  " + json.dumps(problem.as_json()), nl=False)
+        self._count += 1
+
+    def failed(self, image: str, error: MdstoreError) -> None:
+        self._close({"image": image, "status": "failed", "error": str(error), "error_kind": type(error).__name__})
+
+    def finished(self, image: str, result: Result, seconds: float) -> None:
+        self._close(
+            {
+                "image": image,
+                "status": "errors" if result.errors else "clean",
+                "level": result.level,
+                "size": result.size,
+                "epoch": result.epoch,
+                "closed_in_order": result.is_clean,
+                "counts": result.counts,
+                "severities": {name: result.severities.get(name, 0) for name in ("error", "warning", "note")},
+                "codes": result.codes,
+                "seconds": round(seconds, 3),
+            }
+        )
+
+    def _close(self, fields: dict[str, object]) -> None:
+        start = "\n]" if self._count else '{"problems": []'
+        click.echo(f"{start}, {json.dumps(fields)[1:]}")
+
+
+_Front = _TextFront | _JsonFront
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A progress display on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Display(*columns, console=Console(stderr=True), transient=True) as display:
+        yield _shown_on(display)
+
+
+def _shown_on(display: object) -> Callable[[str, int, int], None]:
+    from rich.progress import Progress as Display
+
+    assert isinstance(display, Display)
+    tasks: dict[str, object] = {}
+
+    def show(phase: str, done: int, total: int) -> None:
+        if phase not in tasks:
+            tasks[phase] = display.add_task(phase, total=total or None)
+        display.update(tasks[phase], completed=done)  # type: ignore[arg-type]
+
+    return show

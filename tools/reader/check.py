@@ -1,0 +1,146 @@
+"""The whole check of an image: which parts, in which order. The command `mdstore fsck` is a front of `check_image`.
+
+What is judged: the trees, counts and space as of the superblock; the log's framing and contents after it; then the name
+space as it is once the log is replayed and the metadata server's events are applied. Both happen in memory, bounded by
+the length of the logs; nothing is ever written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from mdstore.tools.reader.check_events import open_name_space
+from mdstore.tools.reader.check_log import LogCheck, LogState
+from mdstore.tools.reader.check_names import NameCheck
+from mdstore.tools.reader.check_store import StoreCheck
+from mdstore.tools.reader.check_superblock import check_superblocks
+from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.overlay import Overlay
+from mdstore.tools.reader.problems import Damage, Findings, Place, Problem
+from mdstore.tools.reader.store import StoreReader
+from mdstore.tools.reader.superblock import ROOT_COLLECTIONS, ROOT_FREE, ROOT_OBJECTS, Superblock
+
+QUICK: Final = "quick"
+NORMAL: Final = "normal"
+DEEP: Final = "deep"
+
+Progress = Callable[[str, int, int], None]  # phase, how far, of how many (0: unknown)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How thorough: QUICK is superblocks and log, NORMAL all metadata, DEEP every data block too (or `sample` of them)."""
+
+    level: str = NORMAL
+    sample: float = 1.0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Result:
+    """What a check came to."""
+
+    level: str
+    size: int = 0
+    epoch: int = 0
+    is_clean: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    severities: dict[str, int] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> int:
+        return self.severities.get("error", 0)
+
+
+def check_image(
+    path: str, options: Options, sink: Callable[[Problem], None], progress: Progress = lambda *_: None
+) -> Result:
+    """Check the image at `path`; every problem goes to `sink` as it is found.
+
+    Reads only. NotFound, NotAnImage, UnsupportedFormat or DeviceFailed when there is nothing that could be checked.
+    """
+    findings = Findings(sink)
+    result = Result(options.level)
+    with Image(path) as image:
+        result.size = image.size
+        candidates = check_superblocks(image, findings)
+        if candidates:
+            superblock = _choose(image, candidates, findings)
+            result.epoch, result.is_clean = superblock.epoch, superblock.is_clean
+            _check(image, superblock, options, findings, progress, result)
+    result.severities = dict(findings.by_severity)
+    result.codes = dict(findings.by_code)
+    return result
+
+
+def _choose(image: Image, candidates: list[Superblock], findings: Findings) -> Superblock:
+    """The newest superblock whose trees can be opened; the newest of all when none can."""
+    for superblock in candidates:
+        reader = StoreReader(image, superblock)
+        try:
+            for kind in (ROOT_OBJECTS, ROOT_COLLECTIONS, ROOT_FREE):
+                next(reader.root_tree(kind).items(), None)
+        except Damage as damage:
+            findings.add_damage(damage)
+            continue
+        if superblock is not candidates[0]:
+            what = f"the superblock of epoch {candidates[0].epoch} leads to damaged trees; epoch {superblock.epoch} is checked"
+            findings.add("superblock-fallback", what, Place("superblock"))
+        return superblock
+    return candidates[0]
+
+
+def _check(
+    image: Image, superblock: Superblock, options: Options, findings: Findings, progress: Progress, result: Result
+) -> None:
+    """All parts that the level asks for."""
+    strict = StoreReader(image, superblock)
+    is_deep = options.level == DEEP
+    if options.level == QUICK:
+        _note_log(LogCheck(image, superblock, findings, strict).run(), result)
+        return
+    store = StoreCheck(
+        strict,
+        findings,
+        is_deep=is_deep,
+        sample=options.sample,
+        seed=options.seed,
+        tick=_ticker(progress, "objects", superblock.objects),
+    )
+    store.run()
+    result.counts.update(
+        collections=store.counts.collections,
+        objects=store.counts.objects,
+        extents=store.counts.extents,
+        pages=store.counts.pages,
+        map_records=store.counts.records,
+        data_blocks=store.counts.data_blocks,
+        verified_blocks=store.counts.verified_blocks,
+    )
+    # Damage met from here on was reported by the walk above: it is read around.
+    overlay = Overlay(StoreReader(image, superblock, on_damage=lambda _: None))
+    _note_log(LogCheck(image, superblock, findings, strict, is_deep=is_deep).run(overlay), result)
+    names = open_name_space(overlay, findings)
+    if names is None:
+        return
+    check = NameCheck(names, findings, _ticker(progress, "names", 0))
+    check.run()
+    result.counts.update(check.counts)
+
+
+def _note_log(state: LogState, result: Result) -> None:
+    result.counts.update(log_entries=state.entries, log_bytes=state.size)
+
+
+def _ticker(progress: Progress, phase: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(phase, done, total)
+
+    return tick

@@ -1,0 +1,61 @@
+"""The metadata server's log: heads, framing, events; and the name space with its events applied.
+
+docs/format/mds-events.md, mds-tables.md, journal.md.
+"""
+
+from __future__ import annotations
+
+from mdstore.tools.reader.mds_directory import COLLECTION
+from mdstore.tools.reader.mds_events import decode_event
+from mdstore.tools.reader.mds_log import Stripes, read_head
+from mdstore.tools.reader.mds_tables import LOG, SERVER, TABLES, decode_server
+from mdstore.tools.reader.mds_view import NameSpace
+from mdstore.tools.reader.overlay import Overlay
+from mdstore.tools.reader.problems import Damage, Findings, Place
+from mdstore.tools.reader.scan import ROT, TORN, Scan, Tail
+
+_CODES = {ROT: "event-rot", TORN: "event-torn"}
+_WORDS = {ROT: "a damaged event that was known durable", TORN: "an unfinished event"}
+
+
+def open_name_space(store: Overlay, findings: Findings) -> NameSpace | None:
+    """The name space after its events, or None where the store holds no file system. Reports damage of record and log."""
+    try:
+        found = store.find(COLLECTION, TABLES[SERVER]) if COLLECTION in store.collections() else None
+    except Damage as damage:
+        findings.add_damage(damage)
+        return None
+    if found is None:
+        if next(iter(store.objects(COLLECTION)), None) is not None if COLLECTION in store.collections() else False:
+            findings.add("server-record", "no server record, though directories are there", Place("meta/table.server"))
+        return None
+    names = NameSpace(store)
+    try:
+        decode_server(store.header_of(found))
+    except Damage as damage:
+        findings.add_damage(damage.located(owner="meta/table.server"))
+    _apply_events(store, names, findings)
+    for ino in names.unknown():
+        findings.add("event-directory", f"events change directory {ino}, which is nowhere", Place("log"))
+    return names
+
+
+def _apply_events(store: Overlay, names: NameSpace, findings: Findings) -> None:
+    try:
+        head = read_head(store, findings.add_damage)
+        scan = Scan(Stripes(store, head), head, head.expire)
+        for entry in scan.entries():
+            try:
+                names.apply(decode_event(entry.header.type, entry.payload))
+            except Damage as damage:
+                findings.add_damage(damage.located(owner=f"log, event at position {entry.header.position}"))
+        _report_tail(scan.tail(), findings)
+    except Damage as damage:
+        findings.add_damage(damage.located(owner=LOG.decode()))
+        findings.add("event-partial", "not all events could be read", Place("log"))
+
+
+def _report_tail(tail: Tail, findings: Findings) -> None:
+    if tail.kind in _CODES:
+        what = f"{_WORDS[tail.kind]} at position {tail.end}"
+        findings.add(_CODES[tail.kind], what, Place(f"log, position {tail.end}"))

@@ -1,0 +1,300 @@
+"""The store: every tree, object and extent once, in order. docs/format/onode.md, space.md.
+
+The collection tree and the object tree are walked side by side (both streams are ordered by collection number once the
+collections are held: 40 bytes each); each object's own trees are walked when its onode comes by.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mdstore.tools.reader.check_space import DATA, OVERFLOW, PAGE, Space, check_runs, owner
+from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.onode import (
+    Collection,
+    Extent,
+    Onode,
+    decode_collection,
+    decode_extent,
+    decode_onode,
+    extent_blocks_max,
+    split_object_key,
+)
+from mdstore.tools.reader.problems import Damage, Findings, Place, readable
+from mdstore.tools.reader.store import DATA_SHAPE, MAP_SHAPE, StoreReader
+from mdstore.tools.reader.superblock import ROOT_COLLECTIONS, ROOT_FREE, ROOT_NAMES, ROOT_OBJECTS
+from mdstore.tools.reader.tree import Tree
+
+
+@dataclass(slots=True)
+class StoreCounts:
+    """What was seen."""
+
+    collections: int = 0
+    objects: int = 0
+    stored_bytes: int = 0
+    extents: int = 0
+    data_blocks: int = 0
+    verified_blocks: int = 0
+    pages: int = 0
+    records: int = 0
+
+
+class StoreCheck:
+    """One check of one superblock's trees. `is_deep` verifies data; `sample` is the share of blocks verified then."""
+
+    def __init__(
+        self,
+        reader: StoreReader,
+        findings: Findings,
+        *,
+        is_deep: bool = False,
+        sample: float = 1.0,
+        seed: int = 0,
+        tick: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._reader = reader
+        self._superblock = reader.superblock
+        self._findings = findings
+        self._is_deep = is_deep
+        self._sample = sample
+        self._random = random.Random(seed)
+        self._tick = tick
+        self._space = Space(reader.superblock, reader.image.size)
+        self._tree_ids = array("Q")
+        self._names: dict[int, bytes] = {}
+        self._extent_max = extent_blocks_max(reader.block_size)
+        self.counts = StoreCounts()
+
+    def run(self) -> None:
+        """Walk everything, then compare used with free."""
+        try:
+            collections = self._check_collections()
+            self._check_objects(collections)
+            self._check_space()
+            self._check_tree_ids()
+        finally:
+            self._space.close()
+
+    # -- trees ---------------------------------------------------------------------------------------------------------
+    def _watch(self, tree: Tree, name: str) -> Tree:
+        """Have every page of a tree noted as used, and every damage of it reported."""
+        page_code, overflow_code = owner(PAGE, tree.root.tree_id), owner(OVERFLOW, tree.root.tree_id)
+
+        def on_pages(start: int, pages: int, is_overflow: bool) -> None:
+            if not self._space.holds(start, pages):
+                what = f"pages {start} .. {start + pages - 1} lie outside the allocator's space"
+                self._findings.add("extent-outside", what, Place(tree=name, page=start))
+                return
+            self._space.use(start, pages, overflow_code if is_overflow else page_code)
+            self.counts.pages += pages
+
+        tree.on_pages = on_pages
+        tree.on_damage = lambda damage: self._findings.add_damage(damage.located(tree=name))
+        self._tree_ids.append(tree.root.tree_id)
+        return tree
+
+    def _root(self, kind: int) -> Tree | None:
+        try:
+            return self._watch(self._reader.root_tree(kind), ROOT_NAMES[kind])
+        except Damage as damage:
+            self._findings.add_damage(damage.located(owner="superblock", tree=ROOT_NAMES[kind]))
+            return None
+
+    def _check_tree_ids(self) -> None:
+        """No id is given twice or not yet given."""
+        ids = array("Q", sorted(self._tree_ids))
+        last = 0
+        for tree_id in ids:
+            if tree_id == last or not tree_id or tree_id >= self._superblock.next_tree_id:
+                what = f"tree id {tree_id} " + ("is used twice" if tree_id == last else "was not given out")
+                self._findings.add("tree-id", what, Place(tree=str(tree_id)))
+            last = tree_id
+
+    # -- collections and objects ---------------------------------------------------------------------------------------
+    def _check_collections(self) -> dict[int, Collection]:
+        found: dict[int, Collection] = {}
+        tree = self._root(ROOT_COLLECTIONS)
+        for name, value in tree.items() if tree is not None else ():
+            place = Place(f"collection {readable(name)}", "collections")
+            try:
+                record = decode_collection(value)
+            except Damage as damage:
+                self._findings.add_damage(damage.located(owner=place.owner, tree="collections"))
+                continue
+            if record.number in found or record.number >= self._superblock.next_collection_id:
+                what = f"collection number {record.number} " + ("twice" if record.number in found else "not given out")
+                self._findings.add("collection-number", what, place)
+            found[record.number] = record
+            self._names[record.number] = name
+        self.counts.collections = len(found)
+        return found
+
+    def _check_objects(self, collections: dict[int, Collection]) -> None:
+        tree = self._root(ROOT_OBJECTS)
+        current, held, records = -1, 0, 0
+        counted: dict[int, int] = {}
+        for key, value in tree.items() if tree is not None else ():
+            records += 1
+            number = int.from_bytes(key[:8], "big")
+            if number != current:
+                counted[current] = held
+                current, held = number, 0
+            held += 1
+            self._check_object(key, value, number in collections)
+            if not records & 0x3FF:
+                self._space.settle()
+                self._tick(0x400)
+        counted[current] = held
+        self._tick(records & 0x3FF)
+        self._compare_counts(collections, counted)
+
+    def _compare_counts(self, collections: dict[int, Collection], counted: dict[int, int]) -> None:
+        for number, record in collections.items():
+            has = counted.get(number, 0)
+            if record.objects != has:
+                what = f"collection says {record.objects} objects, has {has}"
+                self._findings.add(
+                    "collection-count", what, Place(f"collection {readable(self._names[number])}", "collections")
+                )
+        if self._superblock.objects != self.counts.objects:
+            what = f"superblock says {self._superblock.objects} objects, there are {self.counts.objects}"
+            self._findings.add("object-count", what, Place("superblock"))
+        if self._superblock.stored_bytes != self.counts.stored_bytes:
+            what = f"superblock says {self._superblock.stored_bytes} stored bytes, there are {self.counts.stored_bytes}"
+            self._findings.add("stored-bytes", what, Place("superblock"))
+
+    def _check_object(self, key: bytes, value: bytes, is_listed: bool) -> None:
+        ordinal = self.counts.objects
+        self.counts.objects += 1
+        try:
+            if not is_listed or len(key) > 520 or len(key) < 9:
+                number, _ = split_object_key(key)
+                self._findings.add(
+                    "object-stray", f"no collection has number {number}", Place(self._name(key), "objects")
+                )
+            onode = decode_onode(value)
+        except Damage as damage:
+            self._findings.add_damage(damage.located(owner=self._name(key), tree="objects"))
+            return
+        self.counts.stored_bytes += onode.size
+        allocated = self._check_data(key, onode, ordinal) if onode.data_root is not None else 0
+        if allocated != onode.allocated:
+            what = f"onode says {onode.allocated} blocks, its extents take {allocated}"
+            self._findings.add("allocated-count", what, Place(self._name(key), "objects"))
+        if onode.map_root is not None:
+            self._check_map(key, onode.map_root)
+
+    def _name(self, key: bytes) -> str:
+        number = int.from_bytes(key[:8], "big")
+        return f"{readable(self._names.get(number, b'#%d' % number))}/{readable(key[8:])}"
+
+    def _check_map(self, key: bytes, root: bytes) -> None:
+        name = self._name(key)
+        try:
+            tree = self._watch(self._reader.tree(root, MAP_SHAPE), f"map of {name}")
+        except Damage as damage:
+            self._findings.add_damage(damage.located(owner=name, tree="map"))
+            return
+        for _ in tree.items():
+            self.counts.records += 1
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+    def _check_data(self, key: bytes, onode: Onode, ordinal: int) -> int:
+        """The object's extents; returns the blocks they take."""
+        assert onode.data_root is not None
+        try:
+            tree = self._watch(self._reader.tree(onode.data_root, DATA_SHAPE), f"data of {self._name(key)}")
+        except Damage as damage:
+            self._findings.add_damage(damage.located(owner=self._name(key), tree="data"))
+            return 0
+        allocated = end = 0
+        blocks_needed = -(-onode.size // self._reader.block_size)
+        for record_key, value in tree.items():
+            try:
+                extent = decode_extent(record_key, value)
+            except Damage as damage:
+                self._findings.add_damage(damage.located(owner=self._name(key), tree="data"))
+                continue
+            allocated += extent.blocks
+            self._check_extent(key, extent, end, blocks_needed, ordinal)
+            end = max(end, extent.logical + extent.blocks)
+            if self._is_deep:
+                self._verify(key, extent, onode.size)
+        return allocated
+
+    def _check_extent(self, key: bytes, extent: Extent, end: int, blocks_needed: int, ordinal: int) -> None:
+        self.counts.extents += 1
+        self.counts.data_blocks += extent.blocks
+        if extent.logical < end:
+            self._report_extent(
+                "extent-overlap", f"begins before block {end}, where the one before it ends", key, extent
+            )
+        if extent.logical + extent.blocks > blocks_needed:
+            self._report_extent(
+                "extent-beyond-end", f"reaches beyond block {blocks_needed}, the end of the object", key, extent
+            )
+        if extent.blocks > self._extent_max:
+            self._report_extent(
+                "extent", f"has {extent.blocks} blocks, at most {self._extent_max} are allowed", key, extent
+            )
+        if self._space.holds(extent.start, extent.blocks):
+            self._space.use(extent.start, extent.blocks, owner(DATA, ordinal))
+        else:
+            self._report_extent("extent-outside", "lies outside the allocator's space", key, extent)
+
+    def _report_extent(self, code: str, what: str, key: bytes, extent: Extent) -> None:
+        place = Place(self._name(key), "data", byte=extent.start * self._reader.block_size)
+        where = f"extent of logical block {extent.logical} ({extent.blocks} blocks at {extent.start})"
+        self._findings.add(code, f"{where} {what}", place)
+
+    def _verify(self, key: bytes, extent: Extent, size: int) -> None:
+        """The extent's data against its checksums, in one read."""
+        if self._sample < 1.0 and self._random.random() >= self._sample:
+            return
+        length = self._reader.block_size
+        try:
+            data = self._reader.image.read(extent.start * length, extent.blocks * length)
+        except Damage as damage:
+            self._findings.add_damage(damage.located(owner=self._name(key), tree="data"))
+            return
+        for index in range(extent.blocks):
+            block = data[index * length : (index + 1) * length]
+            self.counts.verified_blocks += 1
+            logical = extent.logical + index
+            place = Place(self._name(key), "data", byte=(extent.start + index) * length)
+            if crc32c(block) != extent.checksum(index):
+                what = f"checksum of logical block {logical}: expected {extent.checksum(index):08x}, found {crc32c(block):08x}"
+                self._findings.add("data-checksum", what, place)
+            elif logical * length < size < (logical + 1) * length and any(block[size - logical * length :]):
+                self._findings.add("data-tail", f"bytes behind the end in logical block {logical}", place)
+
+    # -- space ---------------------------------------------------------------------------------------------------------
+    def _check_space(self) -> None:
+        """The free tree's own pages are noted first: its records are then read a second time, in step with the sweep."""
+        tree = self._root(ROOT_FREE)
+        if tree is None:
+            return
+        for _ in tree.items():
+            pass
+        check_runs(self._superblock.spare_runs, self._space, self._findings)
+        free = self._reader.root_tree(ROOT_FREE)
+        free.on_damage = lambda _: None
+        self._space.sweep(free.items(), self._findings, self._name_objects)
+
+    def _name_objects(self, ordinals: set[int]) -> dict[int, str]:
+        """Names of objects by their place in the object tree: one more walk, only when something is wrong."""
+        names: dict[int, str] = {}
+        if not ordinals:
+            return names
+        tree = self._reader.root_tree(ROOT_OBJECTS)
+        tree.on_damage = lambda _: None
+        for ordinal, (key, _) in enumerate(tree.items()):
+            if ordinal in ordinals:
+                names[ordinal] = self._name(key)
+                if len(names) == len(ordinals):
+                    break
+        return names

@@ -1,0 +1,270 @@
+"""What `mdstore dump` shows: each view is a list of sections, each section either facts or rows, with stable keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from mdstore.errors import InvalidRequest, NotAnImage, NotFound
+from mdstore.tools.reader.check_events import open_name_space
+from mdstore.tools.reader.check_log import LogCheck
+from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.mds_view import NameSpace
+from mdstore.tools.reader.onode import Onode, decode_extent
+from mdstore.tools.reader.overlay import Overlay
+from mdstore.tools.reader.problems import Damage, Findings, Problem, readable
+from mdstore.tools.reader.ring import Ring
+from mdstore.tools.reader.scan import Scan
+from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
+from mdstore.tools.reader.storelog import decode_transaction
+from mdstore.tools.reader.superblock import ROOT_NAMES, Superblock, read_copies, usable
+
+Facts = dict[str, object]
+
+
+@dataclass(slots=True)
+class Section:
+    """A titled part of a view: `facts` (one record) or `rows` (many, read as they are shown)."""
+
+    name: str
+    facts: Facts | None = None
+    rows: Iterable[Facts] = field(default_factory=list)
+
+
+class Source:
+    """An open image and what was found in it. `problems` collects damage met on the way."""
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self.copies = read_copies(image)
+        self.problems: list[Problem] = []
+        self.findings = Findings(self.problems.append)
+        found = usable(self.copies)
+        if not found:
+            raise NotAnImage(f"{image.path} has no usable superblock; `mdstore fsck` says why")
+        self.superblock: Superblock = found[0]
+        self.reader = StoreReader(image, self.superblock, on_damage=self.findings.add_damage)
+        self._overlay: Overlay | None = None
+
+    @property
+    def overlay(self) -> Overlay:
+        """The objects once the log is replayed."""
+        if self._overlay is None:
+            self._overlay = Overlay(self.reader)
+            LogCheck(self.image, self.superblock, self.findings, self.reader).run(self._overlay)
+        return self._overlay
+
+    def names(self) -> NameSpace:
+        """The name space, events applied. NotFound when the image holds none."""
+        names = open_name_space(self.overlay, self.findings)
+        if names is None:
+            raise NotFound("file system in", self.image.path)
+        return names
+
+    def object(self, collection: str, name: str) -> Onode:
+        """An object as the superblock knows it. NotFound."""
+        wanted = as_bytes(collection)
+        for found, record in self.reader.collections():
+            if found == wanted:
+                onode = self.reader.find(record.number, as_bytes(name))
+                if onode is None:
+                    raise NotFound("object", f"{collection}/{name}")
+                return onode
+        raise NotFound("collection", collection)
+
+
+def as_bytes(text: str) -> bytes:
+    """A name as typed: `0x` and hex digits for bytes that are no text."""
+    if text.startswith("0x"):
+        try:
+            return bytes.fromhex(text[2:])
+        except ValueError:
+            pass
+    return text.encode("utf-8", "surrogateescape")
+
+
+# -- superblocks -------------------------------------------------------------------------------------------------------
+def superblock_view(source: Source) -> Iterator[Section]:
+    """The superblock that counts, and the state of its copies."""
+    block = source.superblock
+    yield Section(
+        "superblock",
+        {
+            "version": block.version,
+            "uuid": block.uuid.hex(),
+            "epoch": block.epoch,
+            "closed_in_order": block.is_clean,
+            "block_size": block.block_size,
+            "blocks": block.blocks,
+            "size_bytes": block.blocks * block.block_size,
+            "free_blocks": block.free_blocks,
+            "spare_runs": [list(run) for run in block.spare_runs],
+            "objects": block.objects,
+            "stored_bytes": block.stored_bytes,
+            "log_start": block.log_start,
+            "log_blocks": block.log_blocks,
+            "log_position": block.log_position,
+            "next_tree_id": block.next_tree_id,
+            "next_collection_id": block.next_collection_id,
+            "cursor": block.cursor,
+            "floor": block.floor,
+            "features_compatible": block.features_compatible,
+            "features_read_only": block.features_read_only,
+            "features_incompatible": block.features_incompatible,
+            "created": moment(block.created_ns),
+            "written": moment(block.written_ns),
+        },
+    )
+    yield Section(
+        "copies",
+        rows=[
+            {
+                "slot": copy.slot,
+                "copy": "spare" if copy.is_spare else "primary",
+                "byte": copy.offset,
+                "epoch": copy.superblock.epoch if copy.superblock else None,
+                "state": str(copy.error) if copy.error else "intact",
+            }
+            for copy in source.copies
+        ],
+    )
+
+
+def moment(nanoseconds: int) -> str:
+    """A time for people, to the nanosecond, in UTC."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest:09}Z"
+    except (OverflowError, ValueError, OSError):
+        return str(nanoseconds)
+
+
+# -- trees and objects -------------------------------------------------------------------------------------------------
+def trees_view(source: Source) -> Iterator[Section]:
+    """The superblock's own trees."""
+    yield Section("trees", rows=[_tree_row(source, kind) for kind in source.superblock.roots])
+
+
+def _tree_row(source: Source, kind: int) -> Facts:
+    try:
+        return {"name": ROOT_NAMES[kind], **source.reader.root_tree(kind).root.as_facts()}
+    except Damage as damage:
+        return {"name": ROOT_NAMES[kind], "damage": str(damage)}
+
+
+def collections_view(source: Source) -> Iterator[Section]:
+    """All collections."""
+    yield Section(
+        "collections",
+        rows=(
+            {"name": readable(name), "number": record.number, "objects": record.objects, "floor": record.floor}
+            for name, record in source.reader.collections()
+        ),
+    )
+
+
+def objects_view(source: Source) -> Iterator[Section]:
+    """All objects, as of the superblock."""
+    yield Section("objects", rows=_object_rows(source))
+
+
+def _object_rows(source: Source) -> Iterator[Facts]:
+    for collection, record in source.reader.collections():
+        for name, onode in source.reader.objects(record.number):
+            yield {"collection": readable(collection), "name": readable(name), **_onode_facts(onode)}
+
+
+def _onode_facts(onode: Onode) -> Facts:
+    return {
+        "size": onode.size,
+        "allocated_blocks": onode.allocated,
+        "attributes": len(onode.attributes),
+        "has_map": onode.map_root is not None,
+    }
+
+
+def object_view(source: Source, collection: str, name: str) -> Iterator[Section]:
+    """One object: onode, attributes, extents, map."""
+    onode = source.object(collection, name)
+    facts: Facts = {"collection": collection, "name": name, **_onode_facts(onode)}
+    facts.update(created_rev=onode.created_rev, floor=onode.floor, hint=list(onode.hint) if onode.hint else None)
+    yield Section("object", facts)
+    yield Section(
+        "attributes",
+        rows=[
+            {"name": readable(key), "bytes": len(value), "value": value[:64].hex()} for key, value in onode.attributes
+        ],
+    )
+    if onode.data_root is not None:
+        tree = source.reader.tree(onode.data_root, DATA_SHAPE)
+        yield Section("data_tree", tree.root.as_facts())
+        extents = (decode_extent(key, value) for key, value in tree.items())
+        yield Section(
+            "extents",
+            rows=(
+                {
+                    "logical": extent.logical,
+                    "start": extent.start,
+                    "blocks": extent.blocks,
+                    "checksums": extent.checksums.hex(),
+                }
+                for extent in extents
+            ),
+        )
+    if onode.map_root is not None:
+        yield Section("map_tree", source.reader.tree(onode.map_root, None).root.as_facts())
+        yield Section(
+            "map_header",
+            {"bytes": len(source.reader.map_header(onode)), "value": source.reader.map_header(onode).hex()},
+        )
+        yield Section(
+            "map",
+            rows=(
+                {"key": readable(key), "bytes": len(value), "value": value[:64].hex()}
+                for key, value in source.reader.map_items(onode)
+            ),
+        )
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+def log_view(source: Source) -> Iterator[Section]:
+    """The store's log after the checkpoint."""
+    ring = Ring(source.image, source.superblock)
+    head = ring.read_head(source.findings.add_damage)
+    yield Section("head", {name: getattr(head, name) for name in head.__slots__})
+    scan = Scan(ring, head, source.superblock.log_position)
+    yield Section("entries", rows=_log_rows(scan))
+    tail = scan.tail()
+    yield Section("tail", {"end": tail.end, "kind": tail.kind, "entries": scan.count, "witness": tail.witness})
+
+
+def _log_rows(scan: Scan) -> Iterator[Facts]:
+    for entry in scan.entries():
+        facts: Facts = {
+            "position": entry.header.position,
+            "sequence": entry.header.sequence,
+            "generation": entry.header.generation,
+            "bytes": entry.header.length,
+        }
+        try:
+            transaction = decode_transaction(entry.payload)
+        except Damage as damage:
+            yield {**facts, "operations": str(damage)}
+            continue
+        yield {
+            **facts,
+            "epoch": transaction.epoch,
+            "operations": [_words(op.name, op.operands) for op in transaction.operations],
+        }
+
+
+def _words(name: str, operands: tuple[object, ...]) -> str:
+    parts = [readable(part[:40]) if isinstance(part, bytes) else str(part)[:80] for part in operands]
+    return " ".join([name.lower(), *parts])
+
+
+def check_count(arguments: tuple[str, ...], count: int, usage: str) -> None:
+    """InvalidRequest when a view was asked for with another number of arguments than it takes."""
+    if len(arguments) != count:
+        raise InvalidRequest(f"usage: mdstore dump IMAGE {usage}")
