@@ -47,8 +47,9 @@ class Maker:
         self._progress = progress
         self._complain = complain
 
-    def make(self, parent: int, name: bytes, source: bytes, status: os.stat_result) -> int:
-        """A new, complete copy; returns its inode with one lookup reference held. OSError: the source cannot be read."""
+    def make(self, parent: int, name: bytes, source: bytes, status: os.stat_result) -> tuple[Attr, os.stat_result]:
+        """A new copy, still to be dressed: its inode, with one lookup reference held, and the source's status as it was when
+        the bytes were read. OSError: the source cannot be read."""
         if stat.S_ISREG(status.st_mode):
             attr, status = self._make_file(parent, name, source)
             self._done.files += 1
@@ -58,8 +59,7 @@ class Maker:
         else:
             attr = self._vfs.mknod(SUPERUSER, parent, name, stat.S_IFMT(status.st_mode) | 0o600, rdev_of(status))
             self._done.specials += 1
-        self.dress(attr, source, status, new=True)
-        return attr.ino
+        return attr, status
 
     def dress(self, attr: Attr, source: bytes, status: os.stat_result, *, new: bool = False) -> None:
         """Give a copy the source's attributes where they differ; the time of change in the last step, with mode and owner."""

@@ -1,11 +1,14 @@
 """Import: a directory of the machine into a `Vfs`, so that it can be stopped anywhere and run again.
 
 Invariants
-1. A file's time of change is set last, in one step with its mode and owner. Until then it differs from the source's, so a
-   file whose type, size and time of change are the source's is complete, and a second run passes it by.
+1. A copy's time of change is set last, in one step with its mode and owner, and only once its bytes are durable. Until then
+   it differs from the source's, so a file whose type, size and time of change are the source's is complete, and a second run
+   passes it by.
 2. What is acknowledged was durable before the acknowledgement was written: the line follows `syncfs`.
-3. Memory: one sorted list of names for each directory on the way down, one entry for each file with several names, and one
-   piece of one file. No lookup reference is kept but for directories on the way down and files with several names.
+3. Memory: one sorted list of names for each directory on the way down, one entry for each file with several names, a batch
+   of entries to finish, and one piece of one file. Lookup references are kept for these and no others.
+
+Entries are finished (1) in batches of 256, so that bytes go to the image in few large transactions with one flush for all.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, TextIO
+from typing import Final, NamedTuple, TextIO
 
 from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.vfs import SUPERUSER, Attr, Vfs
@@ -24,8 +28,8 @@ from mdstore.tools.import_entry import Imported, Maker, rdev_of
 from mdstore.tools.output import Progress, Silent, explain, json_name
 from mdstore.tools.source_tree import names_in
 
-ACK_PATHS: Final = 256
-ACK_SECONDS: Final = 0.2
+BATCH: Final = 256  # entries finished, and acknowledged, together
+BATCH_SECONDS: Final = 0.2
 
 
 class Acknowledger:
@@ -44,8 +48,12 @@ class Acknowledger:
     def complete(self, path: bytes) -> None:
         """`path` (relative to the source) is in the image with all its attributes."""
         self._pending.append(json.dumps(json_name(path)))
-        if len(self._pending) >= ACK_PATHS or self._clock() - self._since >= ACK_SECONDS:
+        if len(self._pending) >= BATCH or self.is_late():
             self.settle()
+
+    def is_late(self) -> bool:
+        """Whether somebody has waited long enough for the next line."""
+        return self._clock() - self._since >= BATCH_SECONDS
 
     def settle(self) -> None:
         """Make what is pending durable and say so."""
@@ -68,6 +76,16 @@ class _Directory:
     fresh: bool
 
 
+class _Unfinished(NamedTuple):
+    """An entry whose bytes are in the image; its attributes follow when they are durable. `status` None: it has them."""
+
+    path: bytes
+    attr: Attr
+    status: os.stat_result | None
+    new: bool
+    keep_reference: bool
+
+
 class Importer:
     """One run of an import. `complain` is told, a line each, what could not be read; the run goes on without it."""
 
@@ -84,6 +102,7 @@ class Importer:
         self._progress = progress or Silent()
         self._complain = complain
         self._stack: list[_Directory] = []
+        self._unfinished: list[_Unfinished] = []
         self._linked: dict[tuple[int, int], int] = {}  # (st_dev, st_ino) of a file with several names: its copy's inode
         self.done = Imported()
         self._maker = Maker(vfs, self.done, self._progress, complain)
@@ -104,6 +123,9 @@ class Importer:
                 self._leave(self._stack.pop())
             else:
                 self._enter(directory, name)
+            if len(self._unfinished) >= BATCH or self._is_late():
+                self._finish()
+        self._finish()
         self._vfs.syncfs()
         if self._acknowledger is not None:
             self._acknowledger.settle()
@@ -115,13 +137,19 @@ class Importer:
 
     def _enter(self, directory: _Directory, name: bytes) -> None:
         path = directory.path + b"/" + name if directory.path else name
-        try:
+        with self._telling(path):
             status = os.lstat(self._at(path))
             existing = self._existing(directory, name)
             if stat.S_ISDIR(status.st_mode):
                 self._descend(directory.ino, name, path, status, existing)
             elif (status.st_dev, status.st_ino) != self._avoid:
                 self._copy(directory.ino, name, path, status, existing)
+
+    @contextmanager
+    def _telling(self, path: bytes) -> Iterator[None]:
+        """Errors of the image name the path and end the run; those of the source are told, and the run goes on."""
+        try:
+            yield
         except PosixError as error:
             raise PosixError(error.errno, path, error.reason) from error
         except MdstoreError as error:
@@ -145,12 +173,8 @@ class Importer:
 
     def _leave(self, directory: _Directory) -> None:
         """All entries are there: now nothing changes the directory's times any more."""
-        if directory.path:
-            self._maker.dress(self._vfs.getattr(directory.ino), self._at(directory.path), directory.status)
-            self._vfs.forget(directory.ino, 1)
-            self._completed(directory.path)
-        else:
-            self._maker.dress(self._vfs.getattr(directory.ino), self._source, directory.status)
+        attr = self._vfs.getattr(directory.ino)
+        self._unfinished.append(_Unfinished(directory.path, attr, directory.status, False, not directory.path))
 
     def _existing(self, directory: _Directory, name: bytes) -> Attr | None:
         """What an earlier run, or somebody else, left under that name; with a lookup reference."""
@@ -170,28 +194,31 @@ class Importer:
             raise PosixError(errno.EISDIR, path, "the image holds a directory under that name: remove it first")
         identity = (status.st_dev, status.st_ino) if status.st_nlink > 1 else None
         origin = self._linked.get(identity) if identity is not None else None
+        last_reference = identity is None or origin is not None
         if existing is not None and (existing.ino == origin or (origin is None and self._is_complete(existing, path, status))):
-            self._maker.dress(existing, self._at(path), status)
+            self._unfinished.append(_Unfinished(path, existing, status, False, not last_reference))
             self.done.skipped += 1
             ino = existing.ino
         else:
             if existing is not None:
                 self._vfs.unlink(SUPERUSER, parent, name)
                 self._vfs.forget(existing.ino, 1)
-            ino = self._make(parent, name, path, status, origin)
-        if identity is None or origin is not None:
-            self._vfs.forget(ino, 1)
-        else:
-            self._linked[identity] = ino
-        self._completed(path)
+            ino = self._make(parent, name, path, status, origin, not last_reference)
+        if identity is not None:
+            self._linked.setdefault(identity, ino)
 
-    def _make(self, parent: int, name: bytes, path: bytes, status: os.stat_result, origin: int | None) -> int:
-        """A copy of its own, or another name of the copy that is there already. Its inode, with a reference."""
+    def _make(
+        self, parent: int, name: bytes, path: bytes, status: os.stat_result, origin: int | None, keep_reference: bool
+    ) -> int:
+        """A copy of its own, or another name of the copy that is there already; its inode."""
         if origin is None:
-            return self._maker.make(parent, name, self._at(path), status)
-        self._vfs.link(SUPERUSER, origin, parent, name)
-        self.done.links += 1
-        return origin
+            attr, status = self._maker.make(parent, name, self._at(path), status)
+            self._unfinished.append(_Unfinished(path, attr, status, True, keep_reference))
+        else:
+            attr = self._vfs.link(SUPERUSER, origin, parent, name)
+            self._unfinished.append(_Unfinished(path, attr, None, False, keep_reference))
+            self.done.links += 1
+        return attr.ino
 
     def _is_complete(self, existing: Attr, path: bytes, status: os.stat_result) -> bool:
         if stat.S_IFMT(existing.mode) != stat.S_IFMT(status.st_mode) or existing.mtime_ns != status.st_mtime_ns:
@@ -202,12 +229,29 @@ class Importer:
             return self._vfs.readlink(existing.ino) == os.readlink(self._at(path))
         return existing.rdev == rdev_of(status)
 
-    # -- small things --------------------------------------------------------------------------------------------------
+    # -- finishing -----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Make the bytes of the batch durable; then, and only then, complete its entries (invariant 1)."""
+        with self._telling(self._unfinished[0].path if self._unfinished else b""):
+            self._vfs.syncfs()
+        for entry in self._unfinished:
+            with self._telling(entry.path):
+                self._finish_one(entry)
+        self._unfinished.clear()
+
+    def _finish_one(self, entry: _Unfinished) -> None:
+        if entry.status is not None:
+            source = self._at(entry.path) if entry.path else self._source
+            self._maker.dress(entry.attr, source, entry.status, new=entry.new)
+        if not entry.keep_reference:
+            self._vfs.forget(entry.attr.ino, 1)
+        self._progress.step(1, 0)
+        if entry.path and self._acknowledger is not None:
+            self._acknowledger.complete(entry.path)
+
+    def _is_late(self) -> bool:
+        return self._acknowledger is not None and self._acknowledger.is_late()
 
     def _at(self, path: bytes) -> bytes:
         return self._source + b"/" + path
-
-    def _completed(self, path: bytes) -> None:
-        self._progress.step(1, 0)
-        if self._acknowledger is not None:
-            self._acknowledger.complete(path)

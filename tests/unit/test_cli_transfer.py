@@ -22,7 +22,7 @@ from mdstore.tools import source_tree
 from mdstore.tools.compare_tree import Compared, differences, first_difference
 from mdstore.tools.export_tree import Exporter
 from mdstore.tools.import_entry import Imported
-from mdstore.tools.import_tree import ACK_PATHS, Acknowledger, Importer
+from mdstore.tools.import_tree import BATCH, Acknowledger, Importer
 from mdstore.tools.locate import entries, resolve
 from mdstore.tools.output import Silent
 from tests.model.memory_vfs import MemoryVfs
@@ -294,9 +294,9 @@ def test_acknowledgements_follow_the_flush_in_batches() -> None:
     synced: list[int] = []
     out, clock = io.StringIO(), _CountingClock()
     acknowledger = Acknowledger(lambda: synced.append(out.tell()), out, clock)
-    for number in range(ACK_PATHS + 1):
+    for number in range(BATCH + 1):
         acknowledger.complete(b"%d" % number)
-    assert len(out.getvalue().splitlines()) == ACK_PATHS
+    assert len(out.getvalue().splitlines()) == BATCH
     clock.now = 1.0
     acknowledger.complete(b"late \xff")
     assert synced[0] == 0, "the flush comes before the lines"
