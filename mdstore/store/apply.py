@@ -91,28 +91,32 @@ class Applier:
         home = self._collection(collection)
         if self._objects.get(home.number, to_name) is not None:
             self.remove(collection, to_name)
-        source, target = self._find(collection, name), self._make(collection, to_name)
-        target.attributes = dict(source.attributes)
-        target.hint = source.hint
-        self._copy_range(source, target, 0, source.size, 0)
-        target.size = source.size
-        self._resized(target, 0)
-        if source.map is not None:
-            tree = self._objects.map_of(target)
-            tree.update(source.map.items())
-            tree.user_blob = source.map.user_blob
+        self._objects.clone(self._find(collection, name), self._make(collection, to_name))
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int) -> None:
         origin, copy = self._find(collection, name), self._make(collection, to_name)
         length = max(0, min(length, origin.size - source))
         old_size = copy.size
         if length:
-            data.zero(self._space, copy, target, length, _show(to_name))
-        self._copy_range(origin, copy, source, length, target)
+            self._clone_range(origin, copy, source, length, target)
+            copy.size = max(copy.size, target + length)
         self._resized(copy, old_size)
 
+    def _clone_range(self, origin: Onode, copy: Onode, source: int, length: int, target: int) -> None:
+        """Share the whole blocks where both ranges lie alike in their blocks; copy the rest."""
+        size, end = self._space.block_size, source + length
+        first, last = -(-source // size), end // size
+        if (source - target) % size or first >= last:
+            self._copy_range(origin, copy, source, length, target)
+            return
+        objects, shift = self._objects, target - source
+        data.share(self._space, objects.pager, origin, copy, objects.new_tree_id, range(first, last), first + shift // size)
+        self._copy_range(origin, copy, source, first * size - source, target)
+        self._copy_range(origin, copy, last * size, end - last * size, last * size + shift)
+
     def _copy_range(self, origin: Onode, copy: Onode, source: int, length: int, target: int) -> None:
-        """Copy what is not a hole, piece by piece."""
+        """Copy bytes; what is a hole in the origin becomes zeros in the copy."""
+        data.zero(self._space, copy, target, length, "clone target")
         for offset, count in data.ranges(self._space, origin, source, length):
             for at in range(offset, offset + count, _COPY_BYTES):
                 size = min(_COPY_BYTES, offset + count - at)

@@ -5,11 +5,13 @@ itself before and after a checkpoint.
 
 Numbered as in docs/ARCHITECTURE.md, "What must hold":
 C1 every tree is sound; C2 no block is used twice; C3 used and free blocks together are the whole space; C4 counts are right;
-C5 extents lie inside the image, apart, and before the end of the object; C6 every data block has its recorded checksum (deep).
+C5 extents lie inside the image, apart, and before the end of the object; C6 every data block has its recorded checksum (deep);
+C7 shared blocks and groups of clones are counted right.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from mdstore.btree import Tree
@@ -31,9 +33,9 @@ def check(store: Store, *, deep: bool = False) -> list[str]:
 
 def _problems(store: Store, *, deep: bool) -> Iterator[str]:
     tables = store.tables
-    used: list[tuple[int, int, str]] = []
-    for name, tree in (("objects", tables.objects.tree), ("collections", tables.collections.tree), ("free", tables.free_tree)):
-        yield from _check_tree(name, tree, used)
+    use = _Use()
+    for root, tree in tables.trees().items():
+        yield from _check_tree(root.name.lower(), tree, use)
     counts: dict[int, int] = {}
     stored = 0
     for key in list(tables.objects.tree.keys()):
@@ -46,27 +48,41 @@ def _problems(store: Store, *, deep: bool) -> Iterator[str]:
             continue
         assert onode is not None, "listed"
         stored += onode.size
-        yield from _check_object(tables.objects, onode, f"{number}/{name_bytes!r}", used, deep=deep)
+        yield from _check_object(tables.objects, onode, f"{number}/{name_bytes!r}", use, deep=deep)
     yield from _check_counts(store, counts, stored)
-    yield from _check_space(store, used)
+    yield from _check_shares(store, use)
+    yield from _check_space(store, use)
 
 
-def _check_tree(name: str, tree: Tree, used: list[tuple[int, int, str]]) -> Iterator[str]:
+class _Use:
+    """Who uses which blocks: pages once for each tree family, extents once for each reference."""
+
+    def __init__(self) -> None:
+        self.pages: set[tuple[int, int, int]] = set()  # first page, pages, tree id: clones share all three
+        self.references: list[Run] = []
+        self.groups: dict[int, list[tuple[bytes, bytes]]] = {}
+        self.members: Counter[int] = Counter()
+
+
+def _check_tree(name: str, tree: Tree, use: _Use) -> Iterator[str]:
     for problem in tree.check():
         yield f"C1 tree {name}: {problem}"
-    used += [(start, pages, f"tree {name}") for start, pages, _ in tree.pages()]
+    use.pages.update((start, pages, tree.tree_id) for start, pages, _ in tree.pages())
 
 
-def _check_object(
-    objects: ObjectTable, onode: Onode, name: str, used: list[tuple[int, int, str]], *, deep: bool
-) -> Iterator[str]:
+def _check_object(objects: ObjectTable, onode: Onode, name: str, use: _Use, *, deep: bool) -> Iterator[str]:
     for stream, tree in (("map", onode.map), ("data", onode.data)):
         if tree is not None:
-            yield from _check_tree(f"{stream} of {name}", tree, used)
+            yield from _check_tree(f"{stream} of {name}", tree, use)
     if onode.data is None:
         return
+    records = list(onode.data.items())
+    first = use.groups.setdefault(onode.group, records) if onode.group else records
+    use.members[onode.group] += 1
+    if first != records:
+        yield f"C7 object {name}: its extents differ from those of its group {onode.group}"
     space, allocated, end = objects.space, 0, 0
-    for key, value in onode.data.items():
+    for key, value in records:
         try:
             extent = extents.decode_extent(key, value)
             if deep:
@@ -78,11 +94,44 @@ def _check_object(
             yield f"C5 object {name}: extent at {extent.logical} overlaps the one before"
         end = extent.end
         allocated += extent.blocks
-        used.append((extent.start, extent.blocks, f"data of {name}"))
+        if first is records:
+            use.references.append((extent.start, extent.blocks))
     if end * space.block_size >= onode.size + space.block_size:
         yield f"C5 object {name}: extents up to block {end}, size {onode.size}"
     if allocated != onode.allocated:
         yield f"C4 object {name}: {allocated} blocks of data, {onode.allocated} recorded"
+
+
+def _check_shares(store: Store, use: _Use) -> Iterator[str]:
+    """C7: the counts of shared blocks and of groups are what the objects say."""
+    shares = store.tables.space.shares
+    expected = [(start, count, refs - 1) for start, count, refs in _tally(use.references) if refs > 1]
+    if expected != list(shares):
+        yield f"C7 shared blocks: {expected[:5]} by the extents, {list(shares)[:5]} recorded"
+    del use.members[0]
+    recorded = {int.from_bytes(key, "big"): int.from_bytes(value, "little") for key, value in shares.groups.items()}
+    if recorded != use.members:
+        yield f"C7 groups of clones: {dict(use.members)} by the objects, {recorded} recorded"
+
+
+def _tally(references: list[Run]) -> list[tuple[int, int, int]]:
+    """(first block, blocks, references), in order, neighbours of equal count merged, blocks without any left out."""
+    steps: Counter[int] = Counter()
+    for start, blocks in references:
+        steps[start] += 1
+        steps[start + blocks] -= 1
+    pieces: list[tuple[int, int, int]] = []
+    depth, position = 0, 0
+    for block in sorted(steps):
+        if depth and block > position:
+            last = pieces[-1] if pieces else (0, 0, 0)
+            if last[0] + last[1] == position and last[2] == depth:
+                pieces[-1] = (last[0], last[1] + block - position, depth)
+            else:
+                pieces.append((position, block - position, depth))
+        depth += steps[block]
+        position = block
+    return pieces
 
 
 def _check_counts(store: Store, counts: dict[int, int], stored: int) -> Iterator[str]:
@@ -99,11 +148,13 @@ def _check_counts(store: Store, counts: dict[int, int], stored: int) -> Iterator
         yield f"C4 {stored} bytes stored, {tables.objects.stored_bytes} recorded"
 
 
-def _check_space(store: Store, used: list[tuple[int, int, str]]) -> Iterator[str]:
+def _check_space(store: Store, use: _Use) -> Iterator[str]:
     """C2 and C3: sorted runs must tile the space from the end of the log to the end of the image."""
     tables, chosen = store.tables, store.superblock
     recorded = list(_free_runs(tables.free_tree))
-    runs = used + [(start, blocks, "free") for start, blocks in recorded]
+    runs = [(start, pages, f"tree {number}") for start, pages, number in use.pages]
+    runs += [(start, blocks, "data") for start, blocks, _ in _tally(use.references)]
+    runs += [(start, blocks, "free") for start, blocks in recorded]
     runs += [(start, blocks, "spare") for start, blocks in tables.spare_runs]
     end, owner = chosen.first_block, "the log"
     for start, blocks, what in sorted(runs):

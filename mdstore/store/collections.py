@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from mdstore.btree import Descriptor, Pager, Tree
+from mdstore.btree import Descriptor, Tree
 from mdstore.errors import CorruptionError
 
 _RECORD = struct.Struct("<BBHQQQ")  # version, 0, 0, collection id, objects, floor
@@ -49,10 +49,6 @@ class CollectionTable:
         self.tree = tree
         self.next_number = next_number
         self._known: dict[bytes, Collection] = {}
-
-    @classmethod
-    def empty(cls, pager: Pager, tree_id: int) -> CollectionTable:
-        return cls(Tree(pager, DESCRIPTOR, tree_id), 1)
 
     def get(self, name: bytes) -> Collection | None:
         """The collection, or None. Costs at most one descent of the tree, none when it was used before."""

@@ -184,7 +184,33 @@ def punch(space: Space, onode: Onode, first: int, last: int) -> None:
         return
     _drop_changed(space, onode, first, last)
     if onode.data is not None:
-        onode.allocated -= extents.punch(onode.data, first, last, space.allocator)
+        own(space, onode)
+        onode.allocated -= extents.punch(onode.data, first, last, space.release)
+
+
+def own(space: Space, onode: Onode) -> None:
+    """The data tree is about to change: leave the group of clones it is shared with. O(extents), once after each clone."""
+    if onode.group:
+        group, onode.group = onode.group, 0
+        if space.shares.leave(group) and onode.data is not None:
+            for key, value in onode.data.items():
+                extent = extents.decode_extent(key, value)
+                space.shares.share(extent.start, extent.blocks)
+
+
+def share(space: Space, pager: Pager, origin: Onode, copy: Onode, new_tree_id: TreeIds, blocks: range, target: int) -> None:
+    """Let `copy` hold the whole blocks of `origin` at logical block `target` on, holes included, without copying data."""
+    punch(space, copy, target, target + len(blocks))
+    shift = target - blocks.start
+    for logical, piece in _pieces(space, origin, blocks.start, blocks.stop):
+        if not isinstance(piece, Extent):
+            _set_block(space, copy, logical + shift, bytes(piece))
+            continue
+        if copy.data is None:
+            copy.data = Tree(pager, data_descriptor(space.block_size), new_tree_id())
+        space.shares.share(piece.start, piece.blocks)
+        extents.put(copy.data, piece._replace(logical=logical + shift))
+        copy.allocated += piece.blocks
 
 
 def flush(space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds) -> None:
@@ -209,8 +235,9 @@ def _map(
 ) -> None:
     if onode.data is None:
         onode.data = Tree(pager, data_descriptor(space.block_size), new_tree_id())
+    own(space, onode)
     count = sum(blocks for _, blocks in runs)
-    onode.allocated -= extents.punch(onode.data, logical, logical + count, space.allocator)
+    onode.allocated -= extents.punch(onode.data, logical, logical + count, space.release)
     limit = extents.max_extent_blocks(space.block_size)
     extents.insert(onode.data, logical, runs, checksums, pager.generation, limit)
     onode.allocated += count

@@ -5,19 +5,19 @@ Blocks written since the last flush of the object are in `Onode.blocks` and win 
 
 Invariants
 1. Records of one tree never overlap, and none is longer than `max_extent_blocks`.
-2. A device block is named by one record of one object (clones will share, counted).
+2. A device block is named by one record of one object, or shared and counted (mdstore/store/shares.py).
 3. Data is never written in place: a changed block goes to a fresh one, the old one to limbo.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from mdstore.btree import Tree, crc32c_blocks
 from mdstore.errors import CorruptionError
-from mdstore.store.allocator import Allocator, Run
+from mdstore.store.allocator import Run
 
 _KEY = struct.Struct(">Q")
 _HEAD = struct.Struct("<QHHQ")  # first device block, blocks, flags (zero), epoch that wrote them
@@ -81,26 +81,27 @@ def insert(tree: Tree, logical: int, runs: Sequence[Run], checksums: bytes, birt
         for skip in range(0, blocks, limit):
             count = min(limit, blocks - skip)
             part = checksums[done * _CRC_SIZE : (done + count) * _CRC_SIZE]
-            _put(tree, Extent(logical + done, start + skip, count, birth, part))
+            put(tree, Extent(logical + done, start + skip, count, birth, part))
             done += count
 
 
-def punch(tree: Tree, first: int, last: int, allocator: Allocator) -> int:
-    """Make logical blocks first..last (last not included) a hole and free what they lay on; returns blocks freed."""
+def punch(tree: Tree, first: int, last: int, release: Callable[[int, int], None]) -> int:
+    """Make logical blocks first..last (last not included) a hole and release what they lay on; returns how many did."""
     freed = 0
     for extent in list(overlapping(tree, first, last)):
         cut_first, cut_last = max(first, extent.logical), min(last, extent.end)
         tree.delete(_KEY.pack(extent.logical))
         if extent.logical < cut_first:
-            _put(tree, extent.part(extent.logical, cut_first))
+            put(tree, extent.part(extent.logical, cut_first))
         if cut_last < extent.end:
-            _put(tree, extent.part(cut_last, extent.end))
-        allocator.free(extent.start + cut_first - extent.logical, cut_last - cut_first)
+            put(tree, extent.part(cut_last, extent.end))
+        release(extent.start + cut_first - extent.logical, cut_last - cut_first)
         freed += cut_last - cut_first
     return freed
 
 
-def _put(tree: Tree, extent: Extent) -> None:
+def put(tree: Tree, extent: Extent) -> None:
+    """Record one extent; its logical range must be a hole."""
     tree.put(_KEY.pack(extent.logical), _HEAD.pack(extent.start, extent.blocks, 0, extent.birth) + extent.checksums)
 
 

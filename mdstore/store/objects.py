@@ -81,6 +81,8 @@ class ObjectTable:
 
     def remove(self, onode: Onode) -> None:
         """Drop the object and free all it held."""
+        if onode.group:
+            self._leave_group(onode)
         data.punch(self.space, onode, 0, OBJECT_SIZE_MAX)
         self.stored_bytes -= onode.size
         for tree in (onode.data, onode.map):
@@ -88,6 +90,33 @@ class ObjectTable:
                 tree.clear()
         self._forget(onode.key)
         self.tree.delete(onode.key)
+
+    def _leave_group(self, onode: Onode) -> None:
+        """An object that goes: if other clones remain, they keep the blocks, and only its hold on the tree's pages ends."""
+        others = self.space.shares.leave(onode.group)
+        onode.group = 0
+        if others and onode.data is not None:
+            onode.data.clear()
+            onode.data = None
+
+    def clone(self, source: Onode, target: Onode) -> None:
+        """Make an empty object equal to another, sharing pages and blocks until either side changes. O(1), but for what the
+        source holds in memory."""
+        target.size, target.allocated, target.hint = source.size, source.allocated, source.hint
+        target.attributes = dict(source.attributes)
+        target.blocks = {number: bytes(block) for number, block in source.blocks.items()}
+        self.space.changed_blocks += len(target.blocks)
+        if source.map is not None:
+            target.map = source.map.clone()
+        if source.data is not None:
+            target.data = source.data.clone()
+            if source.group:
+                self.space.shares.join(source.group)
+            else:
+                source.group = self.new_tree_id()
+                self.space.shares.found(source.group)
+            target.group = source.group
+        self.stored_bytes += target.size
 
     def rename(self, onode: Onode, collection_number: int, name: bytes) -> None:
         """Give the object another key; nothing else of it moves."""

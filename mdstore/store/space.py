@@ -11,6 +11,7 @@ from itertools import chain
 
 from mdstore.device.protocol import Buffer, Device
 from mdstore.store.allocator import Allocator, Run
+from mdstore.store.shares import Shares
 
 _WRITE_BYTES_MAX = 8 << 20  # of staged blocks merged into one device write
 
@@ -18,10 +19,11 @@ _WRITE_BYTES_MAX = 8 << 20  # of staged blocks merged into one device write
 class Space:
     """One image's blocks. `allocate` may be called under the store's lock only; reads from any thread."""
 
-    def __init__(self, device: Device, block_size: int, allocator: Allocator) -> None:
+    def __init__(self, device: Device, block_size: int, allocator: Allocator, shares: Shares) -> None:
         self.device = device
         self.block_size = block_size
         self.allocator = allocator
+        self.shares = shares
         self.changed_blocks = 0  # blocks held in onodes, waiting for an address
         self._staged: dict[int, Buffer] = {}
         self._zeros = bytes(block_size)
@@ -29,6 +31,11 @@ class Space:
     def allocate(self, blocks: int) -> Sequence[Run]:
         """Runs for exactly that many blocks (NoSpace otherwise). The shape `Tree.seal` wants."""
         return self.allocator.allocate(blocks)
+
+    def release(self, start: int, blocks: int) -> None:
+        """Drop one reference to these blocks; those nobody else refers to are freed."""
+        for run in self.shares.release(start, blocks):
+            self.allocator.free(*run)
 
     # -- staged blocks -------------------------------------------------------------------------------------------------
 

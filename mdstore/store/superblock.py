@@ -48,7 +48,8 @@ class Root(IntEnum):
     COLLECTIONS = 2
     FREE = 3
     PAGE_REFERENCES = 4
-    EXTENT_REFERENCES = 5
+    SHARED_INTERVALS = 5
+    CLONE_GROUPS = 6
 
 
 @dataclass(slots=True)

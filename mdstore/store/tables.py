@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mdstore.btree import COMPARE_U64_BE, Descriptor, Pager, Tree
+from mdstore.btree import COMPARE_U64_BE, REFS_DESCRIPTOR, Descriptor, Pager, Tree
 from mdstore.device.protocol import Device
 from mdstore.errors import CorruptionError
 from mdstore.store import collections as collection_module
@@ -17,14 +17,19 @@ from mdstore.store import objects as object_module
 from mdstore.store.allocator import Allocator, Run
 from mdstore.store.collections import CollectionTable
 from mdstore.store.objects import ObjectTable
+from mdstore.store.shares import GROUPS_DESCRIPTOR, INTERVALS_DESCRIPTOR, Shares
 from mdstore.store.space import Space
 from mdstore.store.superblock import SPARE_RUNS_MAX, Root, Superblock
 
 _START = struct.Struct(">Q")
 _LENGTH = struct.Struct("<Q")
 FREE_DESCRIPTOR = Descriptor(8, 8, comparator=COMPARE_U64_BE)  # never embedded: see _settle_free_tree
+DESCRIPTORS = {
+    Root.OBJECTS: object_module.DESCRIPTOR, Root.COLLECTIONS: collection_module.DESCRIPTOR, Root.FREE: FREE_DESCRIPTOR,
+    Root.PAGE_REFERENCES: REFS_DESCRIPTOR, Root.SHARED_INTERVALS: INTERVALS_DESCRIPTOR, Root.CLONE_GROUPS: GROUPS_DESCRIPTOR,
+}  # fmt: skip
 
-TREE_ID_OBJECTS, TREE_ID_COLLECTIONS, TREE_ID_FREE, TREE_ID_FIRST = 1, 2, 3, 16
+TREE_ID_FIRST = 16  # ids below belong to the trees of the superblock: the root's kind is the id
 
 
 @dataclass(slots=True)
@@ -39,6 +44,16 @@ class Tables:
     free_tree: Tree
     spare_runs: list[Run]
 
+    def trees(self) -> dict[Root, Tree]:
+        """The trees that hang from the superblock, in the order in which they are sealed: each after those that change it."""
+        refs = self.pager.refs
+        assert refs is not None, "set when the tables were made"
+        return {
+            Root.OBJECTS: self.objects.tree, Root.COLLECTIONS: self.collections.tree,
+            Root.SHARED_INTERVALS: self.space.shares.intervals, Root.CLONE_GROUPS: self.space.shares.groups,
+            Root.PAGE_REFERENCES: refs, Root.FREE: self.free_tree,
+        }  # fmt: skip
+
 
 def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: int) -> Tables:
     """The state of a new image: no object, all space after the log free."""
@@ -46,11 +61,12 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
     pager.generation = superblock.epoch
     allocator = Allocator(superblock.first_block)
     allocator.load([(superblock.first_block, superblock.blocks - superblock.first_block)])
-    space = Space(device, superblock.block_size, allocator)
-    objects = Tree(pager, object_module.DESCRIPTOR, TREE_ID_OBJECTS)
+    trees = {root: Tree(pager, descriptor, root) for root, descriptor in DESCRIPTORS.items()}
+    pager.refs = trees[Root.PAGE_REFERENCES]
+    space = Space(device, superblock.block_size, allocator, Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS]))
     tables = Tables(
-        space, pager, allocator, CollectionTable.empty(pager, TREE_ID_COLLECTIONS),
-        ObjectTable(space, pager, objects, TREE_ID_FIRST, onodes_max), Tree(pager, FREE_DESCRIPTOR, TREE_ID_FREE), [],
+        space, pager, allocator, CollectionTable(trees[Root.COLLECTIONS], 1),
+        ObjectTable(space, pager, trees[Root.OBJECTS], TREE_ID_FIRST, onodes_max), trees[Root.FREE], [],
     )  # fmt: skip
     for start, blocks in allocator.extents():
         _tree_free(tables.free_tree, start, blocks)
@@ -65,16 +81,15 @@ def load(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: i
     """
     pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
     pager.generation = superblock.epoch + 1
-    collections = _open(pager, superblock, Root.COLLECTIONS, collection_module.DESCRIPTOR)
-    objects = _open(pager, superblock, Root.OBJECTS, object_module.DESCRIPTOR)
-    free_tree = _open(pager, superblock, Root.FREE, FREE_DESCRIPTOR)
+    trees = {root: _open(pager, superblock, root, descriptor) for root, descriptor in DESCRIPTORS.items()}
+    pager.refs = trees[Root.PAGE_REFERENCES]
     allocator = Allocator(superblock.cursor)
-    allocator.load(_free_extents(free_tree, superblock))
-    space = Space(device, superblock.block_size, allocator)
-    object_table = ObjectTable(space, pager, objects, superblock.next_tree_id, onodes_max)
+    allocator.load(_free_extents(trees[Root.FREE], superblock))
+    space = Space(device, superblock.block_size, allocator, Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS]))
+    object_table = ObjectTable(space, pager, trees[Root.OBJECTS], superblock.next_tree_id, onodes_max)
     object_table.stored_bytes = superblock.stored_bytes
-    collection_table = CollectionTable(collections, superblock.next_collection_id)
-    tables = Tables(space, pager, allocator, collection_table, object_table, free_tree, [])
+    collection_table = CollectionTable(trees[Root.COLLECTIONS], superblock.next_collection_id)
+    tables = Tables(space, pager, allocator, collection_table, object_table, trees[Root.FREE], [])
     for start, blocks in superblock.spare_runs:
         allocator.free(start, blocks)  # in no tree and in no list of free space: the next checkpoint gives them back
     return tables
@@ -114,10 +129,7 @@ def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: 
     assert pager.generation == epoch, "pages sealed now belong to this epoch"
     tables.objects.flush()
     tables.collections.flush()
-    roots = {
-        int(Root.OBJECTS): tables.objects.tree.seal(space.allocate),
-        int(Root.COLLECTIONS): tables.collections.tree.seal(space.allocate),
-    }
+    roots = {int(root): tree.seal(space.allocate) for root, tree in tables.trees().items() if root is not Root.FREE}
     runs = _settle_free_tree(tables)
     roots[int(Root.FREE)] = tables.free_tree.seal(lambda pages: _take_pages(runs, pages))
     tables.spare_runs = runs

@@ -132,6 +132,7 @@ class Validator:
         self.growth += 2 + len(content) // self._block_size
         onode = None if self._fresh(collection, name) else self._onode(collection, name)
         if onode is not None:
+            self._leave_group(onode)
             data.prefetch(self._objects.space, onode, offset, len(content), _show(name))
 
     def write_mapped(self, collection: bytes, name: bytes, logical: int, runs: Any, checksums: bytes) -> None:
@@ -150,7 +151,13 @@ class Validator:
     def _partial(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
         onode = None if self._fresh(collection, name) else self._onode(collection, name)
         if onode is not None:
+            self._leave_group(onode)
             data.prefetch(self._objects.space, onode, offset, length, _show(name))
+
+    def _leave_group(self, onode: Onode) -> None:
+        """A clone that is written to counts every extent it shares."""
+        if onode.group and onode.data is not None:
+            self.growth += 4 + len(onode.data) * 64 // self._block_size
 
     def remove(self, collection: bytes, name: bytes) -> None:
         self._must_exist(collection, name)
@@ -177,9 +184,7 @@ class Validator:
         self._make(collection, to_name)
         self._attributes[collection, to_name] = attributes
         if onode is not None:
-            keys = len(onode.map) if onode.map is not None else 0
-            self._grow(keys, 0)
-            self.growth += 2 * onode.allocated + len(onode.blocks)
+            self.growth += 4 + len(onode.blocks) + self._objects.pager.dirty_bytes // self._block_size
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int) -> None:
         self._must_exist(collection, name)
