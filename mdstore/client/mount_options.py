@@ -70,6 +70,7 @@ _WORDS: Final[dict[str, _Change]] = {
     "ro": {"read_only": True},
     "rw": {"read_only": False},
     "allow_other": {"allow_other": True},
+    "noallow_other": {"allow_other": False},
     "writeback": {"session.writeback": True},
     "nowriteback": {"session.writeback": False},
     "readdirplus": {"session.readdirplus": True},

@@ -92,15 +92,18 @@ def open_device() -> int:
 
 
 def mount_as_root(mountpoint: str, source: str, flags: int, *, allow_other: bool) -> int:
-    """mount(2); returns the descriptor of the mounted /dev/fuse. `MountRefused`, `FuseUnavailable`."""
+    """mount(2); returns the descriptor of the mounted /dev/fuse. `MountRefused`, `FuseUnavailable`.
+
+    The kernel checks permission bits wherever more than the superuser comes in. A mount that is the superuser's alone needs no
+    such check, and without it the kernel need not ask for a directory's attributes again after each change in it.
+    """
     fd = open_device()
     try:
         options = [
             f"fd={fd}", f"rootmode={stat.S_IFDIR:o}", f"user_id={os.getuid()}", f"group_id={os.getgid()}",
-            "default_permissions",
         ]  # fmt: skip
         if allow_other:
-            options.append("allow_other")
+            options += ["allow_other", "default_permissions"]
         _mount(source, mountpoint, flags, ",".join(options))
     except BaseException:
         os.close(fd)
