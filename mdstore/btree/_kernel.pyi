@@ -1,7 +1,7 @@
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. The contract its users build on."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import final
+from typing import Self, final
 
 from mdstore.device.protocol import Buffer, Device
 
@@ -14,8 +14,16 @@ COMPARE_U64_BE: int  # 3
 COMPARE_I64: int  # 4
 COMPARE_REVERSE: int  # 5
 COMPARE_PAIR: int  # 6
+PAGE_HEADER_SIZE: int
+REFS_DESCRIPTOR: Descriptor  # what Pager.refs must be
 
 def crc32c(data: Buffer, value: int = 0) -> int: ...
+def crc32c_table(data: Buffer, value: int = 0) -> int:
+    """The same number as `crc32c` by tables, as on a processor without the instruction; for tests."""
+
+def key_size_max(page_size: int, copies: int = 1) -> int:
+    """The longest key a tree with such pages takes: at least three of them fit in an index page."""
+
 def crc32c_blocks(data: Buffer, block_size: int) -> bytes:
     """CRC-32C of each `block_size` bytes of `data` (the last may be short), packed as little-endian u32."""
 
@@ -53,6 +61,13 @@ class Pager:
     """
 
     generation: int
+    cache_bytes: int
+    refs: Tree | None
+    """The tree (REFS_DESCRIPTOR) that counts, for each address, the trees beyond one that reach it. `Tree.clone` needs it; its
+    owner seals it after every other tree, keeps its root with theirs, and sets it again on opening."""
+
+    @property
+    def device(self) -> Device: ...
     def __init__(self, device: Device, *, page_size: int = 4096, cache_bytes: int = 64 << 20) -> None: ...
     @property
     def page_size(self) -> int: ...
@@ -73,7 +88,8 @@ class Pager:
     def counters(self) -> dict[str, int]:
         """hits, misses, evictions, pages_read, pages_written, bytes_read, bytes_written, splits, merges, rotations,
         cached_bytes, dirty_pages, dirty_bytes, copies_repaired, ..."""
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Refuse further reads of the device. Nothing is written."""
 
 class TreeView:
     """Reads of a tree as it was at one moment. Never blocks a writer, never blocked by one. Pins its generation until
@@ -96,7 +112,14 @@ class TreeView:
     def prefix(self, prefix: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]: ...
     @property
     def user_blob(self) -> bytes: ...
-    def close(self) -> None: ...
+    @property
+    def pager(self) -> Pager: ...
+    def snapshot(self) -> TreeView: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+    def close(self) -> None:
+        """Release the pages and the pinned generation; later calls raise StoreClosed."""
 
 @final
 class Tree(TreeView):
@@ -137,9 +160,10 @@ class Tree(TreeView):
     def user_blob(self) -> bytes: ...
     @user_blob.setter
     def user_blob(self, blob: bytes) -> None: ...
-    def snapshot(self) -> TreeView: ...
     def clone(self) -> Tree:
-        """Another mutable tree with the same content, O(1): pages are shared and counted, and copied when written."""
+        """Another mutable tree with the same content and the same tree id: sealed pages are shared and counted in `Pager.refs`,
+        dirty ones are copied in memory; O(1) for a tree just sealed. Drop a clone with `clear`, so that its pages are no
+        longer counted. InvalidRequest where the pager has no `refs`."""
     def seal(self, allocate: Callable[[int], Sequence[Run]]) -> bytes:
         """Freeze the tree as it is: ask `allocate(dirty_pages)` for runs that hold exactly that many pages, give every dirty
         page its address (children before parents, neighbours side by side), compute the checksums up to the root, and

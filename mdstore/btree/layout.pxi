@@ -186,14 +186,14 @@ cdef inline uint32_t head_of(Shape *s, const uint8_t *key, int klen, int skip) n
         klen = dup_split(key, klen)
     if s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE:
         return four_bytes(key + skip, klen - skip)
+    if s.comparator == CMP_REVERSE:
+        return ~four_bytes(key, klen)
     if klen == 0:
         return 0
     if s.comparator == CMP_U64_LE:
         return <uint32_t> (ld64(key) >> 32)
     if s.comparator == CMP_I64:
         return <uint32_t> (ld64(key) >> 32) ^ 0x80000000u
-    if s.comparator == CMP_REVERSE:
-        return ~four_bytes(key, klen)
     return four_bytes(key + 2, ld16(key))
 
 

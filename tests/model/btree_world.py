@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mdstore.btree import Descriptor, Pager, Tree
 from mdstore.device.protocol import Buffer
-from mdstore.errors import DeviceFailed
+from mdstore.errors import DeviceFailed, InvalidRequest
 
 
 class MemoryPages:
@@ -41,6 +41,8 @@ class MemoryPages:
             raise DeviceFailed("write", str(offset), "told to fail")
         for buffer in buffers:
             end = offset + len(buffer)
+            if end > 1 << 30:
+                raise InvalidRequest(f"{end} is past any image of these tests")
             if end > len(self.image):
                 self.image.extend(bytes(end - len(self.image)))
             self.image[offset:end] = buffer
@@ -62,12 +64,13 @@ class MemoryPages:
 class World:
     """One pager and its free space. `held` is the set of pages given out and not freed: it must equal what trees reach."""
 
-    def __init__(self, seed: int, *, page_size: int = 256, cache_bytes: int = 1 << 20) -> None:
+    def __init__(self, seed: int, *, page_size: int = 256, cache_bytes: int = 1 << 20, holes: bool = True) -> None:
         self.random = random.Random(seed)
         self.device = MemoryPages()
         self.pager = Pager(self.device, page_size=page_size, cache_bytes=cache_bytes)
         self.pager.generation = 1
         self.next_page = 1
+        self.holes = holes
         self.held: set[int] = set()
         self.asked = 0
 
@@ -76,8 +79,8 @@ class World:
         self.asked += pages
         runs = []
         while pages:
-            run = min(pages, self.random.choice((1, 2, 5, 100)))
-            self.next_page += self.random.choice((0, 0, 1))
+            run = min(pages, self.random.choice((1, 2, 5, 100))) if self.holes else pages
+            self.next_page += self.random.choice((0, 0, 1)) if self.holes else 0
             runs.append((self.next_page, run))
             self.held.update(range(self.next_page, self.next_page + run))
             self.next_page += run

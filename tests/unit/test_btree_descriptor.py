@@ -1,0 +1,217 @@
+"""What a tree is: descriptors, comparators, root records, limits."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from mdstore.btree import (
+    COMPARE_BYTES,
+    COMPARE_I64,
+    COMPARE_PAIR,
+    COMPARE_REVERSE,
+    COMPARE_U64_BE,
+    COMPARE_U64_LE,
+    Descriptor,
+    Tree,
+    key_size_max,
+)
+from mdstore.errors import CorruptionError, InvalidRequest, LimitExceeded, MdstoreError, UnsupportedFormat
+from tests.model.btree_world import World, new_tree
+
+
+def pair(a: bytes, b: bytes) -> bytes:
+    return struct.pack("<H", len(a)) + a + struct.pack("<H", len(b)) + b
+
+
+def unpair(key: bytes) -> tuple[bytes, bytes]:
+    size = struct.unpack_from("<H", key)[0]
+    return key[2 : 2 + size], key[4 + size :]
+
+
+class Backwards(bytes):
+    """Bytes that order the other way round."""
+
+    def __lt__(self, other: bytes) -> bool:
+        return bytes(self) > bytes(other)
+
+
+ORDERS: list[tuple[int, int, Callable[[random.Random], bytes], Callable[[bytes], object]]] = [
+    (COMPARE_BYTES, -2, lambda r: r.randbytes(r.randrange(20)), bytes),
+    (COMPARE_U64_LE, 8, lambda r: r.randbytes(8), lambda k: int.from_bytes(k, "little")),
+    (COMPARE_U64_BE, 8, lambda r: r.randbytes(8), lambda k: int.from_bytes(k, "big")),
+    (COMPARE_I64, 8, lambda r: r.randbytes(8), lambda k: int.from_bytes(k, "little", signed=True)),
+    (COMPARE_REVERSE, -1, lambda r: r.randbytes(r.randrange(12)), Backwards),
+    (COMPARE_PAIR, -2, lambda r: pair(r.randbytes(r.randrange(4)), r.randbytes(r.randrange(4))), unpair),
+]
+
+
+@pytest.mark.parametrize(("comparator", "key_size", "make", "order"), ORDERS)
+def test_each_comparator_orders_iterates_and_survives_reopening(
+    comparator: int, key_size: int, make: Callable[[random.Random], bytes], order: Callable[[bytes], object]
+) -> None:
+    world = World(comparator)
+    tree = new_tree(world, key_size=key_size, value_size=-1, comparator=comparator)
+    keys = {make(world.random) for _ in range(400)}
+    for key in keys:
+        tree.put(key, key[:9])
+    tree = Tree.open(world.pager, world.seal(tree))
+    expected = sorted(keys, key=order)  # type: ignore[arg-type]
+    assert list(tree.keys()) == expected
+    assert tree.check() == []
+    low, high = sorted(world.random.sample(expected, 2), key=order)  # type: ignore[arg-type]
+    assert list(tree.keys(low, high)) == expected[expected.index(low) : expected.index(high)]
+    for key in expected[::2]:
+        assert tree.get(key) == key[:9]
+        assert tree.delete(key)
+    assert list(tree.keys(reverse=True)) == expected[1::2][::-1]
+    assert tree.check() == []
+
+
+@pytest.mark.parametrize("fields", [(8, 16), (-1, -2), (16, 0), (-2, -4), (-4, 4), (4, -1), (20, 300)])
+def test_fixed_and_prefixed_sizes_round_trip_embedded_and_in_pages(fields: tuple[int, int]) -> None:
+    key_size, value_size = fields
+    for count, limit in itertools.product((1, 3, 60), (0, 2000)):
+        world = World(count, page_size=512)
+        tree = new_tree(world, key_size=key_size, value_size=value_size, embed_limit=limit)
+        for n in range(count):
+            key = b"%04d" % n + bytes(key_size - 4 if key_size > 0 else n % 20)
+            tree.put(key, world.random.randbytes(value_size if value_size >= 0 else n % 50))
+        expected = list(tree.items())
+        assert len(expected) == count
+        root = world.seal(tree)
+        world.write()
+        again = Tree.open(world.pager, root, tree.descriptor)
+        assert list(again.items()) == expected
+        assert again.descriptor == tree.descriptor
+        assert again.check() == []
+
+
+def test_a_changed_descriptor_is_refused() -> None:
+    world = World(1)
+    root = world.seal(new_tree(world, key_size=-1))
+    with pytest.raises(UnsupportedFormat):
+        Tree.open(world.pager, root, Descriptor(key_size=-2))
+    assert Tree.open(world.pager, root, Descriptor(key_size=-1)).descriptor.key_size == -1
+
+
+def test_unknown_version_and_comparator_are_refused() -> None:
+    world = World(1)
+    root = world.seal(new_tree(world))
+    for offset, value in ((0, 2), (0, 0), (2, 0), (2, 7), (2, 255)):
+        with pytest.raises(UnsupportedFormat):
+            Tree.open(world.pager, root[:offset] + bytes([value]) + root[offset + 1 :])
+    with pytest.raises(UnsupportedFormat):
+        Descriptor(comparator=9)
+
+
+def test_every_damaged_byte_of_a_root_record_is_refused_or_opens_safely() -> None:
+    """The record carries no checksum of its own (its owner's covers it), so this asks for safety, not for detection."""
+    world = World(1)
+    tree = new_tree(world, embed_limit=500)
+    tree.user_blob = b"blob"
+    for n in range(9):
+        tree.put(b"key%d" % n, b"value" * n)
+    embedded = world.seal(tree)
+    tree.update((b"%d" % n, b"v" * 30) for n in range(40))
+    paged = world.seal(tree)
+    for root, at, bit in itertools.product((embedded, paged), range(len(embedded)), range(8)):
+        if at >= len(root):
+            continue
+        bad = bytearray(root)
+        bad[at] ^= 1 << bit
+        try:
+            list(Tree.open(world.pager, bytes(bad)).items())
+        except MdstoreError:
+            pass
+    for size in range(len(embedded)):
+        with pytest.raises((CorruptionError, UnsupportedFormat)):
+            Tree.open(world.pager, embedded[:size])
+
+
+def test_an_embedded_record_costs_at_most_forty_bytes() -> None:
+    world = World(1)
+    tree = new_tree(world, embed_limit=100)
+    tree.put(b"key", b"value")
+    root = world.seal(tree)
+    assert len(root) - len(b"keyvalue") <= 40
+    assert world.asked == 0
+
+
+def test_embedded_tree_grows_out_above_the_limit_and_back_in_below_half() -> None:
+    world = World(1)
+    tree = new_tree(world, key_size=4, value_size=6, embed_limit=100)
+    sizes = []
+    for n in range(11):
+        tree.put(b"%04d" % n, b"sixsix")
+        world.seal(tree)
+        sizes.append(world.asked)
+    assert sizes == [0] * 10 + [1]
+    sizes = []
+    for n in range(11):
+        tree.delete(b"%04d" % n)
+        world.seal(tree)
+        sizes.append(world.asked)
+    assert sizes == [1] * 5 + [0] * 6
+    world.write()
+    world.drain_freed()
+    assert world.held == set()
+
+
+def test_thousands_of_small_trees_as_values_of_another() -> None:
+    world = World(3, page_size=4096)
+    outer = new_tree(world, 1)
+    for n in range(3000):
+        inner = new_tree(world, 10 + n, embed_limit=200)
+        inner.put(b"name", b"%d" % n)
+        outer.put(b"%06d" % n, inner.seal(world.allocate))
+    before = world.pager.counters()["dirty_bytes"]
+    opened = [Tree.open(world.pager, root) for root in (value for _, value in outer.items())]
+    assert [tree.get(b"name") for tree in opened] == [b"%d" % n for n in range(3000)]
+    assert world.pager.counters()["dirty_bytes"] == before, "open embedded trees are not dirty"
+    opened[5].put(b"name", b"x" * 400)
+    assert opened[5].dirty_pages == 1
+    assert opened[6].dirty_pages == 0
+
+
+def test_limits_at_the_border_one_under_and_one_over() -> None:
+    for page_size, copies in ((256, 1), (256, 3), (512, 1), (4096, 1), (4096, 3), (65536, 1)):
+        most = key_size_max(page_size, copies)
+        assert most == 1024 or page_size < 4096
+        world = World(1, page_size=page_size)
+        tree = new_tree(world, copies=copies)
+        for size in (most - 1, most):
+            for n in range(12):
+                tree.put(b"%03d" % n + bytes(size - 3), b"v" * n * 9)
+        with pytest.raises(LimitExceeded) as refused:
+            tree.put(bytes(most + 1), b"")
+        assert (refused.value.value, refused.value.maximum) == (most + 1, most)
+        assert len(tree) == 24
+        world.seal(tree)
+        world.write()
+        assert tree.check() == []
+    tree = new_tree(World(1), key_size=-1, value_size=-1)
+    tree.put(b"", b"v" * 255)
+    with pytest.raises(LimitExceeded):
+        tree.put(b"k", b"v" * 256)
+    fixed = new_tree(World(1), key_size=4, value_size=4)
+    for key, value in ((b"abc", b"1234"), (b"abcd", b"123")):
+        with pytest.raises(InvalidRequest):
+            fixed.put(key, value)
+    with pytest.raises(LimitExceeded):
+        fixed.user_blob = bytes(65537)
+
+
+def test_sealed_blob_comes_back_with_the_root() -> None:
+    world = World(1)
+    tree = new_tree(world)
+    root = world.seal(tree)
+    tree.user_blob = b"header"
+    assert tree.is_dirty
+    assert tree.dirty_pages == 0
+    assert Tree.open(world.pager, root).user_blob == b""
+    assert Tree.open(world.pager, tree.seal(world.allocate)).user_blob == b"header"

@@ -1,0 +1,349 @@
+"""Pages on a device: damage, copies, hostile insides, the cache, sealed pages, spilled values."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import crc32c as reference
+import pytest
+
+from mdstore.btree import Descriptor, Pager, Tree
+from mdstore.btree._kernel import PAGE_HEADER_SIZE
+from mdstore.device.file import FileDevice
+from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, StoreClosed
+from tests.model.btree_world import World, new_tree
+
+
+def filled(world: World, count: int, size: int = 20, tree_id: int = 7, **fields: object) -> tuple[Tree, bytes]:
+    tree = new_tree(world, tree_id, **fields)
+    for n in range(count):
+        tree.put(b"%06d" % n, b"%d" % n + b"." * size)
+    root = world.seal(tree)
+    world.write()
+    return tree, root
+
+
+def test_every_flipped_byte_of_every_page_is_detected_and_named() -> None:
+    world = World(1)
+    tree, root = filled(world, 120)
+    tree.put(b"large", b"L" * 5000)
+    root = world.seal(tree)
+    world.write()
+    world.drain_freed()
+    expected = list(tree.items())
+    clean = bytes(world.device.image)
+    for page in sorted(world.held):
+        for at in range(page * 256, page * 256 + 256, 1 if page % 7 == 0 else 37):
+            world.device.image[at] ^= 1 << at % 8
+            with pytest.raises(CorruptionError) as caught:
+                list(Tree.open(world.pager, root).items())
+            assert f"address {page}," in caught.value.where
+            assert "tree 7" in caught.value.where
+            world.device.image[at] ^= 1 << at % 8
+    assert bytes(world.device.image) == clean
+    assert list(Tree.open(world.pager, root).items()) == expected
+
+
+def test_a_page_of_another_tree_or_generation_is_caught_though_its_checksum_is_right() -> None:
+    """A misplaced write: a whole sound page lands where another belongs."""
+    world = World(1)
+    filled(world, 60)
+    _other, root = filled(world, 60, tree_id=8)
+    pages = sorted(world.held)
+    image = bytes(world.device.image)
+    for page in pages[len(pages) // 2 :]:
+        world.device.image[page * 256 : page * 256 + 256] = image[pages[0] * 256 : pages[0] * 256 + 256]
+        with pytest.raises(CorruptionError):
+            list(Tree.open(world.pager, root).items())
+        world.device.image[:] = image
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_any_bad_copy_is_read_past_rewritten_and_counted(copies: int) -> None:
+    world = World(copies)
+    tree, _ = filled(world, 150, copies=copies)
+    tree.put(b"spilled", b"S" * 9000)
+    root = world.seal(tree)
+    world.write()
+    world.drain_freed()
+    expected = list(tree.items())
+    good = bytes(world.device.image)
+    by_copy = [sorted(world.held)[k::1] for k in range(copies)]
+    assert by_copy
+    firsts = world.held  # damage every page in turn: always one copy of something
+    for page in sorted(firsts):
+        world.device.image[page * 256 + 60] ^= 0xFF
+        assert list(Tree.open(world.pager, root).items()) == expected
+    before = world.pager.counters()["copies_repaired"]
+    assert before > 0
+    for page in sorted(firsts):  # first copies were repaired on the way; later ones were never read
+        world.device.image[page * 256 : page * 256 + 256] = good[page * 256 : page * 256 + 256]
+    tree = Tree.open(world.pager, root)
+    assert tree.check() == []
+    assert bytes(world.device.image) == good
+
+
+def test_all_copies_bad_is_an_error_for_that_subtree_only() -> None:
+    world = World(4)
+    _tree, root = filled(world, 150, copies=2)
+    again = Tree.open(world.pager, root)
+    victims = [pages for pages in again.pages() if pages[2] == 0][:2]
+    for address, _, _ in victims:
+        world.device.image[address * 256 + 100] ^= 1
+    again = Tree.open(world.pager, root)
+    failures = 0
+    for n in range(150):
+        try:
+            assert again.get(b"%06d" % n) is not None
+        except CorruptionError:
+            failures += 1
+    assert 0 < failures < 40
+    assert len(again.check()) == 1
+
+
+def hostile(page: bytearray, rng: random.Random) -> None:
+    """Change what the checksum covers, then make the checksum right."""
+    for _ in range(rng.choice((1, 1, 2, 4, 30))):
+        at = rng.choice((rng.randrange(24, 100), rng.randrange(4, len(page)), rng.randrange(24, PAGE_HEADER_SIZE)))
+        page[at] = rng.choice((0, 1, 0x7F, 0xFF, rng.randrange(256)))
+    page[0:4] = reference.crc32c(bytes(page[4:])).to_bytes(4, "little")
+
+
+def exercise(tree: Tree, rng: random.Random) -> None:
+    """Everything that touches a page's insides; a typed error is the only failure allowed."""
+    for act in (
+        lambda: list(tree.items()),
+        lambda: list(tree.items(reverse=True)),
+        lambda: [tree.get(b"%06d" % n) for n in range(0, 40, 3)],
+        tree.check,
+        lambda: list(tree.pages()),
+        lambda: [tree.put(b"%06d" % rng.randrange(60), b"x" * rng.randrange(50)) for _ in range(30)],
+        lambda: [tree.delete(b"%06d" % rng.randrange(60)) for _ in range(30)],
+        lambda: tree.delete_range(b"000010", b"000020"),
+        lambda: list(tree.items()),
+        tree.clear,
+    ):
+        try:
+            act()
+        except (MdstoreError, MemoryError):
+            pass
+
+
+def fuzz_pages(seed: int, rounds: int) -> int:
+    """Mutate pages under right checksums and use the tree; returns how many were refused. `make asan` runs millions."""
+    rng = random.Random(seed)
+    refused = 0
+    images = []
+    for fields in ({}, {"key_size": 6, "value_size": -1}, {"copies": 2}):
+        world = World(seed)
+        tree = new_tree(world, **fields)
+        for n in range(40):
+            tree.put(b"%06d" % n, b"%d" % n * rng.randrange(1, 20))
+        if not fields:
+            tree.put(b"large", b"L" * 3000)
+        root = world.seal(tree)
+        world.write()
+        images.append((world, root, bytes(world.device.image), list(tree.pages())))
+    for _ in range(rounds):
+        world, root, image, pages = rng.choice(images)
+        address, count, level = rng.choice(pages)
+        address += rng.randrange(count)
+        page = bytearray(image[address * 256 : address * 256 + 256])
+        hostile(page, rng)
+        world.device.image[: len(image)] = image
+        world.device.image[address * 256 : address * 256 + 256] = page
+        crc = page[0:4]
+        old = image[address * 256 : address * 256 + 4]
+        # The reference must agree, or the checksum alone would refuse the page: patch it in the root, and only there, by
+        # making the page a root of its own.
+        forged = bytearray(root)
+        copies = 2 if forged[1] >> 2 & 3 == 2 else 1
+        ref = len(forged) - (8 * copies + 20)
+        generation = image[address * 256 + 16 : address * 256 + 24]
+        forged[3] = image[address * 256 + 24]
+        forged[ref : ref + 8 * copies] = address.to_bytes(8, "little") * copies
+        forged[ref + 8 * copies : ref + 8 * copies + 4] = crc
+        forged[ref + 8 * copies + 4 : ref + 8 * copies + 12] = generation
+        assert len(old) == 4
+        try:
+            victim = Tree.open(world.pager, bytes(forged))
+        except CorruptionError:
+            continue  # a page of a spilled value names no level that could be
+        try:
+            victim.first()
+        except CorruptionError:
+            refused += 1
+        exercise(victim, rng)
+        world.pager.take_freed()
+        assert level >= 0
+    return refused
+
+
+def test_hostile_pages_with_right_checksums_are_refused_and_never_crash() -> None:
+    seed = int(os.environ.get("MDSTORE_FUZZ_SEED", "20081"))
+    rounds = int(os.environ.get("MDSTORE_FUZZ_ROUNDS", "1500"))
+    print("seed", seed)
+    assert fuzz_pages(seed, rounds) > rounds // 3
+
+
+def test_cache_stays_under_its_bound_while_a_large_tree_is_read(tmp_path: Path) -> None:
+    world = World(5, page_size=512, cache_bytes=1 << 16)
+    _tree, root = filled(world, 6000)
+    tree = Tree.open(world.pager, root)
+    for n in world.random.sample(range(6000), 3000):
+        assert tree.get(b"%06d" % n) is not None
+        assert world.pager.counters()["cached_bytes"] <= (1 << 16) * 5 // 4 + 64 * 512
+    assert world.pager.counters()["evictions"] > 1000
+    assert sum(1 for _ in tree.items()) == 6000
+    for n in range(0, 6000, 7):
+        tree.put(b"%06d" % n, b"new")
+    world.seal(tree)
+    world.write()
+    assert world.pager.counters()["cached_bytes"] <= 1 << 16
+    assert sum(value == b"new" for _, value in tree.items()) == len(range(0, 6000, 7))
+
+
+def test_sealed_pages_are_found_before_they_are_written_and_survive_a_failed_write() -> None:
+    world = World(6, cache_bytes=4096)
+    tree = new_tree(world)
+    tree.update((b"%05d" % n, b"v%d" % n) for n in range(300))
+    tree.put(b"large", b"L" * 7000)
+    root = world.seal(tree)
+    expected = list(tree.items())
+    again = Tree.open(world.pager, root)
+    assert list(again.items()) == expected
+    world.device.fail_writes = True
+    with pytest.raises(DeviceFailed):
+        world.pager.write_sealed()
+    assert world.pager.sealed_pages == len(world.held)
+    assert list(Tree.open(world.pager, root).items()) == expected
+    world.device.fail_writes = False
+    total = 0
+    while world.pager.sealed_pages:
+        total += world.pager.write_sealed(max_bytes=1000)
+        assert list(again.items()) == expected
+    assert total == len(world.held) * 256
+    del tree, again
+    assert list(Tree.open(world.pager, root).items()) == expected
+    assert world.pager.dirty_bytes == 0
+
+
+def test_writes_are_sequential_and_merged() -> None:
+    world = World(7, page_size=4096, holes=False)
+    tree = new_tree(world)
+    tree.update((b"%06d" % n, bytes(100)) for n in range(20000))
+    world.seal(tree)
+    world.write()
+    counters = world.pager.counters()
+    assert counters["device_writes"] <= counters["bytes_written"] // (1 << 20) + 2
+
+
+@pytest.mark.parametrize("page_size", [256, 4096, 65536])
+@pytest.mark.parametrize("size", [0, 53, 54, 55, 255, 256, 257, 1014, 1015, 4096, 60000, 300_000])
+def test_values_of_any_size_come_back(page_size: int, size: int) -> None:
+    world = World(size, page_size=page_size)
+    tree = new_tree(world)
+    value = world.random.randbytes(size)
+    tree.put(b"before", b"b")
+    tree.put(b"key", value)
+    tree.put(b"later", b"l")
+    snapshot = tree.snapshot()
+    assert tree.get(b"key") == value
+    root = world.seal(tree)
+    assert snapshot.get(b"key") == value
+    assert Tree.open(world.pager, root).get(b"key") == value
+    world.write()
+    again = Tree.open(world.pager, root)
+    assert again.get(b"key") == value
+    assert snapshot.get(b"key") == value
+    assert again.check() == []
+    again.put(b"key", b"short")
+    assert again.delete(b"later")
+    world.seal(again)
+    world.drain_freed()
+    assert world.reached(again) == world.held
+
+
+def test_a_value_of_a_hundred_megabytes_in_fragmented_space() -> None:
+    world = World(1, page_size=4096)
+    tree = new_tree(world)
+    value = random.Random(1).randbytes(1 << 20) * 100
+    tree.put(b"k", value)
+    assert tree.dirty_pages > 25600
+    root = world.seal(tree)
+    world.write()
+    del tree
+    assert Tree.open(world.pager, root).get(b"k") == value
+    assert world.pager.dirty_bytes == 0
+
+
+def test_value_limit_is_refused_before_anything_changes() -> None:
+    tree = new_tree(World(1), value_size=-2)
+    with pytest.raises(LimitExceeded):
+        tree.put(b"k", bytes(65536))
+    assert len(tree) == 0
+
+
+def test_an_allocator_that_fails_or_lies_leaves_the_tree_dirty_and_whole() -> None:
+    world = World(8)
+    tree = new_tree(world)
+    tree.update((b"%d" % n, b"v") for n in range(100))
+
+    def broken(pages: int) -> list[tuple[int, int]]:
+        raise InvalidRequest("no")
+
+    for allocate in (broken, lambda pages: [(1, pages - 1)], lambda pages: [(1, pages + 1)]):
+        with pytest.raises(InvalidRequest):
+            tree.seal(allocate)
+        assert tree.is_dirty
+    world.seal(tree)
+    assert tree.check() == []
+    assert len(list(tree.items())) == 100
+
+
+def test_a_closed_pager_and_a_closed_view_say_so() -> None:
+    world = World(9)
+    tree, root = filled(world, 200)
+    view = tree.snapshot()
+    view.close()
+    with pytest.raises(StoreClosed):
+        view.get(b"x")
+    world.pager.close()
+    with pytest.raises(StoreClosed):
+        list(Tree.open(world.pager, root).items())
+
+
+def test_pinned_generations_are_the_oldest_that_live() -> None:
+    def oldest() -> int | None:
+        return world.pager.oldest_pinned_generation
+
+    world = World(10)
+    tree = new_tree(world)
+    tree.put(b"a", b"1")
+    assert oldest() is None
+    world.pager.generation = 5
+    first = tree.snapshot()
+    world.pager.generation = 9
+    second = tree.items()
+    assert oldest() == 5
+    first.close()
+    assert oldest() == 9
+    assert list(second) == [(b"a", b"1")]
+    assert oldest() is None
+
+
+def test_a_device_with_a_descriptor_is_read_past_python(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(1 << 20))
+    device = FileDevice.open(path)
+    pager = Pager(device)
+    tree = Tree(pager, Descriptor(), 1)
+    tree.update((b"%05d" % n, b"%d" % n) for n in range(2000))
+    root = tree.seal(lambda pages: [(3, pages)])
+    pager.write_sealed()
+    again = Tree.open(pager, root)
+    assert [value for _, value in again.items()] == [b"%d" % n for n in range(2000)]
+    assert pager.counters()["misses"] > 10
+    device.close()
