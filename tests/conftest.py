@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from mdstore.device.explore import SUMMARY_PREFIX
+
 REAL_COMPONENTS = ("fuse", "rados")
 
 
@@ -20,3 +22,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many crash states were checked, and from which seeds, also when every test passed."""
+    lines = [
+        (report.nodeid.split("::")[-1], line.removeprefix(SUMMARY_PREFIX))
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for line in report.capstdout.splitlines()
+        if line.startswith(SUMMARY_PREFIX) and "states tried" in line
+    ]
+    if lines:
+        terminalreporter.section("crash states")
+        for name, line in lines:
+            terminalreporter.write_line(f"{name}: {line}")
+        tried, distinct = (sum(int(line.split(word)[0].split()[-1]) for _, line in lines) for word in (" states tried", " distinct"))
+        terminalreporter.write_line(f"in all: {tried} crash states tried, {distinct} distinct")

@@ -32,6 +32,7 @@ from mdstore.errors import InvalidRequest
 
 STATES_PER_POINT: Final = 17  # what the default plan makes of a point with several pending writes
 FINDINGS_KEPT: Final = 20
+SUMMARY_PREFIX: Final = "crash exploration: "  # of the first and the last line said
 NESTED_PLAN: Final = Plan(drops=1, subsets=1, tears=1)
 
 
@@ -186,7 +187,7 @@ def explore(
 
     The seed is said first and last; with the same workload it gives the same states.
     """
-    say(f"crash exploration: seed {seed}")
+    say(f"{SUMMARY_PREFIX}seed {seed}")
     run = record(workload, _base(size_bytes, base), seed, sector_size=sector_size, faults=faults)
     exploration = Exploration(run, reopen, seed, plan)
     started = time.monotonic()
@@ -199,7 +200,7 @@ def explore(
     report.seconds = time.monotonic() - started
     for finding in report.findings:
         say(f"  {finding}")
-    say(f"crash exploration: {report}; seed {seed}")
+    say(f"{SUMMARY_PREFIX}{report}; seed {seed}")
     return report
 
 
