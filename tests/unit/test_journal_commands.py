@@ -1,0 +1,158 @@
+"""`mdstore journal` on an image and on a directory of objects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from journal import Journal, Layout, StripedMedium
+from journal.directory import DirectoryObjects
+from journal.head import decode_head
+from mdstore.mds.server import MetadataServer
+from mdstore.mds.vfs import ROOT_INO, SUPERUSER
+from mdstore.tools.cli import run
+from mdstore.tools.images import opened_store
+
+
+def mdstore(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    found = run(list(arguments))
+    captured = capsys.readouterr()
+    assert found == code, captured.err
+    return captured.out
+
+
+@pytest.fixture
+def image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """An image with a few events in its log: the server was killed, as it were, before it wrote them back."""
+    path = str(tmp_path / "t.img")
+    mdstore(capsys, "mkfs", path, "--size", "64M")
+    with opened_store(path, read_only=False) as store:
+        server = MetadataServer.mount(store)
+        for name in (b"alpha", b"beta", b"gamma"):
+            server.mkdir(SUPERUSER, ROOT_INO, name, 0o755)
+        server.syncfs()
+    return path
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    """A log in a directory."""
+    medium = StripedMedium(DirectoryObjects(tmp_path / "d"), "log", Layout(256, 2, 512))
+    with Journal.create(medium) as journal:
+        for n in range(50):
+            journal.wait(journal.append(b"entry %d" % n, type=1 + n % 2))
+    return f"dir:{tmp_path}/d/log"
+
+
+def entries(target: str) -> list[bytes]:
+    path, _, name = target.removeprefix("dir:").rpartition("/")
+    medium = StripedMedium(DirectoryObjects(path), name, Layout(256, 2, 512))
+    return [entry.payload for entry in Journal.open(medium, read_only=True).entries()]
+
+
+def damage(target: str, offset: int) -> None:
+    path, _, name = target.removeprefix("dir:").rpartition("/")
+    with open(f"{path}/{name}.00000002", "r+b") as file:
+        file.seek(offset)
+        file.write(b"\xee\xee")
+
+
+def test_inspect_of_an_image(image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(mdstore(capsys, "journal", "inspect", image, "--json"))
+    assert found["intact"]
+    assert "integrity: OK" in mdstore(capsys, "journal", "inspect", image)
+    assert "integrity: OK" in mdstore(capsys, "journal", "inspect", "--ring", image)
+
+
+def test_events_of_an_image_are_shown_and_chosen(image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = mdstore(capsys, "journal", "events", image, "list", "--path", "bet")
+    assert "beta" in listed
+    assert "alpha" not in listed
+    found = json.loads(mdstore(capsys, "journal", "events", image, "json", "--type", "mkdir"))
+    names = [record["name"] for event in found for record in event["records"] if record["record"] == "EntrySet"]
+    assert {"alpha", "beta", "gamma"} <= set(names)
+    inode = next(r["directory"] for e in found for r in e["records"] if r["record"] == "EntrySet")
+    assert mdstore(capsys, "journal", "events", image, "list", "--inode", str(inode)).count("\n") >= 3
+    summary = json.loads(mdstore(capsys, "journal", "events", image, "summary"))
+    assert summary["entries"]["MKDIR"] == 3
+    assert mdstore(capsys, "journal", "events", image, "list", "--client", "7") == ""
+    mdstore(capsys, "journal", "events", image, "list", "--type", "nonsense", code=2)
+
+
+def test_spliced_event_never_happened_until_it_is_taken_back(image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mdstore(capsys, "journal", "splice", image, "--path", "beta").startswith("would replace")
+    assert mdstore(capsys, "ls", image, "/").split() == ["alpha", "beta", "gamma"]
+    mdstore(capsys, "journal", "splice", image, "--path", "beta", "--apply")
+    assert "beta" not in mdstore(capsys, "ls", image, "/")
+    mdstore(capsys, "journal", "inspect", image)
+    mdstore(capsys, "journal", "undo", image, f"{image}.journal-undo", "--apply")
+    assert mdstore(capsys, "ls", image, "/").split() == ["alpha", "beta", "gamma"]
+    mdstore(capsys, "journal", "splice", image, code=2)
+
+
+def test_damage_is_found_bridged_and_taken_back(log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = entries(log)
+    damage(log, 100)
+    said = mdstore(capsys, "journal", "inspect", log, code=4)
+    assert "DAMAGED" in said
+    assert "damaged: " in said
+    mdstore(capsys, "journal", "export", log, str(tmp_path / "dump"), code=1)
+    assert mdstore(capsys, "journal", "repair", log).startswith("would replace")
+    mdstore(capsys, "journal", "inspect", log, code=4)
+    mdstore(capsys, "journal", "repair", log, "--apply")
+    mdstore(capsys, "journal", "inspect", log)
+    assert len(entries(log)) == len(before) - 1
+    undo = f"{tmp_path}/d/log.journal-undo"
+    mdstore(capsys, "journal", "undo", log, undo)
+    mdstore(capsys, "journal", "inspect", log)
+    mdstore(capsys, "journal", "undo", log, undo, "--apply")
+    mdstore(capsys, "journal", "inspect", log, code=4)
+
+
+def test_export_reset_import(log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = entries(log)
+    dump = str(tmp_path / "dump")
+    mdstore(capsys, "journal", "export", log, dump)
+    mdstore(capsys, "journal", "export", log, dump, code=1)
+    mdstore(capsys, "journal", "reset", log)
+    assert entries(log) == before
+    mdstore(capsys, "journal", "reset", log, "--apply", "--undo", str(tmp_path / "undo"))
+    assert entries(log) == []
+    mdstore(capsys, "journal", "import", log, dump, "--apply")
+    assert entries(log) == before
+
+
+def test_truncate_and_header(log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    positions = json.loads(mdstore(capsys, "journal", "events", log, "json"))
+    end = positions[9]["end"]
+    mdstore(capsys, "journal", "truncate", log, str(end + 1), code=1)
+    mdstore(capsys, "journal", "truncate", log, str(end), "--apply")
+    assert len(entries(log)) == 10
+    head = json.loads(mdstore(capsys, "journal", "header", "get", log))
+    assert head["safe"] == end
+    undo = str(tmp_path / "second")
+    mdstore(capsys, "journal", "header", "set", log, f"expire={positions[4]['position']}", "--apply", "--undo", undo)
+    assert len(entries(log)) == 6
+    mdstore(capsys, "journal", "header", "set", log, "expire=nonsense", code=2)
+    mdstore(capsys, "journal", "header", "set", log, "log=1", code=1)
+    assert mdstore(capsys, "journal", "events", log, "binary", "--type", "1") == "entry 4entry 6entry 8"
+
+
+def test_header_is_recovered(log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head0 = tmp_path / "d" / "log.head0"
+    kept = decode_head(head0.read_bytes())
+    head0.write_bytes(b"\xee" * 132)
+    assert mdstore(capsys, "journal", "header", "recover", log).startswith("would write a head")
+    mdstore(capsys, "journal", "header", "recover", log, "--apply")
+    assert decode_head(head0.read_bytes()) != kept
+    assert len(entries(log)) == 50
+
+
+def test_trouble_is_one_line_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for target in (str(tmp_path / "absent"), f"dir:{tmp_path}/absent/log", f"dir:{tmp_path}/log"):
+        assert run(["journal", "inspect", target]) in (1, 4)
+        assert capsys.readouterr().err.count("\n") <= 1
+    assert run(["journal", "header", "get", f"dir:{tmp_path}/log"]) == 1
+    assert "no journal" in capsys.readouterr().err

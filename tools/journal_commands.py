@@ -1,0 +1,328 @@
+"""`mdstore journal`: look into a log, keep it, mend it.
+
+Everything streams: memory does not grow with the log. What changes a log only says what it would do, until `--apply` is
+given; then what it overwrites is first written to an undo file, which `mdstore journal undo` applies.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from journal import Head
+from journal.dump import apply_dump, check_dump
+from journal.edit import (
+    Change,
+    apply_change,
+    export_log,
+    plan_header,
+    plan_repair,
+    plan_reset,
+    plan_splice,
+    plan_truncate,
+    read_entries,
+)
+from journal.survey import Survey, install_head, recover_head, survey
+from mdstore.tools.images import json_option
+from mdstore.tools.journal_events import Filter, Summary, as_json, line, type_number
+from mdstore.tools.journal_targets import Target, opened_log
+from mdstore.tools.output import CommandFailed, print_json, print_json_list, print_line, size_text
+
+EXIT_DAMAGED = 4
+
+_target = click.argument("target")
+_ring = click.option("--ring", is_flag=True, help="The store's own log instead of the metadata events.")
+_apply = click.option("--apply", "apply_it", is_flag=True, help="Do it; without this, only say what would be done.")
+_undo = click.option("--undo", "undo_path", type=click.Path(), help="Where the undo file goes [TARGET.journal-undo].")
+
+
+@click.group("journal")
+def journal() -> None:
+    """Look into the log of an image, keep it, mend it.
+
+    TARGET is an image, or `dir:PATH/NAME` for a log in a directory of objects. What changes a log is a dry run until
+    --apply, and writes an undo file first.
+
+    \b
+    mdstore journal inspect photos.img
+    mdstore journal events photos.img list --path may.jpg
+    mdstore journal repair photos.img --apply
+    """
+
+
+# -- looking -----------------------------------------------------------------------------------------------------------
+
+
+@journal.command("inspect")
+@_target
+@_ring
+@json_option
+def inspect_command(target: str, ring: bool, as_json: bool) -> int:
+    """Check every entry; say what is damaged or missing, with ranges. Exit code 4 when something is."""
+    with opened_log(target, ring=ring, read_only=True) as log:
+        found = survey(log.medium, head=log.head)
+    if as_json:
+        print_json({**asdict(found), "intact": found.intact})
+    else:
+        _print_survey(found)
+    return 0 if found.intact else EXIT_DAMAGED
+
+
+def _print_survey(found: Survey) -> None:
+    print_line(f"integrity: {'OK' if found.intact else 'DAMAGED'}")
+    for slot, said in enumerate(found.heads):
+        print_line(f"head {slot}: {said}")
+    print_line(f"log: {found.start} to {found.end}, {found.entries} entries, {size_text(found.end - found.start)}")
+    print_line(f"tail: {found.tail}")
+    for damage in found.damage:
+        print_line(f"damaged: {damage.start} to {damage.end}: {damage.reason}")
+    for name, position in found.missing:
+        print_line(f"missing object: {name}, from position {position}")
+
+
+@journal.command("events")
+@_target
+@click.argument("what", type=click.Choice(["list", "summary", "json", "binary"]), default="list")
+@click.option("--range", "between", help="Positions, LOW..HIGH; either may be left out.")
+@click.option("--type", "types", multiple=True, help="Event type, by name or number; may be repeated.")
+@click.option("--path", help="A part of a name the event speaks of.")
+@click.option("--inode", type=int, help="An inode the event speaks of.")
+@click.option("--client", type=int, help="A client whose session the event changes.")
+@_ring
+def events_command(target: str, what: str, ring: bool, **chosen: Any) -> None:
+    """Entries of the log, those that all options choose. `binary` writes their payloads one after another."""
+    wanted = _filter(**chosen)
+    with opened_log(target, ring=ring, read_only=True) as log:
+        entries = filter(wanted, read_entries(log.medium, log.current_head()))
+        if what == "list":
+            for entry in entries:
+                print_line(line(entry, events=log.events))
+        elif what == "json":
+            print_json_list(as_json(entry, events=log.events) for entry in entries)
+        elif what == "binary":
+            for entry in entries:
+                sys.stdout.buffer.write(entry.payload)
+        else:
+            summary = Summary()
+            summary.add(entries, events=log.events)
+            print_json({"entries": summary.entries, "bytes": summary.bytes, "first": summary.first, "last": summary.last})
+
+
+def _filter(
+    between: str | None, types: tuple[str, ...], path: str | None, inode: int | None, client: int | None
+) -> Filter:
+    try:
+        low, high = _range(between)
+        numbers = frozenset(map(type_number, types))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return Filter(low, high, numbers, os.fsencode(path) if path is not None else None, inode, client)
+
+
+def _range(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    low, dots, high = text.partition("..")
+    if not dots:
+        raise ValueError(f"{text!r} is no range; write LOW..HIGH")
+    return int(low, 0) if low else None, int(high, 0) if high else None
+
+
+# -- the head ----------------------------------------------------------------------------------------------------------
+
+
+@journal.group("header")
+def header() -> None:
+    """Show the head, set its fields, or make one from the entries."""
+
+
+@header.command("get")
+@_target
+@_ring
+def header_get(target: str, ring: bool) -> None:
+    """The newer head copy, as JSON."""
+    with opened_log(target, ring=ring, read_only=True) as log:
+        print_json(asdict(log.current_head()))
+
+
+@header.command("set")
+@_target
+@click.argument("fields", nargs=-1, required=True)
+@_apply
+@_undo
+def header_set(target: str, fields: tuple[str, ...], apply_it: bool, undo_path: str | None) -> None:
+    """Set FIELD=VALUE ...: trimmed, expire, safe, next_sequence, generation, generation_start, epoch."""
+    try:
+        values = {name: int(value, 0) for name, _, value in (field.partition("=") for field in fields)}
+    except ValueError:
+        raise click.UsageError("write FIELD=NUMBER") from None
+    _change(target, lambda log: plan_header(log.medium, values), apply_it, undo_path)
+
+
+@header.command("recover")
+@_target
+@click.option("--after-damage", is_flag=True, help="Begin behind the last damage instead of at the first entry.")
+@_apply
+def header_recover(target: str, after_damage: bool, apply_it: bool) -> None:
+    """Search the whole medium for entries and make a head that describes them. Nothing but the head is written."""
+    with opened_log(target, ring=False, read_only=not apply_it) as log:
+        head = recover_head(log.medium, after_damage=after_damage)
+        _say(_head_words(head), apply_it)
+        if apply_it:
+            install_head(log.medium, head)
+
+
+def _head_words(head: Head) -> list[str]:
+    return [f"write a head: log {head.log:08x}, expire {head.expire}, safe {head.safe}, generation {head.generation}"]
+
+
+# -- keeping -----------------------------------------------------------------------------------------------------------
+
+
+@journal.command("export")
+@_target
+@click.argument("file", type=click.Path())
+@click.option("--force", is_flag=True, help="Even when the log is damaged.")
+@_ring
+def export_command(target: str, file: str, force: bool, ring: bool) -> None:
+    """Write the live log to FILE, which must not exist."""
+    with opened_log(target, ring=ring, read_only=True) as log, _new_file(file) as out:
+        total = export_log(log.medium, out, force=force)
+    print_line(f"{size_text(total)} of log in {file}")
+
+
+@journal.command("import")
+@_target
+@click.argument("file", type=click.Path(exists=True))
+@_apply
+def import_command(target: str, file: str, apply_it: bool) -> None:
+    """Replace the log by the one in FILE. Export the present one first if it may be wanted again."""
+    _apply_file(target, file, apply_it, "replace the log by the one in")
+
+
+@journal.command("undo")
+@_target
+@click.argument("file", type=click.Path(exists=True))
+@_apply
+def undo_command(target: str, file: str, apply_it: bool) -> None:
+    """Take back the change that wrote the undo file FILE. Only while nothing else has written to the log since."""
+    _apply_file(target, file, apply_it, "take back what is kept in")
+
+
+def _apply_file(target: str, file: str, apply_it: bool, what: str) -> None:
+    with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
+        check_dump(source)
+        source.seek(0)
+        _say([f"{what} {file}"], apply_it)
+        if apply_it:
+            apply_dump(log.medium, source)
+
+
+# -- mending -----------------------------------------------------------------------------------------------------------
+
+
+@journal.command("splice")
+@_target
+@click.option("--range", "between", help="Positions, LOW..HIGH; either may be left out.")
+@click.option("--type", "types", multiple=True, help="Event type, by name or number; may be repeated.")
+@click.option("--path", help="A part of a name the event speaks of.")
+@click.option("--inode", type=int, help="An inode the event speaks of.")
+@click.option("--client", type=int, help="A client whose session the event changes.")
+@_apply
+@_undo
+def splice_command(target: str, apply_it: bool, undo_path: str | None, **chosen: Any) -> None:
+    """Take out the entries that all options choose: each becomes a pad of the same length."""
+    wanted = _filter(**chosen)
+    if wanted.empty:
+        raise click.UsageError("say which entries: --range, --type, --path, --inode or --client")
+    _change(target, lambda log: plan_splice(log.medium, wanted), apply_it, undo_path)
+
+
+@journal.command("repair")
+@_target
+@_apply
+@_undo
+def repair_command(target: str, apply_it: bool, undo_path: str | None) -> None:
+    """Bridge damaged ranges by pads, so that what lies behind is read; cut off what cannot be bridged."""
+    _change(target, lambda log: plan_repair(log.medium), apply_it, undo_path)
+
+
+@journal.command("truncate")
+@_target
+@click.argument("position", type=int)
+@_apply
+@_undo
+def truncate_command(target: str, position: int, apply_it: bool, undo_path: str | None) -> None:
+    """End the log at POSITION, the end of an entry; everything behind it goes."""
+    _change(target, lambda log: plan_truncate(log.medium, position), apply_it, undo_path)
+
+
+@journal.command("reset")
+@_target
+@_apply
+@_undo
+def reset_command(target: str, apply_it: bool, undo_path: str | None) -> None:
+    """Begin an empty log behind the present one. Events that were not written back are lost."""
+    _change(target, lambda log: plan_reset(log.medium), apply_it, undo_path)
+
+
+def _change(target: str, plan: Callable[[Target], Change], apply_it: bool, undo_path: str | None) -> None:
+    with opened_log(target, ring=False, read_only=not apply_it) as log:
+        try:
+            change = plan(log)
+        except ValueError as error:
+            raise CommandFailed(str(error)) from None
+        _say(change.summary, apply_it)
+        if apply_it and change.summary:
+            path = undo_path or f"{target.removeprefix('dir:')}.journal-undo"
+            with _new_file(path) as undo:
+                apply_change(log.medium, change, undo)
+            print_line(f"undo file: {path}")
+
+
+def _say(sentences: list[str], applied: bool) -> None:
+    for sentence in sentences:
+        print_line(sentence if applied else f"would {sentence}")
+    if not sentences:
+        print_line("nothing to do")
+
+
+class _DurableFile:
+    """A file that must not exist yet; its `flush` reaches the medium, its name included."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        try:
+            self._file = self._path.open("xb")
+        except FileExistsError:
+            raise CommandFailed(f"{path} exists already; name another file with --undo, or move it away") from None
+
+    def write(self, data: bytes) -> int:
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def __enter__(self) -> BinaryIO:
+        return self  # type: ignore[return-value]
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            self.flush()
+        self._file.close()
+
+
+def _new_file(path: str) -> _DurableFile:
+    return _DurableFile(path)
