@@ -101,6 +101,8 @@ def run(arguments: Sequence[str]) -> int:
         result = _invoke(list(arguments))
         sys.stdout.flush()
         return result
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else EXIT_OK if leaving.code is None else EXIT_FAILED
     except (Exception, KeyboardInterrupt) as error:  # the outermost frame: every failure ends here, as a line and a code
         if debug and not isinstance(error, click.ClickException):
             traceback.print_exc()
