@@ -90,7 +90,7 @@ class MemStore:
         operations = tuple(transaction.operations)
         with self._lock:
             self._assert_usable()
-            check(self._state, operations)
+            check(self._state, operations, transaction.epoch)
             self._state.apply(operations)
             self._sequence += 1
             if self._delayed:
@@ -102,6 +102,15 @@ class MemStore:
     def apply(self, transaction: Transaction) -> None:
         """`submit` and wait until durable."""
         self.submit(transaction).wait()
+
+    def set_floor_and_read(
+        self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
+    ) -> bytes:
+        """Raise the object's floor and return its bytes (empty where there is no object), in one step."""
+        with self._lock:
+            self.apply(Transaction().set_floor(floor, collection, name=name))
+            found = self._state.find(collection_name(collection), object_name(name))
+            return b"" if found is None else found.read(offset, length)
 
     def sync(self) -> None:
         """Make everything submitted before durable."""

@@ -15,11 +15,13 @@ from mdstore.errors import AlreadyExists, InvalidRequest, MdstoreError, NotEmpty
 from mdstore.store.transaction import Op, Operation
 
 
-def check(state: State, operations: Iterable[Operation]) -> None:
+def check(state: State, operations: Iterable[Operation], epoch: int | None = None) -> None:
     """Return when every operation, after those before it, would be accepted; otherwise TransactionError. Changes nothing."""
     names = _Names(state)
     for index, operation in enumerate(operations):
         try:
+            if epoch is not None:
+                state.floors.check(epoch, operation)
             _CHECK[operation[0]](names, *operation[1:])
         except MdstoreError as cause:
             raise TransactionError(index, Op(operation[0]).name.lower(), cause) from cause
@@ -116,6 +118,9 @@ class _Names:
             raise NotFound("attribute", attribute)
         self.put(collection, name, attributes - {attribute})
 
+    def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
+        self._state.floors.check_raise((scope, collection, name), floor)
+
 
 def _differ(name: bytes, to_name: bytes) -> None:
     if name == to_name:
@@ -143,4 +148,5 @@ _CHECK: Final[dict[Op, Callable[..., Any]]] = {
     Op.MAP_REMOVE_RANGE: _Names.needs,
     Op.MAP_CLEAR: _Names.needs,
     Op.MAP_SET_HEADER: _Names.makes,
+    Op.SET_FLOOR: _Names.set_floor,
 }

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sortedcontainers import SortedDict
 
+from mdstore.store.floors import Floors
 from mdstore.store.transaction import Op, Operation
 
 BLOCK: Final = 4096  # granularity of holes, in bytes
@@ -130,11 +131,13 @@ class State:
     def __init__(self) -> None:
         self.owner = object()
         self.collections: SortedDict[bytes, MemCollection] = SortedDict()
+        self.floors = Floors()
 
     def fork(self) -> State:
         """An equal state that goes its own way. Cost: one entry per collection; objects are copied when one side writes."""
         twin = State()
         twin.collections = self.collections.copy()
+        twin.floors = self.floors.copy()
         self.owner = object()
         return twin
 
@@ -166,6 +169,9 @@ class State:
         return found
 
     # -- inside: one method for each operation that is more than a call on its object -----------------------------------
+
+    def _set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
+        self.floors.raise_to((scope, collection, name), floor)
 
     def _create_collection(self, collection: bytes) -> None:
         self.collections[collection] = MemCollection(self.owner, SortedDict())
@@ -235,4 +241,5 @@ _APPLY: Final[dict[Op, Callable[..., Any]]] = {
     Op.MAP_REMOVE_RANGE: State._map_remove_range,
     Op.MAP_CLEAR: State._map_clear,
     Op.MAP_SET_HEADER: State._map_set_header,
+    Op.SET_FLOOR: State._set_floor,
 }

@@ -50,6 +50,11 @@ class ObjectStore(Protocol):
     def sync(self) -> None:
         """Return when everything submitted before is durable."""
 
+    def set_floor_and_read(
+        self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
+    ) -> bytes:
+        """Raise the object's floor (it need not exist) and return its bytes in one step; the floor is durable on return."""
+
     # -- queries -------------------------------------------------------------------------------------------------------
     def exists(self, collection: Name, name: Name) -> bool: ...
     def stat(self, collection: Name, name: Name) -> ObjectStat: ...

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mdstore.device.memory import MemoryDevice
+from mdstore.engines.lmdb import LmdbStore
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import Commit, ObjectStore
 from mdstore.limits import MIB
@@ -75,6 +76,36 @@ class DelayedMemRig:
         return None
 
 
+class LmdbRig:
+    """`lmdb:`. A kill leaves the old environment without a sync and opens a copy of its file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "store-0"
+        self._kills = 0
+        self._store = LmdbStore(self._directory)
+
+    @property
+    def store(self) -> ObjectStore:
+        return self._store
+
+    def reopen(self) -> None:
+        self._store.close()
+        self._store = LmdbStore(self._directory)
+
+    def kill(self) -> None:
+        self._kills += 1
+        survivor = self._directory.with_name(f"store-{self._kills}")
+        survivor.mkdir()
+        (survivor / "data.mdb").write_bytes((self._directory / "data.mdb").read_bytes())
+        self._store.close()
+        self._directory = survivor
+        self._store = LmdbStore(survivor)
+
+    def open_read_only(self) -> ObjectStore | None:
+        self._store.close()
+        return LmdbStore(self._directory, read_only=True)
+
+
 class BtreeRig:
     """`btree:` on a device in memory. A kill drops the store without a word and opens a copy of the device's bytes."""
 
@@ -107,7 +138,12 @@ class Kind(NamedTuple):
     make: Callable[[Path], Rig]
 
 
-RIGS: dict[str, Callable[[Path], Rig]] = {"mem": MemRig, "mem-delayed": DelayedMemRig, "btree": BtreeRig}
+RIGS: dict[str, Callable[[Path], Rig]] = {
+    "mem": MemRig,
+    "mem-delayed": DelayedMemRig,
+    "btree": BtreeRig,
+    "lmdb": LmdbRig,
+}
 KINDS = [
     Kind(engine, disturbance, make)
     for engine, make in RIGS.items()

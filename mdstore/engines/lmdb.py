@@ -1,0 +1,410 @@
+"""`lmdb:DIR`: objects in an LMDB environment, for people who trust it already. Needs the `lmdb` package.
+
+A transaction is one LMDB write transaction with its own flush, so a commit is durable when `submit` returns: whoever wants
+speed puts many operations into one transaction. (LMDB can commit without flushing and flush later, but a machine that stops
+between the two may then find neither of its roots whole; what was acknowledged before would be lost with the rest.)
+Reads are LMDB read transactions: they never wait for a writer, nor a writer for them.
+
+Invariants
+
+1. Only `_write` opens write transactions, one at a time, under `_writing`.
+2. Growing the map needs a moment without any transaction: `Gate` keeps new reads out and waits for running ones, and open
+   iterations are drained into memory first.
+3. After the first failure of LMDB, `_failure` is set and every later call raises it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+from mdstore.device.lock import lock_image
+from mdstore.engines.lmdb_apply import Applier, View
+from mdstore.engines.lmdb_reads import Gate, Iteration, Record
+from mdstore.engines.lmdb_tables import (
+    DATABASES,
+    FORMAT_VERSION,
+    KEY_MAX,
+    META_FORMAT,
+    META_NEXT_NUMBER,
+    U64,
+    Databases,
+    Table,
+)
+from mdstore.engines.protocol import Capabilities, Commit, ObjectStat
+from mdstore.errors import (
+    DeviceFailed,
+    InvalidRequest,
+    MdstoreError,
+    NoSpace,
+    NotAnImage,
+    NotFound,
+    ReadOnly,
+    StoreClosed,
+    TransactionError,
+    UnsupportedFormat,
+)
+from mdstore.limits import GIB, MIB, TIB
+from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, object_name
+
+MAP_BYTES_FIRST: Final = 64 * MIB  # of address space; the file grows only as it is written
+MAP_BYTES_MAX: Final = 16 * TIB
+READERS_MAX: Final = 4096  # read transactions at once, open iterations included
+_GROWTH_MAX: Final = 64 * GIB
+_COMMIT_BYTES: Final = (
+    MIB  # a write that fails with less room than that failed for want of room: LMDB says only "I/O error"
+)
+
+Result = TypeVar("Result")
+
+
+class LmdbCommit:
+    """A transaction that LMDB has committed and flushed."""
+
+    __slots__ = ()
+    durable = True
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Returns at once."""
+
+    def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
+        """Calls `callback(None)` at once."""
+        callback(None)
+
+
+class LmdbStore:
+    """An `ObjectStore` in an LMDB environment. Safe to call from many threads; one process at a time."""
+
+    def __init__(self, directory: Path | str, *, read_only: bool = False, map_bytes_max: int = MAP_BYTES_MAX) -> None:
+        """Open the environment in `directory`, made when it is not there. `map_bytes_max`: how large it may become.
+        Errors: ImageBusy, NotAnImage, UnsupportedFormat, DeviceFailed; InvalidRequest without the `lmdb` package."""
+        self._lmdb = _import_lmdb()
+        self._directory = Path(directory)
+        self._read_only = read_only
+        self._map_bytes_max = map_bytes_max
+        self._writing = RLock()
+        self._gate = Gate()
+        self._iterations: WeakSet[Iteration] = WeakSet()
+        self._failure: MdstoreError | None = None
+        self._lock_fd = self._lock_directory()
+        try:
+            self._environment = self._open()
+            self._databases = self._open_databases()
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything: LMDB's transactions are atomic, durable and ordered."""
+        return Capabilities(multi_object_transactions=True, durable=True, ordered_commits=True)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether changes are refused."""
+        return self._read_only
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+
+    def submit(self, transaction: Transaction) -> Commit:
+        """Apply in one LMDB transaction, durable on return. TransactionError: nothing was changed.
+        Cost: the pages it touches, copied up to the root, and one flush."""
+        self._assert_usable()
+        if self._read_only:
+            raise ReadOnly(f"{self._directory} is open read-only")
+        with self._writing:
+            while not self._write(transaction):
+                self._grow(transaction)
+        return LmdbCommit()
+
+    def apply(self, transaction: Transaction) -> None:
+        """The same as `submit`."""
+        self.submit(transaction)
+
+    def sync(self) -> None:
+        """Nothing to do: every commit is durable."""
+        self._assert_usable()
+
+    def close(self) -> None:
+        """Release the environment; iterations still open raise StoreClosed. Again: nothing."""
+        with self._writing, self._gate.alone():
+            if isinstance(self._failure, StoreClosed):
+                return
+            self._failure = StoreClosed(f"{self._directory} was closed")
+            for iteration in list(self._iterations):
+                iteration.cut(self._failure)
+            self._environment.close()
+            os.close(self._lock_fd)
+
+    # -- queries -------------------------------------------------------------------------------------------------------
+
+    def exists(self, collection: Name, name: Name) -> bool:
+        """Whether the object is there. NotFound('collection') when its collection is not."""
+        home, wanted = collection_name(collection), object_name(name)
+        return self._ask(lambda view: view.find(home, wanted)) is not None
+
+    def stat(self, collection: Name, name: Name) -> ObjectStat:
+        """Size, bytes stored, number of attributes and of map keys."""
+        home, wanted = collection_name(collection), object_name(name)
+        return self._ask(lambda view: ObjectStat(*view.need(home, wanted)[1:]))
+
+    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
+        """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
+        _check_window(offset, length)
+        home, wanted = collection_name(collection), object_name(name)
+        return self._ask(lambda view: view.read(view.need(home, wanted), offset, length))
+
+    def extents(
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None
+    ) -> list[tuple[int, int]]:
+        """Ranges (offset, length) inside the window that are not holes, in order, cut at the size."""
+        _check_window(offset, length)
+        home, wanted = collection_name(collection), object_name(name)
+        return self._ask(lambda view: view.extents(view.need(home, wanted), offset, length))
+
+    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
+        """The attribute's value. NotFound says which was missing: collection, object or attribute."""
+        key = _raw(attribute)
+        found = self._ask(lambda view: self._databases.attributes.get(*_owner(view, collection, name), key))
+        if found is None:
+            raise NotFound("attribute", key)
+        return found
+
+    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]:
+        """All attributes, in order of their names."""
+        return self._ask(
+            lambda view: dict(self._databases.attributes.items(*_owner(view, collection, name), None, None))
+        )
+
+    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None:
+        """The value of one key, None when the map does not have it."""
+        return self.map_get_many(collection, name, [key])[0]
+
+    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of the keys, in their order, all of one moment."""
+
+        def look_up(view: View) -> list[bytes | None]:
+            owner = _owner(view, collection, name)
+            return [self._databases.maps.get(*owner, key) if key else None for key in keys]
+
+        return self._ask(look_up)
+
+    def map_header(self, collection: Name, name: Name) -> bytes:
+        """The map's header, empty when none was set."""
+        return self._ask(lambda view: self._databases.maps.get(*_owner(view, collection, name), b"")) or b""
+
+    def map_items(
+        self,
+        collection: Name,
+        name: Name,
+        start: bytes | None = None,
+        stop: bytes | None = None,
+        *,
+        reverse: bool = False,
+    ) -> Iterator[Record]:
+        """Records with start <= key < stop in order (reverse: from the end), as they are at this call. Holds a read
+        transaction until it ends or is dropped: LMDB reuses no page that was freed after it began."""
+        with self._reading():
+            txn = self._environment.begin()
+            try:
+                owner = _owner(View(txn, self._databases), collection, name)
+            except BaseException:
+                txn.abort()
+                raise
+            found = Iteration(txn, self._databases.maps.items(*owner, start or b"\0", stop, reverse=reverse))
+            self._iterations.add(found)
+            return found
+
+    def list_objects(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names with start <= name < stop in order, at most `limit`. Page on with start = last + b'\\0'."""
+        if limit is not None and limit < 0:
+            raise InvalidRequest(f"limit {limit} must not be negative")
+        home, low, high = collection_name(collection), _bound(start), _bound(stop)
+
+        def names(view: View) -> list[bytes]:
+            records = self._databases.objects.items(view.txn, view.collection(home), low, high)
+            if limit is None:
+                return [name for name, _ in records]
+            return [name for _, (name, _) in zip(range(limit), records)]
+
+        return self._ask(names)
+
+    def list_collections(self) -> list[bytes]:
+        """Every collection's name, in order."""
+        return self._ask(lambda view: [name for name, _ in view.txn.cursor(db=self._databases.collections)])
+
+    def statistics(self) -> dict[str, int | float]:
+        """size_bytes (file system and file), free_bytes, allocated_bytes (of the file), objects, and LMDB's map. A walk
+        over the objects only where names are long."""
+        return self._ask(self._statistics)
+
+    # -- inside: opening -----------------------------------------------------------------------------------------------
+
+    def _lock_directory(self) -> int:
+        if not self._read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        elif not (self._directory / "data.mdb").exists():
+            raise NotAnImage(f"{self._directory} holds no LMDB environment")
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lock_image(fd, str(self._directory), exclusive=not self._read_only)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _open(self) -> Any:
+        size = 0 if self._read_only else min(self._map_bytes_max, MAP_BYTES_FIRST)
+        try:
+            environment = self._lmdb.open(
+                str(self._directory), map_size=size, max_dbs=len(DATABASES), max_readers=READERS_MAX,
+                readonly=self._read_only,
+            )  # fmt: skip
+        except self._lmdb.Error as error:
+            kinds = (self._lmdb.InvalidError, self._lmdb.VersionMismatchError)
+            raise NotAnImage(str(error)) if isinstance(error, kinds) else self._failed("open", error) from error
+        if environment.max_key_size() < KEY_MAX:
+            raise UnsupportedFormat(
+                f"this build of LMDB takes keys of {environment.max_key_size()} bytes, not {KEY_MAX}"
+            )
+        return environment
+
+    def _open_databases(self) -> Databases:
+        try:
+            opened = [self._environment.open_db(name, create=not self._read_only) for name in DATABASES]
+        except self._lmdb.NotFoundError as error:
+            raise NotAnImage(f"{self._directory} is an LMDB environment, but not one of mdstore") from error
+        meta, collections, objects, attributes, maps, data = opened
+        databases = Databases(meta, collections, Table(objects), Table(attributes), Table(maps), data)
+        with self._environment.begin(write=not self._read_only) as txn:
+            version = txn.get(META_FORMAT, db=meta)
+            if version is None and not self._read_only:
+                version = U64.pack(FORMAT_VERSION)
+                txn.put(META_FORMAT, version, db=meta)
+                txn.put(META_NEXT_NUMBER, U64.pack(1), db=meta)
+        if version != U64.pack(FORMAT_VERSION):
+            raise UnsupportedFormat(f"{self._directory} has format {version!r}, this is {FORMAT_VERSION}")
+        return databases
+
+    # -- inside: writing -----------------------------------------------------------------------------------------------
+
+    def _write(self, transaction: Transaction) -> bool:
+        """One attempt. False when the map is too small; nothing is changed then."""
+        self._assert_usable()
+        txn = self._environment.begin(write=True)
+        try:
+            applier = Applier(txn, self._databases)
+            for index, operation in enumerate(transaction.operations):
+                _apply(applier, index, operation)
+            txn.commit()
+            return True
+        except self._lmdb.MapFullError:
+            txn.abort()
+            return False
+        except self._lmdb.Error as error:
+            txn.abort()
+            if self._free_bytes() < transaction.payload_bytes + _COMMIT_BYTES:
+                raise TransactionError(0, "space", NoSpace(f"the file system of {self._directory} is full")) from error
+            raise self._failed("commit", error) from error
+        except BaseException:
+            txn.abort()
+            raise
+
+    def _grow(self, transaction: Transaction) -> None:
+        """Make the map larger, or refuse the transaction with NoSpace."""
+        with self._gate.alone():
+            size = self._environment.info()["map_size"]
+            if size >= self._map_bytes_max:
+                raise TransactionError(
+                    0, "space", NoSpace(f"{self._directory} has reached its {self._map_bytes_max} bytes")
+                )
+            for iteration in list(self._iterations):
+                iteration.drain()
+            self._environment.set_mapsize(min(self._map_bytes_max, size + min(size, _GROWTH_MAX)))
+
+    # -- inside: reading -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._gate.reading():
+            self._assert_usable()
+            try:
+                yield
+            except self._lmdb.Error as error:
+                raise self._failed("read", error) from error
+
+    def _ask(self, question: Callable[[View], Result]) -> Result:
+        with self._reading(), self._environment.begin() as txn:
+            return question(View(txn, self._databases))
+
+    def _statistics(self, view: View) -> dict[str, int | float]:
+        pages = self._environment.info()["last_pgno"] + 1
+        used = pages * self._environment.stat()["psize"]
+        free = min(self._free_bytes(), max(0, self._map_bytes_max - used))
+        return {
+            "size_bytes": used + free,
+            "free_bytes": free,
+            "allocated_bytes": used,
+            "objects": sum(
+                self._count(view, U64.unpack(raw)[0]) for _, raw in view.txn.cursor(db=self._databases.collections)
+            ),
+            "map_bytes": self._environment.info()["map_size"],
+            "readers": self._environment.info()["num_readers"],
+        }
+
+    def _free_bytes(self) -> int:
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize
+
+    def _count(self, view: View, collection: int) -> int:
+        return sum(1 for _ in self._databases.objects.items(view.txn, collection, None, None))
+
+    def _assert_usable(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _failed(self, operation: str, error: BaseException) -> DeviceFailed:
+        failure = DeviceFailed(operation, str(self._directory), error)
+        self._failure = getattr(self, "_failure", None) or failure
+        return failure
+
+
+def _import_lmdb() -> Any:
+    try:
+        import lmdb
+    except ImportError as error:
+        raise InvalidRequest("lmdb: needs the lmdb package; install mdstore[lmdb]") from error
+    return lmdb
+
+
+def _apply(applier: Applier, index: int, operation: Operation) -> None:
+    try:
+        applier.apply(operation)
+    except MdstoreError as cause:
+        raise TransactionError(index, Op(operation[0]).name.lower(), cause) from cause
+
+
+def _owner(view: View, collection: Name, name: Name) -> tuple[Any, int]:
+    return view.txn, view.need(collection_name(collection), object_name(name)).number
+
+
+def _check_window(offset: int, length: int | None) -> None:
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
+
+
+def _raw(name: Name) -> bytes:
+    """What is looked for may have any length: over the limit, it is not there."""
+    return name.encode() if isinstance(name, str) else name
+
+
+def _bound(name: Name | None) -> bytes | None:
+    """A bound of a listing: any bytes, also empty or longer than a name can be."""
+    return None if name is None else _raw(name)
