@@ -11,6 +11,7 @@ from mdstore.limits import OBJECT_SIZE_MAX
 from mdstore.store import data
 from mdstore.store.allocator import Run
 from mdstore.store.collections import Collection, CollectionTable
+from mdstore.store.floors import Floors
 from mdstore.store.objects import ObjectTable
 from mdstore.store.onode import Onode
 from mdstore.store.transaction import Op, Operation
@@ -21,7 +22,8 @@ Pairs = Sequence[tuple[bytes, bytes]]
 class Applier:
     """The operations over one store's tables. Every call happens under the store's lock."""
 
-    def __init__(self, collections: CollectionTable, objects: ObjectTable) -> None:
+    def __init__(self, collections: CollectionTable, objects: ObjectTable, floors: Floors) -> None:
+        self._floors = floors
         self._collections = collections
         self._objects = objects
         self._space = objects.space
@@ -189,6 +191,10 @@ class Applier:
 
     def map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
         self._objects.map_of(self._make(collection, name)).user_blob = header
+
+
+    def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
+        self._floors.raise_to((scope, collection, name), floor)
 
 
 def _show(name: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The collection tree: name -> id, floor and number of objects. Page: docs/format/onode.md, "Collections"."""
+"""The collection tree: name -> id and number of objects. Page: docs/format/onode.md, "Collections"."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import struct
 from mdstore.btree import Descriptor, Tree
 from mdstore.errors import CorruptionError
 
-_RECORD = struct.Struct("<BBHQQQ")  # version, 0, 0, collection id, objects, floor
+_RECORD = struct.Struct("<BBHQQ")  # version, 0, 0, collection id, objects
 _VERSION = 1
 
-assert _RECORD.size == 28
+assert _RECORD.size == 20
 
 EMBED_LIMIT = 256
 DESCRIPTOR = Descriptor(-1, _RECORD.size, embed_limit=EMBED_LIMIT)
@@ -19,25 +19,24 @@ DESCRIPTOR = Descriptor(-1, _RECORD.size, embed_limit=EMBED_LIMIT)
 class Collection:
     """A named, ordered set of objects. `number` is part of its objects' keys and is never used again."""
 
-    __slots__ = ("dirty", "floor", "name", "number", "objects")
+    __slots__ = ("dirty", "name", "number", "objects")
 
-    def __init__(self, name: bytes, number: int, objects: int = 0, floor: int = 0) -> None:
+    def __init__(self, name: bytes, number: int, objects: int = 0) -> None:
         self.name = name
         self.number = number
         self.objects = objects
-        self.floor = floor
         self.dirty = True
 
     def encode(self) -> bytes:
-        return _RECORD.pack(_VERSION, 0, 0, self.number, self.objects, self.floor)
+        return _RECORD.pack(_VERSION, 0, 0, self.number, self.objects)
 
 
 def decode(name: bytes, raw: bytes) -> Collection:
     """The record under `name`; CorruptionError when it is not one."""
-    version, zero1, zero2, number, objects, floor = _RECORD.unpack(raw)
+    version, zero1, zero2, number, objects = _RECORD.unpack(raw)
     if version != _VERSION or zero1 or zero2:
         raise CorruptionError("collection record", repr(name), f"version {_VERSION}", f"{version}, {zero1}, {zero2}")
-    collection = Collection(name, number, objects, floor)
+    collection = Collection(name, number, objects)
     collection.dirty = False
     return collection
 
@@ -74,7 +73,7 @@ class CollectionTable:
         return list(self.tree.keys())
 
     def flush(self) -> None:
-        """Bring the tree up to date with counts and floors that changed."""
+        """Bring the tree up to date with counts that changed."""
         for collection in self._known.values():
             if collection.dirty:
                 self.tree.put(collection.name, collection.encode())

@@ -17,13 +17,13 @@ FLAG_MAP = 2
 FLAG_HINT = 4
 _KNOWN_FLAGS = FLAG_DATA | FLAG_MAP | FLAG_HINT
 
-_HEAD = struct.Struct("<BBHQQQQQ")  # version, flags, attributes, size, allocated blocks, created rev, floor, group
+_HEAD = struct.Struct("<BBHQQQQ")  # version, flags, attributes, size, allocated blocks, created rev, group
 _ROOT = struct.Struct("<I")
 _ATTR = struct.Struct("<HI")
 _HINT = struct.Struct("<QQI")
 _COLLECTION = struct.Struct(">Q")
 
-assert _HEAD.size == 44
+assert _HEAD.size == 36
 
 EMBED_LIMIT_DATA = 192  # one or two extents with their checksums
 EMBED_LIMIT_MAP = 512
@@ -56,7 +56,7 @@ class Onode:
     `dirty`: the record in the object tree is older than this. Guarded by the store's lock for changes.
     """
 
-    __slots__ = ("allocated", "attributes", "blocks", "created_rev", "data", "dirty", "floor", "group", "hint", "key", "map",
+    __slots__ = ("allocated", "attributes", "blocks", "created_rev", "data", "dirty", "group", "hint", "key", "map",
                  "record", "size", "touched")  # fmt: skip
 
     def __init__(self, key: bytes) -> None:
@@ -64,7 +64,6 @@ class Onode:
         self.size = 0
         self.allocated = 0
         self.created_rev = 0
-        self.floor = 0
         self.group = 0  # of clones that share one data tree; 0: none (mdstore/store/shares.py)
         self.attributes: dict[bytes, bytes] = {}
         self.data: Tree | None = None
@@ -77,7 +76,7 @@ class Onode:
     def encode(self, data_root: bytes, map_root: bytes) -> bytes:
         """The record, given the root records of its trees (empty: no tree)."""
         flags = (FLAG_DATA if data_root else 0) | (FLAG_MAP if map_root else 0) | (FLAG_HINT if self.hint else 0)
-        numbers = self.size, self.allocated, self.created_rev, self.floor, self.group
+        numbers = self.size, self.allocated, self.created_rev, self.group
         parts = [_HEAD.pack(VERSION, flags, len(self.attributes), *numbers)]
         for root in (data_root, map_root):
             if root:
@@ -105,7 +104,7 @@ class Record:
     def _decode(self, raw: bytes) -> None:
         onode = self.onode
         version, flags, attributes, *numbers = _HEAD.unpack_from(raw)
-        onode.size, onode.allocated, onode.created_rev, onode.floor, onode.group = numbers
+        onode.size, onode.allocated, onode.created_rev, onode.group = numbers
         if version != VERSION or flags & ~_KNOWN_FLAGS:
             raise _Malformed(f"version {version}, flags {flags:#x}")
         offset = _HEAD.size

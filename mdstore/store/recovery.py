@@ -102,7 +102,7 @@ class _Replayer:
     def __init__(self, tables: Tables, report: Recovery) -> None:
         self._tables = tables
         self._report = report
-        self._applier = Applier(tables.collections, tables.objects)
+        self._applier = Applier(tables.collections, tables.objects, tables.floors)
         self._held: deque[tuple[Entry, list[list[object]]]] = deque()
         self._known_durable = 0  # every entry that ends here or before was durable, blocks and all
 

@@ -39,6 +39,7 @@ from mdstore.store.answers import Capabilities, ObjectStat
 from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
 from mdstore.store.commit import Commit, Committer
+from mdstore.store.mapview import MapView
 from mdstore.store.onode import Onode, object_key, split_key
 from mdstore.store.recovery import Recovery
 from mdstore.store.superblock import Superblock
@@ -70,7 +71,7 @@ class Store:
         self._failure: MdstoreError | None = None
         self._closed = False
         self._pins: Counter[int] = Counter()
-        self._applier = Applier(live.collections, live.objects)
+        self._applier = Applier(live.collections, live.objects, live.floors)
         self._committer = Committer(journal)
         self._checkpointer = Checkpointer(self, background=background)
         self._reserve = max(8, chosen.blocks // 64)
@@ -138,6 +139,7 @@ class Store:
                 self._checkpointer.run(flags=superblock.FLAG_CLEAN)
         finally:
             self._closed = True
+            self.tables.objects.changes |= 1
             self._checkpointer.stop()
             self._committer.stop()
             self.tables.pager.close()
@@ -224,8 +226,8 @@ class Store:
 
     def _refusal(self, transaction: Transaction, placed_blocks: int) -> MdstoreError | None:
         """Why the image has no room now, or None. TransactionError for an operation that cannot be applied."""
-        validator = Validator(self.tables.collections, self.tables.objects)
-        validator.check(transaction.operations)
+        validator = Validator(self.tables.collections, self.tables.objects, self.tables.floors)
+        validator.check(transaction.operations, transaction.epoch)
         if validator.only_frees:
             return None
         allocator = self.tables.allocator
@@ -242,7 +244,10 @@ class Store:
         return self.tables.space.changed_blocks + dirty_pages + self.tables.objects.dirty_onodes // 4
 
     def _apply_and_log(self, operations: list[Operation], payload: bytes) -> int:
+        objects = self.tables.objects
+        objects.changes += 1
         self._applier.apply(operations)
+        objects.changes += 1
         try:
             return self.journal.append(payload, log.ENTRY_TRANSACTION)
         except JournalError as error:
@@ -302,6 +307,23 @@ class Store:
         with self.lock:
             for start, blocks in runs:
                 self.tables.allocator.free(start, blocks)
+
+    # -- fencing -------------------------------------------------------------------------------------------------------
+
+    def set_floor_and_read(
+        self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
+    ) -> bytes:
+        """Raise the object's floor and return its bytes, in one step: everything a writer of a lower epoch has had accepted
+        is in what is returned, and nothing of it is accepted afterwards. The object need not exist (then empty).
+
+        Durable on return. FencedError inside TransactionError when the floor is higher already. Cost: as `apply` and `read`.
+        """
+        with self.lock:
+            commit = self.submit(Transaction().set_floor(floor, collection, name=name))
+            there = self.tables.collections.get(collection_name(collection)) is not None and self.exists(collection, name)
+            content = self.read(collection, name, offset, length) if there else b""
+        commit.wait()
+        return content
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -371,6 +393,12 @@ class Store:
         with self.lock:
             tree = self._find(collection, name).map
             return tree.items(start, stop, reverse=reverse) if tree is not None else iter(())
+
+    def map(self, collection: Name, name: Name, *, sync: bool = True, epoch: int | None = None) -> MapView:
+        """The map of an object as an embedded key-value store; collection and object are made when they are missing.
+
+        sync: writes are durable when they return (see `MapView`). epoch: tags every write, for fencing."""
+        return MapView(self, collection, name, sync=sync, epoch=epoch)
 
     def list_objects(
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
@@ -451,6 +479,7 @@ class Store:
             return action()
         except BaseException as error:
             with self.lock:
+                self.tables.objects.changes |= 1
                 if self._failure is None:
                     self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)
             raise

@@ -29,12 +29,12 @@ KNOWN_COMPATIBLE = 0
 KNOWN_READ_ONLY = 0
 KNOWN_INCOMPATIBLE = 0
 
-_HEAD = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqQ16s")
+_HEAD = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24s")
 _RUN_COUNT = struct.Struct("<H")
 _RUN = struct.Struct("<QQ")
 _ROOT = struct.Struct("<HH")
 _CRC_FROM = 12
-_RESERVED = bytes(16)
+_RESERVED = bytes(24)
 _TAIL_FROM = 192
 SPARE_RUNS_MAX = 32
 
@@ -50,6 +50,7 @@ class Root(IntEnum):
     PAGE_REFERENCES = 4
     SHARED_INTERVALS = 5
     CLONE_GROUPS = 6
+    FLOORS = 7
 
 
 @dataclass(slots=True)
@@ -72,7 +73,6 @@ class Superblock:
     free_blocks: int = 0
     created_ns: int = 0
     written_ns: int = 0
-    floor: int = 0
     features_compatible: int = 0
     features_read_only: int = 0
     features_incompatible: int = 0
@@ -102,7 +102,7 @@ class Superblock:
             self.features_compatible, self.features_read_only, self.features_incompatible,
             self.epoch, self.block_size, self.flags, self.blocks, self.log_start, self.log_blocks, self.log_position,
             self.next_tree_id, self.next_collection_id, self.cursor, self.objects, self.stored_bytes, self.free_blocks,
-            self.created_ns, self.written_ns, self.floor, _RESERVED,
+            self.created_ns, self.written_ns, _RESERVED,
         )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def decode(raw: bytes, where: str) -> Superblock:
     (
         _, checksum, version, uuid, compatible, read_only, incompatible, epoch, block_size, flags, blocks, log_start,
         log_blocks, log_position, next_tree_id, next_collection_id, cursor, objects, stored_bytes, free_blocks,
-        created_ns, written_ns, floor, reserved,
+        created_ns, written_ns, reserved,
     ) = _HEAD.unpack_from(raw)  # fmt: skip
     if version != VERSION:
         raise UnsupportedFormat(f"{where}: format version {version}; this mdstore reads version {VERSION}")
@@ -130,7 +130,7 @@ def decode(raw: bytes, where: str) -> Superblock:
         uuid=uuid, block_size=block_size, blocks=blocks, log_start=log_start, log_blocks=log_blocks, epoch=epoch,
         flags=flags, log_position=log_position, next_tree_id=next_tree_id, next_collection_id=next_collection_id,
         cursor=cursor, objects=objects, stored_bytes=stored_bytes, free_blocks=free_blocks, created_ns=created_ns,
-        written_ns=written_ns, floor=floor, features_compatible=compatible, features_read_only=read_only,
+        written_ns=written_ns, features_compatible=compatible, features_read_only=read_only,
         features_incompatible=incompatible, spare_runs=spare_runs, roots=roots,
     )  # fmt: skip
     _check_fields(superblock, where)

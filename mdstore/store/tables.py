@@ -13,9 +13,11 @@ from mdstore.btree import COMPARE_U64_BE, REFS_DESCRIPTOR, Descriptor, Pager, Tr
 from mdstore.device.protocol import Device
 from mdstore.errors import CorruptionError
 from mdstore.store import collections as collection_module
+from mdstore.store import floors as floors_module
 from mdstore.store import objects as object_module
 from mdstore.store.allocator import Allocator, Run
 from mdstore.store.collections import CollectionTable
+from mdstore.store.floors import Floors
 from mdstore.store.objects import ObjectTable
 from mdstore.store.shares import GROUPS_DESCRIPTOR, INTERVALS_DESCRIPTOR, Shares
 from mdstore.store.space import Space
@@ -27,6 +29,7 @@ FREE_DESCRIPTOR = Descriptor(8, 8, comparator=COMPARE_U64_BE)  # never embedded:
 DESCRIPTORS = {
     Root.OBJECTS: object_module.DESCRIPTOR, Root.COLLECTIONS: collection_module.DESCRIPTOR, Root.FREE: FREE_DESCRIPTOR,
     Root.PAGE_REFERENCES: REFS_DESCRIPTOR, Root.SHARED_INTERVALS: INTERVALS_DESCRIPTOR, Root.CLONE_GROUPS: GROUPS_DESCRIPTOR,
+    Root.FLOORS: floors_module.DESCRIPTOR,
 }  # fmt: skip
 
 TREE_ID_FIRST = 16  # ids below belong to the trees of the superblock: the root's kind is the id
@@ -42,14 +45,23 @@ class Tables:
     collections: CollectionTable
     objects: ObjectTable
     free_tree: Tree
+    floors: Floors
+    floors_tree: Tree
     spare_runs: list[Run]
+
+    def flush_floors(self) -> None:
+        """Bring the tree of floors up to date. There are few, and they change when a writer is replaced."""
+        for row in self.floors:
+            key, value = floors_module.encode(*row)
+            if self.floors_tree.get(key) != value:
+                self.floors_tree.put(key, value)
 
     def trees(self) -> dict[Root, Tree]:
         """The trees that hang from the superblock, in the order in which they are sealed: each after those that change it."""
         refs = self.pager.refs
         assert refs is not None, "set when the tables were made"
         return {
-            Root.OBJECTS: self.objects.tree, Root.COLLECTIONS: self.collections.tree,
+            Root.OBJECTS: self.objects.tree, Root.COLLECTIONS: self.collections.tree, Root.FLOORS: self.floors_tree,
             Root.SHARED_INTERVALS: self.space.shares.intervals, Root.CLONE_GROUPS: self.space.shares.groups,
             Root.PAGE_REFERENCES: refs, Root.FREE: self.free_tree,
         }  # fmt: skip
@@ -66,7 +78,8 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
     space = Space(device, superblock.block_size, allocator, Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS]))
     tables = Tables(
         space, pager, allocator, CollectionTable(trees[Root.COLLECTIONS], 1),
-        ObjectTable(space, pager, trees[Root.OBJECTS], TREE_ID_FIRST, onodes_max), trees[Root.FREE], [],
+        ObjectTable(space, pager, trees[Root.OBJECTS], TREE_ID_FIRST, onodes_max), trees[Root.FREE],
+        Floors(), trees[Root.FLOORS], [],
     )  # fmt: skip
     for start, blocks in allocator.extents():
         _tree_free(tables.free_tree, start, blocks)
@@ -88,8 +101,9 @@ def load(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: i
     space = Space(device, superblock.block_size, allocator, Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS]))
     object_table = ObjectTable(space, pager, trees[Root.OBJECTS], superblock.next_tree_id, onodes_max)
     object_table.stored_bytes = superblock.stored_bytes
+    floors = Floors(dict(floors_module.decode(key, value) for key, value in trees[Root.FLOORS].items()))
     collection_table = CollectionTable(trees[Root.COLLECTIONS], superblock.next_collection_id)
-    tables = Tables(space, pager, allocator, collection_table, object_table, trees[Root.FREE], [])
+    tables = Tables(space, pager, allocator, collection_table, object_table, trees[Root.FREE], floors, trees[Root.FLOORS], [])
     for start, blocks in superblock.spare_runs:
         allocator.free(start, blocks)  # in no tree and in no list of free space: the next checkpoint gives them back
     return tables
@@ -129,6 +143,7 @@ def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: 
     assert pager.generation == epoch, "pages sealed now belong to this epoch"
     tables.objects.flush()
     tables.collections.flush()
+    tables.flush_floors()
     roots = {int(root): tree.seal(space.allocate) for root, tree in tables.trees().items() if root is not Root.FREE}
     runs = _settle_free_tree(tables)
     roots[int(Root.FREE)] = tables.free_tree.seal(lambda pages: _take_pages(runs, pages))
@@ -141,7 +156,7 @@ def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: 
         next_tree_id=tables.objects.next_tree_id, next_collection_id=tables.collections.next_number,
         cursor=allocator.cursor, objects=len(tables.objects), stored_bytes=tables.objects.stored_bytes,
         free_blocks=allocator.free_blocks + allocator.limbo_blocks, created_ns=previous.created_ns,
-        written_ns=written_ns, floor=previous.floor, spare_runs=list(runs), roots=roots,
+        written_ns=written_ns, spare_runs=list(runs), roots=roots,
     )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ class Op(IntEnum):
     MAP_REMOVE_RANGE = 32
     MAP_CLEAR = 33
     MAP_SET_HEADER = 34
+    SET_FLOOR = 40
 
 
 class Transaction:
@@ -185,6 +186,25 @@ class Transaction:
             raise LimitExceeded("USER_BLOB_MAX", len(header), USER_BLOB_MAX)
         row = (Op.MAP_SET_HEADER, collection_name(collection), object_name(name), bytes(header))
         return self._sized(len(header), row)
+
+    # -- fencing -------------------------------------------------------------------------------------------------------
+
+    def set_floor(
+        self, floor: int, collection: Name | None = None, *, name: Name | None = None, prefix: Name | None = None
+    ) -> Transaction:
+        """Refuse every later transaction of an epoch below `floor` that writes what is named: one object, the objects whose
+        names begin with `prefix`, a collection, or (nothing named) the whole store. What is named need not exist. Refused
+        (FencedError) when the floor is higher already. Operations of the same transaction are not affected."""
+        if (name is not None and prefix is not None) or (collection is None and (name is not None or prefix is not None)):
+            raise InvalidRequest("a floor is for a collection, with a name or a prefix in it, or for the whole store")
+        if not 0 <= floor < 1 << 64:
+            raise InvalidRequest(f"floor {floor} is not a 64-bit number")
+        home = b"" if collection is None else collection_name(collection)
+        if name is not None:
+            return self._add((Op.SET_FLOOR, 4, home, object_name(name), floor))
+        if prefix is not None:
+            return self._add((Op.SET_FLOOR, 3, home, object_name(prefix), floor))
+        return self._add((Op.SET_FLOOR, 1 if collection is None else 2, home, b"", floor))
 
     def noop(self) -> Transaction:
         """Do nothing; still takes its place in the order, and is durable like any other."""

@@ -14,6 +14,7 @@ from mdstore.btree import Tree
 from mdstore.errors import AlreadyExists, InvalidRequest, MdstoreError, NotEmpty, NotFound, TransactionError
 from mdstore.store import data
 from mdstore.store.collections import CollectionTable
+from mdstore.store.floors import Floors
 from mdstore.store.objects import ObjectTable
 from mdstore.store.onode import Onode
 from mdstore.store.transaction import Op, Operation
@@ -26,7 +27,8 @@ class Validator:
     it changes (so never more than there are). `only_frees` stays true while every operation gives space back.
     """
 
-    def __init__(self, collections: CollectionTable, objects: ObjectTable) -> None:
+    def __init__(self, collections: CollectionTable, objects: ObjectTable, floors: Floors) -> None:
+        self._floors = floors
         self._collections = collections
         self._objects = objects
         self._block_size = objects.space.block_size
@@ -38,10 +40,12 @@ class Validator:
         self.rewrites = 4
         self.only_frees = True
 
-    def check(self, operations: Sequence[Operation]) -> None:
-        """TransactionError for the first operation that cannot be applied."""
+    def check(self, operations: Sequence[Operation], epoch: int | None) -> None:
+        """TransactionError for the first operation that cannot be applied, or is below a floor."""
         for index, operation in enumerate(operations):
             try:
+                if epoch is not None:
+                    self._floors.check(epoch, operation)
                 _CHECKS[operation[0]](self, *operation[1:])
             except MdstoreError as cause:
                 raise TransactionError(index, Op(operation[0]).name.lower(), cause) from None
@@ -231,6 +235,10 @@ class Validator:
     def map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
         self._make(collection, name)
         self._grow(1, len(header))
+
+    def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
+        self._floors.check_raise((scope, collection, name), floor)
+        self._grow(1, len(collection) + len(name))
 
     def _read_leaves(self, tree: Tree | None, keys: list[bytes]) -> None:
         """Have the pages of these keys read and checked before anything changes."""

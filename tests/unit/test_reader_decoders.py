@@ -91,8 +91,8 @@ SAMPLES = {
     "inode entry": (mds_inode.decode_entry, example("mds-inode.md")),
     "directory": (mds_directory.decode_header, example("mds-directory.md")),
     "server": (mds_tables.decode_server, example("mds-tables.md")),
-    "onode": (decode_onode, bytes([1, 1, 1, 0]) + bytes(40) + b"\3\0\0\0abc" + b"\1\0\2\0\0\0kvv"),
-    "collection": (decode_collection, bytes([1, 0, 0, 0, 7]) + bytes(23)),
+    "onode": (decode_onode, bytes([1, 1, 1, 0]) + bytes(32) + b"\3\0\0\0abc" + b"\1\0\2\0\0\0kvv"),
+    "collection": (decode_collection, bytes([1, 0, 0, 0, 7]) + bytes(15)),
     "extent": (
         lambda data: decode_extent(bytes(8), data),
         b"\x34\x12" + bytes(6) + b"\2\0\0\0" + bytes(8) + b"abcdefgh",

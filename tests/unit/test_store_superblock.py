@@ -14,7 +14,7 @@ def sample(epoch: int = 7) -> Superblock:
     return Superblock(
         uuid=bytes(range(16)), block_size=4096, blocks=1000, log_start=2, log_blocks=50, epoch=epoch, flags=1,
         log_position=123456, next_tree_id=99, next_collection_id=4, cursor=77, objects=5, stored_bytes=6, free_blocks=7,
-        created_ns=-1, written_ns=1, floor=3, spare_runs=[(100, 2), (200, 1)],
+        created_ns=-1, written_ns=1, spare_runs=[(100, 2), (200, 1)],
         roots={Root.OBJECTS: b"object root", Root.FREE: b""},
     )  # fmt: skip
 

@@ -14,14 +14,14 @@ FLAG_HINT: Final = 4
 COLLECTION_NAME_MAX: Final = 255
 OBJECT_NAME_MAX: Final = 512
 
-_COLLECTION: Final = struct.Struct("<BBHQQQ")
-_ONODE: Final = struct.Struct("<BBHQQQQQ")
+_COLLECTION: Final = struct.Struct("<BBHQQ")
+_ONODE: Final = struct.Struct("<BBHQQQQ")
 _LENGTH: Final = struct.Struct("<I")
 _HINT: Final = struct.Struct("<QQI")
 _ATTRIBUTE: Final = struct.Struct("<HI")
 _EXTENT: Final = struct.Struct("<QHHQ")
 _NUMBER: Final = struct.Struct(">Q")
-assert (_COLLECTION.size, _ONODE.size, _HINT.size, _EXTENT.size) == (28, 44, 20, 20)
+assert (_COLLECTION.size, _ONODE.size, _HINT.size, _EXTENT.size) == (20, 36, 20, 20)
 
 
 class Collection(NamedTuple):
@@ -29,7 +29,6 @@ class Collection(NamedTuple):
 
     number: int
     objects: int
-    floor: int
 
 
 class Onode(NamedTuple):
@@ -38,7 +37,7 @@ class Onode(NamedTuple):
     size: int
     allocated: int
     created_rev: int
-    floor: int
+    group: int
     data_root: bytes | None
     map_root: bytes | None
     hint: tuple[int, int, int] | None
@@ -62,10 +61,10 @@ def decode_collection(value: bytes) -> Collection:
     """A collection's record. Damage (`collection`)."""
     if len(value) != _COLLECTION.size:
         raise Damage("collection", "collection record length", _COLLECTION.size, len(value))
-    version, reserved, reserved2, number, objects, floor = _COLLECTION.unpack(value)
+    version, reserved, reserved2, number, objects = _COLLECTION.unpack(value)
     if version != VERSION or reserved or reserved2 or not number:
         raise Damage("collection", "collection record", "version 1, reserved 0, number from 1", value[:12])
-    return Collection(number, objects, floor)
+    return Collection(number, objects)
 
 
 def split_object_key(key: bytes) -> tuple[int, bytes]:
@@ -84,12 +83,12 @@ def decode_onode(value: bytes) -> Onode:
     """An object's record. Damage (`onode`)."""
     if len(value) < _ONODE.size:
         raise Damage("onode", "onode cut short", f"at least {_ONODE.size} bytes", len(value))
-    version, flags, count, size, allocated, created_rev, floor, _group = _ONODE.unpack_from(value)
+    version, flags, count, size, allocated, created_rev, group = _ONODE.unpack_from(value)
     if version != VERSION or flags & ~7:
         raise Damage("onode", "onode version and flags", "version 1, flags below 8", f"{version}, {flags:#x}")
     if len(value) == _ONODE.size and not flags and not count:
-        return Onode(size, allocated, created_rev, floor, None, None, None, ())
-    return _decode_rest(value, flags, count, (size, allocated, created_rev, floor))
+        return Onode(size, allocated, created_rev, group, None, None, None, ())
+    return _decode_rest(value, flags, count, (size, allocated, created_rev, group))
 
 
 def _decode_rest(value: bytes, flags: int, count: int, numbers: tuple[int, int, int, int]) -> Onode:

@@ -339,4 +339,5 @@ _HANDLERS: Final[dict[str, Callable[..., object]]] = {
     "MAP_REMOVE_RANGE": Overlay._map_remove_range,
     "MAP_CLEAR": Overlay._map_clear,
     "MAP_SET_HEADER": Overlay._map_set_header,
+    "SET_FLOOR": lambda overlay, *_: None,  # floors hold off writers; no object looks different
 }

@@ -33,6 +33,7 @@ OPERATIONS: Final = {
     32: ("MAP_REMOVE_RANGE", "bboo"),
     33: ("MAP_CLEAR", "bb"),
     34: ("MAP_SET_HEADER", "bbb"),
+    40: ("SET_FLOOR", "nbbn"),
 }
 
 

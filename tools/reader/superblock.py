@@ -19,9 +19,12 @@ SPARES_MAX: Final = 32
 ROOT_OBJECTS: Final = 1
 ROOT_COLLECTIONS: Final = 2
 ROOT_FREE: Final = 3
-ROOT_NAMES: Final = {1: "objects", 2: "collections", 3: "free", 4: "reserved-4", 5: "reserved-5"}
+ROOT_REFERENCES: Final = 4
+ROOT_SHARED: Final = 5
+ROOT_GROUPS: Final = 6
+ROOT_NAMES: Final = {1: "objects", 2: "collections", 3: "free", 4: "references", 5: "shared", 6: "groups", 7: "floors"}
 
-_HEAD: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqQ16sH")
+_HEAD: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24sH")
 _RUN: Final = struct.Struct("<QQ")
 _ROOT: Final = struct.Struct("<HH")
 assert _HEAD.size == 194
@@ -51,7 +54,6 @@ class Superblock:
     free_blocks: int
     created_ns: int
     written_ns: int
-    floor: int
     spare_runs: tuple[tuple[int, int], ...]
     roots: dict[int, bytes]
 
@@ -64,12 +66,6 @@ class Superblock:
     def is_clean(self) -> bool:
         """Written by an orderly close."""
         return bool(self.flags & FLAG_CLEAN)
-
-    @property
-    def last_block(self) -> int:
-        """One past the last block that the allocator may give out: the spare superblocks lie behind it."""
-        tail = (self.blocks * self.block_size) // SIZE * SIZE - 2 * SIZE
-        return tail // self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +123,14 @@ def _read_copy(image: Image, slot: int, is_spare: bool, offset: int) -> Copy:
 
 def _checked(fields: tuple[Any, ...], data: bytes, offset: int) -> Superblock:
     """The rest of the fields, once magic, checksum and version are right."""
-    reserved, spare_count = fields[23], fields[24]
-    if reserved != bytes(16):
-        raise Damage("superblock", "superblock reserved bytes", "zeros", reserved, byte=offset + 176)
+    reserved, spare_count = fields[22], fields[23]
+    if reserved != bytes(24):
+        raise Damage("superblock", "superblock reserved bytes", "zeros", reserved, byte=offset + 168)
     spare_runs, at = _spare_runs(data, spare_count, offset)
     roots, at = _roots(data, at, offset)
     if data[at:] != bytes(SIZE - at):
         raise Damage("superblock", "superblock tail", "zeros", "other bytes", byte=offset + at)
-    superblock = Superblock(*(VERSION, *fields[3:23], spare_runs, roots))
+    superblock = Superblock(*(VERSION, *fields[3:22], spare_runs, roots))
     _check_geometry(superblock, offset)
     return superblock
 

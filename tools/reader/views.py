@@ -108,7 +108,6 @@ def superblock_view(source: Source) -> Iterator[Section]:
             "next_tree_id": block.next_tree_id,
             "next_collection_id": block.next_collection_id,
             "cursor": block.cursor,
-            "floor": block.floor,
             "features_compatible": block.features_compatible,
             "features_read_only": block.features_read_only,
             "features_incompatible": block.features_incompatible,
@@ -158,7 +157,7 @@ def collections_view(source: Source) -> Iterator[Section]:
     yield Section(
         "collections",
         rows=(
-            {"name": readable(name), "number": record.number, "objects": record.objects, "floor": record.floor}
+            {"name": readable(name), "number": record.number, "objects": record.objects}
             for name, record in source.reader.collections()
         ),
     )
@@ -188,7 +187,7 @@ def object_view(source: Source, collection: str, name: str) -> Iterator[Section]
     """One object: onode, attributes, extents, map."""
     onode = source.object(collection, name)
     facts: Facts = {"collection": collection, "name": name, **_onode_facts(onode)}
-    facts.update(created_rev=onode.created_rev, floor=onode.floor, hint=list(onode.hint) if onode.hint else None)
+    facts.update(created_rev=onode.created_rev, hint=list(onode.hint) if onode.hint else None)
     yield Section("object", facts)
     yield Section(
         "attributes",
