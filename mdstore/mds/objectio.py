@@ -15,7 +15,7 @@ class StoreObjects:
     """`journal.ObjectIO` over the collection `collection` of `store`.
 
     Writes are visible on return. `flush` waits for the last of them; with an engine whose commits are ordered that makes
-    everything submitted before durable too, file data included. Floors need an engine that has them: none does yet.
+    everything submitted before durable too, file data included.
     """
 
     def __init__(self, store: ObjectStore, collection: bytes, *, epoch: int = 0) -> None:
@@ -61,10 +61,16 @@ class StoreObjects:
             commit.wait()
 
     def set_floor(self, prefix: str, floor: int) -> None:
-        raise NotImplementedError("this engine has no floors, so nobody can be shut out of it")
+        self._submit(Transaction().set_floor(floor, self._collection, prefix=prefix))
+        self.flush()
 
     def set_floor_and_read(self, name: str, floor: int, offset: int, length: int) -> bytes:
-        raise NotImplementedError("this engine has no floors, so nobody can be shut out of it")
+        try:
+            return self._store.set_floor_and_read(self._collection, name, floor, offset, length)
+        except TransactionError as error:
+            if isinstance(error.cause, FencedError):
+                raise JournalFenced(error.cause.where, error.cause.epoch, error.cause.floor) from error
+            raise
 
     def _begin(self) -> Transaction:
         return Transaction(epoch=self.epoch or None)

@@ -12,6 +12,7 @@ from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import FencedError, InvalidRequest, TransactionError
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
+from tests.crash.store_workload import outcome
 
 
 def memory() -> ObjectStore:
@@ -31,12 +32,10 @@ def store(request: pytest.FixtureRequest) -> ObjectStore:
 
 def refused(store: ObjectStore, transaction: Transaction) -> bool:
     """Whether it was refused as fenced, with nothing changed; False when it was applied."""
-    try:
-        store.apply(transaction)
-    except TransactionError as error:
-        assert isinstance(error.cause, FencedError), error
-        return True
-    return False
+    refusal = outcome(store, transaction)
+    store.sync()
+    assert refusal is None or refusal[1] is FencedError, refusal
+    return refusal is not None
 
 
 def old() -> Transaction:
