@@ -77,6 +77,10 @@ class FileData:
 
     def _publish_some(self, nodes: list[Inode]) -> None:
         core = self._core
+        for node in nodes:
+            if node.nlink == 0 and not node.flags & FLAG_DATA:  # it had no bytes when it lost its name, and so has no row
+                node.flags |= FLAG_DATA
+                core.append(Kind.WRITE, core.put_unnamed(node))
         core.push_log()  # the event that made a file is durable before its bytes are
         transaction = Transaction(epoch=core.epoch)
         commits = []

@@ -69,8 +69,7 @@ class Files:
         if not handle.readable:
             raise PosixError(errno.EBADF, number, "not open for reading")
         node = handle.node
-        if node.mode >> 12 == 4:
-            raise PosixError(errno.EISDIR, node.ino)
+        require_regular(node)
         if offset < 0 or length < 0:
             raise PosixError(errno.EINVAL, node.ino)
         data = self._data.read(node, offset, length)
@@ -96,6 +95,7 @@ class Files:
         node = handle.node
         if not handle.writable:
             raise PosixError(errno.EBADF, number, "not open for writing")
+        require_regular(node)
         if handle.append:
             offset = node.size
         if offset < 0:
@@ -115,8 +115,9 @@ class Files:
         return len(data)
 
     def publish(self, number: int) -> None:
-        """Submit what is buffered of the file, and journal what memory alone knows of it; `fsync` waits afterwards."""
-        node = self._handles.file(number).node
+        """Submit what is buffered of the file, and journal what memory alone knows of it; `fsync` waits afterwards. A directory
+        has nothing of either: its changes are in the log already."""
+        node = self._handles.node(number)
         self._data.publish([node])
         self._journal_times(node)
 
@@ -148,3 +149,10 @@ class Files:
                 self._journal_times(node)
             if node.handles == 0 and node.file is not None and not node.file.buffer:
                 node.file = None
+
+
+def require_regular(node: Inode) -> None:
+    """EISDIR for a directory, EINVAL for anything else that holds no bytes."""
+    kind = node.mode >> 12
+    if kind != 8:
+        raise PosixError(errno.EISDIR if kind == 4 else errno.EINVAL, node.ino)

@@ -64,6 +64,13 @@ class Handles:
             raise PosixError(errno.EBADF if handle is None else errno.ENOTDIR, number)
         return handle
 
+    def node(self, number: int) -> Inode:
+        """The inode of an open file or directory; EBADF."""
+        handle = self._open.get(number)
+        if handle is None:
+            raise PosixError(errno.EBADF, number)
+        return handle.node
+
     def remove(self, number: int) -> FileHandle | DirectoryHandle:
         """Close; EBADF."""
         handle = self._open.pop(number, None)

@@ -49,21 +49,28 @@ class RecoveryReport:
 class Replay:
     """Applies batches of entries; hand `visit` to `Journal.open`."""
 
-    def __init__(self, core: Core, writeback: WriteBack) -> None:
+    def __init__(self, core: Core, writeback: WriteBack, *, read_only: bool) -> None:
+        self._read_only = read_only
         self._core = core
         self._writeback = writeback
         self.report = RecoveryReport()
 
     def visit(self, batch: list[Entry]) -> None:
         """Apply entries in their order. CorruptionError for an event that makes no sense."""
+        core = self._core
+        ceiling = 1 << 62 if self._read_only else core.limits.dirty_entries
         for entry in batch:
             self._event(entry.payload, entry.position)
+            if core.changes >= ceiling:
+                self._write_back()
         self.report.events += len(batch)
         self.report.bytes += batch[-1].end - batch[0].position
-        if self._core.changes >= self._core.limits.dirty_entries and not self._core.store.read_only:
-            self._writeback.step(1 << 62)
-            self._core.nodes.clear()
-            self._core.nodes.update(self._core.dirty)
+
+    def _write_back(self) -> None:
+        """Bound memory: everything seen so far goes into the objects. The log keeps it too, until replay is over."""
+        self._writeback.step(1 << 62)
+        self._core.nodes.clear()
+        self._core.nodes.update(self._core.dirty)
 
     def finish(self, journal: Journal) -> None:
         """After the last entry: directories that no event made and no object holds are damage, not directories."""
@@ -167,6 +174,8 @@ class Replay:
             directory = Directory.from_header(decode_fnode(raw, f"meta/{ino:016x}"))
             directory.stored = True
             directory.stored_version = directory.version
+            if directory.unsettled:  # written by a replay that a crash cut short
+                self._writeback.unsettled[ino] = None
         except NotFound:
             directory = Directory(ino, 0, 0, 0, 0, 0, b"")
         self._core.nodes[ino] = directory

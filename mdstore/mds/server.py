@@ -150,7 +150,7 @@ class MetadataServer:
         began = time.monotonic()
         raw = core.tables[Tab.SERVER].get(NEXT_INO_KEY)
         core.next_ino = NEXT_INO.unpack(raw)[0] if raw is not None and len(raw) == NEXT_INO.size else FIRST_FREE_INO
-        replay = Replay(core, self._writeback)
+        replay = Replay(core, self._writeback, read_only=read_only)
         core.replaying = True
         try:
             journal = Journal.open(_medium(core.store, core.server), read_only=read_only, visit=replay.visit)
@@ -164,8 +164,7 @@ class MetadataServer:
         self._quota.load()
         if not read_only:
             core.journal = journal
-            for ino in self._writeback.unsettled:
-                core.mark(self._cache.directory(ino))
+            self._writeback.resettle()
             self._purge.start_from_table()
         self.recovery.seconds = time.monotonic() - began
 
@@ -447,8 +446,6 @@ class MetadataServer:
             self._files.publish_all()
             self._writeback.everything()
             try:
-                if journal.head.expire < journal.expire:
-                    journal.write_head()
                 journal.close()
             except JournalError as error:
                 raise core.fail(error) from error

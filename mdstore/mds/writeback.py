@@ -14,6 +14,7 @@ from typing import Final
 
 from journal import JournalError
 from mdstore.engines.protocol import Commit
+from mdstore.errors import PosixError
 from mdstore.mds.cache import Cache
 from mdstore.mds.core import Core
 from mdstore.mds.inode import Directory
@@ -69,9 +70,24 @@ class WriteBack:
         while self._core.dirty or self._dirty_tables() or self._core.stale_backtraces:
             self.step()
         self._commit_and_retire()
+        journal = self._core.journal
+        if journal is not None and journal.head.expire < journal.expire:
+            journal.write_head()
 
     def _dirty_tables(self) -> list[Table]:
         return [table for table in self._core.tables.values() if table.since >= 0]
+
+    def resettle(self) -> None:
+        """After replay: directories written, now or by a replay that a crash cut short, before their statistics were handed up
+        are dirty again, so that the next write-back does it."""
+        unsettled, self.unsettled = self.unsettled, {}
+        for ino in unsettled:
+            try:
+                directory = self._cache.directory(ino)
+            except PosixError:
+                continue  # removed by a later event
+            if directory.unsettled:
+                self._core.mark(directory)
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -87,7 +103,7 @@ class WriteBack:
         for directory in list(core.dirty.values()):
             if written >= entries:
                 break
-            if not directory.mode:
+            if directory.nlink and not directory.mode:
                 continue  # replay has not come to the event that makes, or removes, it
             written += len(directory.changed) + 1
             transaction = self._directory(transaction, directory)
@@ -203,6 +219,8 @@ class WriteBack:
                 break
             self._pending.popleft()
             expire = position
+        if not self._pending and not core.dirty and not self._dirty_tables():
+            expire = journal.safe  # also what replay found to be in the objects already
         if expire <= journal.expire:
             return
         try:

@@ -64,7 +64,7 @@ class NameSpaces(RuleBasedStateMachine):
         self.now += 1000
         results: list[Any] = []
         errors: list[int | None] = []
-        for side, vfs in enumerate((self.model, self.server)):
+        for side, vfs in enumerate(self.sides()):
             try:
                 results.append(call(vfs, side))
                 errors.append(None)
