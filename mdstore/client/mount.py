@@ -158,16 +158,16 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
 def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:
     """The absolute path, when something can be mounted there; a dead mount of ours is taken away first."""
     path = os.path.abspath(os.fspath(mountpoint))
+    if _is_dead(path):
+        log.warning("%s was left mounted by a server that ended without unmounting: cleaned (umount -l)", path)
+        system.unmount(path, lazy=True)
+        return check_mountpoint(path)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         raise MountRefused(path, errno.ENOENT, "there is no such directory; make it first (`mkdir -p`)") from None
     except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise MountRefused(path, error.errno or errno.EIO, error.strerror or str(error)) from None
-        log.warning("%s was left mounted by a server that ended without unmounting: cleaned (umount -l)", path)
-        system.unmount(path, lazy=True)
-        return check_mountpoint(path)
+        raise MountRefused(path, error.errno or errno.EIO, error.strerror or str(error)) from None
     if not stat.S_ISDIR(mode):
         raise MountRefused(path, errno.ENOTDIR, "it is not a directory")
     path = os.path.realpath(path)
@@ -193,8 +193,9 @@ def _own_root(vfs: Vfs, options: MountOptions) -> None:
 
 
 def _is_dead(path: str) -> bool:
+    """statfs(2) asks the server every time; stat(2) may be answered from what the kernel kept of a dead one's root."""
     try:
-        os.stat(path)
+        os.statvfs(path)
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
