@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def _kill_in_the_middle(story: Teller, image: Path, directory: Path, rng: random
     for _ in range(rng.randrange(1, 400)):
         writer.stdout.readline()
     server = _server_of(image)
-    os.kill(server, signal.SIGKILL)
+    _kill_and_wait(server)
     writer.communicate()
     story.line(f"the server (process {server}) is killed with SIGKILL while a program writes")
 
@@ -136,6 +137,16 @@ for number in range(1 << 30):
         stream.write(os.urandom(5000))
     print(number, flush=True)
 """
+
+
+def _kill_and_wait(process: int) -> None:
+    """SIGKILL to a process that is nobody's child here; returns when it is gone, its descriptors and locks with it."""
+    ending = os.pidfd_open(process)
+    try:
+        os.kill(process, signal.SIGKILL)
+        select.select([ending], [], [])
+    finally:
+        os.close(ending)
 
 
 def _server_of(image: Path) -> int:

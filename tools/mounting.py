@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import click
-from mdstore.mds.driver import Driver
 
 from mdstore.client.mount import MountOptions, check_mountpoint, in_background, mount, unmount
 from mdstore.client.mount_options import parse_options
-from mdstore.client.mount_syscalls import mounted_at, open_device
+from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at, open_device
 from mdstore.device.file import FileDevice
 from mdstore.errors import ImageBusy, MdstoreError
-from mdstore.tools.images import image_argument, json_option, opened_image
-from mdstore.tools.output import EXIT_FAILED, EXIT_OK, complain, explain, print_json, print_line, shown
+from mdstore.mds.server import MetadataServer
+from mdstore.tools.images import image_argument, json_option, now_ns, opened_image
+from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, complain, explain, print_json, print_line, shown
 
+_TICK_EVERY_S: Final = 0.25
 _LOOK_EVERY_S: Final = 0.05
 _WRITE_BACK_TIMEOUT_S: Final = 120.0
 
@@ -55,11 +58,34 @@ def mount_command(image: str, directory: str, options: str, background: bool, re
 
 def serve(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
     """Open the image, mount it, say so, and serve until the end. Durable when it returns: everything."""
-    with opened_image(image, read_only=options.read_only) as vfs, Driver(vfs):
+    with opened_image(image, read_only=options.read_only) as vfs, ticking(vfs):
         session = mount(vfs, directory, options)
         ready()
         session.run()
     return EXIT_OK
+
+
+@contextmanager
+def ticking(vfs: MetadataServer) -> Iterator[None]:
+    """Let time pass for a server: what nobody flushes reaches the medium after a second or so. A failure ends the ticking;
+    the server is latched by it then, and answers every call with the reason."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(_TICK_EVERY_S):
+            try:
+                vfs.tick(now_ns())
+            except MdstoreError as error:
+                complain(explain(error))
+                return
+
+    thread = threading.Thread(target=tick, name="mdstore-tick", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _serve_or_complain(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
@@ -91,12 +117,14 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
     """
     path = os.path.realpath(os.path.abspath(directory)) if os.path.exists(directory) else os.path.abspath(directory)
     found = mounted_at(path)
+    if found is None or found.fs_type != FILE_SYSTEM_TYPE:
+        raise CommandFailed(f"{shown(directory)}: no image is mounted there; `findmnt -t {FILE_SYSTEM_TYPE}` lists those that are")
     unmount(path, lazy=lazy)
-    released = lazy or found is None or _wait_for_release(found.source)
+    released = lazy or _wait_for_release(found.source)
     if not released:
-        complain(f"{found.source if found else path} is unmounted, but its server still writes back; wait before using it")
+        complain(f"{found.source} is unmounted, but its server still writes back; wait before using it")
     if as_json:
-        print_json({"unmounted": path, "image": found.source if found else None, "released": released and not lazy})
+        print_json({"unmounted": path, "image": found.source, "released": released and not lazy})
     return EXIT_OK if released else EXIT_FAILED
 
 
