@@ -192,6 +192,13 @@ class Cache:
                 del self._nodes[node.ino]
                 self._nodes[node.ino] = node
 
+    def drop_all(self) -> None:
+        """Drop every inode that can be dropped, and then the directories that have become empty in memory."""
+        for _ in range(2):
+            for node in list(self._nodes.values()):
+                if self._drop(node):
+                    self._core.counters.evicted += 1
+
     def _drop(self, node: Inode) -> bool:
         if node.handles or node.file is not None or node.nlink == 0:
             return False

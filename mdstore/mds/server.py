@@ -485,6 +485,12 @@ class MetadataServer:
             self._data.publish(list(self._core.buffered.values()))
             self._writeback.everything()
 
+    def drop_caches(self) -> None:
+        """Write everything back and forget every inode that nobody has open."""
+        with self._lock:
+            self.write_back()
+            self._cache.drop_all()
+
     def damage(self) -> list[Damage]:
         """What was found broken, and not forgotten since."""
         with self._lock:
