@@ -35,6 +35,7 @@ from mdstore.engines.lmdb_tables import (
     U64,
     Databases,
     Table,
+    decode_floor,
 )
 from mdstore.engines.protocol import Capabilities, Commit, ObjectStat
 from mdstore.errors import (
@@ -50,6 +51,7 @@ from mdstore.errors import (
     UnsupportedFormat,
 )
 from mdstore.limits import GIB, MIB, TIB
+from mdstore.store.floors import Floors, Scope
 from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, object_name
 
 MAP_BYTES_FIRST: Final = 64 * MIB  # of address space; the file grows only as it is written
@@ -95,6 +97,7 @@ class LmdbStore:
         try:
             self._environment = self._open()
             self._databases = self._open_databases()
+            self._floors = self._load_floors()
         except BaseException:
             os.close(self._lock_fd)
             raise
@@ -129,6 +132,22 @@ class LmdbStore:
     def sync(self) -> None:
         """Nothing to do: every commit is durable."""
         self._assert_usable()
+
+    def set_floor_and_read(
+        self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
+    ) -> bytes:
+        """Raise the object's floor and return its bytes (empty where there is no object), in one step; durable on return."""
+        _check_window(offset, length)
+        home, wanted = collection_name(collection), object_name(name)
+
+        def bytes_of(view: View) -> bytes:
+            there = view.txn.get(home, db=self._databases.collections) is not None
+            found = view.find(home, wanted) if there else None
+            return b"" if found is None else view.read(found, offset, length)
+
+        with self._writing:
+            self.submit(Transaction().set_floor(floor, home, name=wanted))
+            return self._ask(bytes_of)
 
     def close(self) -> None:
         """Release the environment; iterations still open raise StoreClosed. Again: nothing."""
@@ -281,8 +300,8 @@ class LmdbStore:
             opened = [self._environment.open_db(name, create=not self._read_only) for name in DATABASES]
         except self._lmdb.NotFoundError as error:
             raise NotAnImage(f"{self._directory} is an LMDB environment, but not one of mdstore") from error
-        meta, collections, objects, attributes, maps, data = opened
-        databases = Databases(meta, collections, Table(objects), Table(attributes), Table(maps), data)
+        meta, collections, objects, attributes, maps, data, floors = opened
+        databases = Databases(meta, collections, Table(objects), Table(attributes), Table(maps), data, Table(floors))
         with self._environment.begin(write=not self._read_only) as txn:
             version = txn.get(META_FORMAT, db=meta)
             if version is None and not self._read_only:
@@ -293,6 +312,12 @@ class LmdbStore:
             raise UnsupportedFormat(f"{self._directory} has format {version!r}, this is {FORMAT_VERSION}")
         return databases
 
+    def _load_floors(self) -> Floors:
+        with self._environment.begin() as txn:
+            table = self._databases.floors
+            found = [(scope, name, raw) for scope in Scope for name, raw in table.items(txn, scope, None, None)]
+        return Floors({decode_floor(scope, name): int(U64.unpack(raw)[0]) for scope, name, raw in found})
+
     # -- inside: writing -----------------------------------------------------------------------------------------------
 
     def _write(self, transaction: Transaction) -> bool:
@@ -300,10 +325,11 @@ class LmdbStore:
         self._assert_usable()
         txn = self._environment.begin(write=True)
         try:
-            applier = Applier(txn, self._databases)
+            applier = Applier(txn, self._databases, self._floors)
             for index, operation in enumerate(transaction.operations):
-                _apply(applier, index, operation)
+                self._apply(applier, transaction.epoch, index, operation)
             txn.commit()
+            self._floors = applier.raised or self._floors
             return True
         except self._lmdb.MapFullError:
             txn.abort()
@@ -316,6 +342,14 @@ class LmdbStore:
         except BaseException:
             txn.abort()
             raise
+
+    def _apply(self, applier: Applier, epoch: int | None, index: int, operation: Operation) -> None:
+        try:
+            if epoch is not None:
+                self._floors.check(epoch, operation)
+            applier.apply(operation)
+        except MdstoreError as cause:
+            raise TransactionError(index, Op(operation[0]).name.lower(), cause) from cause
 
     def _grow(self, transaction: Transaction) -> None:
         """Make the map larger, or refuse the transaction with NoSpace."""
@@ -382,13 +416,6 @@ def _import_lmdb() -> Any:
     except ImportError as error:
         raise InvalidRequest("lmdb: needs the lmdb package; install mdstore[lmdb]") from error
     return lmdb
-
-
-def _apply(applier: Applier, index: int, operation: Operation) -> None:
-    try:
-        applier.apply(operation)
-    except MdstoreError as cause:
-        raise TransactionError(index, Op(operation[0]).name.lower(), cause) from cause
 
 
 def _owner(view: View, collection: Name, name: Name) -> tuple[Any, int]:

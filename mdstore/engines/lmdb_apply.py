@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from mdstore.engines.lmdb_tables import CHUNK, META_NEXT_NUMBER, U64, Databases, Onode
+from mdstore.engines.lmdb_tables import CHUNK, META_NEXT_NUMBER, U64, Databases, Onode, encode_floor
 from mdstore.errors import AlreadyExists, InvalidRequest, NotEmpty, NotFound
+from mdstore.store.floors import Floors
 from mdstore.store.transaction import Op, Operation
 
 _LAST_CHUNK: Final = (1 << 62) // CHUNK
@@ -83,7 +84,12 @@ class View:
 
 
 class Applier(View):
-    """The operations, on a write transaction."""
+    """The operations, on a write transaction. `raised` is what the floors are once it commits, None when they stay."""
+
+    def __init__(self, txn: Any, databases: Databases, floors: Floors) -> None:
+        super().__init__(txn, databases)
+        self._floors = floors
+        self.raised: Floors | None = None
 
     def apply(self, operation: Operation) -> None:
         """One operation; raises a typed error when it is refused, and has then perhaps changed something."""
@@ -209,6 +215,13 @@ class Applier(View):
     def _map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
         self.databases.maps.put(self.txn, self._make(collection, name).number, b"", header)
 
+    def _set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
+        if self.raised is None:
+            self.raised = self._floors.copy()
+        key = (scope, collection, name)
+        self.raised.raise_to(key, floor)
+        self.databases.floors.put(self.txn, *encode_floor(key), U64.pack(floor))
+
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _next_number(self) -> int:
@@ -288,4 +301,5 @@ _OPERATIONS: Final[dict[Op, Callable[..., Any]]] = {
     Op.MAP_REMOVE_RANGE: Applier._map_remove_range,
     Op.MAP_CLEAR: Applier._map_clear,
     Op.MAP_SET_HEADER: Applier._map_set_header,
+    Op.SET_FLOOR: Applier._set_floor,
 }

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from mdstore.errors import CorruptionError
+from mdstore.store.floors import FloorKey
 
 FORMAT_VERSION: Final = 1
-DATABASES: Final = (b"meta", b"collections", b"objects", b"attributes", b"maps", b"data")
+DATABASES: Final = (b"meta", b"collections", b"objects", b"attributes", b"maps", b"data", b"floors")
 META_FORMAT: Final = b"format"  # -> U64
 META_NEXT_NUMBER: Final = b"next"  # -> U64: the number the next collection or object gets
 CHUNK: Final = 64 * 1024  # bytes of data under one key
@@ -169,6 +170,18 @@ def _expand(head: bytes, raw: bytes) -> list[Record]:
     return [(head + rest, value) for rest, value in decode_bucket(raw, head)]
 
 
+def encode_floor(key: FloorKey) -> tuple[int, bytes]:
+    """Owner and name of a floor in `floors`: its scope; the collection with its length, then the name or prefix."""
+    scope, collection, name = key
+    return scope, bytes([len(collection)]) + collection + name
+
+
+def decode_floor(scope: int, raw: bytes) -> FloorKey:
+    """What `encode_floor` made."""
+    split = 1 + raw[0]
+    return scope, raw[1:split], raw[split:]
+
+
 class Databases(NamedTuple):
     """The sub-databases of an open environment. `data`: object number, chunk number -> bytes, zeros after them left out."""
 
@@ -178,3 +191,4 @@ class Databases(NamedTuple):
     attributes: Table
     maps: Table
     data: Any
+    floors: Table

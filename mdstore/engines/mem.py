@@ -106,11 +106,14 @@ class MemStore:
     def set_floor_and_read(
         self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
     ) -> bytes:
-        """Raise the object's floor and return its bytes (empty where there is no object), in one step."""
+        """Raise the object's floor and return its bytes (empty where there is no object), in one step; durable on return."""
+        _check_window(offset, length)
         with self._lock:
-            self.apply(Transaction().set_floor(floor, collection, name=name))
+            commit = self.submit(Transaction().set_floor(floor, collection, name=name))
             found = self._state.find(collection_name(collection), object_name(name))
-            return b"" if found is None else found.read(offset, length)
+            content = b"" if found is None else found.read(offset, length)
+        commit.wait()
+        return content
 
     def sync(self) -> None:
         """Make everything submitted before durable."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from mdstore.engines.mem_state import State
 from mdstore.errors import AlreadyExists, InvalidRequest, MdstoreError, NotEmpty, NotFound, TransactionError
+from mdstore.store.floors import Floors
 from mdstore.store.transaction import Op, Operation
 
 
@@ -34,6 +35,7 @@ class _Names:
     def __init__(self, state: State) -> None:
         self._state = state
         self._counts: dict[bytes, int | None] = {}
+        self._floors: Floors | None = None
         self._attributes: dict[tuple[bytes, bytes], AbstractSet[bytes] | None] = {}
 
     def count(self, collection: bytes) -> int | None:
@@ -119,7 +121,9 @@ class _Names:
         self.put(collection, name, attributes - {attribute})
 
     def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
-        self._state.floors.check_raise((scope, collection, name), floor)
+        if self._floors is None:
+            self._floors = self._state.floors.copy()
+        self._floors.raise_to((scope, collection, name), floor)
 
 
 def _differ(name: bytes, to_name: bytes) -> None:

@@ -29,6 +29,7 @@ class Validator:
 
     def __init__(self, collections: CollectionTable, objects: ObjectTable, floors: Floors) -> None:
         self._floors = floors
+        self._raised: Floors | None = None  # with what earlier operations raise
         self._collections = collections
         self._objects = objects
         self._block_size = objects.space.block_size
@@ -237,7 +238,9 @@ class Validator:
         self._grow(1, len(header))
 
     def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
-        self._floors.check_raise((scope, collection, name), floor)
+        if self._raised is None:
+            self._raised = self._floors.copy()
+        self._raised.raise_to((scope, collection, name), floor)
         self._grow(1, len(collection) + len(name))
 
     def _read_leaves(self, tree: Tree | None, keys: list[bytes]) -> None:

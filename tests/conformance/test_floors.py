@@ -7,32 +7,23 @@ from collections.abc import Callable
 import pytest
 
 from mdstore.device.memory import MemoryDevice
-from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import FencedError, InvalidRequest, TransactionError
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
+from tests.conformance.subjects import Subject
 from tests.crash.store_workload import outcome
 
 
-def memory() -> ObjectStore:
-    return MemStore()
+@pytest.fixture(name="store")
+def two_collections(store: Subject) -> Subject:
+    store.apply(Transaction().create_collection("log").create_collection("other"))
+    return store
 
 
-def image() -> ObjectStore:
-    return Store.create(MemoryDevice(4 << 20), background=False)
-
-
-@pytest.fixture(params=[memory, image], ids=["mem", "btree"])
-def store(request: pytest.FixtureRequest) -> ObjectStore:
-    made: ObjectStore = request.param()
-    made.apply(Transaction().create_collection("log").create_collection("other"))
-    return made
-
-
-def refused(store: ObjectStore, transaction: Transaction) -> bool:
+def refused(store: Subject | ObjectStore, transaction: Transaction) -> bool:
     """Whether it was refused as fenced, with nothing changed; False when it was applied."""
-    refusal = outcome(store, transaction)
+    refusal = outcome(store.rig.store if isinstance(store, Subject) else store, transaction)
     store.sync()
     assert refusal is None or refusal[1] is FencedError, refusal
     return refusal is not None
@@ -57,7 +48,7 @@ def new() -> Transaction:
     ids=["object", "prefix", "collection", "store"],
 )
 def test_a_floor_holds_for_what_it_names_and_nothing_else(
-    store: ObjectStore, raise_it: Callable[[Transaction], Transaction], guarded: tuple[str, str], free: tuple[str, str] | None
+    store: Subject, raise_it: Callable[[Transaction], Transaction], guarded: tuple[str, str], free: tuple[str, str] | None
 ) -> None:
     store.apply(raise_it(Transaction()))
     assert refused(store, old().write(*guarded, 0, b"late"))
@@ -69,7 +60,7 @@ def test_a_floor_holds_for_what_it_names_and_nothing_else(
         assert not refused(store, old().write(*free, 0, b"fine"))
 
 
-def test_every_operation_that_writes_is_refused(store: ObjectStore) -> None:
+def test_every_operation_that_writes_is_refused(store: Subject) -> None:
     store.apply(Transaction().write("log", "o", 0, b"x").setattr("log", "o", "k", b"v").map_set("log", "o", {b"k": b"v"}))
     store.apply(Transaction().write("other", "source", 0, b"x").set_floor(5, "log"))
     for transaction in (
@@ -86,7 +77,7 @@ def test_every_operation_that_writes_is_refused(store: ObjectStore) -> None:
     assert store.read("other", "source") == b"x"
 
 
-def test_reading_and_raising_are_one_step(store: ObjectStore) -> None:
+def test_reading_and_raising_are_one_step(store: Subject) -> None:
     store.apply(old().write("log", "head", 0, b"0123456789"))
     assert store.set_floor_and_read("log", "head", 5, 2, 5) == b"23456"
     assert refused(store, old().write("log", "head", 0, b"late"))
@@ -94,7 +85,7 @@ def test_reading_and_raising_are_one_step(store: ObjectStore) -> None:
     assert refused(store, old().touch("log", "missing"))
 
 
-def test_a_floor_never_falls(store: ObjectStore) -> None:
+def test_a_floor_never_falls(store: Subject) -> None:
     store.apply(Transaction().set_floor(9, "log", name="head"))
     assert refused(store, Transaction().set_floor(8, "log", name="head"))
     with pytest.raises(TransactionError):
@@ -102,10 +93,38 @@ def test_a_floor_never_falls(store: ObjectStore) -> None:
     assert not refused(store, Transaction().set_floor(9, "log", name="head"))
 
 
+def test_raising_a_floor_twice_in_one_transaction_may_not_lower_it(store: Subject) -> None:
+    """Checked against the floors before the transaction alone, the second was found out only when it was applied."""
+    assert refused(store, Transaction().touch("log", "o").set_floor(9, "log").set_floor(8, "log"))
+    assert not store.exists("log", "o")
+    assert not refused(store, Transaction(epoch=1).touch("log", "o"))
+    assert not refused(store, Transaction().set_floor(8, "log").set_floor(9, "log"))
+    assert refused(store, Transaction(epoch=8).touch("log", "o"))
+
+
+def test_a_floor_does_not_hold_for_the_transaction_that_raises_it(store: Subject) -> None:
+    assert not refused(store, old().touch("log", "head").set_floor(5, "log").write("log", "head", 0, b"last words"))
+    assert store.read("log", "head") == b"last words"
+    assert refused(store, old().touch("log", "head"))
+
+
+def test_floors_for_names_of_any_length_and_for_what_is_removed(store: Subject) -> None:
+    long = b"n" * 512
+    store.apply(Transaction().set_floor(5, "log", name=long).set_floor(5, "log", prefix=long[:511] + b"o"))
+    store.apply(Transaction().set_floor(5, b"c" * 255, name=long))
+    store.apply(Transaction().touch("log", long).remove("log", long))
+    assert refused(store, old().touch("log", long))
+    assert refused(store, old().touch("log", long[:511] + b"o"))
+    assert not refused(store, old().touch("log", long[:511]))
+    assert not refused(store, old().create_collection(b"c" * 255))
+    assert refused(store, old().touch(b"c" * 255, long))
+    assert not refused(store, old().touch(b"c" * 255, long[:511]))
+
+
 @pytest.mark.parametrize("arguments", [{"name": "o"}, {"prefix": "p"}, {"collection": "c", "name": "o", "prefix": "p"}])
 def test_a_floor_for_nothing_in_particular_is_refused(arguments: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest):
-        Transaction().set_floor(5, **arguments)  # type: ignore[arg-type]
+        Transaction().set_floor(5, **arguments)
     with pytest.raises(InvalidRequest):
         Transaction().set_floor(-1)
 
