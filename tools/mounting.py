@@ -118,7 +118,7 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
     path = os.path.realpath(os.path.abspath(directory)) if os.path.exists(directory) else os.path.abspath(directory)
     found = mounted_at(path)
     if found is None or found.fs_type != FILE_SYSTEM_TYPE:
-        raise CommandFailed(f"{shown(directory)}: no image is mounted there; `findmnt -t {FILE_SYSTEM_TYPE}` lists those that are")
+        raise CommandFailed(f"{shown(directory)}: no image is mounted there; `findmnt -t {FILE_SYSTEM_TYPE}` lists what is")
     unmount(path, lazy=lazy)
     released = lazy or _wait_for_release(found.source)
     if not released:

@@ -151,10 +151,11 @@ def _way_out(error: BaseException) -> str:
     if isinstance(error, NoSpace):
         return "; remove something (`mdstore rm`) or use a larger image"
     if isinstance(error, MdstoreError) and error.errno in (errno.EACCES, errno.EPERM):
-        return "; change its permissions, or run as a user who may"
+        return _NOT_ALLOWED
     return ""
 
 
+_NOT_ALLOWED: Final = "; change its permissions, or run as a user who may"
 _POSIX_WAYS_OUT: Final = {
     errno.ENOSPC: "the image is full: remove something (`mdstore rm`) or use a larger image",
     errno.ENAMETOOLONG: "a name has at most 255 bytes, a path 4096, a symlink's target 4095",
@@ -174,7 +175,7 @@ def _explain_posix(error: PosixError) -> str:
 
 
 def _explain_os(error: OSError) -> str:
-    reason = error.strerror or str(error)
+    reason = (error.strerror or str(error)) + (_NOT_ALLOWED if error.errno in (errno.EACCES, errno.EPERM) else "")
     return f"{shown(error.filename)}: {reason}" if isinstance(error.filename, bytes | str) else reason
 
 

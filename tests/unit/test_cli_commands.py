@@ -6,16 +6,17 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from mdstore.errors import CorruptionError, NoSpace, NotFound, PosixError, TransactionError
-from mdstore.tools import cli
+from mdstore.tools import cli, output
 from mdstore.tools.output import duration_text, explain, shown, size_text, time_text
 
 MIB = 1 << 20
@@ -349,22 +350,48 @@ def test_mkfs_without_room_says_so_and_leaves_nothing(run: Run, tmp_path: Path) 
     assert not (tmp_path / "a.img").exists()
 
 
-def test_no_permission(image: Path, tmp_path: Path) -> None:
-    """As another user, where this one is root: root may do everything."""
-    os.chmod(image, 0o600)
-    program = (
-        "import os, sys; image = sys.argv[1]\n"
-        "from mdstore.tools import cli, look, mkfs\n"
-        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "else: os.chmod(image, 0)\n"
-        "sys.exit(cli.run(['ls', image]))"
-    )
-    os.chmod(tmp_path, 0o755)
-    for parent in tmp_path.parents:
-        if os.stat(parent).st_uid == os.geteuid() and parent != Path("/") and not os.stat(parent).st_mode & 0o005:
-            os.chmod(parent, 0o755)
-    done = subprocess.run([sys.executable, "-c", program, image], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    refused(Ran(done.returncode, done.stdout, done.stderr), "disk.img", "ermission", "change its permissions")
+_AS_NOBODY = (
+    "import os, sys; from mdstore.tools import cli, look, mkfs, transfer\n"
+    "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+    "sys.exit(cli.run(sys.argv[1:]))"
+)
+
+
+@pytest.fixture
+def run_as_nobody(tmp_path: Path) -> Iterator[Run]:
+    """Commands as a user who may do little (as oneself, where one is not root): root may do everything."""
+    ours = [path for path in (tmp_path, *tmp_path.parents[:-1]) if os.stat(path).st_uid == os.geteuid()]
+    changed = [(path, os.stat(path).st_mode) for path in ours]
+    for path, mode in changed:
+        os.chmod(path, mode | 0o005)
+
+    def call(*arguments: str | Path) -> Ran:
+        command = [sys.executable, "-c", _AS_NOBODY, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    yield call
+    for path, mode in changed:
+        os.chmod(path, mode)
+
+
+def test_no_permission(run_as_nobody: Run, image: Path, tmp_path: Path) -> None:
+    os.chmod(image, 0)
+    refused(run_as_nobody("ls", image), "disk.img", "ermission denied", "change its permissions")
+    os.chmod(image, 0o444)
+    assert run_as_nobody("ls", image).code == 0
+    refused(run_as_nobody("rm", image, "/hello"), "disk.img", "ermission denied", "change its permissions")
+    os.chmod(tmp_path / "source", 0)
+    refused(run_as_nobody("import", image, tmp_path / "source"), "source", "ermission denied", "change its permissions")
+    os.chmod(tmp_path / "source", 0o755)
+
+
+def test_a_read_only_directory(run_as_nobody: Run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    os.chmod(image, 0o444)
+    refused(run_as_nobody("mkfs", tmp_path / "locked" / "new.img"), "new.img", "ermission denied", "change its permissions")
+    refused(run_as_nobody("export", image, "/", tmp_path / "locked" / "out"), "locked/out", "ermission denied", "change its")
+    assert os.listdir(tmp_path / "locked") == []
 
 
 PATHS_MISSING: list[list[str]] = [
@@ -507,6 +534,21 @@ def test_a_part_that_is_missing_breaks_no_other(run: Run, image: Path, monkeypat
     assert run("ls", image).code == 0
 
 
+def test_benchmarks_are_listed_without_being_imported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("btree", "journal", "mds", "mount"):
+        monkeypatch.setitem(sys.modules, f"mdstore.tools.bench.{name}", None)
+        refused(run("bench", name), f"`mdstore bench {name}` is not part of this installation")
+    listed = run("bench", "--help").out
+    assert all(name in listed for name in ("btree", "journal", "mds", "mount", "all"))
+
+
+def test_documented_exit_codes_are_those_of_the_program() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "exit-codes.md").read_text()
+    documented = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    own = {output.EXIT_OK, output.EXIT_FAILED, output.EXIT_USAGE, output.EXIT_INTERRUPTED, output.EXIT_PIPE_CLOSED}
+    assert documented == own | {4, 8}
+
+
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
@@ -515,7 +557,8 @@ def test_errors_in_words() -> None:
     assert explain(PosixError(errno.ENOENT, b"/a\n")) == "/a\\x0a: No such file or directory"
     assert "use a larger image" in explain(TransactionError(0, "write", NoSpace("9 blocks are needed")))
     assert explain(CorruptionError("page", "block 5", 1, 2)).endswith("run `mdstore fsck` on the image")
-    assert explain(OSError(errno.EACCES, "Permission denied", "/etc/x")) == "/etc/x: Permission denied"
+    assert explain(OSError(errno.EIO, "Input/output error", "/etc/x")) == "/etc/x: Input/output error"
+    assert explain(OSError(errno.EACCES, "Permission denied", "/x")).startswith("/x: Permission denied; change its permissions")
 
 
 def test_figures_in_words() -> None:
