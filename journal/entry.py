@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
+import msgspec
 from crc32c import crc32c
 
 from journal.errors import EntryTooLarge
@@ -21,15 +22,25 @@ HEADER_SIZE: Final = HEADER.size
 BODY_SIZE: Final = BODY.size
 START_OFFSET: Final = 28
 
+# The same bytes with neighbouring fields taken together, for the two loops that make the speed: appending and scanning.
+# Magic, version and flags are one constant; log and generation one number.
+PREFIX: Final = MAGIC + bytes([VERSION, 0])
+QUICK_BODY: Final = struct.Struct("<6sHIQQQQI")
+QUICK_HEADER: Final = struct.Struct("<6sHIQQQQII")
+
+assert QUICK_BODY.size == BODY.size
+assert QUICK_HEADER.size == HEADER.size
 assert BODY_SIZE == 48
 assert HEADER_SIZE == 52
 assert struct.calcsize("<4sBBHIIIQ") == START_OFFSET
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One entry of the log. `position` is its first byte, `end` the first byte after it; both are stream positions.
 
     `safe` is the position the writer knew durable when it appended the entry; `payload` belongs to the caller.
+    A struct that the garbage collector does not look at: replay makes hundreds of thousands a second, and a NamedTuple
+    takes three times as long.
     """
 
     type: int
@@ -57,6 +68,11 @@ class Header(NamedTuple):
     @property
     def end(self) -> int:
         return self.position + HEADER_SIZE + self.length
+
+
+def log_and_generation(log: int, generation: int) -> int:
+    """The two as the one number that the quick structs use."""
+    return log | generation << 32
 
 
 def encode_header(

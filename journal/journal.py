@@ -90,7 +90,7 @@ class Journal:
     def __init__(self, medium: Medium, head: Head, found: Recovered, options: Options, *, read_only: bool) -> None:
         self.medium = medium
         self.options = options
-        self.counters = Counters()
+        self._counters = Counters()
         self.tail: Tail = found.tail
         self.generation = found.generation + 1  # of the entries this writer appends
         self._lock = threading.Lock()  # guards positions, buffers, waiters; never held during I/O
@@ -103,9 +103,10 @@ class Journal:
         self._trimmed, self._expire = found.trimmed, found.expire
         self._safe = self._flushed = self._prezeroed = found.end
         self._safe_sequence = found.next_sequence
+        self._hold_back = options.buffer_bytes
         self._holds, self._segments = Holds(), Segments(options.ceilings.max_segments)
         self._replay_rate = found.bytes_per_second or REPLAY_BYTES_PER_SECOND
-        self._limit, self._ceiling = self._limit_now()
+        self._set_limit()
         self._rules = (
             Rule(head.log, found.generation, head.generation_start, medium.unit),
             Rule(head.log, self.generation, found.end, medium.unit),
@@ -193,33 +194,41 @@ class Journal:
         for durability when twice that is buffered.
         Errors, nothing appended: `JournalFull`, `EntryTooLarge`, `JournalReadOnly`, `JournalClosed`; the latched error.
         """
-        parts: Sequence[Buffer] = ()
-        whole = payload if isinstance(payload, bytes) else None
-        if whole is not None:
-            length, crc = len(whole), crc32c(whole)
-        else:
-            parts, length, crc = own(payload)
-        _check(type, length)
+        if not isinstance(payload, bytes):
+            return self._append_parts(payload, type)
+        length, crc = len(payload), crc32c(payload)
+        if not 0 < type <= TYPE_MAX or length > PAYLOAD_MAX:
+            raise _refused(type, length)
         pack = self._pack
         with self._lock:
-            if self._refusal is not None:
-                raise self._refusal.with_traceback(None)
-            if pack.unit or pack.position + HEADER_SIZE + length > self._limit:
+            if pack.position + HEADER_SIZE + length > self._quick_limit:
                 self._make_room(length)
-            if whole is not None:
-                end = pack.add(whole, length, crc, type, self._safe)
-            else:
-                end = pack.add_parts(parts, length, crc, type, self._safe)
-            self.counters.appends += 1
-            excess = end - pack.taken - self.options.buffer_bytes
-        if excess > 0:
-            self._write_out(end, wait=excess > self.options.buffer_bytes)
+            end = pack.add(payload, length, crc, type, self._safe)
+        if end - pack.taken > self._hold_back:
+            self._hold_appender(end)
         return end
+
+    def _append_parts(self, payload: Buffer | Sequence[Buffer], type_: int) -> int:
+        parts, length, crc = own(payload)
+        if not 0 < type_ <= TYPE_MAX or length > PAYLOAD_MAX:
+            raise _refused(type_, length)
+        with self._lock:
+            self._make_room(length)
+            end = self._pack.add_parts(parts, length, crc, type_, self._safe)
+        self._hold_appender(end)
+        return end
+
+    def _hold_appender(self, end: int) -> None:
+        """Write out what is buffered where it is too much, and wait where that does not keep up."""
+        excess = end - self._pack.taken - self._hold_back
+        if excess > 0:
+            self._write_out(end, wait=excess > self._hold_back)
 
     def append_many(self, payloads: Sequence[bytes], type: int = 1) -> int:  # noqa: A002
         """Add an entry for each of `payloads`, all or none; returns the end of the last. Otherwise as `append`."""
         longest = max(map(len, payloads), default=0)
-        _check(type, longest)
+        if not 0 < type <= TYPE_MAX or longest > PAYLOAD_MAX:
+            raise _refused(type, longest)
         pack = self._pack
         with self._lock:
             self._raise_refusal()
@@ -229,14 +238,15 @@ class Journal:
             if pack.position + need > self._limit:
                 raise self._full(need)
             end = pack.add_many(payloads, type, self._safe)
-            self.counters.appends += len(payloads)
-            excess = end - pack.taken - self.options.buffer_bytes
-        if excess > 0:
-            self._write_out(end, wait=excess > self.options.buffer_bytes)
+        self._hold_appender(end)
         return end
 
     def _make_room(self, length: int) -> None:
-        """With the lock held: pad to the next unit where the entry needs it. `JournalFull` when it does not fit."""
+        """With the lock held: pad to the next unit where the entry needs it.
+
+        The latched error when there is one; `JournalFull` when the entry does not fit.
+        """
+        self._raise_refusal()
         padding = self._pack.padding(length)
         if self._pack.position + padding + HEADER_SIZE + length > self._limit:
             raise self._full(padding + HEADER_SIZE + length)
@@ -245,8 +255,16 @@ class Journal:
     def _full(self, need: int) -> JournalFull:
         return JournalFull(need, max(0, self._limit - self._pack.position), self._ceiling, self._blocked_by())
 
+    def _set_limit(self) -> None:
+        """With the lock held: find the position that `write` may not pass, and what sets it.
+
+        `_quick_limit` is the same where an append needs no second look; below it nothing refuses and nothing is padded.
+        """
+        self._limit, self._ceiling = self._limit_now()
+        self._quick_limit = -1 if self._refusal is not None or self._pack.unit else self._limit
+
     def _limit_now(self) -> tuple[int, str]:
-        """The position that `write` may not pass, and what sets it. One period of a ring always stays free."""
+        """One period of a ring always stays free."""
         limit, ceiling = _NO_LIMIT, "none"
         capacity, period = self.medium.capacity, self.medium.period
         if capacity is not None:
@@ -314,7 +332,7 @@ class Journal:
         try:
             safe, sequence = self._write_buffers()
             self.medium.flush()
-            self.counters.flushes += 1
+            self._counters.flushes += 1
         except BaseException as cause:
             error = cause
         self._end_turn(safe, sequence, "flush", error)
@@ -344,22 +362,24 @@ class Journal:
 
     def _write_buffers(self) -> tuple[int, int]:
         """By the leader: write everything appended. Returns the position and sequence that a flush makes durable."""
-        self._heads.ensure_begun(self._head_now, self._trimmed)
+        if not self._heads.begun:
+            self._heads.ensure_begun(self._head_now, self._trimmed)
         with self._lock:
             begin, buffers = self._pack.take()
             end, sequence = self._pack.position, self._pack.sequence
         if begin < end:
-            self._keep_zeros_ahead(begin, end)
+            if self.medium.prezero_periods:
+                self._keep_zeros_ahead(begin, end)
             self.medium.write(begin, join_small(buffers))
-            self.counters.writes += 1
-            self.counters.bytes += end - begin
+            self._counters.writes += 1
+            self._counters.bytes += end - begin
         self._flushed = end
         return end, sequence
 
     def _keep_zeros_ahead(self, begin: int, end: int) -> None:
         """One whole empty period beyond `end`, durably, before anything up to `end` is written."""
         periods, period = self.medium.prezero_periods, self.medium.period
-        if not periods or end + period <= self._prezeroed:
+        if end + period <= self._prezeroed:
             return
         until = -(-end // period) * period + periods * period
         self.medium.prezero(max(self._prezeroed, begin), until)
@@ -385,6 +405,7 @@ class Journal:
             fenced = isinstance(cause, JournalFenced)
             self._refusal = cause if fenced else JournalFailed(operation, self._flushed, cause)  # type: ignore[assignment]
         assert self._refusal is not None
+        self._quick_limit = -1
         return self._refusal
 
     def _raise_refusal(self) -> None:
@@ -436,7 +457,7 @@ class Journal:
                 raise ValueError(f"expire {position} is not between {self._expire} and {highest} ({because})")
             self._expire = position
             self._segments.expire(position)
-            self._limit, self._ceiling = self._limit_now()
+            self._set_limit()
 
     def trim(self, *, recorded: bool = False) -> int:
         """Give up whole periods below the expire position; returns the new `trimmed`.
@@ -456,7 +477,7 @@ class Journal:
         self._on_medium("trim", lambda: self._heads.alone(lambda: self.medium.trim(target)))
         with self._lock:
             self._trimmed = max(self._trimmed, target)
-            self._limit, self._ceiling = self._limit_now()
+            self._set_limit()
             return self._trimmed
 
     def hold(self, position: int, reason: str) -> Hold:
@@ -524,6 +545,7 @@ class Journal:
         finally:
             with self._lock:
                 self._refusal = JournalClosed("the journal is closed")
+                self._quick_limit = -1
 
     def __enter__(self) -> Journal:
         return self
@@ -601,6 +623,12 @@ class Journal:
         return self._pack.log
 
     @property
+    def counters(self) -> Counters:
+        """What this journal has done since it was opened; pads are no appends."""
+        self._counters.appends = self._pack.appended
+        return self._counters
+
+    @property
     def next_sequence(self) -> int:
         return self._pack.sequence
 
@@ -629,8 +657,7 @@ class Journal:
             assert hold is None or self._expire <= hold.position, "J7"
 
 
-def _check(type_: int, length: int) -> None:
-    if not 0 < type_ <= TYPE_MAX:
-        raise ValueError(f"entry type {type_} is not in 1..{TYPE_MAX}")
+def _refused(type_: int, length: int) -> Exception:
     if length > PAYLOAD_MAX:
-        raise EntryTooLarge(length, PAYLOAD_MAX)
+        return EntryTooLarge(length, PAYLOAD_MAX)
+    return ValueError(f"entry type {type_} is not in 1..{TYPE_MAX}")

@@ -7,10 +7,12 @@ from typing import Final
 
 from crc32c import crc32c
 
-from journal.entry import BODY, HEADER_SIZE, MAGIC, PAD_TYPE, VERSION
+from journal.entry import HEADER_SIZE, PAD_TYPE, PREFIX, QUICK_BODY, log_and_generation
 from journal.medium import Buffer
 
+GLUED: Final = 1 << 12  # a payload below this is copied behind its header: one buffer instead of two
 SMALL: Final = 1 << 15  # buffers below this are joined before they are handed to the medium
+_pack = QUICK_BODY.pack
 
 
 class Packer:
@@ -20,16 +22,17 @@ class Packer:
     K2  `sequence` is that of the entry that will begin at `position`
     """
 
-    __slots__ = ("buffers", "generation", "log", "pads", "position", "sequence", "taken", "unit")
+    __slots__ = ("_whose", "buffers", "first_sequence", "generation", "log", "pads", "position", "sequence", "taken", "unit")
 
     def __init__(self, log: int, generation: int, sequence: int, position: int, unit: int) -> None:
         self.log = log
         self.generation = generation
-        self.sequence = sequence
+        self.sequence = self.first_sequence = sequence
         self.position = position
         self.taken = position
         self.unit = unit  # 0: entries follow one another without pads
-        self.pads = 0
+        self.pads = 0  # that were entries
+        self._whose = log_and_generation(log, generation)
         self.buffers: list[Buffer] = []
 
     def padding(self, length: int) -> int:
@@ -40,16 +43,20 @@ class Packer:
     def add(self, payload: bytes, length: int, crc: int, type_: int, safe: int) -> int:
         """Append an entry whose payload is one buffer; returns its end."""
         position, sequence = self.position, self.sequence
-        body = BODY.pack(MAGIC, VERSION, 0, type_, length, self.log, self.generation, sequence, position, safe, crc)
-        add = self.buffers.append
-        add(body + crc32c(body).to_bytes(4, "little"))
-        add(payload)
+        body = _pack(PREFIX, type_, length, self._whose, sequence, position, safe, crc)
+        header = body + crc32c(body).to_bytes(4, "little")
+        if length < GLUED:
+            self.buffers.append(header + payload)
+        else:
+            self.buffers += (header, payload)
         self.sequence = sequence + 1
         self.position = position = position + HEADER_SIZE + length
         return position
 
     def add_parts(self, parts: Sequence[Buffer], length: int, crc: int, type_: int, safe: int) -> int:
         """Append an entry whose payload is several buffers; returns its end."""
+        if length < GLUED:
+            return self.add(b"".join(parts), length, crc, type_, safe)
         end = self.add(b"", length, crc, type_, safe)
         self.buffers[-1:] = parts
         return end
@@ -61,11 +68,11 @@ class Packer:
                 self.pad(self.padding(len(payload)), safe)
                 self.add(payload, len(payload), crc32c(payload), type_, safe)
             return self.position
-        add, pack, crc = self.buffers.append, BODY.pack, crc32c
-        log, generation, position = self.log, self.generation, self.position
+        add, pack, crc, whose = self.buffers.append, _pack, crc32c, self._whose
+        position = self.position
         for sequence, payload in enumerate(payloads, self.sequence):
             length = len(payload)
-            body = pack(MAGIC, VERSION, 0, type_, length, log, generation, sequence, position, safe, crc(payload))
+            body = pack(PREFIX, type_, length, whose, sequence, position, safe, crc(payload))
             add(body + crc(body).to_bytes(4, "little") + payload)
             position += HEADER_SIZE + length
         self.position = position
@@ -77,10 +84,15 @@ class Packer:
         if size >= HEADER_SIZE:
             fill = bytes(size - HEADER_SIZE)
             self.add(fill, len(fill), crc32c(fill), PAD_TYPE, safe)
+            self.pads += 1
         elif size:
             self.buffers.append(bytes(size))
             self.position += size
-        self.pads += size > 0
+
+    @property
+    def appended(self) -> int:
+        """Entries so far, pads not counted."""
+        return self.sequence - self.first_sequence - self.pads
 
     def take(self) -> tuple[int, list[Buffer]]:
         """Everything appended since the last `take`, and the position it begins at."""
@@ -91,6 +103,8 @@ class Packer:
 
 def join_small(buffers: Sequence[Buffer]) -> list[Buffer]:
     """The same bytes in fewer buffers: runs of small ones joined, large ones as they are."""
+    if sum(map(len, buffers)) < SMALL:
+        return [b"".join(buffers)]
     joined: list[Buffer] = []
     run: list[Buffer] = []
     for buffer in buffers:

@@ -49,7 +49,7 @@ class RingMedium:
     def write(self, position: int, buffers: Sequence[Buffer]) -> None:
         offset = position % self.capacity
         room = self.capacity - offset
-        total = sum(map(len, buffers))
+        total = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         assert total <= self.capacity, "a write longer than the ring"
         if total <= room:
             self._region.write(self._body + offset, buffers)

@@ -13,7 +13,6 @@ Zeros up to the next unit boundary are stepped over when an acceptable entry beg
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -25,20 +24,19 @@ from journal.entry import (
     HEADER_SIZE,
     MAGIC,
     PAD_TYPE,
+    PREFIX,
+    QUICK_HEADER,
     START_OFFSET,
-    VERSION,
     Entry,
     Header,
     decode_header,
+    log_and_generation,
 )
 
 Read = Callable[[int, int], bytes]
 
 WINDOW: Final = 1 << 20  # bytes read ahead of the walk
 _NEVER: Final = 1 << 64
-_LOOP: Final = struct.Struct("<6sHIQQQQII")  # the header with neighbouring fields taken together
-_PREFIX: Final = MAGIC + bytes([VERSION, 0])
-assert _LOOP.size == HEADER_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +113,14 @@ class Walk:
             return []
         data, base, position, sequence, generation = self._data, self._base, self.position, self.sequence, self.generation
         offset, last, size = position - base, self._last_offset(), len(data)
-        ours = self._rule.log | generation << 32
+        ours = log_and_generation(self._rule.log, generation)
         batch: list[Entry] = []
-        unpack, crc, new, add = _LOOP.unpack_from, crc32c, tuple.__new__, batch.append
+        unpack, crc, add = QUICK_HEADER.unpack_from, crc32c, batch.append
         while offset <= last:
             prefix, type_, length, whose, number, start, safe, payload_crc, header_crc = unpack(data, offset)
             begin = offset + HEADER_SIZE
             end = begin + length
-            if number != sequence or start != position or whose != ours or prefix != _PREFIX or end > size:
+            if number != sequence or start != position or whose != ours or prefix != PREFIX or end > size:
                 break
             payload = data[begin:end]
             if crc(payload) != payload_crc or crc(data[offset : offset + BODY_SIZE]) != header_crc:
@@ -130,7 +128,7 @@ class Walk:
             if not 0 < type_ < PAD_TYPE:
                 break
             position = base + end
-            add(new(Entry, (type_, start, position, sequence, generation, safe, payload)))
+            add(Entry(type_, start, position, sequence, generation, safe, payload))
             sequence += 1
             offset = end
         if batch:
