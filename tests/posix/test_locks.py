@@ -6,21 +6,33 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.posix.calls import make, outcome
+from tests.posix.conftest import Server
 
 pytestmark = pytest.mark.fuse
 
 EX, SH, UN, NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
 
 
-@pytest.fixture
-def locking(mounted: tuple[str, Path], root: Path) -> Path:
-    """A file to lock."""
+@pytest.fixture(scope="module")
+def served_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A mount whose locks are the server's, not the kernel's."""
+    path = tmp_path_factory.mktemp("locks") / "mount"
+    with Server("memory", path, "locks=server"):
+        yield path
+
+
+@pytest.fixture(params=["kernel's", "server's"])
+def locking(mounted: tuple[str, Path], root: Path, request: pytest.FixtureRequest) -> Path:
+    """A file to lock: in each subject with the kernel's lock tables, in the model also with ours."""
+    if request.param == "server's" and mounted[0] == "memory":
+        root = request.getfixturevalue("served_locks") / root.name
+        root.mkdir()
     make(root / "file", bytes(1000))
     return root / "file"
 
@@ -56,9 +68,6 @@ class Other:
 
 
 def _obey(path: Path, orders: int, answers: int) -> None:
-    class Alarm(Exception):
-        pass
-
     def wake(number: int, frame: object) -> None:
         raise InterruptedError(4, "interrupted")
 
