@@ -40,6 +40,7 @@ from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
 from mdstore.store.commit import Commit, Committer
 from mdstore.store.mapview import MapView
+from mdstore.store.mapview import MapView
 from mdstore.store.onode import Onode, object_key, split_key
 from mdstore.store.recovery import Recovery
 from mdstore.store.superblock import Superblock
@@ -400,6 +401,12 @@ class Store:
         sync: writes are durable when they return (see `MapView`). epoch: tags every write, for fencing."""
         return MapView(self, collection, name, sync=sync, epoch=epoch)
 
+    def map(self, collection: Name, name: Name, *, sync: bool = True, epoch: int | None = None) -> MapView:
+        """The map of an object as an embedded key-value store; collection and object are made when they are missing.
+
+        sync: writes are durable when they return (see `MapView`). epoch: tags every write, for fencing."""
+        return MapView(self, collection, name, sync=sync, epoch=epoch)
+
     def list_objects(
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
@@ -479,6 +486,7 @@ class Store:
             return action()
         except BaseException as error:
             with self.lock:
+                self.tables.objects.changes |= 1
                 self.tables.objects.changes |= 1
                 if self._failure is None:
                     self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)

@@ -1,0 +1,420 @@
+"""An object's map as an embedded, ordered key-value store: what `Store.map` returns. Guide: docs/howto/embed-a-map.md.
+
+Invariants
+1. A read without the store's lock is answered from the object's tree only if the object in memory is still the one held
+   (`ObjectTable` invariant 2: there is one) and no transaction was being applied at its beginning or its end. Otherwise it is
+   made again under the lock. So it never sees half of a transaction, nor an object that was removed, renamed or evicted.
+2. A page found damaged without the lock counts only when it is so again under the lock: an evicted object's pages may have
+   been reused while the read ran, and every reference tells that by its checksum and generation.
+3. Every write of a view takes its turn in `_turn`, so that `pop`, `setdefault` and `delete` look and write in one step for
+   everyone who uses the same view.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar, overload
+
+from mdstore.btree import Tree, TreeView
+from mdstore.errors import AlreadyExists, CorruptionError, TransactionError
+from mdstore.store.commit import Commit
+from mdstore.store.onode import Onode, object_key
+from mdstore.store.transaction import Data, Name, Transaction, collection_name, object_name
+
+if TYPE_CHECKING:
+    from mdstore.store.store import Store
+
+Other = TypeVar("Other")
+Pairs = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
+_NO_DEFAULT = object()
+_NO_KEY = b""  # of no object: a view that holds none
+
+
+class MapReads:
+    """What a view and a snapshot answer alike, from `_tree_for_range` alone."""
+
+    def _tree_for_range(self) -> TreeView | None:
+        raise NotImplementedError
+
+    def items(
+        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in the order of the keys' bytes; `reverse`: the same range from its end.
+
+        The map as it was at the call: writers neither disturb it nor wait. Space that they free is not reused until the
+        iterator is exhausted or dropped.
+        """
+        tree = self._tree_for_range()
+        return iter(()) if tree is None else tree.items(start, stop, reverse=reverse)
+
+    def keys(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]:
+        """As `items`, the keys alone."""
+        tree = self._tree_for_range()
+        return iter(()) if tree is None else tree.keys(start, stop, reverse=reverse)
+
+    def values(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]:
+        """As `items`, the values alone."""
+        return (value for _, value in self.items(start, stop, reverse=reverse))
+
+    def first(self) -> tuple[bytes, bytes] | None:
+        """The pair of the smallest key, or None. Cost: one descent."""
+        tree = self._tree_for_range()
+        return None if tree is None else tree.first()
+
+    def last(self) -> tuple[bytes, bytes] | None:
+        """The pair of the largest key, or None. Cost: one descent."""
+        tree = self._tree_for_range()
+        return None if tree is None else tree.last()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.keys()
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return self.keys(reverse=True)
+
+
+class MapView(MapReads):
+    """A live, ordered mapping of bytes to bytes. Any number of threads may use one view; make it with `Store.map`.
+
+    Writes are durable when they return; with `sync=False` (here or on the view) they are applied, ordered and seen by every
+    reader, and durable later: at the latest after `sync()`. A crash loses a suffix of them at most, never one in between.
+
+    Keys: 1 to 1,000 bytes; values: up to 256 MiB, both copied. Errors of every write, with nothing changed: LimitExceeded,
+    NoSpace, ReadOnly, FencedError, NotFound (the collection was removed); DeviceFailed: the store must be reopened. Reads:
+    CorruptionError, DeviceFailed; StoreClosed after the store was closed.
+    """
+
+    def __init__(self, store: Store, collection: Name, name: Name, *, sync: bool = True, epoch: int | None = None) -> None:
+        self._store = store
+        self._collection = collection_name(collection)
+        self._name = object_name(name)
+        self._sync = sync
+        self._epoch = epoch
+        self._turn = threading.Lock()
+        self._objects = store.tables.objects
+        self._held: tuple[bytes, Onode | None] = (_NO_KEY, None)  # replaced whole, so that no thread sees half of it
+        self._find_held = store.tables.objects.cached.get
+        if not store.read_only:
+            self._make()
+
+    def _make(self) -> None:
+        """Have collection and object exist, durably when this made them."""
+        store = self._store
+        with store.lock:
+            self._tree()
+            if self._held[1] is not None:
+                return
+        try:
+            both = self._transaction().create_collection(self._collection).touch(self._collection, self._name)
+            store.apply(both)
+        except TransactionError as error:
+            if not isinstance(error.cause, AlreadyExists):
+                raise error.cause from error
+            store.apply(self._transaction().touch(self._collection, self._name))
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    @overload
+    def get(self, key: bytes) -> bytes | None: ...
+    @overload
+    def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
+    def get(self, key: bytes, default: object = None) -> object:
+        """The value, or `default`. Cost: one descent, without a lock and without copies but the value's own."""
+        stamp = self._objects.changes
+        held, onode = self._held
+        if not stamp & 1 and onode is not None and self._find_held(held) is onode:
+            onode.touched = True
+            tree = onode.map
+            try:
+                value = None if tree is None else tree.get(key)
+            except CorruptionError:
+                return self._get_locked(key, default)
+            if self._objects.changes == stamp:
+                return default if value is None else value
+        return self._get_locked(key, default)
+
+    def _get_locked(self, key: bytes, default: object) -> object:
+        with self._store.lock:
+            tree = self._tree()
+            value = None if tree is None else tree.get(key)
+        return default if value is None else value
+
+    def _tree(self) -> Tree | None:
+        """The tree now, held for later reads. Under the store's lock, where no transaction is half applied."""
+        self._store.check_usable()
+        self._held = (_NO_KEY, None)
+        collection = self._store.tables.collections.get(self._collection)
+        if collection is None:
+            return None
+        onode = self._objects.get(collection.number, self._name)
+        self._held = (object_key(collection.number, self._name), onode)
+        return None if onode is None else onode.map
+
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        """One answer for each key, all from the same moment. Cost: one descent each, without the interpreter lock."""
+        wanted = list(keys)
+        with self._store.lock:
+            tree = self._tree()
+            return [None] * len(wanted) if tree is None else tree.get_many(wanted)
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.get(key) is not None
+
+    def __len__(self) -> int:
+        with self._store.lock:
+            tree = self._tree()
+            return 0 if tree is None else len(tree)
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    def snapshot(self) -> MapSnapshot:
+        """The map as it is now, to be read while it changes. O(1); close it, or use it in a `with`, to let space go."""
+        with self._store.lock:
+            tree = self._tree()
+            return MapSnapshot(None if tree is None else tree.snapshot())
+
+    def _tree_for_range(self) -> TreeView | None:
+        with self._store.lock:  # no transaction is half applied
+            tree = self._tree()
+            return None if tree is None else tree.snapshot()
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def put(self, key: Data, value: Data, *, sync: bool | None = None) -> None:
+        """Set the value. Cost when durable: one write and one flush, shared with every thread that waits."""
+        pair = _raw(key), _raw(value)
+        self._finish(self._submit(self._transaction().map_set(self._collection, self._name, (pair,))), sync)
+
+    __setitem__ = put
+
+    def update(self, pairs: Pairs, *, sync: bool | None = None) -> None:
+        """Set many keys in one transaction: a crash leaves all of them or none."""
+        self._finish(self._submit(self._transaction().map_set(self._collection, self._name, pairs)), sync)
+
+    def delete(self, key: Data, *, sync: bool | None = None) -> bool:
+        """Remove the key; False when it was not there (then nothing is written)."""
+        return self._take(_raw(key), sync) is not None
+
+    def __delitem__(self, key: bytes) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    @overload
+    def pop(self, key: bytes) -> bytes: ...
+    @overload
+    def pop(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
+    def pop(self, key: bytes, default: object = _NO_DEFAULT) -> object:
+        """Remove the key and return its value; `default`, or KeyError without one, when it was not there."""
+        value = self._take(key, None)
+        if value is None and default is _NO_DEFAULT:
+            raise KeyError(key)
+        return default if value is None else value
+
+    def _take(self, key: bytes, sync: bool | None) -> bytes | None:
+        with self._turn:
+            value = self.get(key)
+            if value is None:
+                return None
+            transaction = self._transaction().map_remove(self._collection, self._name, (key,))
+            commit = self._submit_in_turn(transaction)
+        self._finish(commit, sync)
+        return value
+
+    def popitem(self) -> tuple[bytes, bytes]:
+        """Remove and return the pair of the largest key; KeyError when the map is empty."""
+        while True:
+            pair = self.last()
+            if pair is None:
+                raise KeyError("popitem(): the map is empty")
+            if self._take(pair[0], None) == pair[1]:
+                return pair
+
+    def setdefault(self, key: bytes, default: bytes = b"") -> bytes:
+        """The value, set to `default` first when the key was not there."""
+        with self._turn:
+            value = self.get(key)
+            if value is not None:
+                return value
+            commit = self._submit_in_turn(
+                self._transaction().map_set(self._collection, self._name, ((key, default),))
+            )
+        self._finish(commit, None)
+        return default
+
+    def delete_range(self, start: bytes | None = None, stop: bytes | None = None, *, sync: bool | None = None) -> None:
+        """Remove every key with start <= key < stop. Cost: the leaves at both ends, not those between."""
+        self._finish(
+            self._submit(self._transaction().map_remove_range(self._collection, self._name, start, stop)), sync
+        )
+
+    def clear(self) -> None:
+        """Remove every key (and keep the object)."""
+        self.delete_range()
+
+    def batch(self, *, sync: bool | None = None) -> Batch:
+        """Several changes in one transaction: `with view.batch() as b: b[b"x"] = b"1"; del b[b"y"]`. Committed, and durable,
+        when the block ends; an exception drops it."""
+        return Batch(self, self._sync if sync is None else sync)
+
+    def sync(self) -> None:
+        """Everything written before is durable when this returns. Cost: at most one write and one flush."""
+        self._store.sync()
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _transaction(self) -> Transaction:
+        return Transaction(epoch=self._epoch)
+
+    def _submit(self, transaction: Transaction) -> Commit:
+        with self._turn:
+            return self._submit_in_turn(transaction)
+
+    def _submit_in_turn(self, transaction: Transaction) -> Commit:
+        try:
+            return self._store.submit(transaction)
+        except TransactionError as error:
+            raise error.cause from error
+
+    def _finish(self, commit: Commit, sync: bool | None) -> None:
+        if self._sync if sync is None else sync:
+            commit.wait()
+
+    def _commit(self, changes: dict[bytes, bytes | None], sync: bool) -> None:
+        """One transaction of a batch: None for a key to remove."""
+        transaction = self._transaction()
+        pairs = [(key, value) for key, value in changes.items() if value is not None]
+        gone = [key for key, value in changes.items() if value is None]
+        if gone:
+            transaction.touch(self._collection, self._name).map_remove(self._collection, self._name, gone)
+        if pairs:
+            transaction.map_set(self._collection, self._name, pairs)
+        if len(transaction):
+            self._finish(self._submit(transaction), sync)
+
+    def __repr__(self) -> str:
+        return f"<map {self._name!r} in collection {self._collection!r} of {self._store.device.name}>"
+
+
+class MapSnapshot(MapReads):
+    """A map as it was at one moment. Read-only, safe from any thread; pins the space it needs until `close`."""
+
+    def __init__(self, tree: TreeView | None) -> None:
+        self._view = tree
+
+    def _tree_for_range(self) -> TreeView | None:
+        return self._view
+
+    @overload
+    def get(self, key: bytes) -> bytes | None: ...
+    @overload
+    def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
+    def get(self, key: bytes, default: object = None) -> object:
+        value = None if self._view is None else self._view.get(key)
+        return default if value is None else value
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.get(key) is not None
+
+    def __len__(self) -> int:
+        return 0 if self._view is None else len(self._view)
+
+    def close(self) -> None:
+        """Let the space go; later reads raise StoreClosed."""
+        if self._view is not None:
+            self._view.close()
+
+    def __enter__(self) -> MapSnapshot:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Batch:
+    """Changes that become one transaction. Reads see the batch's own changes over the map as it is. Not for two threads."""
+
+    def __init__(self, view: MapView, sync: bool) -> None:
+        self._view = view
+        self._sync = sync
+        self._changes: dict[bytes, bytes | None] = {}
+
+    def put(self, key: Data, value: Data) -> None:
+        """Set the value when the batch is committed."""
+        self._changes[_raw(key)] = _raw(value)
+
+    __setitem__ = put
+
+    def update(self, pairs: Pairs) -> None:
+        """Set many values when the batch is committed."""
+        given = pairs.items() if isinstance(pairs, Mapping) else pairs
+        self._changes.update((_raw(key), _raw(value)) for key, value in given)
+
+    def delete(self, key: Data) -> bool:
+        """Remove the key when the batch is committed; False when it was not there."""
+        raw = _raw(key)
+        was_there = self.get(raw) is not None
+        self._changes[raw] = None
+        return was_there
+
+    def __delitem__(self, key: bytes) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    @overload
+    def get(self, key: bytes) -> bytes | None: ...
+    @overload
+    def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
+    def get(self, key: bytes, default: object = None) -> object:
+        """The value as it will be after the commit, as far as this batch decides it."""
+        if key in self._changes:
+            value = self._changes[key]
+            return default if value is None else value
+        return self._view.get(key, default)
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.get(key) is not None
+
+    def __len__(self) -> int:
+        """How many keys the batch changes."""
+        return len(self._changes)
+
+    def commit(self) -> None:
+        """Submit what was collected so far as one transaction; the batch is empty then and can be used again."""
+        changes, self._changes = self._changes, {}
+        self._view._commit(changes, self._sync)
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.commit()
+
+
+def _raw(data: Data) -> bytes:
+    """Bytes that nobody else can change. TypeError for what is no buffer (an int would silently become zeros)."""
+    return data if type(data) is bytes else bytes(memoryview(data))
+
+
+MutableMapping.register(MapView)

@@ -1,0 +1,384 @@
+"""`Store.map`: an object's map as a mutable mapping, and that a view stays right whatever happens to its object."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, MutableMapping
+from itertools import chain
+from random import Random
+
+import pytest
+
+from mdstore.device.faulty import Effect, Fault, FaultyDevice
+from mdstore.device.memory import MemoryDevice
+from mdstore.errors import DeviceFailed, LimitExceeded, MdstoreError, NoSpace, NotFound, ReadOnly, StoreClosed
+from mdstore.limits import MAP_KEY_MAX
+from mdstore.store.check import check
+from mdstore.store.mapview import MapView
+from mdstore.store.store import Store
+from mdstore.store.transaction import Transaction
+
+SMALL = {"block_size": 512, "log_bytes": 64 * 1024, "background": False, "onodes": 64}
+
+
+def make(size: int = 1 << 20, **options: object) -> tuple[Store, MemoryDevice]:
+    device = MemoryDevice(size)
+    return Store.create(device, **{**SMALL, **options}), device  # type: ignore[arg-type]
+
+
+def reopened(device: MemoryDevice) -> Store:
+    return Store.open(MemoryDevice.from_bytes(device.image()), background=False)
+
+
+def test_a_view_is_a_mutable_mapping() -> None:
+    store, _ = make()
+    view = store.map("settings", "app")
+    assert isinstance(view, MutableMapping)
+    view[b"b"] = b"2"
+    view.update({b"a": b"1", b"c": b"3"})
+    assert dict(view) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+    assert list(view) == [b"a", b"b", b"c"]
+    assert list(reversed(view)) == [b"c", b"b", b"a"]
+    assert len(view) == 3
+    assert view
+    assert (b"a" in view, b"z" in view, "a" in view) == (True, False, False)
+    assert view.get(b"z") is None
+    assert view.get(b"z", b"other") == b"other"
+    assert view.get_many([b"c", b"z", b"a"]) == [b"3", None, b"1"]
+    assert view.pop(b"a") == b"1"
+    assert view.pop(b"a", None) is None
+    assert view.setdefault(b"b", b"kept out") == b"2"
+    assert view.setdefault(b"d", b"4") == b"4"
+    assert view.popitem() == (b"d", b"4")
+    del view[b"b"]
+    assert list(view.values()) == [b"3"]
+    view.clear()
+    assert not view
+    for missing in (lambda: view[b"b"], lambda: view.pop(b"b"), view.popitem, lambda: view.__delitem__(b"b")):
+        with pytest.raises(KeyError):
+            missing()
+    assert not check(store)
+
+
+def test_ranges_run_both_ways_and_stand_still_under_writers() -> None:
+    store, _ = make()
+    view = store.map("c", "o", sync=False)
+    view.update((b"%03d" % i, b"v%d" % i) for i in range(300))
+    assert [key for key, _ in view.items(b"010", b"013")] == [b"010", b"011", b"012"]
+    assert [key for key, _ in view.items(b"010", b"013", reverse=True)] == [b"012", b"011", b"010"]
+    assert view.first() == (b"000", b"v0")
+    assert view.last() == (b"299", b"v299")
+    running = view.items()
+    next(running)
+    view.delete_range(b"100", None)
+    assert len(list(running)) == 299
+    assert len(view) == 100
+
+
+def test_a_snapshot_stays_while_the_map_changes() -> None:
+    store, _ = make()
+    view = store.map("c", "o", sync=False)
+    view.update({b"a": b"old", b"b": b"old"})
+    with view.snapshot() as before:
+        view[b"a"] = b"new"
+        del view[b"b"]
+        for _ in range(4):
+            store.checkpoint()
+        assert dict(before.items()) == {b"a": b"old", b"b": b"old"}
+        assert (before[b"a"], before.get(b"z", 1), b"b" in before, len(before)) == (b"old", 1, True, 2)
+    with pytest.raises(StoreClosed):
+        before.get(b"a")
+    assert dict(view) == {b"a": b"new"}
+
+
+def test_collection_and_object_are_made_once_and_found_again() -> None:
+    store, device = make()
+    store.map("c", "o")[b"k"] = b"v"
+    appends = store.journal.counters.appends
+    assert store.map("c", "o")[b"k"] == b"v"
+    assert store.journal.counters.appends == appends, "an object that is there is not made again"
+    store.map("c", "other")
+    again = reopened(device)
+    assert again.list_objects("c") == [b"o", b"other"]
+
+
+def test_a_read_only_store_gives_a_view_that_reads() -> None:
+    store, device = make()
+    store.map("c", "o")[b"k"] = b"v"
+    again = Store.open(MemoryDevice.from_bytes(device.image()), read_only=True)
+    assert again.map("c", "o")[b"k"] == b"v"
+    assert dict(again.map("c", "nowhere")) == {}
+    with pytest.raises(ReadOnly):
+        again.map("c", "o")[b"k"] = b"w"
+
+
+def test_a_put_is_durable_on_return_and_without_sync_after_sync() -> None:
+    store, device = make()
+    view = store.map("c", "o")
+    flushes = store.journal.counters.flushes
+    view[b"a"] = b"1"
+    assert store.journal.counters.flushes == flushes + 1
+    assert dict(reopened(device).map("c", "o")) == {b"a": b"1"}
+    view.put(b"b", b"2", sync=False)
+    assert store.journal.counters.flushes == flushes + 1
+    assert view[b"b"] == b"2"
+    assert store.journal.safe < store.journal.write
+    view.sync()
+    assert dict(reopened(device).map("c", "o")) == {b"a": b"1", b"b": b"2"}
+
+
+def test_a_batch_is_one_transaction_and_an_exception_drops_it() -> None:
+    store, _ = make()
+    view = store.map("c", "o")
+    view.update({b"keep": b"1", b"gone": b"1"})
+    appends, flushes = store.journal.counters.appends, store.journal.counters.flushes
+    with view.batch() as batch:
+        batch[b"new"] = b"2"
+        del batch[b"gone"]
+        batch.update({b"more": b"3"})
+        assert (batch[b"new"], batch.get(b"gone"), batch[b"keep"], b"gone" in batch, len(batch)) == (b"2", None, b"1", False, 3)
+        with pytest.raises(KeyError):
+            del batch[b"gone"]
+        assert dict(view) == {b"keep": b"1", b"gone": b"1"}, "nothing shows before the commit"
+    assert (store.journal.counters.appends, store.journal.counters.flushes) == (appends + 1, flushes + 1)
+    assert dict(view) == {b"keep": b"1", b"new": b"2", b"more": b"3"}
+
+    def stop_half_way() -> None:
+        with view.batch() as batch:
+            batch[b"x"] = b"y"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stop_half_way()
+    assert b"x" not in view
+    with view.batch():
+        pass
+    assert store.journal.counters.appends == appends + 1, "an empty batch is none"
+
+
+@pytest.mark.parametrize("bad", [5, "text", None])
+def test_only_bytes_are_keys_and_values(bad: object) -> None:
+    store, _ = make()
+    view = store.map("c", "o")
+    for write in (lambda: view.put(bad, b""), lambda: view.put(b"k", bad), lambda: view.batch().put(bad, b"")):  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            write()
+    view.put(bytearray(b"k"), memoryview(b"v"))
+    assert dict(view) == {b"k": b"v"}
+
+
+def test_refusals_come_as_themselves_and_change_nothing() -> None:
+    store, _ = make(size=256 * 1024, log_bytes=16 * 1024)
+    view = store.map("c", "o", sync=False)
+    for key in (b"", b"k" * (MAP_KEY_MAX + 1)):
+        with pytest.raises(LimitExceeded, match="MAP_KEY_MAX"):
+            view[key] = b"v"
+    written: list[int] = []
+
+    def fill() -> None:
+        for i in range(2000):
+            view[b"%d" % i] = bytes(400)
+            written.append(i)
+
+    with pytest.raises(NoSpace):
+        fill()
+    assert len(view) == len(written)
+    view.clear()
+    view[b"again"] = b"room"
+    store.apply(Transaction().remove("c", "o").remove_collection("c"))
+    with pytest.raises(NotFound):
+        view[b"k"] = b"v"
+
+
+# -- the object behind the view ----------------------------------------------------------------------------------------
+
+
+def remove(store: Store, _: MapView) -> dict[bytes, bytes]:
+    store.apply(Transaction().remove("c", "o"))
+    return {}
+
+
+def remove_and_make_again(store: Store, _: MapView) -> dict[bytes, bytes]:
+    store.apply(Transaction().remove("c", "o").map_set("c", "o", {b"k": b"again"}))
+    return {b"k": b"again"}
+
+
+def rename_away(store: Store, _: MapView) -> dict[bytes, bytes]:
+    store.apply(Transaction().rename("c", "o", "c", "elsewhere"))
+    return {}
+
+
+def rename_another_here(store: Store, _: MapView) -> dict[bytes, bytes]:
+    store.apply(Transaction().map_set("c", "p", {b"k": b"other"}))
+    store.apply(Transaction().remove("c", "o").rename("c", "p", "c", "o"))
+    return {b"k": b"other"}
+
+
+def clone_another_here(store: Store, _: MapView) -> dict[bytes, bytes]:
+    store.apply(Transaction().map_set("c", "p", {b"k": b"cloned"}).clone("c", "p", "o"))
+    return {b"k": b"cloned"}
+
+
+def clone_from_here_and_write_both(store: Store, view: MapView) -> dict[bytes, bytes]:
+    store.apply(Transaction().clone("c", "o", "p"))
+    store.apply(Transaction().map_set("c", "p", {b"k": b"in the clone"}))
+    view[b"l"] = b"in the origin"
+    assert store.map_get("c", "p", b"k") == b"in the clone"
+    return {b"k": b"v", b"l": b"in the origin"}
+
+
+def remove_the_collection_and_make_it_again(store: Store, _: MapView) -> dict[bytes, bytes]:
+    store.apply(Transaction().remove("c", "o").remove_collection("c").create_collection("c").map_set("c", "o", {b"n": b"w"}))
+    return {b"n": b"w"}
+
+
+def crowd_out(store: Store) -> None:
+    """Use more objects than are kept in memory."""
+    for round_ in range(3):
+        for i in range(200):
+            store.submit(Transaction().map_set("c", f"filler-{i}", {b"x": b"%d" % round_}))
+
+
+def evict(store: Store, _: MapView) -> dict[bytes, bytes]:
+    crowd_out(store)
+    assert all(not key.endswith(b"o") for key in store.tables.objects.cached)
+    return {b"k": b"v"}
+
+
+def evict_and_change_by_another_way(store: Store, view: MapView) -> dict[bytes, bytes]:
+    evict(store, view)
+    store.apply(Transaction().map_set("c", "o", {b"k": b"changed"}))
+    return {b"k": b"changed"}
+
+
+def evict_change_and_reuse_the_pages(store: Store, view: MapView) -> dict[bytes, bytes]:
+    evict_and_change_by_another_way(store, view)
+    for i in range(6):
+        store.apply(Transaction().map_set("c", "o", {b"k": b"changed %d" % i}))
+        store.checkpoint()
+    return {b"k": b"changed 5"}
+
+
+def checkpoint(store: Store, _: MapView) -> dict[bytes, bytes]:
+    for _ in range(3):
+        store.checkpoint()
+    return {b"k": b"v"}
+
+
+def clear_by_another_way(store: Store, _: MapView) -> dict[bytes, bytes]:
+    store.apply(Transaction().map_clear("c", "o"))
+    return {}
+
+
+EVENTS = [
+    remove, remove_and_make_again, rename_away, rename_another_here, clone_another_here, clone_from_here_and_write_both,
+    remove_the_collection_and_make_it_again, evict, evict_and_change_by_another_way, evict_change_and_reuse_the_pages,
+    checkpoint, clear_by_another_way,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
+@pytest.mark.parametrize("filled", [0, 300])
+def test_a_view_stays_right_when_its_object_is(event: Callable[[Store, MapView], dict[bytes, bytes]], filled: int) -> None:
+    store, device = make(size=2 << 20)
+    view = store.map("c", "o", sync=False)
+    rest = {b"r%03d" % i: b"%d" % i for i in range(filled)}
+    view.update(rest)
+    view[b"k"] = b"v"
+    assert view[b"k"] == b"v", "the object is held now"
+    expected = event(store, view)
+    there = dict(store.map_items("c", "o")) if store.exists("c", "o") else {}
+    assert {key: value for key, value in there.items() if not key.startswith(b"r")} == expected
+    assert all(view.get(key) == value for key, value in there.items())
+    assert view.get(b"k") == expected.get(b"k")
+    assert view.get(b"l") == expected.get(b"l")
+    assert (dict(view), len(view)) == (there, len(there))
+    view[b"after"] = b"written"
+    assert view[b"after"] == b"written"
+    assert store.map_get("c", "o", b"after") == b"written"
+    assert not check(store, deep=True)
+    store.sync()
+    assert dict(reopened(device).map("c", "o")) == {**there, b"after": b"written"}
+
+
+def test_a_closed_store_answers_no_read() -> None:
+    store, _ = make()
+    view = store.map("c", "o")
+    view[b"k"] = b"v"
+    assert view[b"k"] == b"v"
+    store.close()
+    for call in (lambda: view.get(b"k"), lambda: len(view), lambda: list(view), lambda: view.put(b"k", b"w")):
+        with pytest.raises(StoreClosed):
+            call()
+
+
+def test_a_latched_store_answers_no_read() -> None:
+    device = FaultyDevice(1 << 20, 1)
+    store = Store.create(device, **SMALL)  # type: ignore[arg-type]
+    view = store.map("c", "o")
+    view[b"k"] = b"v"
+    assert view[b"k"] == b"v"
+    device.inject(Fault("flush", device.calls("flush"), Effect.EIO))
+    with pytest.raises(DeviceFailed):
+        store.checkpoint()
+    with pytest.raises(DeviceFailed):
+        view.get(b"k")
+
+
+def test_readers_never_see_half_of_a_transaction() -> None:
+    """A transaction clears the map and sets both keys anew: a reader without the lock once saw the moment in between."""
+    store, _ = make(size=8 << 20, log_bytes=1 << 20)
+    view = store.map("c", "o", sync=False)
+    view.update({b"a": b"0", b"b": b"0"})
+    wrong: list[object] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                first = view.get(b"a")
+                second = view.get(b"b")
+                if first is None or second is None or int(second) < int(first):
+                    wrong.append((first, second))
+        except MdstoreError as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for i in range(1, 1500):
+        value = b"%d" % i
+        store.submit(Transaction().map_clear("c", "o").map_set("c", "o", {b"a": value}).map_set("c", "o", {b"b": value}))
+        if i % 300 == 0:
+            crowd_out(store)
+            store.checkpoint()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[:5]
+
+
+def test_pop_and_setdefault_are_one_step_for_all_threads() -> None:
+    store, _ = make(size=8 << 20, log_bytes=1 << 20)
+    view = store.map("c", "o", sync=False)
+    view.update((b"%04d" % i, b"x") for i in range(400))
+    popped: list[list[bytes]] = [[] for _ in range(4)]
+    made: list[int] = []
+
+    def work(mine: int) -> None:
+        order = list(range(400))
+        Random(mine).shuffle(order)
+        for i in order:
+            if view.pop(b"%04d" % i, None) is not None:
+                popped[mine].append(b"%04d" % i)
+            if view.setdefault(b"new%04d" % i, b"%d" % mine) == b"%d" % mine:
+                made.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(chain.from_iterable(popped)) == [b"%04d" % i for i in range(400)], "each key went to exactly one thread"
+    assert sorted(made) == list(range(400))
+    assert not check(store)
