@@ -7,7 +7,7 @@ a file's end, submitted but never published, are cut off when the size next grow
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from mdstore.errors import NotFound
@@ -206,6 +206,41 @@ class FileData:
             self._clean_up_behind(node, size)
         if not node.handles and not file.buffer:
             node.file = None
+
+    def zero(self, node: Inode, start: int, end: int, now: int) -> None:
+        """Make `[start, end)`, inside the file, zeros and give its space back. The caller appends an event."""
+        self.publish([node])
+        node.flags |= FLAG_SPARSE
+        transaction = Transaction(epoch=self._core.epoch)
+        size = self._core.object_size
+        while start < end and node.flags & FLAG_DATA:
+            number, inside = divmod(start, size)
+            take = min(end - start, size - inside)
+            name = data_object(node.ino, number)
+            if self._core.store.exists(DATA, name):
+                held = self._core.store.stat(DATA, name).size
+                if inside < held:
+                    transaction.zero(DATA, name, inside, min(take, held - inside))
+            start += take
+        if transaction.operations:
+            self._core.push_log()
+            self._core.settle_commits([self._core.store.submit(transaction)])
+            node.allocated = self.allocated(node)
+
+    def extents(self, node: Inode, offset: int) -> Iterator[tuple[int, int]]:
+        """Ranges (offset, length) of the file from `offset` that hold data, in order; what is buffered must be published."""
+        if not node.flags & FLAG_DATA:
+            return
+        size = self._core.object_size
+        first = offset // size
+        for name in self._core.store.list_objects(DATA, data_object(node.ino, first), b"%016x/" % node.ino):
+            number = int(name[17:], 16)
+            inside = offset - first * size if number == first else 0
+            for start, length in self._core.store.extents(DATA, name, inside):
+                begin = number * size + start
+                end = min(begin + length, node.size)
+                if begin < end:
+                    yield begin, end - begin
 
     def _clean_up_behind(self, node: Inode, size: int) -> None:
         """Remove everything the store holds of the file at or past `size`."""

@@ -22,6 +22,11 @@ from mdstore.mds.quota import Quota
 from mdstore.mds.space import Space
 from mdstore.mds.vfs import ROOT_INO, Credentials
 
+KEEP_SIZE: Final = 1  # fallocate(2)
+PUNCH_HOLE: Final = 2
+ZERO_RANGE: Final = 16
+FALLOCATE_MODES: Final = frozenset({0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE})
+COPY_BYTES: Final = 8 << 20
 RELATIME_NS: Final = 24 * 3600 * 1_000_000_000  # an access time older than that moves with every read
 
 
@@ -113,6 +118,62 @@ class Files:
             drop_set_id(node)
         self._data.write(node, offset, data, self._core.clock())
         return len(data)
+
+    def fallocate(self, number: int, mode: int, offset: int, length: int) -> None:
+        """Make room (the size grows), punch a hole, or zero a range. EBADF, EINVAL, EFBIG, ENOSPC, EOPNOTSUPP for other modes.
+
+        Room is promised by the estimate of free space, not set aside: the range reads as zeros and may stay a hole."""
+        handle = self._handles.file(number)
+        node = handle.node
+        if not handle.writable:
+            raise PosixError(errno.EBADF, number, "not open for writing")
+        require_regular(node)
+        if offset < 0 or length <= 0:
+            raise PosixError(errno.EINVAL, node.ino)
+        if mode not in FALLOCATE_MODES:
+            raise PosixError(errno.EOPNOTSUPP, node.ino, f"fallocate mode {mode:#x}")
+        end = offset + length
+        if end > FILE_SIZE_MAX:
+            raise PosixError(errno.EFBIG, node.ino)
+        now = self._core.clock()
+        if not mode & PUNCH_HOLE:
+            self._space.reserve(length)
+        if handle.uid and node.mode & 0o6000:
+            drop_set_id(node)
+        grows = not mode & KEEP_SIZE and end > node.size
+        if grows and self._quota.any:
+            self._quota.check(self._cache.directory(node.home or ROOT_INO), space=end - node.size)
+        if mode & (PUNCH_HOLE | ZERO_RANGE):
+            self._data.zero(node, offset, min(end, node.size), now)
+        self._data.truncate(node, end if grows else node.size, now)
+
+    def seek(self, number: int, offset: int, whence: int) -> int:
+        """SEEK_DATA, SEEK_HOLE. ENXIO at or past the end, or with no data behind; EINVAL for another `whence`."""
+        node = self._handles.file(number).node
+        require_regular(node)
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise PosixError(errno.EINVAL, number)
+        if not 0 <= offset < node.size:
+            raise PosixError(errno.ENXIO, number)
+        self._data.publish([node])
+        for start, size in self._data.extents(node, offset):
+            if whence == os.SEEK_DATA:
+                return max(start, offset)
+            if start > offset:
+                return offset
+            offset = start + size
+        if whence == os.SEEK_DATA:
+            raise PosixError(errno.ENXIO, number)
+        return min(offset, node.size)
+
+    def copy(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
+        """Bytes from file to file, inside the server; how many, at most `COPY_BYTES` in one call. EBADF, EINVAL (the ranges
+        overlap in one file), EFBIG, ENOSPC, EDQUOT."""
+        data = self.read(source, source_offset, min(length, COPY_BYTES))
+        same = self._handles.file(target).node is self._handles.file(source).node
+        if same and abs(source_offset - target_offset) < len(data):
+            raise PosixError(errno.EINVAL, target, "the ranges overlap")
+        return self.write(target, target_offset, data)
 
     def publish(self, number: int) -> None:
         """Submit what is buffered of the file, and journal what memory alone knows of it; `fsync` waits afterwards. A directory

@@ -374,16 +374,22 @@ class MetadataServer:
             self._files.release(handle)
 
     def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
-        """See `Vfs`. EOPNOTSUPP."""
-        raise PosixError(errno.EOPNOTSUPP, handle)
+        """See `Vfs` and `Files.fallocate`."""
+        with self._lock:
+            self._before_change()
+            self._files.fallocate(handle, mode, offset, length)
 
     def lseek(self, handle: int, offset: int, whence: int) -> int:
-        """See `Vfs`. EOPNOTSUPP."""
-        raise PosixError(errno.EOPNOTSUPP, handle)
+        """See `Vfs`. Holes are told with the granularity of blocks. ENXIO, EINVAL, EBADF."""
+        with self._lock:
+            self._before_read()
+            return self._files.seek(handle, offset, whence)
 
     def copy_file_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
-        """See `Vfs`. EOPNOTSUPP."""
-        raise PosixError(errno.EOPNOTSUPP, source)
+        """See `Vfs` and `Files.copy`. May copy less than asked."""
+        with self._lock:
+            self._before_change()
+            return self._files.copy(source, source_offset, target, target_offset, length)
 
     # -- directories ---------------------------------------------------------------------------------------------------
 

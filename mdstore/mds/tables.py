@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sortedcontainers import SortedDict
+
 from mdstore.engines.protocol import ObjectStore
 from mdstore.mds.events import table_remove, table_set
 from mdstore.mds.layout import META, TABLE_OBJECTS, Tab
@@ -22,13 +24,14 @@ class Table:
         self.store = store
         self.number = int(number)
         self.object_name = TABLE_OBJECTS[number]
-        self.changed: dict[bytes, bytes | None] = {}
+        self.changed: SortedDict[bytes, bytes | None] = SortedDict()
         self.since = -1
 
     def get(self, key: bytes) -> bytes | None:
         """The row, or None. Cost: one read of the store unless the row was changed lately."""
         if key in self.changed:
-            return self.changed[key]
+            changed: bytes | None = self.changed[key]
+            return changed
         return self.store.map_get(META, self.object_name, key)
 
     def put(self, key: bytes, value: bytes) -> bytes:
@@ -43,11 +46,8 @@ class Table:
 
     def rows(self, start: bytes | None = None, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop in order, as they are now; changing the table meanwhile is allowed."""
-        newer = sorted(
-            (item for item in self.changed.items() if (start is None or item[0] >= start) and (stop is None or item[0] < stop)),
-            key=lambda item: item[0],
-            reverse=True,
-        )
+        newer = [(key, self.changed[key]) for key in self.changed.irange(start, stop, inclusive=(True, False))]
+        newer.reverse()
         for key, value in self.store.map_items(META, self.object_name, start, stop):
             while newer and newer[-1][0] < key:
                 ahead, row = newer.pop()

@@ -160,15 +160,15 @@ class WriteBack:
         core = self._core
         core.stamp_server_table()
         for table in core.tables.values():
-            rows = sorted(item for item in table.changed.items() if item[1] is not None)
+            rows = [item for item in table.changed.items() if item[1] is not None]
             gone = [key for key, raw in table.changed.items() if raw is None]
             if rows:
-                transaction.map_set(META, table.object_name, rows)  # type: ignore[arg-type]
+                transaction.map_set(META, table.object_name, rows)
             if gone:
                 transaction.map_remove(META, table.object_name, gone)
             if (rows or gone) and not self._many:
                 transaction = self._submit(transaction)
-            table.changed = {}
+            table.changed.clear()
             table.since = -1
         return transaction
 

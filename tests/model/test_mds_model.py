@@ -238,6 +238,22 @@ class NameSpaces(RuleBasedStateMachine):
         assert found is None or found[0] == found[1]
 
     @precondition(lambda self: self.files)
+    @rule(
+        which=indexes, mode=st.sampled_from([0, 1, 3, 16, 17, 64]), offset=offsets,
+        length=st.sampled_from([0, 1, 700, 4096, 9000]),
+    )  # fmt: skip
+    def fallocate(self, which: int, mode: int, offset: int, length: int) -> None:
+        handle = self.files[which % len(self.files)]
+        self.both(lambda vfs, side: vfs.fallocate(handle[side], mode, offset, length))
+
+    @precondition(lambda self: self.files)
+    @rule(origin=indexes, copy=indexes, start=offsets, to=offsets, length=st.sampled_from([1, 500, 5000]))
+    def copy_file_range(self, origin: int, copy: int, start: int, to: int, length: int) -> None:
+        first, second = self.files[origin % len(self.files)], self.files[copy % len(self.files)]
+        found = self.both(lambda vfs, side: vfs.copy_file_range(first[side], start, second[side], to, length))
+        assert found is None or found[0] == found[1]
+
+    @precondition(lambda self: self.files)
     @rule(which=indexes)
     def fsync(self, which: int) -> None:
         handle = self.files[which % len(self.files)]
