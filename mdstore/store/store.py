@@ -40,7 +40,6 @@ from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
 from mdstore.store.commit import Commit, Committer
 from mdstore.store.mapview import MapView
-from mdstore.store.mapview import MapView
 from mdstore.store.onode import Onode, object_key, split_key
 from mdstore.store.recovery import Recovery
 from mdstore.store.superblock import Superblock
@@ -341,8 +340,7 @@ class Store:
 
     def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked."""
-        if offset < 0 or (length is not None and length < 0):
-            raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
+        _check_window(offset, length)
         with self.lock:
             onode = self._find(collection, name)
             wanted = onode.size - offset if length is None else length
@@ -356,6 +354,7 @@ class Store:
                 self._pins[epoch] -= 1
 
     def extents(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+        _check_window(offset, length)
         with self.lock:
             onode = self._find(collection, name)
             return data.ranges(self.tables.space, onode, offset, onode.size if length is None else length)
@@ -401,16 +400,12 @@ class Store:
         sync: writes are durable when they return (see `MapView`). epoch: tags every write, for fencing."""
         return MapView(self, collection, name, sync=sync, epoch=epoch)
 
-    def map(self, collection: Name, name: Name, *, sync: bool = True, epoch: int | None = None) -> MapView:
-        """The map of an object as an embedded key-value store; collection and object are made when they are missing.
-
-        sync: writes are durable when they return (see `MapView`). epoch: tags every write, for fencing."""
-        return MapView(self, collection, name, sync=sync, epoch=epoch)
-
     def list_objects(
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names in order, start <= name < stop, at most `limit`."""
+        if limit is not None and limit < 0:
+            raise InvalidRequest(f"limit {limit} must not be negative")
         with self.lock:
             number = self._collection_number(collection)
             first = object_key(number, _raw(start) if start is not None else b"")
@@ -425,10 +420,12 @@ class Store:
             return self.tables.collections.names()
 
     def statistics(self) -> dict[str, int | float]:
-        """Plain numbers: sizes in bytes, counts, and the counters of the page cache, the log and checkpoints."""
+        """Plain numbers: sizes in bytes, counts, and the counters of the page cache, the log and checkpoints. Free is what
+        would be left after a checkpoint, so that what was just written counts, wherever it lies."""
         with self.lock:
+            self.check_usable()
             allocator, size = self.tables.allocator, self.superblock.block_size
-            free = allocator.free_blocks + allocator.limbo_blocks
+            free = max(0, allocator.free_blocks + allocator.limbo_blocks - self._pending_blocks())
             rows: dict[str, int | float] = {
                 "size_bytes": self.superblock.blocks * size,
                 "block_size": size,
@@ -487,7 +484,6 @@ class Store:
         except BaseException as error:
             with self.lock:
                 self.tables.objects.changes |= 1
-                self.tables.objects.changes |= 1
                 if self._failure is None:
                     self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)
             raise
@@ -509,6 +505,11 @@ _CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back w
 
 def _is_large(operation: Operation, limit: int) -> bool:
     return operation[0] == Op.WRITE and len(operation[4]) >= limit
+
+
+def _check_window(offset: int, length: int | None) -> None:
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
 
 
 def _raw(name: Name) -> bytes:
