@@ -89,7 +89,7 @@ def cli(debug: bool) -> None:
     mdstore mount photos.img /mnt            or work in it, as in any directory
     mdstore fsck photos.img                  check every byte that is in use
 
-    `mdstore COMMAND --help` explains each command, with an example. Every command but cat knows --json. Exit codes: 0 done,
+    `mdstore COMMAND --help` explains each command, with an example. Every command knows --json. Exit codes: 0 done,
     1 failed or refused, with one line on stderr that says why; 2 wrong usage; fsck: 0 clean, 4 errors left, 8 could not run.
     """
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -28,7 +30,7 @@ from mdstore.tools.output import (
     type_word,
 )
 
-CHUNK: Final = 1 << 20  # bytes of a file held at once
+CHUNK: Final = 3 << 18  # bytes of a file held at once; a multiple of three, so that chunks of base64 join
 
 path_argument = click.argument("path", default="/")
 
@@ -195,25 +197,43 @@ def _show_figures(figures: dict[str, Any], *, as_json: bool) -> None:
 @click.command("cat")
 @image_argument
 @click.argument("paths", nargs=-1, required=True)
-def cat_command(image: str, paths: tuple[str, ...]) -> None:
+@json_option
+def cat_command(image: str, paths: tuple[str, ...], as_json: bool) -> None:
     """Write the files PATHS of IMAGE to standard output, one after another.
 
     \b
     mdstore cat photos.img /2024/may.jpg > may.jpg
+
+    With --json: an array with `path`, `size` and `base64`, the content, for each file.
     """
     with opened_image(image, read_only=True) as vfs:
-        for path in paths:
-            copy_out(vfs, image_path(path))
+        files = [(image_path(path), _file_at(vfs, image_path(path))) for path in paths]
+        for number, (path, attr) in enumerate(files):
+            if as_json:
+                _write("[\n  " if number == 0 else ",\n  ")
+                _write(f'{{"path": {json.dumps(json_name(path))}, "size": {attr.size}, "base64": "')
+            for piece in _content(vfs, attr):
+                sys.stdout.buffer.write(b64encode(piece) if as_json else piece)
+            if as_json:
+                _write('"}' if number + 1 < len(files) else '"}\n]\n')
+    sys.stdout.buffer.flush()
 
 
-def copy_out(vfs: Vfs, path: bytes) -> None:
-    """A file's bytes to standard output, a chunk at a time."""
+def _write(text: str) -> None:
+    sys.stdout.buffer.write(text.encode("ascii"))
+
+
+def _file_at(vfs: Vfs, path: bytes) -> Attr:
     attr = resolve(vfs, path)
     if not stat.S_ISREG(attr.mode):
         raise PosixError(errno.EISDIR if stat.S_ISDIR(attr.mode) else errno.EINVAL, path, "only files have bytes to show")
+    return attr
+
+
+def _content(vfs: Vfs, attr: Attr) -> Iterator[bytes]:
+    """A file's bytes, a chunk at a time."""
     with opened_file(vfs, attr.ino) as handle:
         offset = 0
         while data := vfs.read(handle, offset, CHUNK):
-            sys.stdout.buffer.write(data)
+            yield data
             offset += len(data)
-    sys.stdout.buffer.flush()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from mdstore.mds.server import MetadataServer
 from mdstore.tools.images import image_argument, json_option, now_ns, opened_image
 from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, complain, explain, print_json, print_line, shown
 
+log = logging.getLogger(__name__)
 _TICK_EVERY_S: Final = 0.25
 _LOOK_EVERY_S: Final = 0.05
 _WRITE_BACK_TIMEOUT_S: Final = 120.0
@@ -31,8 +34,11 @@ _WRITE_BACK_TIMEOUT_S: Final = 120.0
 @click.option("-o", "options", default="", metavar="OPTIONS", help="As for mount(8): ro,noatime,attr_timeout=10 ...")
 @click.option("--background", is_flag=True, help="Return once the mount works; the server goes on by itself.")
 @click.option("--read-only", is_flag=True, help="Change nothing in the image, not even to recover it.")
+@click.option("--log", "log_path", type=click.Path(dir_okay=False), metavar="FILE", help="Append the server's messages to FILE.")
 @json_option
-def mount_command(image: str, directory: str, options: str, background: bool, read_only: bool, as_json: bool) -> int:
+def mount_command(
+    image: str, directory: str, options: str, background: bool, read_only: bool, log_path: str | None, as_json: bool
+) -> int:
     """Serve IMAGE at DIRECTORY until it is unmounted.
 
     \b
@@ -42,7 +48,11 @@ def mount_command(image: str, directory: str, options: str, background: bool, re
     In the foreground, Ctrl-C unmounts. What programs fsync survives a crash at once, everything else after about a second.
     Root mounts by itself; other users need fusermount3 (package fuse3). After a crash, or kill -9, mount again: recovery takes
     the time to replay the last few seconds. docs/howto/mount.md has all options.
+
+    Messages of the server (a medium that fails, a dead mount that was cleaned) go to --log, or to standard error; in the
+    background nobody sees them there.
     """
+    _log_to(log_path)
     path = check_mountpoint(directory)
     if os.geteuid() == 0:
         os.close(open_device())  # FUSE missing is said before the image is opened and recovered
@@ -76,7 +86,7 @@ def ticking(vfs: MetadataServer) -> Iterator[None]:
             try:
                 vfs.tick(now_ns())
             except MdstoreError as error:
-                complain(explain(error))
+                log.error("nothing more is written: %s", explain(error))
                 return
 
     thread = threading.Thread(target=tick, name="mdstore-tick", daemon=True)
@@ -96,11 +106,20 @@ def _serve_or_complain(image: str, directory: str, options: MountOptions, ready:
         return EXIT_FAILED
 
 
+def _log_to(path: str | None) -> None:
+    """One line a message, `mdstore:` first on standard error, the moment first in a file."""
+    if path is None:
+        logging.basicConfig(format="mdstore: %(message)s")
+    else:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", filename=path)
+
+
 def _announce(image: str, directory: str, *, as_json: bool) -> None:
     if as_json:
         print_json({"image": image, "mounted_at": directory})
     else:
         print_line(f"{shown(image)} is mounted at {shown(directory)}; `mdstore umount {shown(directory)}` ends it")
+    sys.stdout.flush()  # whoever started the server waits for this line
 
 
 @click.command("umount")

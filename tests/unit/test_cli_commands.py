@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +125,12 @@ def test_cat_is_exact_for_any_bytes(image: Path) -> None:
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.stdout == bytes(range(256)) * 100
+
+
+def test_cat_json_carries_any_bytes(run: Run, image: Path) -> None:
+    rows = run("cat", image, "/sub/data", "/link", "--json").json()
+    assert [(row["path"], row["size"]) for row in rows] == [("/sub/data", 25600), ("/link", 13)]
+    assert b64decode(rows[0]["base64"]) == bytes(range(256)) * 100
 
 
 def test_import_again_passes_everything_by(run: Run, image: Path, tmp_path: Path) -> None:
