@@ -1,6 +1,7 @@
 # What Python sees: the classes of `_kernel.pyi`.
 
 crc32c_setup()
+cdef int64_t value_size_max = VALUE_SIZE_MAX
 
 COMPARE_BYTES = CMP_BYTES
 COMPARE_U64_LE = CMP_U64_LE
@@ -495,37 +496,43 @@ cdef class TreeView:
     def get_many(self, keys):
         """The values of many keys, None for those missing, without the interpreter lock. Cost: as `get` for each."""
         cdef TreeCore *t = self.open_core()
-        cdef list held = [self.search_key(key) for key in keys]
+        cdef list held = keys if type(keys) is list else list(keys)
         cdef Py_ssize_t n = len(held), i
-        cdef Out *outs = <Out *> calloc(n + 1, sizeof(Out))
+        cdef object key
+        cdef Found *out = <Found *> malloc((n + 1) * sizeof(Found))
         cdef const uint8_t **pointers = <const uint8_t **> malloc((n + 1) * sizeof(void *))
         cdef int *sizes = <int *> malloc((n + 1) * sizeof(int))
+        cdef Arena arena
         cdef Fault fault
         cdef int code = OK
-        cdef list result = [None] * n
+        cdef list checked = []
+        cdef list result = []
+        cdef bint plain = t.s.comparator == CMP_BYTES
         memset(&fault, 0, sizeof(Fault))
+        memset(&arena, 0, sizeof(Arena))
         try:
-            if outs == NULL or pointers == NULL or sizes == NULL:
+            if out == NULL or pointers == NULL or sizes == NULL:
                 raise MemoryError()
             for i in range(n):
-                pointers[i] = <uint8_t *> PyBytes_AS_STRING(<bytes> held[i])
-                sizes[i] = <int> PyBytes_GET_SIZE(<bytes> held[i])
+                key = held[i]
+                if not plain or type(key) is not bytes:
+                    key = self.search_key(key)
+                checked.append(key)  # the caller may change its list while we are at it
+                pointers[i] = <uint8_t *> PyBytes_AS_STRING(<bytes> key)
+                sizes[i] = <int> PyBytes_GET_SIZE(<bytes> key)
             with nogil:
-                for i in range(n):
-                    code = get_copy(t, pointers[i], sizes[i], &outs[i], &fault)
-                    if code != OK:
-                        break
+                code = get_batch(t, pointers, sizes, n, &arena, out, &fault)
             if code != OK:
                 raised(&fault)
             for i in range(n):
-                if outs[i].found:
-                    result[i] = PyBytes_FromStringAndSize(<char *> outs[i].data, outs[i].size)
+                if out[i].size >= 0:
+                    result.append(PyBytes_FromStringAndSize(<char *> arena.data + out[i].offset, out[i].size))
+                else:
+                    result.append(None)
             return result
         finally:
-            if outs != NULL:
-                for i in range(n):
-                    free(outs[i].data)
-            free(outs)
+            free(arena.data)
+            free(out)
             free(pointers)
             free(sizes)
 
@@ -828,8 +835,8 @@ cdef class Tree(TreeView):
         if t.s.value_size >= 0:
             if vlen != t.s.value_size:
                 raise InvalidRequest(f"values of this tree have {t.s.value_size} bytes, not {vlen}")
-        elif vlen > VALUE_SIZE_MAX or (t.s.value_size == -1 and vlen > 255) or (t.s.value_size == -2 and vlen > 65535):
-            raise LimitExceeded("VALUE_SIZE_MAX", vlen, min(VALUE_SIZE_MAX, (1 << -8 * t.s.value_size) - 1))
+        elif vlen > value_size_max or (t.s.value_size == -1 and vlen > 255) or (t.s.value_size == -2 and vlen > 65535):
+            raise LimitExceeded("VALUE_SIZE_MAX", vlen, min(value_size_max, (1 << -8 * t.s.value_size) - 1))
         return 0
 
     def put(self, key, value=b""):
@@ -888,19 +895,58 @@ cdef class Tree(TreeView):
         return existed
 
     def update(self, items):
-        cdef object key, value
-        cdef Py_ssize_t new = 0
-        if isinstance(items, dict):
-            items = items.items()
-        for key, value in items:
-            new += not self.put(key, value)
-        return new
+        """Put many; how many keys were new. Without the interpreter lock, a thousand records at a time. An error names the first
+        record that was refused; those of earlier groups are in the tree. Cost: as `put` for each."""
+        return self.batch(iter(items.items() if isinstance(items, dict) else items), True)
 
     def delete_many(self, keys):
-        cdef Py_ssize_t gone = 0
-        for key in keys:
-            gone += self.delete(key)
-        return gone
+        """Remove many; how many were there. Cost: as `delete` for each."""
+        return self.batch(iter(keys), False)
+
+    cdef int64_t batch(self, object source, bint puts) except -1:
+        cdef TreeCore *t = self.open_core()
+        cdef Work *w = <Work *> malloc(sizeof(Work))
+        cdef Fault fault
+        cdef int code = OK
+        cdef int64_t total = 0
+        cdef list held
+        cdef bytes key, value
+        if w == NULL:
+            raise MemoryError()
+        memset(&fault, 0, sizeof(Fault))
+        w.existed = 0
+        try:
+            while True:
+                held = []
+                w.n = 0
+                for item in source:
+                    if puts:
+                        k, v = item
+                        key = k if type(k) is bytes else as_bytes(k)
+                        value = v if type(v) is bytes else as_bytes(v)
+                        self.check_record(key, value)
+                        held.append(value)
+                        w.value[w.n] = <uint8_t *> PyBytes_AS_STRING(value)
+                        w.vlen[w.n] = PyBytes_GET_SIZE(value)
+                    else:
+                        key = self.search_key(item)
+                    held.append(key)
+                    w.key[w.n] = <uint8_t *> PyBytes_AS_STRING(key)
+                    w.klen[w.n] = <int> PyBytes_GET_SIZE(key)
+                    w.n += 1
+                    if w.n == WORK_CHUNK:
+                        break
+                if w.n == 0:
+                    return total - w.existed if puts else w.existed
+                if self.core != t:
+                    raise StoreClosed("the tree is closed")
+                with nogil:
+                    code = put_batch(t, w, &fault) if puts else delete_batch(t, w, &fault)
+                if code != OK:
+                    raised(&fault)
+                total += w.n
+        finally:
+            free(w)
 
     def delete_range(self, start=None, stop=None):
         """Remove start <= key < stop; how many that were. Cost: the pages on the two borders, index pages of whole subtrees, and

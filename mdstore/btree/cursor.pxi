@@ -125,6 +125,195 @@ cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f)
     return code
 
 
+# -- batches -----------------------------------------------------------------------------------------------------------
+cdef enum:
+    GROUP = 16           # keys that descend side by side, so that their cache misses overlap
+    WORK_CHUNK = 1024    # records taken from Python at a time
+
+cdef struct Arena:
+    uint8_t *data
+    int64_t size
+    int64_t cap
+
+cdef struct Found:
+    int64_t offset       # in the arena
+    int64_t size         # -1: not there
+
+
+cdef uint8_t *arena_take(Arena *a, int64_t n) noexcept nogil:
+    cdef uint8_t *grown
+    cdef int64_t cap = a.cap
+    if a.size + n > cap:
+        cap = 2 * cap + n + 4096
+        grown = <uint8_t *> realloc(a.data, cap)
+        if grown == NULL:
+            return NULL
+        a.data = grown
+        a.cap = cap
+    a.size += n
+    return a.data + a.size - n
+
+
+cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, Node **leaves) noexcept nogil:
+    """The resident leaf of each key, or NULL. Level by level for the whole group: while one key's next page is fetched from
+    memory, the others are searched."""
+    cdef int level = t.level, j, i
+    cdef Node *root = <Node *> at_getp(&t.root)
+    cdef Node *kid
+    for j in range(n):
+        leaves[j] = root
+    if root != NULL and not root.accessed:
+        at_set8(&root.accessed, 1)
+    while level > 0 and root != NULL:
+        for j in range(n):
+            if leaves[j] == NULL:
+                continue
+            i = index_find(&t.s, page_of(leaves[j]), leaves[j].cap, keys[j], sizes[j])
+            kid = <Node *> at_getp(&leaves[j].kids[i])
+            leaves[j] = kid
+            if kid != NULL:
+                prefetch_node(kid)
+        for j in range(n):
+            if leaves[j] != NULL and not leaves[j].accessed:
+                at_set8(&leaves[j].accessed, 1)
+        level -= 1
+
+
+cdef int get_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, Arena *arena, Found *out,
+                   Fault *f) noexcept nogil:
+    cdef Node *leaves[GROUP]
+    cdef int pos[GROUP]
+    cdef uint32_t seen[GROUP]
+    cdef bint found[GROUP]
+    cdef int j, vlen, code = OK
+    cdef const uint8_t *value
+    cdef uint8_t *into
+    cdef int64_t before
+    core_lock_shared(t)
+    descend_group(t, keys, sizes, n, leaves)
+    for j in range(n):
+        if leaves[j] != NULL:
+            seen[j] = latch_read(&leaves[j].version)
+            pos[j] = page_find(&t.s, page_of(leaves[j]), leaves[j].cap, 0, keys[j], sizes[j], &found[j])
+            if found[j]:
+                prefetch(cell_at(page_of(leaves[j]), pos[j]))
+                prefetch(cell_at(page_of(leaves[j]), pos[j]) + 64)
+    for j in range(n):
+        out[j].size = -2
+        if leaves[j] == NULL:
+            continue
+        vlen = 0
+        before = arena.size
+        if found[j]:
+            value = value_at(&t.s, page_of(leaves[j]), leaves[j].cap, pos[j], &vlen)
+            if vlen < 0:
+                continue
+            into = arena_take(arena, vlen)
+            if into == NULL:
+                code = fail(f, E_MEMORY, "values")
+                break
+            memcpy(into, value, vlen)
+        if latch_same(&leaves[j].version, seen[j]):
+            out[j].size = vlen if found[j] else -1
+            out[j].offset = before
+        else:
+            arena.size = before
+    core_unlock_shared(t)
+    return code
+
+
+cdef int get_batch(TreeCore *t, const uint8_t **keys, const int *sizes, int64_t n, Arena *arena, Found *out,
+                   Fault *f) noexcept nogil:
+    """Look up many keys; those that met a writer, a page not resident or a spilled value are done one by one."""
+    cdef int64_t at = 0, j
+    cdef int group, code = OK
+    cdef Out one
+    cdef uint8_t *into
+    while at < n and code == OK:
+        group = <int> min(<int64_t> GROUP, n - at)
+        code = get_group(t, keys + at, sizes + at, group, arena, out + at, f)
+        for j in range(at, at + group):
+            if code != OK:
+                break
+            if out[j].size != -2:
+                continue
+            code = get_copy(t, keys[j], sizes[j], &one, f)
+            if code != OK:
+                break
+            out[j].size = -1
+            if one.found:
+                into = arena_take(arena, one.size)
+                if into == NULL:
+                    code = fail(f, E_MEMORY, "values")
+                else:
+                    out[j].offset = into - arena.data
+                    out[j].size = one.size
+                    memcpy(into, one.data, one.size)
+                free(one.data)
+        at += group
+    at_set64(&t.p.hits, at_get64(&t.p.hits) + n * (t.level + 1))
+    return code
+
+
+cdef struct Work:        # a batch of writes, pointing at bytes objects that the caller holds
+    const uint8_t *key[WORK_CHUNK]
+    int klen[WORK_CHUNK]
+    const uint8_t *value[WORK_CHUNK]
+    int64_t vlen[WORK_CHUNK]
+    int n
+    int64_t existed
+    int done
+
+
+cdef int put_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
+    """Put many records: groups under the shared lock, each record that needs more under the exclusive one. Records before a
+    failure are in the tree."""
+    cdef Node *leaves[GROUP]
+    cdef int at = 0, j, end, code = OK
+    cdef bint existed
+    while at < w.n and code == OK:
+        end = min(at + GROUP, w.n)
+        core_lock_shared(t)
+        descend_group(t, w.key + at, w.klen + at, end - at, leaves)
+        while at < end:
+            if value_spills(&t.s, w.klen[at], w.vlen[at]) or not put_fast(
+                    t, w.key[at], w.klen[at], w.value[at], <int> w.vlen[at], &existed):
+                break
+            w.existed += existed
+            at += 1
+        core_unlock_shared(t)
+        if at < end:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = put_slow(t, w.key[at], w.klen[at], w.value[at], w.vlen[at], &existed, f)
+            rw_unlock_exclusive(&t.rw)
+            rw_unlock_shared(&t.p.rw)
+            make_room(t.p)
+            w.existed += existed
+            at += 1
+    at_set64(&t.p.hits, at_get64(&t.p.hits) + w.n * (t.level + 1))
+    return code
+
+
+cdef int delete_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
+    cdef int at = 0, code = OK
+    cdef bint existed, done
+    while at < w.n and code == OK:
+        core_lock_shared(t)
+        done = delete_fast(t, w.key[at], w.klen[at], &existed)
+        core_unlock_shared(t)
+        if not done:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = delete_slow(t, w.key[at], w.klen[at], &existed, f)
+            rw_unlock_exclusive(&t.rw)
+            rw_unlock_shared(&t.p.rw)
+            make_room(t.p)
+        w.existed += existed
+        at += 1
+    return code
+
+
 # -- cursors -----------------------------------------------------------------------------------------------------------
 cdef void cursor_clear(Cursor *c) noexcept nogil:
     cdef int i

@@ -361,6 +361,10 @@ cdef int best_cut(Item *items, int n, int usable, int total) noexcept nogil:
     return best
 
 
+cdef enum:
+    ROTATE_ROOM = 6  # a rotation must leave the pair a sixth of a page: less would be filled again at once
+
+
 # -- insertion ---------------------------------------------------------------------------------------------------------
 cdef int kids_insert(TreeCore *t, Node *n, int pos, Node *kid) noexcept nogil:
     cdef int count = node_count(n)  # the slot is in the page already
@@ -406,7 +410,7 @@ cdef int rotate(TreeCore *t, Path *path, int d, int pos, Item *item, int side, I
     total = page_live(page_of(n), n.cap) + page_live(page_of(sibling), sibling.cap) + item.size + 8
     if n.level:
         total += klen_at(page_of(parent), right)
-    if total > 2 * usable - usable / 8:
+    if total > 2 * usable - usable / ROTATE_ROOM:
         return OK
     code = own_kid(t, parent, at, f)
     if code != OK:
@@ -467,6 +471,78 @@ cdef int grow_root(TreeCore *t, Path *path, Fault *f) noexcept nogil:
 
 
 cdef const uint8_t *p_empty = b""
+
+
+cdef bint three_cuts(Item *items, int n, int usable, int total, int *cuts) noexcept nogil:
+    """Cut items into three parts of about a third each; False where one would not fit in a page."""
+    cdef int i, sum = 0, part = 1, start = 0
+    cuts[0] = 0
+    cuts[3] = n
+    for i in range(n):
+        if part < 3 and i > cuts[part - 1] and sum + (items[i].size + 8) / 2 > part * total / 3:
+            if sum - start > usable:
+                return False
+            cuts[part] = i
+            start = sum
+            part += 1
+        sum += items[i].size + 8
+    return part == 3 and sum - start <= usable
+
+
+cdef int split_two(TreeCore *t, Path *path, int d, int pos, Item *item, int side, Item *items, bint *done,
+                   Fault *f) noexcept nogil:
+    """Insert by making three nodes of a full one and its full sibling on `side`, each two thirds full: random insertions then
+    split less often and leave leaves fuller than halves would."""
+    cdef Node *n = path.node[d]
+    cdef Node *parent = path.node[d - 1]
+    cdef Node *trio[3]
+    cdef Node *sibling
+    cdef int cuts[4]
+    cdef int at = path.pos[d - 1] + side, right = path.pos[d - 1] + (1 if side > 0 else 0), left, count, code, klen
+    cdef uint8_t bound[1100 + REF_MAX]
+    cdef uint8_t key[1100]
+    cdef uint8_t cell[1100 + REF_MAX]
+    cdef Item up
+    done[0] = False
+    if at < 0 or at >= node_count(parent):
+        return OK
+    sibling = <Node *> at_getp(&parent.kids[at])
+    if sibling == NULL or sibling.state != DIRTY or at_get32(&sibling.refs) != 1:
+        return OK  # a page that is not dirty yet would be one more to write
+    trio[0] = parent.kids[right - 1]
+    trio[1] = parent.kids[right]
+    left = gather_pair(t, parent, right, trio, items, bound)
+    count = node_count(trio[0]) + node_count(trio[1])
+    at = pos + left if side < 0 else pos
+    memmove(items + at + 1, items + at, (count - at) * sizeof(Item))
+    items[at] = item[0]
+    count += 1
+    if not three_cuts(items, count, t.s.page_size - HEADER, items_bytes(items, 0, count), cuts):
+        return OK
+    klen = separator(t, &items[cuts[1] - 1], &items[cuts[1]], n.level)
+    if not sep_fits(t, parent, right, klen):
+        return OK
+    memcpy(key, items[cuts[1]].cell, klen)
+    up.klen = separator(t, &items[cuts[2] - 1], &items[cuts[2]], n.level)
+    memcpy(cell, items[cuts[2]].cell, up.klen)
+    memset(cell + up.klen, 0, t.s.ref_size)
+    trio[2] = node_alloc(t.p, t.s.page_size, n.level, count - cuts[2], DIRTY)
+    if trio[2] == NULL:
+        return fail(f, E_MEMORY, "page")
+    trio[2].copies = t.s.copies
+    page_init(page_of(trio[2]), trio[2].cap, t.tree_id, n.level)
+    code = spread(t, trio, 3, items, cuts, f)
+    if code != OK:
+        node_decref(t.p, trio[2])
+        return code
+    set_separator(t, parent, right, key, klen)
+    t.dirty_nodes += 1
+    at_add64(&t.p.splits, 1)
+    done[0] = True
+    up.cell = cell
+    up.size = up.klen + t.s.ref_size
+    up.kid = trio[2]
+    return insert_at(t, path, d - 1, right + 1, &up, f)
 
 
 cdef int split(TreeCore *t, Path *path, int d, int pos, Item *item, Item *items, Fault *f) noexcept nogil:
@@ -545,6 +621,10 @@ cdef int insert_at(TreeCore *t, Path *path, int d, int pos, Item *item, Fault *f
         code = rotate(t, path, d, pos, item, -1, items, &done, f)
         if code == OK and not done:
             code = rotate(t, path, d, pos, item, 1, items, &done, f)
+        if code == OK and not done:
+            code = split_two(t, path, d, pos, item, -1, items, &done, f)
+        if code == OK and not done:
+            code = split_two(t, path, d, pos, item, 1, items, &done, f)
     if code == OK and not done:
         code = split(t, path, d, pos, item, items, f)
     free(items)
