@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from collections.abc import Mapping
-
 from mdstore.btree import Descriptor, Pager, Tree
 from mdstore.limits import OBJECT_SIZE_MAX
 from mdstore.store import data
@@ -39,18 +37,12 @@ class ObjectTable:
         self.replaying = False
         self.changed_onodes = 0  # since the last checkpoint, each time one was dirtied
         self.changes = 0  # odd while a transaction is being applied, and for good once the store is closed or latched
-        self.changes = 0  # odd while a transaction is being applied, and for good once the store is closed or latched
         self._onodes_max = max(ONODES_MIN, onodes_max)
         self._cached: dict[bytes, Onode] = {}
         self._dirty: dict[bytes, Onode] = {}
 
     def __len__(self) -> int:
         return len(self.tree)
-
-    @property
-    def cached(self) -> Mapping[bytes, Onode]:
-        """The objects in memory by key, live: one held elsewhere is current as long as this holds it."""
-        return self._cached
 
     @property
     def cached(self) -> Mapping[bytes, Onode]:
