@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mdstore.tools.reader.check_space import DATA, OVERFLOW, PAGE, Space, check_runs, owner
+from mdstore.tools.reader.check_sharing import Groups, SharedPages
+from mdstore.tools.reader.check_space import DATA, OVERFLOW, PAGE, Space, owner
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.onode import (
+    OBJECT_NAME_MAX,
     Collection,
     Extent,
     Onode,
@@ -25,7 +27,15 @@ from mdstore.tools.reader.onode import (
 )
 from mdstore.tools.reader.problems import Damage, Findings, Place, readable
 from mdstore.tools.reader.store import DATA_SHAPE, MAP_SHAPE, StoreReader
-from mdstore.tools.reader.superblock import ROOT_COLLECTIONS, ROOT_FREE, ROOT_NAMES, ROOT_OBJECTS
+from mdstore.tools.reader.superblock import (
+    ROOT_COLLECTIONS,
+    ROOT_FREE,
+    ROOT_GROUPS,
+    ROOT_NAMES,
+    ROOT_OBJECTS,
+    ROOT_REFERENCES,
+    ROOT_SHARED,
+)
 from mdstore.tools.reader.tree import Tree
 
 
@@ -63,7 +73,9 @@ class StoreCheck:
         self._sample = sample
         self._random = random.Random(seed)
         self._tick = tick
-        self._space = Space(reader.superblock, reader.image.size)
+        self._space = Space(reader.superblock, reader.image.size, findings)
+        self._shared_pages = SharedPages()
+        self._groups = Groups()
         self._tree_ids = array("Q")
         self._names: dict[int, bytes] = {}
         self._extent_max = extent_blocks_max(reader.block_size)
@@ -72,9 +84,11 @@ class StoreCheck:
     def run(self) -> None:
         """Walk everything, then compare used with free."""
         try:
+            self._check_counting_trees()
             collections = self._check_collections()
             self._check_objects(collections)
             self._check_space()
+            self._groups.judge(self._findings)
             self._check_tree_ids()
         finally:
             self._space.close()
@@ -84,18 +98,41 @@ class StoreCheck:
         """Have every page of a tree noted as used, and every damage of it reported."""
         page_code, overflow_code = owner(PAGE, tree.root.tree_id), owner(OVERFLOW, tree.root.tree_id)
 
-        def on_pages(start: int, pages: int, is_overflow: bool) -> None:
+        def on_pages(start: int, pages: int, is_overflow: bool) -> bool:
+            """Note a reference; whether what the page names is still to be counted."""
             if not self._space.holds(start, pages):
                 what = f"pages {start} .. {start + pages - 1} lie outside the allocator's space"
                 self._findings.add("extent-outside", what, Place(tree=name, page=start))
-                return
+                return True
             self._space.use(start, pages, overflow_code if is_overflow else page_code)
             self.counts.pages += pages
+            return self._shared_pages.is_first_visit(start)
 
         tree.on_pages = on_pages
         tree.on_damage = lambda damage: self._findings.add_damage(damage.located(tree=name))
         self._tree_ids.append(tree.root.tree_id)
         return tree
+
+    def _check_counting_trees(self) -> None:
+        """The references tree first: it says which pages are shared, and so visited once only."""
+        for kind in (ROOT_REFERENCES, ROOT_SHARED, ROOT_GROUPS):
+            tree = self._root(kind) if kind in self._superblock.roots else None
+            for key, value in tree.items() if tree is not None else ():
+                if kind == ROOT_REFERENCES:
+                    self._shared_pages.add(int.from_bytes(key, "big"))
+                elif kind == ROOT_GROUPS:
+                    self._groups.claim(int.from_bytes(key, "big"), int.from_bytes(value, "little"))
+
+    def _records(self, kind: int) -> Iterator[tuple[bytes, bytes]]:
+        """A root tree's records once more, what was reported not again."""
+        if kind not in self._superblock.roots:
+            return iter(())
+        try:
+            tree = self._reader.root_tree(kind)
+        except Damage:
+            return iter(())
+        tree.on_damage = lambda _: None
+        return tree.items()
 
     def _root(self, kind: int) -> Tree | None:
         try:
@@ -144,7 +181,7 @@ class StoreCheck:
                 counted[current] = held
                 current, held = number, 0
             held += 1
-            self._check_object(key, value, number in collections)
+            self._check_object(key, value)
             if not records & 0x3FF:
                 self._space.settle()
                 self._tick(0x400)
@@ -153,6 +190,9 @@ class StoreCheck:
         self._compare_counts(collections, counted)
 
     def _compare_counts(self, collections: dict[int, Collection], counted: dict[int, int]) -> None:
+        for number in sorted(counted.keys() - collections.keys() - {-1}):
+            what = f"no collection has number {number}, which {counted[number]} objects belong to"
+            self._findings.add("object-stray", what, Place(f"collection number {number}", "objects"))
         for number, record in collections.items():
             has = counted.get(number, 0)
             if record.objects != has:
@@ -167,22 +207,20 @@ class StoreCheck:
             what = f"superblock says {self._superblock.stored_bytes} stored bytes, there are {self.counts.stored_bytes}"
             self._findings.add("stored-bytes", what, Place("superblock"))
 
-    def _check_object(self, key: bytes, value: bytes, is_listed: bool) -> None:
+    def _check_object(self, key: bytes, value: bytes) -> None:
         ordinal = self.counts.objects
         self.counts.objects += 1
         try:
-            if not is_listed or len(key) > 520 or len(key) < 9:
-                number, _ = split_object_key(key)
-                self._findings.add(
-                    "object-stray", f"no collection has number {number}", Place(self._name(key), "objects")
-                )
+            if not 8 < len(key) <= 8 + OBJECT_NAME_MAX:
+                split_object_key(key)
             onode = decode_onode(value)
         except Damage as damage:
             self._findings.add_damage(damage.located(owner=self._name(key), tree="objects"))
             return
         self.counts.stored_bytes += onode.size
-        allocated = self._check_data(key, onode, ordinal) if onode.data_root is not None else 0
-        if allocated != onode.allocated:
+        is_counted = self._groups.is_first_member(onode.group, onode.data_root) if onode.group else True
+        allocated = self._check_data(key, onode, ordinal, is_counted) if onode.data_root is not None else 0
+        if allocated is not None and allocated != onode.allocated:
             what = f"onode says {onode.allocated} blocks, its extents take {allocated}"
             self._findings.add("allocated-count", what, Place(self._name(key), "objects"))
         if onode.map_root is not None:
@@ -203,8 +241,8 @@ class StoreCheck:
             self.counts.records += 1
 
     # -- data ----------------------------------------------------------------------------------------------------------
-    def _check_data(self, key: bytes, onode: Onode, ordinal: int) -> int:
-        """The object's extents; returns the blocks they take."""
+    def _check_data(self, key: bytes, onode: Onode, ordinal: int, is_counted: bool) -> int | None:
+        """The object's extents; returns the blocks they take, None when not all of them were looked at (shared pages)."""
         assert onode.data_root is not None
         try:
             tree = self._watch(self._reader.tree(onode.data_root, DATA_SHAPE), f"data of {self._name(key)}")
@@ -220,13 +258,14 @@ class StoreCheck:
                 self._findings.add_damage(damage.located(owner=self._name(key), tree="data"))
                 continue
             allocated += extent.blocks
-            self._check_extent(key, extent, end, blocks_needed, ordinal)
+            self._check_extent(key, extent, end, blocks_needed, ordinal if is_counted else -1)
             end = max(end, extent.logical + extent.blocks)
-            if self._is_deep:
+            if self._is_deep and is_counted:
                 self._verify(key, extent, onode.size)
-        return allocated
+        return None if tree.is_partial else allocated
 
     def _check_extent(self, key: bytes, extent: Extent, end: int, blocks_needed: int, ordinal: int) -> None:
+        """`ordinal` -1: the group's other members hold the reference."""
         self.counts.extents += 1
         self.counts.data_blocks += extent.blocks
         if extent.logical < end:
@@ -242,7 +281,8 @@ class StoreCheck:
                 "extent", f"has {extent.blocks} blocks, at most {self._extent_max} are allowed", key, extent
             )
         if self._space.holds(extent.start, extent.blocks):
-            self._space.use(extent.start, extent.blocks, owner(DATA, ordinal))
+            if ordinal >= 0:
+                self._space.use(extent.start, extent.blocks, owner(DATA, ordinal))
         else:
             self._report_extent("extent-outside", "lies outside the allocator's space", key, extent)
 
@@ -280,19 +320,15 @@ class StoreCheck:
             return
         for _ in tree.items():
             pass
-        check_runs(self._superblock.spare_runs, self._space, self._findings)
-        free = self._reader.root_tree(ROOT_FREE)
-        free.on_damage = lambda _: None
-        self._space.sweep(free.items(), self._findings, self._name_objects)
+        free, references, shared = (self._records(kind) for kind in (ROOT_FREE, ROOT_REFERENCES, ROOT_SHARED))
+        self._space.sweep(free, references, shared, self._name_objects)
 
     def _name_objects(self, ordinals: set[int]) -> dict[int, str]:
         """Names of objects by their place in the object tree: one more walk, only when something is wrong."""
         names: dict[int, str] = {}
         if not ordinals:
             return names
-        tree = self._reader.root_tree(ROOT_OBJECTS)
-        tree.on_damage = lambda _: None
-        for ordinal, (key, _) in enumerate(tree.items()):
+        for ordinal, (key, _) in enumerate(self._records(ROOT_OBJECTS)):
             if ordinal in ordinals:
                 names[ordinal] = self._name(key)
                 if len(names) == len(ordinals):

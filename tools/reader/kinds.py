@@ -94,6 +94,8 @@ _SPACE: Final = {
     "free-count": _error("The free space shown is wrong"),
     "space-leaked": _error("Space that nothing uses is never given out again"),
     "space-false-free": _error("The next writes overwrite what lies there: do not write to the image"),
+    "references": _error("A count too high leaks space; one too low frees what is in use: do not write to the image"),
+    "group": _error("Clones that share one data tree are miscounted: changing one could change or lose the other"),
     "space-shared": _error("Two owners hold the same block: writing one changes the other"),
 }
 

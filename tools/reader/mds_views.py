@@ -47,7 +47,8 @@ def _event_rows(scan: Scan) -> Iterator[Facts]:
 
 def _record_words(record: object) -> str:
     parts = []
-    for name, value in zip(getattr(record, "_fields", ()), tuple(record), strict=False):  # type: ignore[arg-type]
+    for name in getattr(record, "_fields", ()):
+        value: object = getattr(record, name)
         if name in ("directory", "version", "table"):
             parts.append(f"{name} {value}")
         elif name in ("name", "key") and isinstance(value, bytes):

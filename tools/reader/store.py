@@ -19,16 +19,38 @@ from mdstore.tools.reader.onode import (
 )
 from mdstore.tools.reader.page import COMPARE_BYTES, COMPARE_U64_BE, Shape
 from mdstore.tools.reader.problems import Damage
-from mdstore.tools.reader.superblock import ROOT_COLLECTIONS, ROOT_FREE, ROOT_NAMES, ROOT_OBJECTS, Superblock
+from mdstore.tools.reader.superblock import (
+    ROOT_COLLECTIONS,
+    ROOT_FLOORS,
+    ROOT_FREE,
+    ROOT_GROUPS,
+    ROOT_NAMES,
+    ROOT_OBJECTS,
+    ROOT_REFERENCES,
+    ROOT_SHARED,
+    Superblock,
+)
 from mdstore.tools.reader.tree import Tree
 
 _Record = TypeVar("_Record")
-COLLECTION_SHAPE: Final = Shape(-1, 28, COMPARE_BYTES)
+COLLECTION_SHAPE: Final = Shape(-1, 20, COMPARE_BYTES)
 OBJECT_SHAPE: Final = Shape(-2, -4, COMPARE_BYTES)
 FREE_SHAPE: Final = Shape(8, 8, COMPARE_U64_BE)
+REFERENCES_SHAPE: Final = Shape(8, 4, COMPARE_U64_BE)
+SHARED_SHAPE: Final = Shape(8, 8, COMPARE_U64_BE)
+GROUPS_SHAPE: Final = Shape(8, 4, COMPARE_U64_BE)
+FLOORS_SHAPE: Final = Shape(-2, 8, COMPARE_BYTES)
 DATA_SHAPE: Final = Shape(8, -2, COMPARE_U64_BE)
 MAP_SHAPE: Final = Shape(-2, -4, COMPARE_BYTES)
-_ROOT_SHAPES: Final = {ROOT_OBJECTS: OBJECT_SHAPE, ROOT_COLLECTIONS: COLLECTION_SHAPE, ROOT_FREE: FREE_SHAPE}
+_ROOT_SHAPES: Final = {
+    ROOT_OBJECTS: OBJECT_SHAPE,
+    ROOT_COLLECTIONS: COLLECTION_SHAPE,
+    ROOT_FREE: FREE_SHAPE,
+    ROOT_REFERENCES: REFERENCES_SHAPE,
+    ROOT_SHARED: SHARED_SHAPE,
+    ROOT_GROUPS: GROUPS_SHAPE,
+    ROOT_FLOORS: FLOORS_SHAPE,
+}
 
 
 class StoreReader:
@@ -52,10 +74,19 @@ class StoreReader:
         except Damage as damage:
             raise damage.located(owner="superblock", tree=ROOT_NAMES[kind]) from damage
 
+    def _root_items(self, kind: int, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        try:
+            return self.root_tree(kind).items(start)
+        except Damage as damage:
+            if self.on_damage is None:
+                raise
+            self.on_damage(damage)
+            return iter(())
+
     # -- streams -------------------------------------------------------------------------------------------------------
     def collections(self) -> Iterator[tuple[bytes, Collection]]:
         """Names and records of all collections."""
-        for name, value in self.root_tree(ROOT_COLLECTIONS).items():
+        for name, value in self._root_items(ROOT_COLLECTIONS):
             record = self._decoded(decode_collection, value)
             if record is not None:
                 yield name, record
@@ -63,7 +94,7 @@ class StoreReader:
     def objects(self, number: int, start: bytes = b"") -> Iterator[tuple[bytes, Onode]]:
         """Names and onodes of the objects of collection `number` from name `start` on."""
         prefix = number.to_bytes(8, "big")
-        for key, value in self.root_tree(ROOT_OBJECTS).items(object_key(number, start)):
+        for key, value in self._root_items(ROOT_OBJECTS, object_key(number, start)):
             if not key.startswith(prefix):
                 return
             onode = self._decoded(decode_onode, value)

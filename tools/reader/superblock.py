@@ -22,6 +22,7 @@ ROOT_FREE: Final = 3
 ROOT_REFERENCES: Final = 4
 ROOT_SHARED: Final = 5
 ROOT_GROUPS: Final = 6
+ROOT_FLOORS: Final = 7
 ROOT_NAMES: Final = {1: "objects", 2: "collections", 3: "free", 4: "references", 5: "shared", 6: "groups", 7: "floors"}
 
 _HEAD: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24sH")

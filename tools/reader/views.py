@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final
 
-from mdstore.errors import InvalidRequest, NotAnImage, NotFound
+from mdstore.errors import NotAnImage, NotFound
 from mdstore.tools.reader.check_events import open_name_space
 from mdstore.tools.reader.check_log import LogCheck
+from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.mds_view import NameSpace
 from mdstore.tools.reader.onode import Onode, decode_extent
 from mdstore.tools.reader.overlay import Overlay
+from mdstore.tools.reader.page import KIND_NAMES, Reference, Root, Spill, decode_page, decode_root
 from mdstore.tools.reader.problems import Damage, Findings, Problem, readable
 from mdstore.tools.reader.ring import Ring
 from mdstore.tools.reader.scan import Scan
@@ -187,7 +190,7 @@ def object_view(source: Source, collection: str, name: str) -> Iterator[Section]
     """One object: onode, attributes, extents, map."""
     onode = source.object(collection, name)
     facts: Facts = {"collection": collection, "name": name, **_onode_facts(onode)}
-    facts.update(created_rev=onode.created_rev, hint=list(onode.hint) if onode.hint else None)
+    facts.update(created_rev=onode.created_rev, group=onode.group, hint=list(onode.hint) if onode.hint else None)
     yield Section("object", facts)
     yield Section(
         "attributes",
@@ -226,6 +229,66 @@ def object_view(source: Source, collection: str, name: str) -> Iterator[Section]
         )
 
 
+def page_view(source: Source, number: str) -> Iterator[Section]:
+    """One page, whatever tree it belongs to, decoded by what its own bytes say (its tree's descriptor is looked for)."""
+    address = int(number, 0)
+    size = source.superblock.block_size
+    data = source.image.read(address * size, size)
+    tree_id = int.from_bytes(data[8:16], "little")
+    stored, computed = int.from_bytes(data[:4], "little"), crc32c(data[4:])
+    facts: Facts = {
+        "page": address,
+        "byte": address * size,
+        "tree": tree_id,
+        "crc": f"{stored:08x}",
+        "crc_computed": f"{computed:08x}",
+    }
+    roots = [_root_of(source, kind) for kind in source.superblock.roots]
+    root = next((root for root in roots if root is not None and root.tree_id == tree_id), decode_root(_SOME_ROOT))
+    try:
+        page = decode_page(data, root)
+    except Damage as damage:
+        yield Section("page", {**facts, "damage": str(damage)})
+        return
+    kind = KIND_NAMES[page.kind]
+    yield Section("page", {**facts, "kind": kind, "level": page.level, "generation": page.generation})
+    if page.children:
+        yield Section("children", rows=[_child_facts(separator, reference) for separator, reference in page.children])
+    if page.records:
+        yield Section("records", rows=[_record_facts(key, value) for key, value in page.records])
+    if page.entries:
+        yield Section(
+            "entries", rows=[{"page": entry.addresses[0], "crc": f"{entry.crc:08x}"} for entry in page.entries]
+        )
+
+
+# What most trees of objects look like: for pages whose tree is not one of the superblock's own.
+_SOME_ROOT: Final = bytes([1, 4, 1, 0]) + b"\xfe\xff\0\0\xfc\xff\xff\xff" + bytes(20)
+
+
+def _root_of(source: Source, kind: int) -> Root | None:
+    try:
+        return source.reader.root_tree(kind).root
+    except Damage:
+        return None
+
+
+def _child_facts(separator: bytes, reference: Reference) -> Facts:
+    return {
+        "separator": separator.hex(),
+        "page": reference.addresses[0],
+        "crc": f"{reference.crc:08x}",
+        "generation": reference.generation,
+        "records": reference.records,
+    }
+
+
+def _record_facts(key: bytes, value: bytes | Spill) -> Facts:
+    size = value.length if isinstance(value, Spill) else len(value)
+    start = value[:32].hex() if isinstance(value, bytes) else f"spilled to page {value.entries[0].addresses[0]}"
+    return {"key": key.hex(), "text": readable(key), "bytes": size, "value": start}
+
+
 # -- the log -----------------------------------------------------------------------------------------------------------
 def log_view(source: Source) -> Iterator[Section]:
     """The store's log after the checkpoint."""
@@ -261,9 +324,3 @@ def _log_rows(scan: Scan) -> Iterator[Facts]:
 def _words(name: str, operands: tuple[object, ...]) -> str:
     parts = [readable(part[:40]) if isinstance(part, bytes) else str(part)[:80] for part in operands]
     return " ".join([name.lower(), *parts])
-
-
-def check_count(arguments: tuple[str, ...], count: int, usage: str) -> None:
-    """InvalidRequest when a view was asked for with another number of arguments than it takes."""
-    if len(arguments) != count:
-        raise InvalidRequest(f"usage: mdstore dump IMAGE {usage}")

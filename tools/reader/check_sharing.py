@@ -1,0 +1,69 @@
+"""What clones share: pages that several trees reach, and groups of objects with equal data. docs/format/shares.md."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+
+from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.problems import Findings, Place
+
+
+class SharedPages:
+    """The pages that the references tree names. What lies below a shared page counts once, so it is visited once.
+
+    Memory: 9 bytes for each shared page.
+    """
+
+    def __init__(self) -> None:
+        self._pages = array("Q")
+        self._visited = bytearray()
+
+    def add(self, page: int) -> None:
+        """A page that is shared; pages come in rising order."""
+        self._pages.append(page)
+        self._visited.append(0)
+
+    def is_first_visit(self, page: int) -> bool:
+        """False when the page is a shared one that was visited before."""
+        at = bisect_left(self._pages, page)
+        if at == len(self._pages) or self._pages[at] != page:
+            return True
+        was_visited, self._visited[at] = self._visited[at], 1
+        return not was_visited
+
+
+class Groups:
+    """Groups of clones: how many members each claims, how many were seen, and that their data trees are equal.
+
+    Memory: some 200 bytes for each group.
+    """
+
+    def __init__(self) -> None:
+        self._claimed: dict[int, int] = {}
+        self._seen: dict[int, int] = {}
+        self._roots: dict[int, int] = {}
+        self._differing: set[int] = set()
+
+    def claim(self, group: int, members: int) -> None:
+        """A record of the groups tree."""
+        self._claimed[group] = members
+
+    def is_first_member(self, group: int, data_root: bytes | None) -> bool:
+        """Note a member; True when it is the first one, whose extents count for the group."""
+        root = crc32c(data_root or b"")
+        self._seen[group] = self._seen.get(group, 0) + 1
+        if self._roots.setdefault(group, root) != root:
+            self._differing.add(group)
+        return self._seen[group] == 1
+
+    def judge(self, findings: Findings) -> None:
+        """Compare claims with members."""
+        for group in sorted(self._claimed.keys() | self._seen.keys()):
+            claimed, seen = self._claimed.get(group, 0), self._seen.get(group, 0)
+            if claimed != seen:
+                findings.add(
+                    "group", f"group {group} counts {claimed} members, has {seen}", Place(f"group {group}", "groups")
+                )
+            if group in self._differing:
+                findings.add("group", f"the data trees of group {group} differ", Place(f"group {group}", "groups"))

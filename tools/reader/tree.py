@@ -1,0 +1,301 @@
+"""Reading trees: records in order with bounded memory, every page verified on the way. docs/format/page.md.
+
+Invariants, checked while a whole tree streams by
+1. a child's keys lie at or above its separator and below the next one, so the stream rises;
+2. a reference's number of records is that of the records below it, and the root's is that of all;
+3. a reference tells of spilled values when there are any below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.page import (
+    COMPARE_BYTES,
+    COMPARE_U64_BE,
+    OVERFLOW_INDEX,
+    Child,
+    Page,
+    PageEntry,
+    Reference,
+    Root,
+    Shape,
+    Spill,
+    decode_page,
+    decode_root,
+    overflow_level,
+    verify,
+)
+from mdstore.tools.reader.problems import Damage
+
+OnPages = Callable[[int, int, bool], bool]
+OnDamage = Callable[[Damage], None]
+
+
+@dataclass(slots=True)
+class _Frame:
+    """An index page half walked."""
+
+    reference: Reference
+    level: int
+    children: list[Child]
+    low: bytes
+    high: bytes | None
+    next: int = 0
+    seen: int = 0
+
+
+class Tree:
+    """One tree. `on_damage` None: damage is raised. Otherwise it is handed there, the subtree is left out, and
+    `is_partial` is set. `on_pages(first, pages, is_overflow)` hears of every reference to pages; where it answers False,
+    what the page names is left out (it was counted before)."""
+
+    def __init__(
+        self, image: Image, page_size: int, root: bytes, shape: Shape | None = None, on_damage: OnDamage | None = None
+    ) -> None:
+        self.root: Root = decode_root(root, shape)
+        self.on_damage = on_damage
+        self.on_pages: OnPages | None = None
+        self.is_partial = False
+        self._image = image
+        self._page_size = page_size
+        self._has_plain_order = self.root.comparator in (COMPARE_BYTES, COMPARE_U64_BE)
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+    def items(self, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Records in order, from key `start` on (bytes and u64 big-endian trees only). Checks the invariants when it
+        begins at the beginning."""
+        content = self.root.content
+        if not isinstance(content, Reference):
+            self._check_embedded(content)
+            for record in content:
+                if record[0] >= start or not self._has_plain_order:
+                    yield record
+            return
+        yield from self._walk(content, start)
+
+    def get(self, key: bytes) -> bytes | None:
+        """One value, or None. Bytes and u64 big-endian trees only. Cost: one page for each level."""
+        content = self.root.content
+        if not isinstance(content, Reference):
+            return dict(content).get(key)
+        level = self.root.level
+        page = self._load(content, level)
+        while page.children:
+            index = _child_for(page.children, key)
+            level -= 1
+            page = self._load(page.children[index][1], level)
+        for found, value in page.records:
+            if found == key:
+                return self._read_spill(value) if isinstance(value, Spill) else value
+        return None
+
+    def _walk(self, reference: Reference, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Depth first, one frame for each level."""
+        is_whole = not start
+        frames: list[_Frame] = []
+        pending: tuple[Reference, int, bytes, bytes | None] | None = (reference, self.root.level, b"", None)
+        total = 0
+        while pending is not None or frames:
+            if pending is None:
+                pending = self._step(frames, is_whole)
+                continue
+            current, level, low, high = pending
+            pending = None
+            page = self._visit(current, level, low, high)
+            if page is None:
+                self._count(frames, current.records)
+                total += current.records
+            elif page.children:
+                frame = _Frame(current, level, page.children, low, high)
+                frame.next = _child_for(page.children, start) if start and not is_whole else 0
+                frames.append(frame)
+            else:
+                yield from self._records(page, start)
+                self._count(frames, len(page.records))
+                total += len(page.records)
+                if is_whole:
+                    self._compare(current, level, len(page.records), page.has_spilled)
+        if is_whole and total != self.root.count:
+            self._report(Damage("tree-count", "records of the tree", total, self.root.count))
+
+    def _step(self, frames: list[_Frame], is_whole: bool) -> tuple[Reference, int, bytes, bytes | None] | None:
+        """The next child of the innermost page; None when it has no more."""
+        frame = frames[-1]
+        if frame.next == len(frame.children):
+            frames.pop()
+            if is_whole:
+                self._compare(frame.reference, frame.level, frame.seen, False)
+            return None
+        index = frame.next
+        frame.next += 1
+        separator, reference = frame.children[index]
+        following = frame.children[index + 1][0] if frame.next < len(frame.children) else frame.high
+        return reference, frame.level - 1, separator or frame.low, following
+
+    def _records(self, page: Page, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        if not page.has_spilled and (not start or (page.records and page.records[0][0] >= start)):
+            yield from page.records  # type: ignore[misc]
+            return
+        for key, value in page.records:
+            if key < start and self._has_plain_order:
+                continue
+            if not isinstance(value, Spill):
+                yield key, value
+                continue
+            try:
+                yield key, self._read_spill(value)
+            except Damage as damage:
+                self._report(damage)
+
+    # -- invariants ----------------------------------------------------------------------------------------------------
+    def _visit(self, reference: Reference, level: int, low: bytes, high: bytes | None) -> Page | None:
+        """A page by its reference, inside its bounds; None when it was counted before, or is damaged (reported)."""
+        try:
+            if self.on_pages is not None:
+                answers = [self.on_pages(address, 1, False) for address in reference.addresses]
+                if not all(answers):
+                    self.is_partial = True
+                    return None
+            page = self._load(reference, level)
+            if self._has_plain_order and not self.root.has_duplicates:
+                _check_bounds(page, low, high, reference)
+            return page
+        except Damage as damage:
+            self._report(damage)
+            return None
+
+    @staticmethod
+    def _count(frames: list[_Frame], records: int) -> None:
+        for frame in frames:
+            frame.seen += records
+
+    def _compare(self, reference: Reference, level: int, seen: int, has_spilled: bool) -> None:
+        if reference.records != seen or (has_spilled and not reference.has_spilled):
+            what = f"records below a page of level {level}"
+            found = f"{reference.records}{'' if reference.has_spilled else ', none spilled'}"
+            self._report(Damage("tree-count", what, seen, found, page=reference.addresses[0]))
+
+    def _check_embedded(self, records: tuple[tuple[bytes, bytes], ...]) -> None:
+        if self._has_plain_order and not self.root.has_duplicates:
+            for before, after in pairwise(records):
+                if before[0] >= after[0]:
+                    self._report(
+                        Damage("page-order", "records embedded in the root", f"above {before[0].hex()}", after[0])
+                    )
+
+    def _report(self, damage: Damage) -> None:
+        if self.on_damage is None:
+            raise damage
+        self.is_partial = True
+        self.on_damage(damage)
+
+    # -- pages ---------------------------------------------------------------------------------------------------------
+    def _load(self, reference: Reference, level: int) -> Page:
+        """The first copy that is right. Damage of the last one when none is; bad copies are reported as such."""
+        bad: list[Damage] = []
+        for address in reference.addresses:
+            try:
+                page = verify(self._read(address), reference, self.root, level)
+            except Damage as damage:
+                bad.append(damage.located(tree=str(self.root.tree_id), page=address, byte=address * self._page_size))
+                continue
+            self._report_copies(bad)
+            return page
+        raise bad[-1]
+
+    def _report_copies(self, bad: list[Damage]) -> None:
+        for damage in bad:
+            if self.on_damage is not None:
+                self.on_damage(Damage("page-copy", damage.what, damage.expected, damage.found, page=damage.place.page))
+
+    def _read(self, address: int) -> bytes:
+        return self._image.read(address * self._page_size, self._page_size)
+
+    # -- spilled values ------------------------------------------------------------------------------------------------
+    def _read_spill(self, spill: Spill) -> bytes:
+        """A value from its pages. Damage (`overflow`)."""
+        first = spill.entries[0].addresses[0] if spill.entries else 0
+        is_new = self.on_pages is None or self.on_pages(first, 1, True)
+        level = overflow_level(spill.length, self._page_size, self.root.copies)
+        if spill.length > self._image.size:
+            raise Damage(
+                "overflow", "length of a spilled value", f"at most {self._image.size}", spill.length, page=first
+            )
+        pieces = [
+            piece for entry in spill.entries for piece in self._spilled(entry, level, spill.generation, is_new, first)
+        ]
+        data = b"".join(pieces)
+        if len(data) < spill.length or any(data[spill.length :]):
+            raise Damage("overflow", "spilled value", f"{spill.length} bytes, then zeros", len(data), page=first)
+        return data[: spill.length]
+
+    def _spilled(self, entry: PageEntry, level: int, generation: int, is_new: bool, first: int) -> Iterator[bytes]:
+        """Data pages below an entry, in order."""
+        if self.on_pages is not None and is_new:
+            for address in entry.addresses:
+                if address != first:
+                    self.on_pages(address, 1, True)
+        data = self._spilled_page(entry, level)
+        if not level:
+            yield data
+            return
+        page = decode_page(data, self.root)
+        found = (page.kind, page.tree_id, page.level, page.generation)
+        if found != (OVERFLOW_INDEX, self.root.tree_id, level, generation):
+            expected = (OVERFLOW_INDEX, self.root.tree_id, level, generation)
+            raise Damage(
+                "overflow",
+                "kind, tree, level and generation of an overflow page",
+                expected,
+                found,
+                page=entry.addresses[0],
+            )
+        for below in page.entries:
+            yield from self._spilled(below, level - 1, generation, is_new, first)
+
+    def _spilled_page(self, entry: PageEntry, level: int) -> bytes:
+        """The first copy whose checksum is right: of the whole page, or, of an index page, that of its header."""
+        bad: Damage | None = None
+        for address in entry.addresses:
+            try:
+                data = self._read(address)
+            except Damage as damage:
+                bad = damage
+                continue
+            crc = crc32c(data[4:] if level else data)
+            if crc == entry.crc:
+                return data
+            bad = Damage(
+                "overflow", "checksum of a spilled value's page", f"{entry.crc:08x}", f"{crc:08x}", page=address
+            )
+        assert bad is not None
+        raise bad
+
+
+def _child_for(children: list[Child], key: bytes) -> int:
+    """The last child whose separator is at or below `key`."""
+    low, high = 0, len(children)
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if children[middle][0] <= key:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _check_bounds(page: Page, low: bytes, high: bytes | None, reference: Reference) -> None:
+    keys = (
+        [page.records[0][0], page.records[-1][0]]
+        if page.records
+        else [key for key, _ in page.children[1:2] + page.children[-1:] if key]
+    )
+    for key in keys:
+        if key < low or (high is not None and key >= high):
+            expected = f"{low.hex()} .. {high.hex() if high is not None else ''}"
+            raise Damage("page-separator", "key outside its page's bounds", expected, key, page=reference.addresses[0])
