@@ -145,8 +145,8 @@ class ObjectIO(Protocol):
 
     def flush(self) -> None:
         """Make everything this writer has written, and everything it has read, durable: a writer that takes over goes on
-        from what it read, so that must not vanish, whoever wrote it. `JournalFenced` when any of its own writes was in
-        flight while the floor rose."""
+        from what it read, so that must not vanish, whoever wrote it. For a write taken before the floor rose it may end
+        well, since the new writer reads that, or raise `JournalFenced`."""
 
     def set_floor(self, prefix: str, floor: int) -> None:
         """Raise the floor of every object, present or to come, whose name begins with `prefix`. Durable on return.

@@ -8,10 +8,11 @@ that only flushed operations are certain. Everything random comes from the `rand
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from journal.errors import JournalFenced
+from journal.errors import JournalError, JournalFenced
 from journal.medium import Buffer
 
 SECTOR = 512
@@ -227,3 +228,49 @@ class ObjectsView:
         self._touched.add(operation.name)
         apply_operation(self._store.objects, operation)
         self._store.operations.append(operation)
+
+
+STEP_TIMEOUT_S = 20
+
+
+class Stepped:
+    """Runs `program` in a thread that stops before each operation until told to go on: no schedule is left to chance.
+
+    `program` is called with the hook to give to its medium. `error` is the `JournalError` it ended with, if any.
+    """
+
+    def __init__(self, program: Callable[[Callable[[Operation], None]], None]) -> None:
+        self.error: BaseException | None = None
+        self.done = False
+        self.steps = 0
+        self._program = program
+        self._go = threading.Semaphore(0)
+        self._stopped = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._stopped.acquire(timeout=STEP_TIMEOUT_S)
+
+    def _run(self) -> None:
+        try:
+            self._program(self._hook)
+        except JournalError as error:
+            self.error = error
+        finally:
+            self.done = True
+            self._stopped.release()
+
+    def _hook(self, operation: Operation) -> None:
+        self._stopped.release()
+        self._go.acquire()
+        self.steps += 1
+
+    def step(self) -> None:
+        """Do the operation it stopped before, and stop before the next."""
+        if not self.done:
+            self._go.release()
+            assert self._stopped.acquire(timeout=STEP_TIMEOUT_S)
+
+    def finish(self) -> None:
+        while not self.done:
+            self.step()
+        self._thread.join(STEP_TIMEOUT_S)

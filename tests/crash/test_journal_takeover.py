@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable
 from itertools import combinations_with_replacement
 
 import pytest
 
-from journal import Journal, JournalError, JournalFenced, Layout, MemoryMedium, Options, StripedMedium
-from journal.simulation import CrashObjects, Operation
+from journal import Journal, JournalFenced, Layout, MemoryMedium, Options, StripedMedium
+from journal.simulation import CrashObjects, Operation, Stepped
 
 LAYOUT = Layout(64, 2, 128)
 Program = Callable[[Journal, list[bytes]], None]
@@ -18,46 +17,6 @@ Program = Callable[[Journal, list[bytes]], None]
 
 def medium(store: CrashObjects, epoch: int, hook: Callable[[Operation], None] | None = None) -> StripedMedium:
     return StripedMedium(store.view(epoch, hook), "log", LAYOUT, prezero_periods=1)
-
-
-class Stepped:
-    """Runs `program` in a thread that stops before each operation until told to go on: nothing here is left to chance."""
-
-    def __init__(self, program: Callable[[Callable[[Operation], None]], None]) -> None:
-        self.error: BaseException | None = None
-        self.done = False
-        self.steps = 0
-        self._program = program
-        self._go = threading.Semaphore(0)
-        self._stopped = threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._stopped.acquire(timeout=20)
-
-    def _run(self) -> None:
-        try:
-            self._program(self._hook)
-        except JournalError as error:
-            self.error = error
-        finally:
-            self.done = True
-            self._stopped.release()
-
-    def _hook(self, operation: Operation) -> None:
-        self._stopped.release()
-        self._go.acquire()
-        self.steps += 1
-
-    def step(self) -> None:
-        """Do the operation it stopped before, and stop before the next."""
-        if not self.done:
-            self._go.release()
-            assert self._stopped.acquire(timeout=20)
-
-    def finish(self) -> None:
-        while not self.done:
-            self.step()
-        self._thread.join(20)
 
 
 def old_writer(journal: Journal, acknowledged: list[bytes]) -> None:
