@@ -61,7 +61,7 @@ class Follower:
             raise JournalTrimmed(self.position, head.trimmed)
         rule = Rule(head.log, head.generation, head.generation_start, self.medium.unit)
         walk = Walk(
-            self.medium.read, rule, self.position, self.medium.reach(self.position), window=self._window,
+            self.medium.read, rule, self.position, self.medium.probe(self.position), window=self._window,
             sequence=self._sequence, generation=self._generation, capacity=self.medium.capacity,
         )  # fmt: skip
         waiting: list[Entry] = []

@@ -71,6 +71,10 @@ class Medium(Protocol):
     def reach(self, low: int) -> int:
         """A position from which on nothing has been written, given that nothing below `low` is of interest."""
 
+    def probe(self, low: int) -> int:
+        """`reach` without looking at everything: looks forward from `low` to the first whole period that is empty, which
+        a writer keeps ahead of itself. What lies behind that, left by an older writer, is not seen."""
+
     def lowest(self) -> int:
         """A position below which nothing is kept. A ring cannot say, and answers `start`."""
 

@@ -54,6 +54,9 @@ class MemoryMedium:
     def reach(self, low: int) -> int:
         return max(low, self._base + len(self._bytes))
 
+    def probe(self, low: int) -> int:
+        return self.reach(low)
+
     def lowest(self) -> int:
         return self._base
 

@@ -79,6 +79,9 @@ class RingMedium:
     def reach(self, low: int) -> int:
         return low + self.capacity
 
+    def probe(self, low: int) -> int:
+        return self.reach(low)
+
     def lowest(self) -> int:
         return self.start
 

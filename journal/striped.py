@@ -161,15 +161,29 @@ class StripedMedium:
             self._objects.remove(self.object_name(number))
 
     def reach(self, low: int) -> int:
+        sets = {number // self.layout.stripe_count for number in self._numbers()}
+        for object_set in sorted(sets, reverse=True):
+            end = self._end_of_set(object_set)
+            if end is not None:
+                return max(low, end)
+        return low
+
+    def probe(self, low: int) -> int:
+        end, object_set = low, low // self.period
+        while (reached := self._end_of_set(object_set)) is not None:
+            end = max(end, reached)
+            object_set += 1
+        return end
+
+    def _end_of_set(self, object_set: int) -> int | None:
+        """Behind the last byte of the set's objects; None when all of them are missing or empty."""
         count = self.layout.stripe_count
-        end = low
-        for number in sorted(self._numbers(), reverse=True):
-            if (number // count + 1) * self.period <= end:
-                break
+        ends = []
+        for number in range(object_set * count, (object_set + 1) * count):
             size = self._objects.stat(self.object_name(number))
             if size:
-                end = max(end, self.layout.position_of(number, size - 1) + 1)
-        return end
+                ends.append(self.layout.position_of(number, size - 1) + 1)
+        return max(ends, default=None)
 
     def lowest(self) -> int:
         numbers = self._numbers()
