@@ -63,11 +63,16 @@ def in_child(uid: int, gid: int, groups: list[int], directory: Path, call: Calla
     return result
 
 
-def outcome_as(uid: int, directory: Path, call: Callable[..., Any], *args: Any, gid: int | None = None) -> str:
-    """`outcome` of a call made by `uid`, with paths relative to `directory`. MEMBER brings GROUP along."""
+def outcomes_as(uid: int, directory: Path, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[str]:
+    """The `outcome` of each call, made by `uid` with paths relative to `directory`. MEMBER brings GROUP along."""
     groups = [GROUP] if uid == MEMBER else []
-    result: str = in_child(uid, uid if gid is None else gid, groups, directory, lambda: outcome(call, *args))
+    result: list[str] = in_child(uid, uid, groups, directory, lambda: [outcome(call, *args) for call, args in calls])
     return result
+
+
+def outcome_as(uid: int, directory: Path, call: Callable[..., Any], *args: Any) -> str:
+    """One call made by `uid`, as in `outcomes_as`."""
+    return outcomes_as(uid, directory, [(call, args)])[0]
 
 
 def rename2(old: str | bytes | Path, new: str | bytes | Path, flags: int) -> None:
