@@ -18,6 +18,7 @@ from mdstore.store.transaction import Op, Operation
 
 _HEAD = struct.Struct("<BB")  # scope, length of the collection's name
 _VALUE = struct.Struct("<Q")
+KEY_OVERHEAD = _HEAD.size  # bytes of a floor's key beside the collection's name and the object's
 DESCRIPTOR = Descriptor(-2, _VALUE.size, embed_limit=128)
 
 

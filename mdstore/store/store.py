@@ -318,8 +318,9 @@ class Store:
 
         Durable on return. FencedError inside TransactionError when the floor is higher already. Cost: as `apply` and `read`.
         """
+        _check_window(offset, length)
+        commit = self.submit(Transaction().set_floor(floor, collection, name=name))  # not under the lock: it may checkpoint
         with self.lock:
-            commit = self.submit(Transaction().set_floor(floor, collection, name=name))
             there = self.tables.collections.get(collection_name(collection)) is not None and self.exists(collection, name)
             content = self.read(collection, name, offset, length) if there else b""
         commit.wait()

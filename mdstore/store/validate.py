@@ -10,13 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mdstore.btree import Tree
-from mdstore.errors import AlreadyExists, InvalidRequest, MdstoreError, NotEmpty, NotFound, TransactionError
+from mdstore.btree import Tree, key_size_max
+from mdstore.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    LimitExceeded,
+    MdstoreError,
+    NotEmpty,
+    NotFound,
+    TransactionError,
+)
 from mdstore.store import data
 from mdstore.store.collections import CollectionTable
-from mdstore.store.floors import Floors
+from mdstore.store.floors import KEY_OVERHEAD, Floors
 from mdstore.store.objects import ObjectTable
-from mdstore.store.onode import Onode
+from mdstore.store.onode import Onode, object_key
 from mdstore.store.transaction import Op, Operation
 
 
@@ -40,6 +48,7 @@ class Validator:
         self.growth = 4
         self.rewrites = 4
         self.only_frees = True
+        self._key_max = key_size_max(self._block_size)
 
     def check(self, operations: Sequence[Operation], epoch: int | None) -> None:
         """TransactionError for the first operation that cannot be applied, or is below a floor."""
@@ -77,6 +86,7 @@ class Validator:
     def _make(self, collection: bytes, name: bytes) -> None:
         """The operation makes the object when it is not there."""
         if not self._exists(collection, name):
+            self._fits("OBJECT_NAME_MAX", name, len(object_key(0, b"")))
             self._set(collection, name, exists=True)
         self._grow(2, len(name))
 
@@ -84,6 +94,11 @@ class Validator:
         self._made[collection, name] = exists
         self._attributes[collection, name] = set()
         self._population[collection] = self._population.get(collection, 0) + (1 if exists else -1)
+
+    def _fits(self, limit: str, name: bytes, overhead: int = 0) -> None:
+        """A tree takes keys of a third of an index page: with blocks under 4 KiB that is less than the general limit."""
+        if len(name) + overhead > self._key_max:
+            raise LimitExceeded(limit, len(name), self._key_max - overhead)
 
     def _grow(self, records: int, size: int) -> None:
         self.only_frees = False
@@ -114,6 +129,7 @@ class Validator:
         made = self._made_collections.get(name)
         if made or (made is None and self._collections.get(name) is not None):
             raise AlreadyExists("collection", name)
+        self._fits("COLLECTION_NAME_MAX", name)
         self._made_collections[name] = True
         self._grow(1, len(name))
 
@@ -217,6 +233,7 @@ class Validator:
         self._make(collection, name)
         tree = self._map_tree(collection, name)
         keys = [key for key, _ in pairs]
+        self._fits("MAP_KEY_MAX", max(keys, key=len, default=b""))
         self._grow(len(pairs), sum(map(len, keys)) + sum(len(value) for _, value in pairs))
         self._read_leaves(tree, keys)
 
@@ -238,6 +255,7 @@ class Validator:
         self._grow(1, len(header))
 
     def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
+        self._fits("OBJECT_NAME_MAX", name, KEY_OVERHEAD + len(collection))
         if self._raised is None:
             self._raised = self._floors.copy()
         self._raised.raise_to((scope, collection, name), floor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -127,6 +128,34 @@ def test_a_floor_for_nothing_in_particular_is_refused(arguments: dict[str, str])
         Transaction().set_floor(5, **arguments)
     with pytest.raises(InvalidRequest):
         Transaction().set_floor(-1)
+
+
+def test_raising_a_floor_beside_writers_and_checkpoints_never_hangs() -> None:
+    """It held the store's lock while its own transaction had to checkpoint, and waited for a checkpoint that wanted the lock."""
+    store = Store.create(MemoryDevice(8 << 20), log_bytes=64 << 10, background=False)
+    store.apply(Transaction().create_collection("log"))
+    stop = threading.Event()
+
+    def fill_the_log() -> None:
+        while not stop.is_set():
+            store.submit(Transaction().write("log", "o", 0, b"x" * 2000))
+
+    def checkpoint() -> None:
+        while not stop.is_set():
+            store.checkpoint()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (fill_the_log, fill_the_log, checkpoint)]
+    raising = threading.Thread(
+        target=lambda: [store.set_floor_and_read("log", "head", floor) for floor in range(100)], daemon=True
+    )
+    for thread in (*threads, raising):
+        thread.start()
+    raising.join(60)
+    stop.set()
+    assert not raising.is_alive()
+    for thread in threads:
+        thread.join(60)
+    store.close()
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
