@@ -7,12 +7,12 @@ import sys
 
 from mdstore.client.mount import mount
 from mdstore.client.mount_options import MountOptions, parse_options
-from tests.posix.subjects import SUBJECTS
+from tests.posix.subjects import SUBJECTS, from_image
 
 
 def main(kind: str, mountpoint: str, options: str = "") -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    vfs = SUBJECTS[kind]()
+    vfs = from_image(kind.removeprefix("image:")) if kind.startswith("image:") else SUBJECTS[kind]()
     session = mount(vfs, mountpoint, parse_options(options, MountOptions(allow_other=True, source=kind)))
     print("ready", flush=True)
     session.run()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from mdstore.device.file import FileDevice
 from mdstore.engines.mem import MemStore
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import Vfs
+from mdstore.store.store import Store
 from tests.model.memory_vfs import MemoryVfs
 
 
@@ -19,3 +21,8 @@ def served() -> Vfs:
 
 
 SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs, "served": served}
+
+
+def from_image(path: str) -> Vfs:
+    """The metadata server over an image file, recovered."""
+    return MetadataServer.mount(Store.open(FileDevice.open(path)))
