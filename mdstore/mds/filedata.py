@@ -113,7 +113,6 @@ class FileData:
             trace = encode_backtrace(node.parent, node.name, node.encode())
             if len(trace) <= 60_000:
                 transaction.setattr(DATA, data_object(node.ino, 0), BACKTRACE_ATTRIBUTE, trace)
-            file.backtraced = True
 
     def _split(self, transaction: Transaction, ino: int, offset: int, piece: memoryview) -> None:
         size = self._core.object_size
@@ -137,6 +136,7 @@ class FileData:
         grown = node.size - file.published
         file.published = node.size
         file.times_changed = False
+        file.backtraced = True
         records = self._changes.inode(node, node.ctime, grown)
         if not node.handles:
             node.file = None

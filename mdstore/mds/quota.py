@@ -1,8 +1,8 @@
 """Quotas: how much may lie below a directory, in bytes and in files (directories count as files).
 
-Usage comes from the recursive statistics. On the way from the directory asked about up to the one with the quota they are
-exact; what other branches below it have not handed up yet is missing until the next write-back or tick, so a quota may be
-exceeded by as much as is made elsewhere in the meantime.
+Usage comes from the recursive statistics, handed up before every check while few directories have news. With many, that is
+done at every hundredth check; then what is exact is the way from the directory asked about up to the one with the quota, and
+what other branches made since may exceed it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
 from mdstore.mds.inode import Directory
 from mdstore.mds.layout import INO_KEY
+from mdstore.mds.statistics import Statistics
 from mdstore.mds.vfs import ROOT_INO
 
 QUOTA: Final = struct.Struct("<QQ")  # bytes, files; 0: no limit
 assert QUOTA.size == 16
+SETTLED_AT_ONCE: Final = 32  # directories with news, at most, for which every check hands statistics up
+SETTLE_EVERY: Final = 100  # checks, where there are more
 
 
 class Allowance(NamedTuple):
@@ -33,9 +36,11 @@ class Allowance(NamedTuple):
 class Quota:
     """The quotas of the file system, all in memory. The caller holds the core's lock."""
 
-    def __init__(self, core: Core, cache: Cache) -> None:
+    def __init__(self, core: Core, cache: Cache, statistics: Statistics) -> None:
         self._core = core
         self._cache = cache
+        self._statistics = statistics
+        self._checks = 0
         self._allowances: dict[int, Allowance] = {}
         self.any = False
 
@@ -64,6 +69,9 @@ class Quota:
     def check(self, directory: Directory, *, files: int = 0, space: int = 0, moved_from: Directory | None = None) -> None:
         """EDQUOT when so much more below `directory` is over a quota of it or of a directory above. Where something is moved,
         quotas that hold both places do not count."""
+        self._checks += 1
+        if len(self._core.dirty) <= SETTLED_AT_ONCE or self._checks % SETTLE_EVERY == 0:
+            self._statistics.settle()
         exempt = self._chain(moved_from) if moved_from is not None else set()
         pending_files = pending_bytes = 0
         node = directory

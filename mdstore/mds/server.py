@@ -86,10 +86,10 @@ class MetadataServer:
         self._changes = Changes(core, self._cache)
         self._data = FileData(core, self._changes)
         self._purge = Purge(core)
-        self._quota = Quota(core, self._cache)
+        self._statistics = Statistics(core, self._cache)
+        self._quota = Quota(core, self._cache, self._statistics)
         self._space = Space(core)
         self._handles = Handles()
-        self._statistics = Statistics(core, self._cache)
         self._writeback = WriteBack(core, self._cache, self._statistics, self._purge)
         self._names = Names(core, self._cache, self._data, self._purge, self._quota)
         self._rename = Rename(

@@ -14,7 +14,7 @@ from typing import Final
 
 from journal import JournalError
 from mdstore.engines.protocol import Commit
-from mdstore.errors import PosixError
+from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.cache import Cache
 from mdstore.mds.core import Core
 from mdstore.mds.inode import Directory
@@ -190,7 +190,10 @@ class WriteBack:
 
     def _submit(self, transaction: Transaction) -> Transaction:
         if transaction.operations:
-            self._commits.append(self._core.store.submit(transaction))
+            try:
+                self._commits.append(self._core.store.submit(transaction))
+            except MdstoreError as error:  # memory calls these directories clean already: nothing may go on from here
+                raise self._core.fail(error) from error
         return Transaction(epoch=self._core.epoch)
 
     # -- letting the log forget ----------------------------------------------------------------------------------------
