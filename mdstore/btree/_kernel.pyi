@@ -1,6 +1,6 @@
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. The contract its users build on."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Self, final
 
 from mdstore.device.protocol import Buffer, Device
@@ -98,7 +98,18 @@ class TreeView:
     def __len__(self) -> int: ...
     def __contains__(self, key: bytes) -> bool: ...
     def get(self, key: bytes, default: bytes | None = None) -> bytes | None: ...
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]: ...
+    def get_all(self, key: bytes) -> list[bytes]:
+        """Every value of `key` in order: one at most without duplicates."""
+    def read(self, key: bytes, offset: int = 0, length: int = -1) -> bytes | None:
+        """Bytes of a value from `offset` (to its end, or `length` of them), short at the end; None where there is no such key.
+        Of a spilled value only the pages that hold the range are read."""
+    def count(self, start: bytes | None = None, stop: bytes | None = None) -> int:
+        """Records with start <= key < stop. Costs two paths from the root, and the pages that no seal has reached."""
+    def union(self, other: TreeView) -> Iterator[bytes]:
+        """Keys of either tree, each once, in order. Both are read as they are now. InvalidRequest: comparators differ."""
+    def intersection(self, other: TreeView) -> Iterator[bytes]: ...
+    def difference(self, other: TreeView) -> Iterator[bytes]: ...
     def first(self) -> tuple[bytes, bytes] | None: ...
     def last(self) -> tuple[bytes, bytes] | None: ...
     def seek(self, key: bytes, *, reverse: bool = False) -> tuple[bytes, bytes] | None:
@@ -144,11 +155,18 @@ class Tree(TreeView):
     def dirty_pages(self) -> int:
         """Pages the next `seal` will ask for (overflow pages and copies included; 0 for a tree that stays embedded)."""
     def put(self, key: bytes, value: bytes = b"") -> bool:
-        """Set the value; True when the key was there before. LimitExceeded over a limit, nothing changed."""
+        """Set the value; True when the key was there before (with duplicates: the pair; key + value + 2 bytes then share the
+        key's limit). LimitExceeded over a limit, nothing changed."""
     def delete(self, key: bytes) -> bool:
         """True when the key was there."""
-    def update(self, items: Iterable[tuple[bytes, bytes]]) -> int:
-        """Put many; returns how many keys were new."""
+    def write(self, key: bytes, offset: int, data: bytes) -> None:
+        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros). NotFound without the key. A spilled
+        value that no seal has reached is changed in place; any other is read whole and put again."""
+    def delete_value(self, key: bytes, value: bytes) -> bool:
+        """Remove one value of a key in a tree with duplicates; True when it was there."""
+    def update(self, items: Iterable[tuple[bytes, bytes]] | Mapping[bytes, bytes]) -> int:
+        """Put many, without the interpreter lock, a thousand at a time; returns how many keys were new. A record that is
+        refused leaves the thousands before it in the tree."""
     def delete_many(self, keys: Iterable[bytes]) -> int: ...
     def delete_range(self, start: bytes | None = None, stop: bytes | None = None) -> int:
         """Remove start <= key < stop, dropping whole subtrees without reading their leaves where nothing spilled."""

@@ -22,7 +22,7 @@ from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from mdstore.errors import (
-    CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, StoreClosed, UnsupportedFormat,
+    CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, NotFound, StoreClosed, UnsupportedFormat,
 )
 from mdstore.limits import USER_BLOB_MAX, VALUE_SIZE_MAX
 

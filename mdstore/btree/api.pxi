@@ -85,6 +85,30 @@ cdef bytes as_bytes(object value):
     raise TypeError(f"bytes are wanted, not {type(value).__name__}")
 
 
+cdef bytes HIGHEST = b"\xff" * 1100  # above every value of a tree with duplicates
+
+
+cdef bytes duplicate_key(bytes key, bytes value):
+    """The stored key of a tree with duplicates: key, value, u16 length of the key."""
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(key)
+    return key + value + bytes((n & 255, n >> 8))
+
+
+def ascending(Tree tree, items):
+    """Pass records through, refusing one whose key is not above the one before it."""
+    cdef Shape *s = &tree.open_core().s
+    cdef bytes last = None, stored
+    for key, value in items:
+        stored = tree.search_key(key)
+        if s.duplicates:
+            stored = duplicate_key(as_bytes(key), as_bytes(value))
+        if last is not None and compare(s, <uint8_t *> PyBytes_AS_STRING(last), <int> PyBytes_GET_SIZE(last),
+                                        <uint8_t *> PyBytes_AS_STRING(stored), <int> PyBytes_GET_SIZE(stored)) >= 0:
+            raise InvalidRequest(f"bulk_load wants ascending records; {key!r} does not follow")
+        last = stored
+        yield key, value
+
+
 cdef class Descriptor:
     """What a tree is. Kept in its root record; opening with another one is refused."""
 
@@ -404,19 +428,30 @@ cdef class TreeView:
         view._pinned = True
         return view
 
-    cdef bytes search_key(self, object key):
-        """A key to look for, checked as far as its comparison needs."""
+    cdef bytes search_key(self, object key, bint above=False):
+        """A stored key to look for, checked as far as its comparison needs. In a tree with duplicates it stands before all values
+        of `key`, or `above` them."""
         cdef bytes k = as_bytes(key)
         cdef TreeCore *t = self.open_core()
-        cdef int c = t.s.comparator
+        self.check_order(k)
+        if t.s.duplicates:
+            return duplicate_key(k, HIGHEST if above else b"")
+        return k
+
+    cdef int check_order(self, bytes k) except -1:
+        cdef TreeCore *t = self.open_core()
+        cdef int c = t.s.comparator, n = <int> PyBytes_GET_SIZE(k)
+        cdef uint8_t *p = <uint8_t *> PyBytes_AS_STRING(k)
+        if PyBytes_GET_SIZE(k) > 65000:
+            raise LimitExceeded("KEY_SIZE_MAX", PyBytes_GET_SIZE(k), t.s.key_max)
         if c == CMP_BYTES or c == CMP_REVERSE:
-            return k
+            return 0
         if c == CMP_PAIR:
-            if key_fault(&t.s, <uint8_t *> PyBytes_AS_STRING(k), <int> PyBytes_GET_SIZE(k), True) != NULL:
+            if n < 4 or 4 + ld16(p) > n or 4 + ld16(p) + ld16(p + 2 + ld16(p)) != n:
                 raise InvalidRequest("the key is not a pair of byte strings with u16 length prefixes")
         elif PyBytes_GET_SIZE(k) != 8:
             raise InvalidRequest(f"keys of this tree have 8 bytes, not {len(k)}")
-        return k
+        return 0
 
     def __len__(self):
         return at_get64(&self.open_core().count)
@@ -425,11 +460,94 @@ cdef class TreeView:
         return True
 
     def __contains__(self, key):
+        if self.open_core().s.duplicates:
+            return next(self.values_of(key), None) is not None
         return self.find(key, True, None) is not None
 
     def get(self, key, default=None):
         """The value of `key`, or `default`. Cost: one page per level, read from the device where not cached."""
+        if self.core != NULL and self.core.s.duplicates:
+            return next(self.values_of(key), (None, default))[1]
         return self.find(key, False, default)
+
+    cdef RecordIterator values_of(self, object key):
+        return self.iterate_stored(self.search_key(key), self.search_key(key, True), False, False)
+
+    def get_all(self, key):
+        """Every value of `key` in order: one at most without duplicates. Cost: one page per level and the leaves they lie in."""
+        cdef object value
+        if self.open_core().s.duplicates:
+            return [value for _, value in self.values_of(key)]
+        value = self.find(key, False, None)
+        return [] if value is None else [value]
+
+    def read(self, key, int64_t offset=0, int64_t length=-1):
+        """Bytes of a value from `offset` (to its end, or `length` of them), short at the end; None where there is no such key.
+        Cost: as `get`, but of a spilled value only the pages that hold the range."""
+        cdef bytes k = self.search_key(key)
+        cdef TreeCore *t = self.core
+        cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(k)
+        cdef int klen = <int> PyBytes_GET_SIZE(k), code
+        cdef Out out
+        cdef Fault fault
+        if offset < 0 or t.s.duplicates:
+            raise InvalidRequest(f"read from {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        if length < 0:
+            length = 1 << 62
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            code = read_part(t, p, klen, offset, length, &out, &fault)
+        if code != OK:
+            raised(&fault)
+        try:
+            return PyBytes_FromStringAndSize(<char *> out.data, out.size) if out.found else None
+        finally:
+            free(out.data)
+
+    def count(self, start=None, stop=None):
+        """Records with start <= key < stop. Cost: two paths from the root, and the pages that no seal has reached."""
+        cdef bytes a = self.search_key(start) if start is not None else None
+        cdef bytes b = self.search_key(stop) if stop is not None else None
+        cdef TreeView view = self.view()
+        cdef TreeCore *t = view.core
+        cdef const uint8_t *ap = NULL
+        cdef const uint8_t *bp = NULL
+        cdef int an = 0, bn = 0, code
+        cdef int64_t records = 0
+        cdef Node *root
+        cdef Fault fault
+        memset(&fault, 0, sizeof(Fault))
+        if a is not None:
+            ap = <uint8_t *> PyBytes_AS_STRING(a)
+            an = <int> PyBytes_GET_SIZE(a)
+        if b is not None:
+            bp = <uint8_t *> PyBytes_AS_STRING(b)
+            bn = <int> PyBytes_GET_SIZE(b)
+        if ap != NULL and bp != NULL and compare(&t.s, ap, an, bp, bn) >= 0:
+            return 0
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            code = root_of(t, &root, &fault)
+            if code == OK:
+                code = count_range(t, root, ap, an, bp, bn, &records, &fault)
+            rw_unlock_shared(&t.p.rw)
+            make_room(t.p)
+        view.release()
+        if code != OK:
+            raised(&fault)
+        return records
+
+    def union(self, TreeView other not None):
+        """Keys of either tree, each once, in order, by merging. Both are read as they are now."""
+        return KeyMerge(self, other, True, True, True)
+
+    def intersection(self, TreeView other not None):
+        """Keys that both trees have, in order."""
+        return KeyMerge(self, other, False, True, False)
+
+    def difference(self, TreeView other not None):
+        """Keys of this tree that `other` does not have, in order."""
+        return KeyMerge(self, other, True, False, False)
 
     cdef object find(self, object key, bint only_presence, object default):
         cdef TreeCore *t = self.core
@@ -496,6 +614,8 @@ cdef class TreeView:
     def get_many(self, keys):
         """The values of many keys, None for those missing, without the interpreter lock. Cost: as `get` for each."""
         cdef TreeCore *t = self.open_core()
+        if t.s.duplicates:
+            return [self.get(key) for key in keys]
         cdef list held = keys if type(keys) is list else list(keys)
         cdef Py_ssize_t n = len(held), i
         cdef object key
@@ -549,6 +669,8 @@ cdef class TreeView:
         cdef object value
         if not reverse:
             return next(self.items(key), None)
+        if self.open_core().s.duplicates:
+            return next(self.iterate_stored(None, self.search_key(key, True), True, False), None)
         value = self.find(key, False, None)
         return (bytes(key), value) if value is not None else next(self.items(None, key, reverse=True), None)
 
@@ -571,9 +693,13 @@ cdef class TreeView:
         return self.iterate(None, None, False, True)
 
     cdef RecordIterator iterate(self, object start, object stop, bint reverse, bint only_keys):
+        return self.iterate_stored(self.search_key(start) if start is not None else None,
+                                   self.search_key(stop) if stop is not None else None, reverse, only_keys)
+
+    cdef RecordIterator iterate_stored(self, bytes start, bytes stop, bint reverse, bint only_keys):
         cdef RecordIterator it = RecordIterator.__new__(RecordIterator)
-        it.start = self.search_key(start) if start is not None else None
-        it.stop = self.search_key(stop) if stop is not None else None
+        it.start = start
+        it.stop = stop
         it.view = self.view()
         it.only_keys = only_keys
         it.c.t = it.view.core
@@ -606,6 +732,52 @@ cdef class TreeView:
 
     def __exit__(self, *exc):
         self.release()
+
+
+cdef class KeyMerge:
+    """Keys of two trees merged: those only in the first, in both, only in the second, as asked for."""
+
+    cdef RecordIterator first
+    cdef RecordIterator second
+    cdef Shape s
+    cdef bytes a
+    cdef bytes b
+    cdef bint only_first
+    cdef bint both
+    cdef bint only_second
+
+    def __cinit__(self, TreeView first, TreeView second, bint only_first, bint both, bint only_second):
+        self.s = first.open_core().s
+        if second.open_core().s.comparator != self.s.comparator or self.s.duplicates or second.core.s.duplicates:
+            raise InvalidRequest("only trees with one comparator and without duplicates can be merged")
+        self.first = first.iterate(None, None, False, True)
+        self.second = second.iterate(None, None, False, True)
+        self.only_first = only_first
+        self.both = both
+        self.only_second = only_second
+        self.a = next(self.first, None)
+        self.b = next(self.second, None)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef int c
+        cdef bytes key
+        while self.a is not None or self.b is not None:
+            if self.a is None or self.b is None:
+                c = 1 if self.a is None else -1
+            else:
+                c = compare(&self.s, <uint8_t *> PyBytes_AS_STRING(self.a), <int> PyBytes_GET_SIZE(self.a),
+                            <uint8_t *> PyBytes_AS_STRING(self.b), <int> PyBytes_GET_SIZE(self.b))
+            key = self.b if c > 0 else self.a
+            if c <= 0:
+                self.a = next(self.first, None)
+            if c >= 0:
+                self.b = next(self.second, None)
+            if (self.only_first if c < 0 else self.only_second if c > 0 else self.both):
+                return key
+        raise StopIteration
 
 
 @cython.no_gc_clear
@@ -659,6 +831,8 @@ cdef class RecordIterator:
             pos = c.pos
             c.pos += 1
         leaf = c.node[c.depth]
+        if c.t.s.duplicates:
+            return self.duplicate(cell_at(page_of(leaf), pos), klen_at(page_of(leaf), pos))
         key = PyBytes_FromStringAndSize(<char *> cell_at(page_of(leaf), pos), klen_at(page_of(leaf), pos))
         if self.only_keys:
             return key
@@ -668,6 +842,11 @@ cdef class RecordIterator:
         else:
             data = self.spilled(value)
         return (key, data)
+
+    cdef object duplicate(self, const uint8_t *cell, int klen):
+        cdef int cut = dup_split(cell, klen)
+        cdef bytes key = PyBytes_FromStringAndSize(<char *> cell, cut)
+        return key if self.only_keys else (key, PyBytes_FromStringAndSize(<char *> cell + cut, klen - cut - 2))
 
     cdef bytes spilled(self, const uint8_t *body):
         cdef int64_t size = <int64_t> ld64(body)
@@ -687,8 +866,10 @@ cdef class RecordIterator:
 
 cdef int shape_set(TreeCore *t, Descriptor d) except -1:
     t.s.page_size = t.p.page_size
-    t.s.key_size = d.key_size
-    t.s.value_size = d.value_size
+    t.s.base_key = d.key_size
+    t.s.base_value = d.value_size
+    t.s.key_size = -2 if d.duplicates else d.key_size
+    t.s.value_size = 0 if d.duplicates else d.value_size
     t.s.comparator = d.comparator
     t.s.copies = d.copies
     t.s.duplicates = d.duplicates
@@ -728,8 +909,6 @@ cdef class Tree(TreeView):
     cdef int start(self, Pager pager, Descriptor descriptor, uint64_t tree_id) except -1:
         if self.core != NULL:
             raise InvalidRequest("the tree is made already")
-        if descriptor.duplicates:
-            raise UnsupportedFormat("trees with duplicates are not in this version")
         self.pager = pager
         self._descriptor = descriptor
         self._blob = b""
@@ -826,18 +1005,31 @@ cdef class Tree(TreeView):
     cdef int check_record(self, bytes key, bytes value) except -1:
         cdef TreeCore *t = self.open_core()
         cdef Py_ssize_t klen = PyBytes_GET_SIZE(key), vlen = PyBytes_GET_SIZE(value)
+        if t.s.duplicates:
+            return self.check_duplicate(key, value)
         if klen > t.s.key_max or (t.s.key_size == -1 and klen > 255):
             raise LimitExceeded("KEY_SIZE_MAX", klen, min(t.s.key_max, 255 if t.s.key_size == -1 else t.s.key_max))
         if t.s.key_size > 0 and klen != t.s.key_size:
             raise InvalidRequest(f"keys of this tree have {t.s.key_size} bytes, not {klen}")
         if t.s.comparator == CMP_PAIR:
-            self.search_key(key)
+            self.check_order(key)
         if t.s.value_size >= 0:
             if vlen != t.s.value_size:
                 raise InvalidRequest(f"values of this tree have {t.s.value_size} bytes, not {vlen}")
         elif vlen > value_size_max or (t.s.value_size == -1 and vlen > 255) or (t.s.value_size == -2 and vlen > 65535):
             raise LimitExceeded("VALUE_SIZE_MAX", vlen, min(value_size_max, (1 << -8 * t.s.value_size) - 1))
         return 0
+
+    cdef int check_duplicate(self, bytes key, bytes value) except -1:
+        cdef TreeCore *t = self.core
+        cdef Py_ssize_t klen = PyBytes_GET_SIZE(key), vlen = PyBytes_GET_SIZE(value)
+        if klen + vlen + 2 > t.s.key_max:
+            raise LimitExceeded("KEY_SIZE_MAX", klen + vlen + 2, t.s.key_max)
+        if t.s.base_key > 0 and klen != t.s.base_key or t.s.base_value >= 0 and vlen != t.s.base_value:
+            raise InvalidRequest(f"this tree keeps {self._descriptor!r}, not {klen} and {vlen} bytes")
+        if t.s.base_key == -1 and klen > 255 or t.s.base_value == -1 and vlen > 255:
+            raise LimitExceeded("KEY_SIZE_MAX", max(klen, vlen), 255)
+        return self.check_order(key)
 
     def put(self, key, value=b""):
         """Set the value; True when the key was there before. Cost: one page per level; a page not yet dirty is copied, a full
@@ -853,6 +1045,12 @@ cdef class Tree(TreeView):
         cdef Fault fault
         cdef int code
         self.check_record(k, v)
+        if t.s.duplicates:
+            k = duplicate_key(k, v)
+            v = b""
+            kp = <uint8_t *> PyBytes_AS_STRING(k)
+            klen = <int> PyBytes_GET_SIZE(k)
+            vlen = 0
         if not value_spills(&t.s, klen, vlen) and core_try_shared(t):
             done = put_fast(t, kp, klen, vp, <int> vlen, &existed)
             core_unlock_shared(t)
@@ -870,9 +1068,43 @@ cdef class Tree(TreeView):
             raised(&fault)
         return existed
 
+    def write(self, key, int64_t offset, data):
+        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros); the key must be there, else NotFound.
+        Cost: a spilled value that no seal has reached is changed in place; any other is read whole and put again."""
+        cdef bytes k = self.search_key(key), d = as_bytes(data), whole
+        cdef TreeCore *t = self.core
+        cdef bint done
+        if offset < 0 or t.s.duplicates:
+            raise InvalidRequest(f"write at {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        lock_tree(t)
+        done = write_part(t, <uint8_t *> PyBytes_AS_STRING(k), <int> PyBytes_GET_SIZE(k), offset,
+                          <uint8_t *> PyBytes_AS_STRING(d), PyBytes_GET_SIZE(d))
+        unlock_tree(t)
+        if done:
+            return
+        whole = self.find(key, False, None)
+        if whole is None:
+            raise NotFound("key", key)
+        if offset + len(d) > value_size_max:
+            raise LimitExceeded("VALUE_SIZE_MAX", offset + len(d), value_size_max)
+        self.put(key, whole[:offset].ljust(offset, b"\0") + d + whole[offset + len(d):])
+
+    def delete_value(self, key, value):
+        """Remove one value of a key in a tree with duplicates; True when it was there. Cost: as `delete`."""
+        if not self.open_core().s.duplicates:
+            raise InvalidRequest("the tree keeps one value for a key: use delete")
+        self.check_order(as_bytes(key))
+        return self.remove(duplicate_key(as_bytes(key), as_bytes(value)))
+
     def delete(self, key):
-        """Remove; True when the key was there. Cost: one page per level, and a sibling where a page falls under half full."""
+        """Remove (all values of) a key; True when it was there. Cost: one page per level, and a sibling where a page falls under
+        half full."""
         cdef bytes k = self.search_key(key)
+        if self.core.s.duplicates:
+            return self.cut(k, self.search_key(key, True)) > 0
+        return self.remove(k)
+
+    cdef object remove(self, bytes k):
         cdef TreeCore *t = self.core
         cdef bint existed = False, done = False
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
@@ -911,6 +1143,11 @@ cdef class Tree(TreeView):
         cdef int64_t total = 0
         cdef list held
         cdef bytes key, value
+        if t.s.duplicates and not puts:
+            free(w)
+            for key in source:
+                total += bool(self.delete(key))
+            return total
         if w == NULL:
             raise MemoryError()
         memset(&fault, 0, sizeof(Fault))
@@ -925,6 +1162,9 @@ cdef class Tree(TreeView):
                         key = k if type(k) is bytes else as_bytes(k)
                         value = v if type(v) is bytes else as_bytes(v)
                         self.check_record(key, value)
+                        if t.s.duplicates:
+                            key = duplicate_key(key, value)
+                            value = b""
                         held.append(value)
                         w.value[w.n] = <uint8_t *> PyBytes_AS_STRING(value)
                         w.vlen[w.n] = PyBytes_GET_SIZE(value)
@@ -953,6 +1193,9 @@ cdef class Tree(TreeView):
         leaves only where a value has spilled."""
         cdef bytes a = self.search_key(start) if start is not None else None
         cdef bytes b = self.search_key(stop) if stop is not None else None
+        return self.cut(a, b)
+
+    cdef int64_t cut(self, bytes a, bytes b) except -1:
         cdef TreeCore *t = self.open_core()
         cdef Range r
         cdef int64_t records = 0
@@ -981,11 +1224,15 @@ cdef class Tree(TreeView):
         self.delete_range()
 
     def bulk_load(self, items):
+        """Fill an empty tree from ascending records: insertions at the right edge leave full leaves behind. InvalidRequest:
+        the tree is not empty, or the records do not ascend (it is empty again then). Cost: each page once."""
         if len(self):
             raise InvalidRequest("bulk_load fills an empty tree")
-        last = None
-        for key, value in items:
-            self.put(key, value)
+        try:
+            self.batch(ascending(self, items), True)
+        except BaseException:
+            self.clear()
+            raise
 
     def clone(self):
         """Another mutable tree with the same content and the same tree id. Sealed pages are shared and counted in

@@ -125,6 +125,104 @@ cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f)
     return code
 
 
+cdef int count_range(TreeCore *t, Node *n, const uint8_t *start, int start_len, const uint8_t *stop, int stop_len,
+                     int64_t *records, Fault *f) noexcept nogil:
+    """Add the records of a view's node with start <= key < stop: subtrees between the borders by their references, so that
+    only the two border paths (and dirty pages) are visited. Caller holds pager.rw."""
+    cdef int lo = 0, hi = node_count(n), i, code
+    cdef bint found
+    cdef Node *kid
+    if n.level == 0:
+        if start != NULL:
+            lo = page_find(&t.s, page_of(n), n.cap, 0, start, start_len, &found)
+        if stop != NULL:
+            hi = page_find(&t.s, page_of(n), n.cap, 0, stop, stop_len, &found)
+        records[0] += hi - lo if hi > lo else 0
+        return OK
+    if start != NULL:
+        lo = index_find(&t.s, page_of(n), n.cap, start, start_len)
+    if stop != NULL:
+        hi = index_find(&t.s, page_of(n), n.cap, stop, stop_len) + 1
+    for i in range(lo, hi):
+        kid = <Node *> at_getp(&n.kids[i])
+        if (start == NULL or i > lo) and (stop == NULL or i < hi - 1) and (
+                kid == NULL or (kid.state != DIRTY and (n.state != DIRTY or names_kid(n, i, kid)))):
+            records[0] += <int64_t> (ref_records(&t.s, ref_at(page_of(n), i)) & ~REF_SPILLED)
+            continue
+        code = kid_at(t, n, i, &kid, f)
+        if code == OK:
+            code = count_range(t, kid, start if i == lo else NULL, start_len, stop if i == hi - 1 else NULL, stop_len,
+                               records, f)
+        if code != OK:
+            return code
+    return OK
+
+
+cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, int64_t length, Out *out,
+                   Fault *f) noexcept nogil:
+    """Bytes [offset, offset + length) of a value, short at its end, in memory of its own. Only those pages of a spilled value
+    are read."""
+    cdef Node *leaf
+    cdef int pos, vlen, code
+    cdef int64_t size
+    cdef uint32_t version
+    cdef const uint8_t *value
+    out.data = NULL
+    core_lock_shared(t)
+    code = find_leaf(t, key, klen, &leaf, f)
+    while code == OK:
+        version = latch_read(&leaf.version)
+        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &out.found)
+        vlen = 0
+        value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen) if out.found else NULL
+        size = vlen if vlen >= 0 else <int64_t> ld64(value)
+        if not latch_same(&leaf.version, version):
+            continue
+        out.size = min(length, size - offset) if offset < size else 0
+        if not out.found:
+            break
+        out.data = <uint8_t *> malloc(out.size + 1)
+        if out.data == NULL:
+            code = fail(f, E_MEMORY, "value")
+        elif vlen < 0:
+            code = spill_read(t, value, offset, out.data, out.size, f)
+        elif out.size:
+            memcpy(out.data, value + offset, out.size)
+        if code != OK or latch_same(&leaf.version, version):
+            break
+        free(out.data)
+        out.data = NULL
+    core_unlock_shared(t)
+    if code != OK:
+        free(out.data)
+        out.data = NULL
+    make_room(t.p)
+    return code
+
+
+cdef bint write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, const uint8_t *data, int64_t n) noexcept nogil:
+    """Overwrite inside a spilled value that is still in memory and nobody else's; False where it is not. Caller holds
+    tree.rw exclusively."""
+    cdef Node *node = t.root
+    cdef bint found
+    cdef int i
+    cdef uint8_t *body
+    cdef Spill *v
+    while node != NULL and node.state == DIRTY and at_get32(&node.refs) == 1:
+        if node.level:
+            node = node.kids[index_find(&t.s, page_of(node), node.cap, key, klen)]
+            continue
+        i = page_find(&t.s, page_of(node), node.cap, 0, key, klen, &found)
+        body = spill_at(&t.s, page_of(node), i) if found else NULL
+        v = spill_pointer(body) if body != NULL else NULL
+        if v == NULL or at_get32(&v.refs) != 1 or offset + n > v.length:
+            return False
+        memcpy(v.data + offset, data, n)
+        t.is_dirty = 1
+        return True
+    return False
+
+
 # -- batches -----------------------------------------------------------------------------------------------------------
 cdef enum:
     GROUP = 16           # keys that descend side by side, so that their cache misses overlap

@@ -44,8 +44,10 @@ cdef uint64_t IN_MEMORY = 0xffffffffffffffffULL  # a spilled value's generation 
 
 cdef struct Shape:
     int page_size
-    int key_size
-    int64_t value_size
+    int key_size         # of stored keys: -2 where they carry their value (duplicates)
+    int64_t value_size   # of stored values: 0 likewise
+    int base_key         # as the descriptor has them
+    int64_t base_value
     int comparator
     int copies
     int duplicates
@@ -458,7 +460,7 @@ cdef const char *key_fault(Shape *s, const uint8_t *key, int klen, bint separato
         if klen < 2 or dup_split(key, klen) > klen - 2:
             return "key without its own length"
         base = dup_split(key, klen)
-    if s.key_size > 0 and base != s.key_size and not (separator and plain_order(s)):
+    if s.base_key > 0 and base != s.base_key and not (separator and plain_order(s)):
         return "key size"
     if s.comparator == CMP_PAIR:
         if base < 4 or 4 + ld16(key) > base or 4 + ld16(key) + ld16(key + 2 + ld16(key)) != base:

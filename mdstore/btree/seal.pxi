@@ -303,9 +303,9 @@ cdef bytes root_record(TreeCore *t, bytes blob, bint embedded):
     p[1] = (ROOT_DUPLICATES if t.s.duplicates else 0) | (0 if embedded else ROOT_PAGED) | t.s.copies << 2
     p[2] = t.s.comparator
     p[3] = t.level
-    st16(p + 4, t.s.key_size & 0xffff)
+    st16(p + 4, t.s.base_key & 0xffff)
     st16(p + 6, t.s.embed_limit)
-    st32(p + 8, <uint32_t> (t.s.value_size & 0xffffffff))
+    st32(p + 8, <uint32_t> (t.s.base_value & 0xffffffff))
     st32(p + 12, len(blob))
     st64(p + 16, t.tree_id)
     st64(p + 24, t.count)
