@@ -1,0 +1,41 @@
+"""The README keeps its word: what it names exists, and its examples run."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+ROUTE = re.findall(r"^\| `([\w.]+)` \| ([\w/]+)\.py \|", README, re.M)
+
+
+def test_the_route_through_the_source_is_short() -> None:
+    assert 5 <= len(ROUTE) <= 8
+
+
+@pytest.mark.parametrize(("name", "path"), ROUTE)
+def test_every_function_of_the_route_exists(name: str, path: str) -> None:
+    found: object = importlib.import_module(path.replace("/", "."))
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert callable(found)
+    assert found.__doc__, f"{name} says what it does"
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_the_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/ARCHITECTURE.md"])
+def test_links_and_paths_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    named += re.findall(r"`((?:docs|tests|mdstore|journal)/[\w/.-]+\.(?:py|md))`", text)
+    for path in named:
+        assert (ROOT / path).exists(), f"{document} names {path}"
