@@ -13,6 +13,7 @@ Zeros up to the next unit boundary are stepped over when an acceptable entry beg
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -37,6 +38,8 @@ Read = Callable[[int, int], bytes]
 
 WINDOW: Final = 1 << 20  # bytes read ahead of the walk
 _NEVER: Final = 1 << 64
+_LOW_BITS: Final = 24  # of a position, that the search does not look at
+_UPPER_MAX: Final = 128  # different upper parts, that it does look at
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +255,12 @@ def find_headers(read: Read, position: int, stop: int, *, window: int = WINDOW) 
     """
     doubted = 0
     limit = stop - position
+    pattern = _candidates(position, stop)
     while position < stop:
-        data = read(position, min(window + HEADER_SIZE, stop - position))
+        wanted = min(window + HEADER_SIZE, stop - position)
+        data = read(position, wanted)
         after = max(1, len(data) - HEADER_SIZE + 1)
-        offset = _next_header(data, position, 0)
+        offset = _next_header(data, position, 0, pattern)
         while offset >= 0:
             header = decode_header(data, offset)
             assert isinstance(header, Header)
@@ -264,20 +269,35 @@ def find_headers(read: Read, position: int, stop: int, *, window: int = WINDOW) 
             doubted += 0 if intact else header.length
             following = offset + (HEADER_SIZE + header.length if intact else 1)
             after = max(after, following)
-            offset = _next_header(data, position, following)
+            offset = _next_header(data, position, following, pattern)
+        if len(data) < wanted:
+            return  # the medium's end
         position += after
 
 
-def _next_header(data: bytes, base: int, offset: int) -> int:
+def _candidates(position: int, stop: int) -> re.Pattern[bytes]:
+    """Matches wherever a header of `[position, stop)` may begin: the magic, and a position whose upper bytes fit.
+
+    In a ring full of entries of the lap before, that leaves it to the regular expression to pass over them all.
+    """
+    upper = range(position >> _LOW_BITS, (stop >> _LOW_BITS) + 1)
+    if len(upper) > _UPPER_MAX:
+        return re.compile(re.escape(MAGIC))
+    choices = b"|".join(re.escape(value.to_bytes(8 - _LOW_BITS // 8, "little")) for value in upper)
+    gap = START_OFFSET + _LOW_BITS // 8 - len(MAGIC)
+    return re.compile(re.escape(MAGIC) + b".{%d}(?:%s)" % (gap, choices), re.DOTALL)
+
+
+def _next_header(data: bytes, base: int, offset: int, pattern: re.Pattern[bytes]) -> int:
     """Where, from `offset` on, the first header lies that is whole in `data` and names its own position; -1: nowhere."""
-    offset = data.find(MAGIC, offset)
-    while 0 <= offset <= len(data) - HEADER_SIZE:
+    while (match := pattern.search(data, offset)) is not None and match.start() <= len(data) - HEADER_SIZE:
+        offset = match.start()
         at = offset + START_OFFSET
         if int.from_bytes(data[at : at + 8], "little") == base + offset and not isinstance(
             decode_header(data, offset), str
         ):
             return offset
-        offset = data.find(MAGIC, offset + 1)
+        offset += 1
     return -1
 
 

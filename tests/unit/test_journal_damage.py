@@ -248,3 +248,18 @@ def test_a_large_entry_is_read_through_a_small_window() -> None:
     journal.append(b"after")
     journal.flush()
     assert [entry.payload for entry in journal.entries()] == [b"before", payload, b"after"]
+
+
+@pytest.mark.parametrize("start", [(1 << 24) - 3000, (1 << 32) - 3000, (1 << 62), 0])
+def test_search_finds_headers_wherever_the_log_has_got_to(start: int) -> None:
+    """The search looks at the upper bytes of positions: across the places where they change, and far up."""
+    medium = MemoryMedium(start=start)
+    journal = Journal.create(medium)
+    wanted = []
+    for n in range(100):
+        wanted.append(journal.write)
+        journal.append(b"%d" % n)
+    journal.flush()
+    for stop in (journal.safe, start + (130 << 24)):
+        found = [header.position for header in find_headers(medium.read, start, stop, window=1 << 16)]
+        assert found[:100] == wanted
