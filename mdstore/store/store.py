@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -488,6 +489,19 @@ class Store:
                 if self._failure is None:
                     self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)
             raise
+
+    @contextmanager
+    def pinned(self) -> Iterator[Superblock]:
+        """The newest durable superblock; nothing it reaches is written over until the `with` ends."""
+        with self.lock:
+            self.check_usable()
+            chosen = self.superblock
+            self._pins[chosen.epoch] += 1
+        try:
+            yield chosen
+        finally:
+            with self.lock:
+                self._pins[chosen.epoch] -= 1
 
     def release_limbo(self) -> None:
         """Give back what no durable superblock and no reader reaches. Under `lock`."""

@@ -16,7 +16,7 @@ from enum import IntEnum
 from crc32c import crc32c
 
 from mdstore.device.protocol import Device
-from mdstore.errors import CorruptionError, InvalidRequest, NotAnImage, UnsupportedFormat
+from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, NotAnImage, UnsupportedFormat
 from mdstore.limits import BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, IMAGE_BLOCKS_MAX
 
 SLOT_SIZE = 4096
@@ -202,7 +202,7 @@ def candidates(device: Device) -> Iterator[tuple[Superblock | None, str, Excepti
             where = f"{device.name}, {kind} superblock {slot} (byte {offset})"
             try:
                 yield decode(device.read(offset, SLOT_SIZE), where), where, None
-            except (NotAnImage, UnsupportedFormat, CorruptionError) as error:
+            except (NotAnImage, UnsupportedFormat, CorruptionError, DeviceFailed) as error:
                 yield None, where, error
 
 
@@ -228,7 +228,7 @@ def read_all(device: Device) -> tuple[list[tuple[Superblock, str]], list[str]]:
 
 
 def _worst(errors: list[Exception], device: Device) -> Exception:
-    for kind in (UnsupportedFormat, CorruptionError):
+    for kind in (UnsupportedFormat, CorruptionError, DeviceFailed):
         for error in errors:
             if isinstance(error, kind):
                 return error
