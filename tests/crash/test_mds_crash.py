@@ -11,11 +11,17 @@ import stat
 
 import pytest
 
+from mdstore.device.explore import History, explore
+from mdstore.device.faulty import FaultyDevice
+from mdstore.device.protocol import Device
 from mdstore.engines.mem import MemStore
+from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import PosixError
 from mdstore.mds.core import Limits
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER, SetAttr, Vfs
+from mdstore.store.check import check as check_store
+from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 from tests.model.mds_check import problems
 from tests.model.memory_vfs import MemoryVfs
@@ -54,11 +60,12 @@ def tree_of(vfs: Vfs) -> Tree:
 class Workload:
     """The same random operations on the server and on the model; `snapshots` are the model's trees, one per change."""
 
-    def __init__(self, seed: int, limits: Limits = TINY) -> None:
+    def __init__(self, seed: int, limits: Limits = TINY, store: ObjectStore | None = None) -> None:
         self.limits = limits
         self.random = random.Random(seed)
         self.now = 1_000_000
-        self.store = MemStore(delayed=True)
+        self.memory = MemStore(delayed=True)
+        self.store = store or self.memory
         MetadataServer.format(
             self.store, now_ns=1, object_size=OBJECT_SIZE, log_unit=1024, log_object_size=2048, identity=bytes(16)
         )
@@ -190,7 +197,7 @@ class Workload:
         self.snapshots = [tree]
 
     def check_every_crash(self) -> None:
-        for store in self.store.durable_prefixes():
+        for store in self.memory.durable_prefixes():
             self.check(store)
             self.checked += 1
 
@@ -242,12 +249,63 @@ def test_every_crash_leaves_a_moment_since_the_last_sync_and_no_invented_bytes(s
             work.server.purge_all()
         elif chance < 0.155:
             work.server.syncfs()
-            work.store = work.store.crash()
+            work.store = work.memory = work.memory.crash()
             work.start()
             work.synced()
     work.check_every_crash()
     print(f"seed {seed}: {work.checked} crash states")
     assert work.checked >= 30
+
+
+# -- the whole house: this server, its log, the store, its log, a device that loses what was not flushed -----------------
+
+IMAGE = 4 << 20
+GEOMETRY = {"block_size": 512, "log_bytes": 64 * 1024}
+SMALL = {"cache_bytes": 256 * 1024, "dirty_bytes": 128 * 1024, "background": False}
+
+
+def whole_workload(seed: int, steps: int):  # type: ignore[no-untyped-def]
+    def workload(device: FaultyDevice, history: History) -> None:
+        store = Store.create(device, **GEOMETRY, **SMALL)
+        work = Workload(seed, store=store)
+        history.start(work.snapshots[-1])
+        for number in range(steps):
+            work.step()
+            begun = history.begin(work.snapshots[-1])
+            if number % 7 == 0:
+                work.server.syncfs()
+                history.acknowledge(begun)
+            elif number % 11 == 0:
+                work.server.tick(work.now + 2_000_000_000)
+        work.server.close()
+        store.close()
+        history.acknowledge(begun)
+
+    return workload
+
+
+def whole_reopen(device: Device) -> Tree:
+    """Recover both, check both, and hand out the names; then once more, with the log empty."""
+    store = Store.open(device, **SMALL)
+    server = MetadataServer.mount(store, clock=lambda: 1, limits=TINY, count_references=False)
+    tree = tree_of(server)
+    check_contents(server)
+    server.purge_all()
+    server.close()
+    assert list(problems(store)) == []
+    assert not check_store(store, deep=True)
+    assert tree_of(MetadataServer.mount(store, clock=lambda: 1)) == tree
+    store.close()
+    return tree
+
+
+def test_every_write_of_the_device_under_the_whole_house_is_a_crash_point() -> None:
+    report = explore(
+        whole_workload(SEED + 7, 90), whole_reopen, seed=SEED + 7, size_bytes=IMAGE, budget_states=150, nested_states=3
+    )
+    print(report)
+    assert report.clean, report.findings
+    assert report.distinct > 80
 
 
 def test_a_crash_during_replay_is_replayed_again() -> None:
@@ -257,7 +315,7 @@ def test_a_crash_during_replay_is_replayed_again() -> None:
         work.step()
     work.server.syncfs()
     work.synced()
-    store = work.store.crash()
+    store = work.memory.crash()
     before = tree_of(MetadataServer.mount(store, clock=lambda: work.now, read_only=True))
     small = Limits(dirty_entries=2, dirty_entries_low=1)
     MetadataServer.mount(store, clock=lambda: work.now, limits=small)
