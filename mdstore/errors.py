@@ -182,15 +182,19 @@ class PosixError(MdstoreError):
     """A name-space operation failed as POSIX says it must. `errno` is the POSIX number, `subject` the path or inode."""
 
     def __init__(self, number: int, subject: object = "", reason: str = "") -> None:
+        super().__init__(number, subject, reason)
         self.errno = number
         self.subject = subject
         self.reason = reason
-        parts = [errno.errorcode.get(number, str(number)), os.strerror(number)]
-        if reason:
-            parts.append(reason)
-        if subject != "":
-            parts.append(_show(subject))
-        super().__init__(": ".join(parts))
+
+    def __str__(self) -> str:
+        """Made when it is asked for: most of these are an answer (no such name), not a message to anyone."""
+        parts = [errno.errorcode.get(self.errno, str(self.errno)), os.strerror(self.errno)]
+        if self.reason:
+            parts.append(self.reason)
+        if self.subject != "":
+            parts.append(_show(self.subject))
+        return ": ".join(parts)
 
 
 def errno_of(error: BaseException) -> int:
