@@ -8,6 +8,7 @@ it must be.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -46,6 +47,7 @@ class Story:
 
     started: float = field(default_factory=time.monotonic)
     failures: int = 0
+    report: dict[str, str] = field(default_factory=dict)  # what is said once more at the end
 
     def chapter(self, title: str) -> None:
         """Begin a part."""
@@ -101,6 +103,9 @@ def demo(seed: int | None, tree: str | None, keep: bool) -> None:
             print(f"\nkept: {place}")
         else:
             shutil.rmtree(place, ignore_errors=True)
+    story.chapter("Report")
+    for name, value in story.report.items():
+        story.line(f"{name:<26} {value}")
     verdict = f"{count_text(story.failures, 'thing')} NOT as it must be" if story.failures else "everything is as it must be"
     print(f"\n{verdict}; {duration_text(time.monotonic() - story.started)}; seed {seed}")
     sys.exit(1 if story.failures else 0)
@@ -108,6 +113,7 @@ def demo(seed: int | None, tree: str | None, keep: bool) -> None:
 
 def _tell(story: Story, place: Path, source: Path, rng: random.Random) -> None:
     entries, size_bytes = _measure(source)
+    story.report["source"] = f"{entries:,} entries, {size_text(size_bytes)}"
     image = place / "disk.img"
     story.chapter("1. An image is made")
     told(story, "mkfs", image, "--size", max(256 << 20, size_bytes * 3 // (1 << 20) << 20))
@@ -116,14 +122,14 @@ def _tell(story: Story, place: Path, source: Path, rng: random.Random) -> None:
     story.chapter("3. The image is recovered")
     _recover(story, image, source, paths)
     story.chapter("4. The import is run again, to its end")
-    told(story, "import", image, source, *_excluding())
+    story.report["second import"] = duration_text(told(story, "import", image, source, *_excluding()))
     story.chapter("5. Everything is given back and compared")
-    told(story, "export", image, "/", place / "out")
+    story.report["export"] = duration_text(told(story, "export", image, "/", place / "out"))
     _compare(story, source, place / "out")
     shutil.rmtree(place / "out")
-    told(story, "stat", image)
+    _weigh(story, image, size_bytes)
     story.chapter("6. A second reader, which shares no code with the engine, checks every byte")
-    told(story, "fsck", "--deep", image)
+    story.report["fsck --deep"] = duration_text(told(story, "fsck", "--deep", image))
     story.chapter("7. The same through the kernel")
     reason = _why_no_fuse()
     if reason is not None:
@@ -176,11 +182,13 @@ def _recover(story: Story, image: Path, source: Path, paths: list[bytes]) -> Non
         server = MetadataServer.mount(store)
         ready = time.monotonic()
         story.line(f"ready in {duration_text(ready - began)}")
+        story.report["recovery"] = f"{duration_text(ready - began)}, {count_text(server.recovery.events, 'event')} replayed"
         story.line(f"    store: {count_text(store.recovery.entries, 'log entry', 'log entries')} "
                    f"({size_text(store.recovery.log_bytes)}) replayed in {duration_text(opened - began)}")  # fmt: skip
         story.line(f"    name space: {count_text(server.recovery.events, 'event')} "
                    f"({size_text(server.recovery.bytes)}) replayed in {duration_text(ready - opened)}")  # fmt: skip
-        wrong = wrong_paths(server, os.fsencode(source), paths)
+        wrong = list(wrong_paths(server, os.fsencode(source), paths))
+        story.report["acknowledged before kill"] = f"{len(paths):,} entries, {len(wrong) or 'none'} lost"
         story.check(f"all {len(paths):,} acknowledged entries are there, with the right content, mode, owner and time", wrong)
         server.close()
     finally:
@@ -194,6 +202,16 @@ def _compare(story: Story, source: Path, out: Path) -> None:
         os.fsencode(source), os.fsencode(out), exclude=excluded, owners=os.geteuid() == 0, compared=compared
     ))  # fmt: skip
     story.check(f"{compared.entries:,} entries, {compared.bytes:,} bytes: content, modes, times, links are the source's", found)
+
+
+def _weigh(story: Story, image: Path, size_bytes: int) -> None:
+    """What the image takes for what it holds."""
+    done = subprocess.run(mdstore("stat", image, "--json"), capture_output=True, check=True)
+    figures = json.loads(done.stdout)
+    used = figures["size_bytes"] - figures["free_bytes"]
+    share = used / max(1, size_bytes)
+    story.report["space used"] = f"{size_text(used)} for {size_text(size_bytes)} of content ({share:.2f} times), log included"
+    story.line(f"{size_text(used)} of {size_text(figures['size_bytes'])} are used")
 
 
 def _why_no_fuse() -> str | None:

@@ -211,6 +211,22 @@ def test_help_imports_no_command(run: Run) -> None:
     assert "mkfs" in done.stdout
 
 
+def test_the_second_reader_agrees_and_has_codes_of_its_own(run: Run, image: Path, tmp_path: Path) -> None:
+    assert run("fsck", image).code == 0
+    assert run("fsck", "--deep", image, "--json").json()["status"] == "clean"
+    assert run("dump", image).code == 0
+    (tmp_path / "text").write_bytes(b"no image\n" * 1000)
+    for command in ("fsck", "dump"):
+        for path in (tmp_path / "text", tmp_path / "none"):
+            ran = run(command, path)
+            assert (ran.code, ran.out, ran.err.count("\n")) == (8, "", 1)
+    for offset in _superblock_offsets(image)[:1]:
+        _overwrite(image, offset + 100, b"damage")
+    assert run("fsck", image).code in (0, 4)
+    os.truncate(image, 6 * MIB)
+    assert run("fsck", image).code == 4
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 READERS: list[list[str]] = [["ls"], ["tree"], ["stat"], ["cat", "/hello"], ["export", "/", "out"]]
