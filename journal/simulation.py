@@ -31,15 +31,21 @@ class Operation:
 Hook = Callable[[Operation], None]
 
 
-def crash_subsets(pending: list[Operation], rng: random.Random, extra: int = 4) -> Iterator[list[Operation]]:
-    """Which of the unflushed operations survive: none, all, every prefix, all but one, and a few at random.
+def crash_subsets(
+    pending: list[Operation], rng: random.Random, extra: int = 4, every_up_to: int = 3
+) -> Iterator[list[Operation]]:
+    """Which of the unflushed operations survive: every subset where there are few; else none, all, every prefix, all but one.
 
-    With the random ones, writes are torn at sectors too.
+    And `extra` ones at random, in which writes are torn at sectors too.
     """
-    for length in range(len(pending) + 1):
-        yield pending[:length]
-    for index in range(len(pending) - 1):
-        yield pending[:index] + pending[index + 1 :]
+    if len(pending) <= every_up_to:
+        for bits in range(1 << len(pending)):
+            yield [operation for index, operation in enumerate(pending) if bits >> index & 1]
+    else:
+        for length in range(len(pending) + 1):
+            yield pending[:length]
+        for index in range(len(pending) - 1):
+            yield pending[:index] + pending[index + 1 :]
     for _ in range(extra if pending else 0):
         kept = [operation for operation in pending if rng.random() < 0.6]
         yield [part for operation in kept for part in _torn(operation, rng)]
@@ -133,10 +139,10 @@ class CrashObjects:
     def floor_of(self, name: str) -> int:
         return max((floor for prefix, floor in self.floors.items() if name.startswith(prefix)), default=0)
 
-    def images(self, count: int, rng: random.Random) -> Iterator[CrashObjects]:
+    def images(self, count: int, rng: random.Random, every_up_to: int = 3) -> Iterator[CrashObjects]:
         """Stores as a crash after the first `count` operations may leave them."""
         durable, pending = split_at_flush(self.operations[:count])
-        for subset in crash_subsets(pending, rng):
+        for subset in crash_subsets(pending, rng, every_up_to=every_up_to):
             objects = {name: bytearray(data) for name, data in self._initial.items()}
             for operation in durable + subset:
                 apply_operation(objects, operation)

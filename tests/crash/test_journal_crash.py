@@ -120,23 +120,26 @@ def write_on(place: Place, rng: random.Random) -> History | None:
     return history
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", PLACES, ids=IDS)
 def test_crash_write_on_crash_again(make: Callable[[], Place], seed: int) -> None:
     print(f"seed {seed}")
     rng = random.Random(seed)
     place = make()
-    history = workload(place, rng, 20)
+    history = workload(place, rng, 60 if isinstance(place, Ring) else 20)
     created = next(count for count, _ in history.safe_at)
+    states = 0
     for count in range(place.count() + 1):
         for image in place.images(count, rng):
+            states += 1
             if count < created:
                 with_nothing_acknowledged(image)
                 continue
             check(Journal.open(image.medium()), history, count)
-            if rng.random() < 0.15:
+            if rng.random() < 0.05:
                 second_crash(image, rng)
-    print(f"seed {seed}")
+    assert states > 150
+    print(f"seed {seed}, {states} states")
 
 
 def with_nothing_acknowledged(image: Place) -> None:
@@ -181,6 +184,31 @@ def test_later_stripes_landed_earlier_ones_not_and_shorter_entries_follow() -> N
     again.flush()
     third = Journal.open(place.medium())
     assert [entry.payload for entry in third.entries()] == [b"kept", b"y" * 40]
+
+
+def test_every_subset_of_the_objects_of_a_flush_then_shorter_entries_and_every_subset_again() -> None:
+    """One flush over nine pieces: all 512 outcomes; after each a writer with shorter entries, and all outcomes of that."""
+    rng = random.Random(0)
+    place = Stripes()
+    journal = Journal.create(place.medium())
+    journal.append(b"kept")
+    journal.flush()
+    history = History({journal.safe: b"kept"})
+    history.note(place, journal)
+    for size in (40, 5, 90, 12, 30, 60, 3):
+        history.appended[journal.append(bytes([size]) * size)] = bytes([size]) * size
+    journal.flush()
+    last = place.count() - 1  # the flush itself did not happen
+    pieces = sum(operation.kind == "write" for operation in place.store.operations[-10:-1])
+    assert pieces >= 8
+    outcomes = set()
+    for store in place.store.images(last, rng, every_up_to=12):
+        image = Stripes(store)
+        check(Journal.open(image.medium()), history, last)
+        outcomes.add(Journal.open(image.medium()).safe)
+        if rng.random() < 0.05:
+            second_crash(image, rng)
+    assert len(outcomes) >= 5
 
 
 def test_canary_a_medium_that_forgets_flushed_writes_is_caught() -> None:
