@@ -55,7 +55,7 @@ _TREES: Final = {
     "page-copy": _warning("One copy of a page is damaged; another one reads", "run a scrub: it rewrites the copy"),
     "overflow": _error("The value cannot be read", _RECOVER),
     "tree-count": _error("The number of records shown is wrong"),
-    "tree-id": _error("A stale page of one tree could pass for a page of the other"),
+    "tree-id": _error("The next new tree gets this id too; a stale page of one could pass for a page of the other"),
 }
 
 _LOG: Final = {
