@@ -22,7 +22,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from mdstore.client.fuse_credentials import CredentialCache
@@ -45,6 +44,7 @@ from mdstore.client.fuse_protocol import (
 )
 from mdstore.client.fuse_receiver import GONE, RequestReceiver
 from mdstore.client.fuse_reply import ReplyEncoder
+from mdstore.client.fuse_workers import Workers
 from mdstore.client.fuse_xattrs import XattrOperations
 from mdstore.errors import InvalidRequest, MdstoreError, errno_of
 from mdstore.mds.vfs import Credentials, Vfs
@@ -75,7 +75,7 @@ class FuseSession:
         self._operations_by_code = [by_code.get(code, UNSUPPORTED) for code in range(OPCODE_TABLE_SIZE)]
         self._functions = [operation.function for operation in self._operations_by_code]
         self._receiver = RequestReceiver(fd, self._view, self.options.poll_us)
-        self._workers: ThreadPoolExecutor | None = None
+        self._workers = Workers(self.options.workers, self._serve_slowly)
 
     def handshake(self) -> None:
         """Answer INIT: agree on version, sizes and features. The mount works once this has returned.
@@ -107,8 +107,7 @@ class FuseSession:
 
     def close(self) -> None:
         """Drain the workers and close the descriptor; `run` does it. For a session whose handshake failed."""
-        if self._workers is not None:
-            self._workers.shutdown()
+        self._workers.drain()
         self.notifier.close()
         self._receiver.close()
         os.close(self._fd)
@@ -132,7 +131,7 @@ class FuseSession:
         except Exception as error:
             reply = self._after_surprise(error, opcode)
         if reply is SLOW:
-            self._hand_over(opcode, unique, nodeid, cred, body)
+            self._workers.submit((opcode, unique, nodeid, cred, memoryview(bytes(body))))
         elif reply is not None:
             self._answer(unique, reply, opcode, nodeid)
 
@@ -156,13 +155,6 @@ class FuseSession:
         self.unexpected_errors += 1
         log.error("FUSE request %s failed unexpectedly", _name_of(opcode), exc_info=error)
         return errno_of(error)
-
-    def _hand_over(self, opcode: int, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> None:
-        if self._workers is None:
-            self._workers = ThreadPoolExecutor(self.options.workers, thread_name_prefix="fuse-worker")
-        copy = memoryview(bytes(body))
-        future = self._workers.submit(self._serve_slowly, opcode, unique, nodeid, cred, copy)
-        future.add_done_callback(_raise_in_log)
 
     def _serve_slowly(self, opcode: int, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> None:
         worker = self._operations_by_code[opcode].worker
@@ -211,13 +203,6 @@ class FuseSession:
 
     def _answer_waiting(self, unique: int, reply: bytes | int) -> None:
         self._answer(unique, reply, Opcode.SETLKW, 0)
-
-
-def _raise_in_log(future: Future[None]) -> None:
-    """A worker's answer that failed is a bug: the program that asked waits for ever, so the log must say why."""
-    error = future.exception()
-    if error is not None:
-        log.error("a FUSE worker failed", exc_info=error)
 
 
 def _name_of(opcode: int) -> str:
