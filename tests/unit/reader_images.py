@@ -60,6 +60,7 @@ def file_system(*, is_closed: bool = True) -> bytes:
         if number == 7:
             server.link(SUPERUSER, attr.ino, deep, b"second name")
             server.setxattr(SUPERUSER, attr.ino, b"user.k", b"v")
+    server.syncfs()  # what follows in the log knows the events before it durable
     server.symlink(SUPERUSER, top, b"symlink", b"f01")
     server.rename(SUPERUSER, top, b"empty", deep, b"moved")
     server.unlink(SUPERUSER, top, b"f04")

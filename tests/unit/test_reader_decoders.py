@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -103,6 +104,15 @@ SAMPLES = {
 }
 
 
+def code_of(decoder: Callable[[bytes], object], data: bytes) -> str | None:
+    """The code of the damage that decoding meets; None when it decodes."""
+    try:
+        decoder(data)
+    except Damage as damage:
+        return damage.code
+    return None
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_mutation_decodes_or_is_damage(name: str) -> None:
     decoder, data = SAMPLES[name]
@@ -110,15 +120,9 @@ def test_every_mutation_decodes_or_is_damage(name: str) -> None:
     for at in range(len(data)):
         for value in {0, 1, 0x7F, 0x80, 0xFF, data[at] ^ 1}:
             mutated = data[:at] + bytes([value]) + data[at + 1 :]
-            try:
-                decoder(mutated)
-            except Damage as damage:
-                assert damage.code in KINDS
+            assert code_of(decoder, mutated) in {None, *KINDS}
     for cut in range(len(data)):
-        try:
-            decoder(data[:cut])
-        except Damage:
-            continue
+        assert code_of(decoder, data[:cut]) in {None, *KINDS}
 
 
 def superblock_bytes() -> bytes:
