@@ -83,11 +83,11 @@ class Maker:
 
     def _make_file(self, parent: int, name: bytes, source: bytes) -> tuple[Attr, os.stat_result]:
         """The file's bytes, and its status as it was when they were read."""
-        fd = open_file(source)
+        fd, status = open_file(source)
         try:
             attr, handle = self._vfs.create(SUPERUSER, parent, name, 0o600, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
-                status = self._fill(_Target(attr.ino, handle), fd, source)
+                status = self._fill(_Target(attr.ino, handle), fd, status, source)
             except OSError:
                 self._vfs.unlink(SUPERUSER, parent, name)
                 self._vfs.forget(attr.ino, 1)
@@ -98,17 +98,20 @@ class Maker:
             os.close(fd)
         return attr, status
 
-    def _fill(self, target: _Target, fd: int, source: bytes) -> os.stat_result:
+    def _fill(self, target: _Target, fd: int, status: os.stat_result, source: bytes) -> os.stat_result:
+        """Copy the bytes, again when the file was changed meanwhile. The status that goes with what was copied; for a file that
+        kept changing, one that is outdated already, so that the next run copies it again."""
+        before = status
         for attempt in range(_TRIES):
-            status = os.fstat(fd)
-            self._write_pieces(target, fd, status)
-            if same_version(status, os.fstat(fd)):
-                return status
-            if attempt + 1 < _TRIES:
+            if attempt:
                 self._set_size(target, 0)
+            self._write_pieces(target, fd, status)
+            before, status = status, os.fstat(fd)
+            if same_version(before, status):
+                return before
         self._done.troubles += 1
         self._complain(f"{shown(source)}: it kept changing while it was read; run the import again")
-        return status
+        return before
 
     def _write_pieces(self, target: _Target, fd: int, status: os.stat_result) -> None:
         end = 0

@@ -37,7 +37,7 @@ def pieces(fd: int, size_bytes: int, blocks: int) -> Iterator[Piece]:
     The file is read up to the size it has while it is read; one that shrinks ends early.
     """
     if blocks * 512 >= size_bytes:
-        yield from _range(fd, 0, None)
+        yield from _to_the_end(fd, size_bytes)
         return
     offset = 0
     while offset < size_bytes:
@@ -48,19 +48,23 @@ def pieces(fd: int, size_bytes: int, blocks: int) -> Iterator[Piece]:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
             raise
-        yield from _range(fd, start, end)
+        for at in range(start, end, CHUNK):
+            if data := os.pread(fd, min(CHUNK, end - at), at):
+                yield Piece(at, data)
         offset = end
 
 
-def _range(fd: int, start: int, end: int | None) -> Iterator[Piece]:
-    while end is None or start < end:
-        data = os.pread(fd, CHUNK if end is None else min(CHUNK, end - start), start)
-        if not data:
+def _to_the_end(fd: int, size_bytes: int) -> Iterator[Piece]:
+    """One byte more than there should be is asked for, so that one read of a small file tells its end as well."""
+    offset, wanted = 0, min(CHUNK, size_bytes + 1)
+    while True:
+        data = os.pread(fd, wanted, offset)
+        if data:
+            yield Piece(offset, data)
+        if len(data) < wanted:
             return
-        yield Piece(start, data)
-        start += len(data)
-        if end is None and len(data) < CHUNK and not os.pread(fd, 1, start):
-            return
+        offset += len(data)
+        wanted = min(CHUNK, max(1, size_bytes + 1 - offset))
 
 
 def xattrs_of(path: bytes) -> dict[bytes, bytes]:
@@ -84,10 +88,12 @@ def same_version(before: os.stat_result, after: os.stat_result) -> bool:
     return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
 
 
-def open_file(path: bytes) -> int:
-    """A descriptor for reading a regular file; never blocks on what has become a FIFO meanwhile, never follows a symlink."""
+def open_file(path: bytes) -> tuple[int, os.stat_result]:
+    """A descriptor for reading a regular file, and its status. Never blocks on what has become a FIFO meanwhile, never
+    follows a symlink."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         raise OSError(errno.EAGAIN, "it was replaced while it was read", os.fsdecode(path))
-    return fd
+    return fd, status
