@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mdstore.mds.events import DIR_TOUCH
-from mdstore.mds.fnode import Fnode, encode_fnode
+from mdstore.mds.fnode import FNODE, FNODE_VERSION, Fnode
 from mdstore.mds.records import (
     INODE_CORE,
     INODE_VERSION,
@@ -149,8 +149,12 @@ class Directory(Inode):
         )  # fmt: skip
 
     def encode_header(self) -> bytes:
-        """The bytes of its header."""
-        return encode_fnode(self.fnode())
+        """The bytes of its header; the same as `encode_fnode(self.fnode())`, without the detours."""
+        head = FNODE.pack(
+            FNODE_VERSION, 0, len(self.name), 0, self.version, self.parent, self.rbytes, self.rfiles, self.rdirs,
+            self.rctime, self.accounted_bytes, self.accounted_files, self.accounted_dirs, self.accounted_ctime,
+        )  # fmt: skip
+        return head + self.name + self.encode()
 
     def take_header(self, fnode: Fnode) -> None:
         """Become what a header says; entries are not touched."""

@@ -24,7 +24,8 @@ class Table:
         self.store = store
         self.number = int(number)
         self.object_name = TABLE_OBJECTS[number]
-        self.changed: SortedDict[bytes, bytes | None] = SortedDict()
+        # Only the inode table is never read in order, and changed most.
+        self.changed: dict[bytes, bytes | None] = {} if number == Tab.INODES else SortedDict()
         self.since = -1
 
     def get(self, key: bytes) -> bytes | None:
@@ -46,6 +47,7 @@ class Table:
 
     def rows(self, start: bytes | None = None, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop in order, as they are now; changing the table meanwhile is allowed."""
+        assert isinstance(self.changed, SortedDict), "the inode table is not read in order"
         newer = [(key, self.changed[key]) for key in self.changed.irange(start, stop, inclusive=(True, False))]
         newer.reverse()
         for key, value in self.store.map_items(META, self.object_name, start, stop):

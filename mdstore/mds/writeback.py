@@ -160,7 +160,7 @@ class WriteBack:
         core = self._core
         core.stamp_server_table()
         for table in core.tables.values():
-            rows = [item for item in table.changed.items() if item[1] is not None]
+            rows = sorted((key, raw) for key, raw in table.changed.items() if raw is not None)
             gone = [key for key, raw in table.changed.items() if raw is None]
             if rows:
                 transaction.map_set(META, table.object_name, rows)

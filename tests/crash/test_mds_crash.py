@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+from typing import Any
 
 import pytest
 
@@ -260,8 +261,8 @@ def test_every_crash_leaves_a_moment_since_the_last_sync_and_no_invented_bytes(s
 # -- the whole house: this server, its log, the store, its log, a device that loses what was not flushed -----------------
 
 IMAGE = 4 << 20
-GEOMETRY = {"block_size": 512, "log_bytes": 64 * 1024}
-SMALL = {"cache_bytes": 256 * 1024, "dirty_bytes": 128 * 1024, "background": False}
+GEOMETRY: dict[str, Any] = {"block_size": 512, "log_bytes": 64 * 1024}
+SMALL: dict[str, Any] = {"cache_bytes": 256 * 1024, "dirty_bytes": 128 * 1024, "background": False}
 
 
 def whole_workload(seed: int, steps: int):  # type: ignore[no-untyped-def]

@@ -106,6 +106,7 @@ def test_records_come_back_as_they_went() -> None:
     root = sample_root()
     root.name, root.parent = b"n" * 255, 77
     assert fnode.decode_fnode(root.encode_header(), "here") == root.fnode()
+    assert fnode.encode_fnode(root.fnode()) == root.encode_header()
     assert records.entry_ino(node.entry_value()) == 17
     assert records.entry_ino(records.encode_link(records.TAG_DIRECTORY, 4, 99)) == 99
 
