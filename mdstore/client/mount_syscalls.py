@@ -25,6 +25,8 @@ MS_NOEXEC: Final = 8
 MS_SYNCHRONOUS: Final = 16
 MS_DIRSYNC: Final = 128
 MS_NOATIME: Final = 1024
+FLAG_WORDS: Final = {MS_NOEXEC: "noexec", MS_SYNCHRONOUS: "sync", MS_DIRSYNC: "dirsync", MS_NOATIME: "noatime"}
+"""What fusermount3 may be told; nosuid and nodev it sets itself, whether it is told or not."""
 MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 

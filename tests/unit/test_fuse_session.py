@@ -16,7 +16,7 @@ from mdstore.client.fuse_directories import FIRST_COOKIE, PackedCookies, SharedC
 from mdstore.client.fuse_init import SessionOptions
 from mdstore.client.fuse_protocol import Opcode
 from mdstore.client.fuse_session import FuseSession
-from mdstore.errors import InvalidRequest
+from mdstore.errors import InvalidRequest, PosixError
 from mdstore.mds.vfs import SUPERUSER, Credentials, DirEntry
 from tests.model.memory_vfs import MemoryVfs
 
@@ -203,6 +203,59 @@ def test_only_a_read_that_would_wait_goes_to_a_worker(vfs: MemoryVfs, monkeypatc
         assert [thread is kernel.thread for thread in threads] == [cached]
     finally:
         kernel.end()
+
+
+LOST: list[tuple[str, int, bytes]] = [
+    ("lookup", Opcode.LOOKUP, b"file\0"),
+    ("mkdir", Opcode.MKDIR, protocol.MKDIR_IN.pack(0o755, 0) + b"new\0"),
+    ("create", Opcode.CREATE, protocol.CREATE_IN.pack(os.O_RDWR, 0o644, 0, 0) + b"new\0"),
+    ("opendir", Opcode.OPENDIR, protocol.OPEN_IN.pack(0, 0)),
+]
+
+
+@pytest.mark.parametrize(("opcode", "body"), [case[1:] for case in LOST], ids=[case[0] for case in LOST])
+def test_what_a_killed_process_asked_for_is_taken_back(
+    vfs: MemoryVfs, monkeypatch: pytest.MonkeyPatch, opcode: int, body: bytes
+) -> None:
+    """The kernel answers ENOENT to a reply nobody waits for any more; handles and lookups in it would be lost for ever."""
+    attr = vfs.mknod(SUPERUSER, 1, b"file", 0o644)
+    vfs.forget(attr.ino, 1)
+    kernel = Kernel(vfs, SessionOptions())
+    kernel.start()
+    real = os.write
+    lost = threading.Event()
+
+    def write(fd: int, data: bytes) -> int:
+        if lost.is_set():
+            return real(fd, data)
+        lost.set()
+        raise FileNotFoundError(errno.ENOENT, "the request was given up")
+
+    try:
+        monkeypatch.setattr(os, "write", write)
+        kernel.send(opcode, body)
+        assert kernel.ask(Opcode.GETATTR, bytes(16))[0] == 0
+    finally:
+        kernel.end()
+    assert lost.is_set()
+    with pytest.raises(PosixError, match="EBADF"):
+        vfs.fsync(1)  # the first handle there would be
+    for name in (b"file", b"new"):
+        try:
+            vfs.unlink(SUPERUSER, 1, name)
+        except PosixError as error:
+            if error.errno == errno.EISDIR:
+                vfs.rmdir(SUPERUSER, 1, name)
+    vfs.assert_state()
+    assert [ino for ino in range(2, 10) if _exists(vfs, ino)] == [], "an inode without a name is still referred to"
+
+
+def _exists(vfs: MemoryVfs, ino: int) -> bool:
+    try:
+        vfs.getattr(ino)
+    except PosixError:
+        return False
+    return True
 
 
 def test_a_first_request_other_than_init_is_refused(vfs: MemoryVfs) -> None:
