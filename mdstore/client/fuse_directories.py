@@ -105,6 +105,15 @@ class _Listing:
         self.ino = ino
         self.cookies = cookies
 
+    def after(self, cookie: int) -> bytes | None:
+        """The name the listing goes on behind. EINVAL for a number nobody was given: programs may seek anywhere."""
+        if cookie < FIRST_COOKIE:
+            return None
+        try:
+            return self.cookies.name(cookie)
+        except IndexError:
+            raise PosixError(errno.EINVAL, self.ino, f"{cookie} is no place in this directory") from None
+
 
 class DirectoryOperations:
     """Opendir to releasedir. `cache`: let the kernel keep listings (right while every change goes through it)."""
@@ -156,7 +165,7 @@ class DirectoryOperations:
         """
         parts: list[bytes] = []
         size -= self._fill_dots(listing, cookie, size, parts, plus=plus)
-        after = listing.cookies.name(cookie) if cookie >= FIRST_COOKIE else None
+        after = listing.after(cookie)
         head_size = DIRENT.size + (ENTRY_OUT.size if plus else 0)
         while (limit := size // (head_size + _NAME_SIZE_MAX)) > 0:
             entries = self._vfs.readdir(listing.handle, after, limit, count_lookups=plus)

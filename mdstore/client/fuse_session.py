@@ -124,31 +124,26 @@ class FuseSession:
         if len(body) < self._minimum[opcode]:
             self._answer(unique, errno.EINVAL, opcode, nodeid)
             return
-        try:
-            reply = self._functions[opcode](unique, nodeid, cred, body)
-        except MdstoreError as error:
-            reply = self._after_refusal(error, opcode, unique, nodeid, cred, body)
-        except Exception as error:
-            reply = self._after_surprise(error, opcode)
+        reply = self._reply_to(opcode, unique, nodeid, cred, body)
         if reply is SLOW:
             self._workers.submit((opcode, unique, nodeid, cred, memoryview(bytes(body))))
         elif reply is not None:
             self._answer(unique, reply, opcode, nodeid)
 
-    def _after_refusal(
-        self, error: MdstoreError, opcode: int, unique: int, nodeid: int, cred: Credentials, body: memoryview
-    ) -> Reply:
-        """The errno, or where a permission was missing the reply to the same request with the caller's groups."""
-        number = errno_of(error)
-        if number not in _REFUSED_PERMISSION or cred.groups:
-            return number
-        complete = self._credentials.complete(cred)
-        if complete is cred:
-            return number
+    def _reply_to(self, opcode: int, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
+        """Serve one request in this thread. One that was refused for a missing permission is served again, once, with the
+        caller's supplementary groups: the refusal has changed nothing."""
         try:
-            return self._functions[opcode](unique, nodeid, complete, body)
-        except MdstoreError as again:
-            return errno_of(again)
+            return self._functions[opcode](unique, nodeid, cred, body)
+        except MdstoreError as error:
+            number = errno_of(error)
+            if number in _REFUSED_PERMISSION and not cred.groups:
+                complete = self._credentials.complete(cred)
+                if complete is not cred:
+                    return self._reply_to(opcode, unique, nodeid, complete, body)
+            return number
+        except Exception as error:
+            return self._after_surprise(error, opcode)
 
     def _after_surprise(self, error: Exception, opcode: int) -> Reply:
         """An exception no operation should raise: the program gets EIO, the log the whole story, the mount goes on."""

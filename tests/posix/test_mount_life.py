@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
@@ -304,6 +305,18 @@ def test_references_return_to_none_when_the_kernel_forgets(serve: Serve) -> None
     served.thread.join(30)
     vfs.assert_state()
     assert vfs.getattr(1).nlink == 2
+
+
+def test_seeking_a_directory_to_nowhere_is_refused(serve: Serve) -> None:
+    served = serve(MemoryVfs(), "nolistcache")
+    make(served.path / "file")
+    fd = os.open(served.path, os.O_RDONLY)
+    os.lseek(fd, 123456789, os.SEEK_SET)
+    buffer = ctypes.create_string_buffer(4096)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.syscall(217, fd, buffer, 4096) == -1  # getdents64: listdir would rewind first
+    assert ctypes.get_errno() == errno.EINVAL
+    os.close(fd)
 
 
 def test_no_flush_is_sent_where_no_lock_wants_it(serve: Serve) -> None:
