@@ -37,6 +37,8 @@ class FileData:
         """Buffer bytes; size and times change in memory. Submits where the buffer of this file, or of all, is full."""
         core = self._core
         file = self.state(node)
+        if offset > node.size:
+            node.become_sparse()
         before = file.buffer.size_bytes
         file.buffer.write(offset, data)
         core.buffered_bytes += file.buffer.size_bytes - before
@@ -100,7 +102,7 @@ class FileData:
         file = self.state(node)
         if node.size > file.published and not file.buffer.covers(file.published, node.size):
             self._cut(transaction, node.ino, file.published)
-            node.flags |= FLAG_SPARSE
+            node.become_sparse()
         size = self._core.object_size
         for offset, piece in file.buffer.extents():
             number, inside = divmod(offset, size)
@@ -194,7 +196,7 @@ class FileData:
         node.mtime = node.ctime = now
         if size > old:
             self._clean_up_behind(node, old)
-            node.flags |= FLAG_SPARSE
+            node.become_sparse()
         elif size < old and node.flags & FLAG_SPARSE and size == 0:
             node.flags &= ~FLAG_SPARSE
         node.size = file.published = size
@@ -210,7 +212,7 @@ class FileData:
     def zero(self, node: Inode, start: int, end: int, now: int) -> None:
         """Make `[start, end)`, inside the file, zeros and give its space back. The caller appends an event."""
         self.publish([node])
-        node.flags |= FLAG_SPARSE
+        node.become_sparse()
         transaction = Transaction(epoch=self._core.epoch)
         size = self._core.object_size
         while start < end and node.flags & FLAG_DATA:

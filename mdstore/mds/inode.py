@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from mdstore.mds.events import DIR_TOUCH
 from mdstore.mds.fnode import FNODE, FNODE_VERSION, Fnode
 from mdstore.mds.records import (
+    FLAG_SPARSE,
     INODE_CORE,
     INODE_VERSION,
     PRIMARY_CORE,
@@ -96,11 +97,19 @@ class Inode:
     def attr(self) -> Attr:
         """What stat tells."""
         size = self.size
-        space = self.allocated if self.flags & 1 else size
+        space = size
+        if self.flags & FLAG_SPARSE:
+            space = self.allocated + (0 if self.file is None else self.file.buffer.size_bytes)
         return Attr(
             self.ino, self.mode, self.nlink, self.uid, self.gid, self.rdev, size, (space + 4095 >> 12) << 3, self.atime,
             self.mtime, self.ctime, self.generation,
         )  # fmt: skip
+
+    def become_sparse(self) -> None:
+        """From here on its space is counted and not taken from its size; so far there was no hole."""
+        if not self.flags & FLAG_SPARSE:
+            self.flags |= FLAG_SPARSE
+            self.allocated = self.size if self.file is None else self.file.published
 
     def take(self, record: InodeRecord) -> None:
         """Become what the record says."""

@@ -181,9 +181,10 @@ class MetadataServer:
             self._cache.evict()
 
     def _before_read(self) -> None:
+        """A server whose log or store has failed still reads what it can; a closed one answers nothing."""
         core = self._core
-        if core.failed is not None:
-            raise core.failed
+        if self._closed:
+            raise core.failed or StoreClosed("the file system is closed")
         if len(core.nodes) > self._cache.nodes_max:
             self._cache.evict()
 

@@ -101,9 +101,7 @@ def test_files_may_be_larger_than_four_gigabytes(root: Path) -> None:
     os.close(fd)
 
 
-def test_holes_take_no_blocks(root: Path, kind: str, request: pytest.FixtureRequest) -> None:
-    if kind == "served":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="the metadata server counts blocks by size"))
+def test_holes_take_no_blocks(root: Path) -> None:
     fd = _opened(root / "file")
     os.pwrite(fd, b"x" * PAGE, GIB)
     blocks = os.fstat(fd).st_blocks

@@ -147,7 +147,9 @@ def test_the_first_failure_latches_and_what_was_synced_is_there(store: MemStore)
     refused(errno.EIO, server.syncfs)
     refused(errno.EIO, lambda: server.mkdir(SUPERUSER, directory, b"e", 0o755))
     refused(errno.EIO, server.syncfs)
+    assert server.getattr(directory).size == 2, "what memory has can still be read"
     server.close()
+    refused(errno.EIO, lambda: server.getattr(directory))
     assert names_in(MetadataServer.mount(state), directory) == [b"kept"]
 
 
