@@ -25,6 +25,11 @@ _MAGIC = b"mbt1"
 
 def store_image(seed: int = 1, *, is_closed: bool = True, objects: int = 60, block_size: int = BLOCK) -> bytes:
     """Objects with data, attributes and maps, clones among them, values that spill; killed instead of closed on demand."""
+    return store_images(seed, is_closed=is_closed, objects=objects, block_size=block_size)[-1]
+
+
+def store_images(seed: int, *, is_closed: bool, objects: int = 60, block_size: int = BLOCK) -> tuple[bytes, bytes]:
+    """The same image early and at its end."""
     random = Random(seed)
     device = MemoryDevice(3 << 20)
     store = Store.create(device, block_size=block_size, log_bytes=128 << 10, background=False)
@@ -35,13 +40,15 @@ def store_image(seed: int = 1, *, is_closed: bool = True, objects: int = 60, blo
         change.setattr("c", name, "a", b"x" * random.randrange(40))
         change.map_set("maps", f"m{number % 4}", {b"k%05d" % number: random.randbytes(random.choice([3, 90, 2500]))})
         store.apply(change)
+        if number == objects // 4:
+            early = device.image()
         if number == objects // 2:
             store.checkpoint()
             store.apply(Transaction().clone("c", "o0001", "clone").clone("maps", "m1", "m1-clone"))
         if number % 9 == 5:
             store.apply(Transaction().remove("c", f"o{number - 2:04}").truncate("c", name, 7))
     store.apply(Transaction().write("c", "last", 100_000, b"behind a hole"))
-    return _end(store, device, is_closed)
+    return early, _end(store, device, is_closed)
 
 
 def file_system(*, is_closed: bool = True) -> bytes:

@@ -63,6 +63,7 @@ class Space:
         self.last = max(self.first, min(superblock.blocks, tail))
         self._used = Sorter(RUN.size)
         self._free_blocks = 0
+        self._is_partial = False
         self._segments: list[tuple[int, int, list[_Held]]] = []
 
     def use(self, start: int, blocks: int, code: int) -> None:
@@ -80,8 +81,14 @@ class Space:
     def close(self) -> None:
         self._used.close()
 
-    def sweep(self, free: Records, references: Records, shared: Records, name_objects: Namer) -> None:
-        """Report every block that nobody holds, that is both held and free, or whose count is wrong."""
+    def sweep(
+        self, free: Records, references: Records, shared: Records, name_objects: Namer, *, is_partial: bool = False
+    ) -> None:
+        """Report every block that nobody holds, that is both held and free, or whose count is wrong.
+
+        is_partial: some of what uses blocks could not be read, so only too many owners are wrong.
+        """
+        self._is_partial = is_partial
         spare = (RUN.pack(start, blocks, owner(SPARE)) for start, blocks in self._spare_runs())
         streams = (self._used, self._free_runs(free), spare, self._page_claims(references), self._data_claims(shared))
         at, active = self.first, list[_Held]()
@@ -94,7 +101,7 @@ class Space:
                 self._report(name_objects)
         self._advance(at, self.last, active)
         self._report(name_objects)
-        if self._free_blocks != self._superblock.free_blocks:
+        if self._free_blocks != self._superblock.free_blocks and not is_partial:
             what = (
                 f"superblock says {self._superblock.free_blocks} free blocks, the free tree holds {self._free_blocks}"
             )
@@ -123,6 +130,8 @@ class Space:
         if is_page and owners[0].start != start:
             return  # the rest of an overflow run, judged at its first page
         if (is_page or kinds == {DATA}) and len(owners) == 1 + claim:
+            return
+        if self._is_partial and (not owners or ((is_page or kinds == {DATA}) and len(owners) < 1 + claim)):
             return
         self._segments.append((start, stop, list(active)))
 

@@ -73,6 +73,7 @@ _LOG: Final = {
 
 _OBJECTS: Final = {
     "collection": _error("The collection cannot be listed"),
+    "unjudged": _note("More may be wrong than what is listed", "repair or restore what is damaged, then check again"),
     "onode": _error("The object cannot be read", _RECOVER),
     "object-stray": _error("The object belongs to no collection: nobody can name it, its space is lost"),
     "collection-count": _error("The number of objects shown for the collection is wrong"),
