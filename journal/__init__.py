@@ -17,6 +17,7 @@ from journal.errors import (
     JournalTrimmed,
     NoJournal,
     UnsupportedJournal,
+    WrongGeometry,
 )
 from journal.follow import Follower, Lag
 from journal.head import Head
@@ -32,5 +33,5 @@ __all__ = [
     "Follower", "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed", "JournalCorrupt",
     "JournalError", "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly", "JournalTrimmed", "Lag",
     "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region", "RingMedium", "StripedMedium",
-    "Tail", "UnsupportedJournal",
+    "Tail", "UnsupportedJournal", "WrongGeometry",
 ]  # fmt: skip

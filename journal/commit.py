@@ -50,16 +50,25 @@ class Turns:
         if not self.busy:
             self.busy = True
             return True
+        return self._sleep(self._park(position), timeout)
+
+    def _park(self, position: int) -> _Parked:
         me = _Parked(position)
         self._parked.append(me)
+        return me
+
+    def _sleep(self, me: _Parked, timeout: float | None) -> bool:
         self._lock.release()
         try:
             woken = me.wake.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-        finally:
+        except BaseException:  # interrupted: it must not be made leader later, nor keep the turn it was just given
             self._lock.acquire()
+            self._leave(me)
+            raise
+        self._lock.acquire()
         if not woken and not me.wake.acquire(blocking=False):
             self._parked.remove(me)
-            raise TimeoutError(f"position {position} is not durable after {timeout} s")
+            raise TimeoutError(f"position {me.position} is not durable after {timeout} s")
         return me.leader
 
     def take_now(self) -> bool:
@@ -79,12 +88,23 @@ class Turns:
                 parked.wake.release()
             else:
                 waiting.append(parked)
-        if waiting:
-            following = waiting.pop(0)
+        self._parked = waiting
+        self._promote()
+        return self._due(safe, error)
+
+    def _promote(self) -> None:
+        """Make the one who has waited longest the leader."""
+        if self._parked:
+            following = self._parked.pop(0)
             following.leader = self.busy = True
             following.wake.release()
-        self._parked = waiting
-        return self._due(safe, error)
+
+    def _leave(self, me: _Parked) -> None:
+        if me in self._parked:
+            self._parked.remove(me)
+        elif me.leader:
+            self.busy = False
+            self._promote()
 
     def _due(self, safe: int, error: BaseException | None) -> list[Callback]:
         due = []

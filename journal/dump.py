@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 from crc32c import crc32c
 
 from journal.errors import DumpDamaged
-from journal.head import COPIES, HEAD_SIZE, Head, decode_head
+from journal.head import COPIES, HEAD_SIZE, Head, check_geometry, decode_head
 from journal.medium import Medium
 
 MAGIC: Final = b"JRNLDUMP"
@@ -121,12 +121,12 @@ def check_dump(source: BinaryIO) -> Dump:
 def apply_dump(medium: Medium, source: BinaryIO) -> int:
     """Write a checked dump to `medium`; returns the bytes written. Durable on return.
 
-    A KIND_LOG dump replaces whatever log was there; a KIND_UNDO dump takes back one change. `DumpDamaged`, before
-    anything is written, when the dump is damaged or its geometry is not the medium's.
+    A KIND_LOG dump replaces whatever log was there; a KIND_UNDO dump takes back one change. `DumpDamaged` or
+    `WrongGeometry`, before anything is written.
     """
     dump = check_dump(source)
     if dump.kind == KIND_LOG:
-        _expect_geometry(medium, dump.head())
+        check_geometry(dump.head(), medium.describe())
         medium.truncate(medium.lowest() if medium.capacity is None else medium.start)
     total = 0
     for position, data in dump.ranges():
@@ -138,8 +138,3 @@ def apply_dump(medium: Medium, source: BinaryIO) -> int:
     medium.flush()
     return total
 
-
-def _expect_geometry(medium: Medium, head: Head) -> None:
-    for name, value in medium.describe().items():
-        if getattr(head, name) != value:
-            raise DumpDamaged(0, f"it is of a log with {name} {getattr(head, name)}, here it is {value}")

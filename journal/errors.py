@@ -5,6 +5,7 @@
 | NoJournal        | create one, or check the place: no head was ever written there                     |
 | HeadLost         | run head recovery: both head copies are unreadable                                |
 | UnsupportedJournal | use the version that wrote it                                                   |
+| WrongGeometry    | open it with the geometry it was made with; the head names that                   |
 | JournalCorrupt   | stop: bytes known to have been durable are damaged; inspect, then decide          |
 | JournalTrimmed   | restart from `trimmed`: the position asked for is gone                            |
 | JournalFull      | expire and trim, then retry; nothing was appended                                 |
@@ -48,6 +49,16 @@ class UnsupportedJournal(JournalError):
         self.what = what
         self.found = found
         super().__init__(f"unsupported {what}: {found}")
+
+
+class WrongGeometry(JournalError):
+    """The place is not shaped as the head says: `field` is `found` there and `expected` by the head."""
+
+    def __init__(self, field: str, expected: int, found: int) -> None:
+        self.field = field
+        self.expected = expected
+        self.found = found
+        super().__init__(f"the journal was made with {field} {expected}, it is opened with {found}")
 
 
 class JournalCorrupt(JournalError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from journal.entry import Entry
 from journal.errors import JournalCorrupt, JournalTrimmed
-from journal.head import Head, newest_head
+from journal.head import Head, check_geometry, newest_head
 from journal.medium import Medium
 from journal.scan import WINDOW, Rule, Walk
 
@@ -41,6 +41,7 @@ class Follower:
         self._generation = 0
         self._seen = 0
         self.head = newest_head(medium.read_heads(), medium.name)
+        check_geometry(self.head, medium.describe())
         self.restart(position)
 
     def restart(self, position: int | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from crc32c import crc32c
 
-from journal.errors import HeadLost, NoJournal, UnsupportedJournal
+from journal.errors import HeadLost, NoJournal, UnsupportedJournal, WrongGeometry
 
 MAGIC: Final = b"JRNLHEAD"
 VERSION: Final = 1
@@ -85,6 +85,13 @@ def _decode_fields(data: bytes) -> Head | str:
         stripe_count=stripe_count, object_size=object_size,
         clean=bool(flags & FLAG_CLEAN), allow_split=not flags & FLAG_UNSPLIT,
     )  # fmt: skip
+
+
+def check_geometry(head: Head, geometry: dict[str, int]) -> None:
+    """`WrongGeometry` when `geometry`, what a medium says of itself, is not what `head` says of the log."""
+    for field, found in geometry.items():
+        if getattr(head, field) != found:
+            raise WrongGeometry(field, getattr(head, field), found)
 
 
 def newest_head(copies: list[bytes], where: str) -> Head:

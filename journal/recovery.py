@@ -8,7 +8,7 @@ from typing import Final
 
 from journal.entry import HEADER_SIZE, Entry
 from journal.errors import JournalCorrupt
-from journal.head import Head
+from journal.head import Head, check_geometry
 from journal.medium import Medium
 from journal.scan import Read, Rule, Tail, Walk, classify_tail
 
@@ -44,9 +44,10 @@ def recover(
 ) -> Recovered:
     """Walk from `start` to the first position with no valid entry, and make sure that nothing durable is missing there.
 
-    `JournalCorrupt` when something is. Reads everything up to the medium's reach once, unless the head says that the log
-    was closed cleanly and ends where the walk did.
+    `JournalCorrupt` when something is; `WrongGeometry`. Reads everything up to the medium's reach once, unless the head
+    says that the log was closed cleanly and ends where the walk did.
     """
+    check_geometry(head, medium.describe())
     read = read or medium.read
     begin = head.expire if start is None else start
     rule = Rule(head.log, head.generation, head.generation_start, medium.unit)

@@ -7,7 +7,17 @@ from collections.abc import Callable
 
 import pytest
 
-from journal import DumpDamaged, Journal, JournalCorrupt, Layout, Medium, Options, RingMedium, StripedMedium
+from journal import (
+    DumpDamaged,
+    Journal,
+    JournalCorrupt,
+    Layout,
+    Medium,
+    Options,
+    RingMedium,
+    StripedMedium,
+    WrongGeometry,
+)
 from journal.dump import apply_dump
 from journal.edit import (
     Change,
@@ -94,7 +104,7 @@ def test_dump_of_another_geometry_is_refused(place: Place) -> None:
     dump.seek(0)
     other = RingMedium(CrashRegion(256 * 50), block_size=256)
     Journal.create(other)
-    with pytest.raises(DumpDamaged):
+    with pytest.raises(WrongGeometry):
         apply_dump(other, dump)
     assert list(Journal.open(other).entries()) == []
 
