@@ -178,6 +178,11 @@ class Cache:
         references = self._core.references
         references[ino] = references.get(ino, 0) + 1
 
+    def evict_excess(self) -> None:
+        """`evict`, when there is more in memory than there should be."""
+        if len(self._nodes) > self.nodes_max:
+            self.evict()
+
     def evict(self) -> None:
         """Drop the inodes that came first until an eighth of the budget is free, as far as they can be dropped."""
         excess = len(self._nodes) - self.nodes_max + self.nodes_max // 8
@@ -200,7 +205,7 @@ class Cache:
                     self._core.counters.evicted += 1
 
     def _drop(self, node: Inode) -> bool:
-        if node.handles or node.file is not None or node.nlink == 0:
+        if node.handles or node.file is not None or node.nlink == 0 or node.ino in self._core.stale_backtraces:
             return False
         if isinstance(node, Directory):
             return self._drop_directory(node)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from journal import Journal, JournalError, JournalFenced
 from mdstore.engines.protocol import Commit, ObjectStore
@@ -24,6 +25,7 @@ from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
 from mdstore.mds.tables import Table
 from mdstore.mds.vfs import ROOT_INO
+from mdstore.store.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ class Core:
         self.ordered = store.capabilities.ordered_commits
         self.server = server
         self.object_size = server.object_size
+        self.transaction_bytes = _transaction_bytes(store)
         self.limits = limits
         self.clock = clock
         self.lock = threading.RLock()
@@ -148,6 +151,10 @@ class Core:
         if not self.ordered:
             for commit in commits:
                 commit.wait()
+
+    def is_full(self, transaction: Transaction) -> bool:
+        """Whether a transaction should be submitted before more is added to it."""
+        return transaction.payload_bytes + _OPERATION_BYTES * len(transaction.operations) >= self.transaction_bytes
 
     # -- what is dirty -------------------------------------------------------------------------------------------------
 
@@ -239,6 +246,17 @@ class Core:
             if isinstance(node, Directory):
                 assert node.since < 0 or node.ino in self.dirty, "C2"
                 assert node.since >= 0 or not node.changed, "C2"
+
+
+_OPERATION_BYTES: Final = 64  # names and numbers of one operation, about
+_TRANSACTION_BYTES_MAX: Final = 8 << 20
+
+
+def _transaction_bytes(store: ObjectStore) -> int:
+    """Payload of one transaction, about. An engine with a log of its own must find room in it for a whole one, and a small
+    image has a small log: a quarter leaves room for the last thing added and for what the engine adds."""
+    log_bytes = int(store.statistics().get("log_bytes", 0))
+    return min(_TRANSACTION_BYTES_MAX, log_bytes // 4) if log_bytes else _TRANSACTION_BYTES_MAX
 
 
 def append_event(core: Core, kind: Kind, *records: bytes) -> None:

@@ -39,13 +39,19 @@ class Directories:
         if directory.nlink == 0:
             return []
         if directory.complete:
-            names: list[bytes] = self._sorted_names(directory)
-            start = 0 if after is None else bisect_right(names, after)
-            page: Page = [(name, None) for name in names[start : start + limit]]
+            page: Page = [(name, None) for name in self.names_after(directory, after, limit)]
         else:
             page = self._merged(directory, after, limit)
             self._note_progress(handle, after, page, limit)
         return self._entries(directory, page, count_lookups)
+
+    def names_after(self, directory: Directory, after: bytes | None, limit: int) -> list[bytes]:
+        """Up to `limit` names behind `after`, in order."""
+        if not directory.complete:
+            return [name for name, _ in self._merged(directory, after, limit)]
+        names = self._sorted_names(directory)
+        start = 0 if after is None else bisect_right(names, after)
+        return names[start : start + limit]
 
     def _sorted_names(self, directory: Directory) -> list[bytes]:
         if directory.names is None:

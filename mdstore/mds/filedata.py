@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from mdstore.engines.protocol import Commit
 from mdstore.errors import NotFound
 from mdstore.mds.changes import Changes
 from mdstore.mds.core import Core
@@ -20,8 +21,27 @@ from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, data_object, encode_ba
 from mdstore.mds.records import FLAG_DATA, FLAG_SPARSE
 from mdstore.store.transaction import Transaction
 
-TRANSACTION_BYTES: Final = 8 << 20  # data in one transaction, about
 EVENT_FILES: Final = 256  # files published by one event
+
+
+class _Batch:
+    """Transactions with the bytes of many files, none larger than the engine's log takes."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.transaction = Transaction(epoch=core.epoch)
+        self.commits: list[Commit] = []
+
+    def make_room(self) -> None:
+        """Submit what is there when nothing should be added to it any more."""
+        if self._core.is_full(self.transaction):
+            self.submit()
+
+    def submit(self) -> None:
+        """Submit what is there, if anything."""
+        if self.transaction.operations:
+            self.commits.append(self._core.store.submit(self.transaction))
+            self.transaction = Transaction(epoch=self._core.epoch)
 
 
 class FileData:
@@ -84,37 +104,34 @@ class FileData:
                 node.flags |= FLAG_DATA
                 core.append(Kind.WRITE, core.put_unnamed(node))
         core.push_log()  # the event that made a file is durable before its bytes are
-        transaction = Transaction(epoch=core.epoch)
-        commits = []
+        batch = _Batch(core)
         for node in nodes:
-            self._fill(transaction, node)
-            if transaction.payload_bytes >= TRANSACTION_BYTES:
-                commits.append(core.store.submit(transaction))
-                transaction = Transaction(epoch=core.epoch)
-        if transaction.operations:
-            commits.append(core.store.submit(transaction))
-        core.settle_commits(commits)
+            self._fill(batch, node)
+        batch.submit()
+        core.settle_commits(batch.commits)
         records = [self._published(node) for node in nodes]
         core.append(Kind.WRITE, b"".join(records))
 
-    def _fill(self, transaction: Transaction, node: Inode) -> None:
+    def _fill(self, batch: _Batch, node: Inode) -> None:
         """The operations that bring a file's buffered bytes into the store."""
         file = self.state(node)
         if node.size > file.published and not file.buffer.covers(file.published, node.size):
-            self._cut(transaction, node.ino, file.published)
+            self._cut(batch.transaction, node.ino, file.published)
             node.become_sparse()
         size = self._core.object_size
         for offset, piece in file.buffer.extents():
+            batch.make_room()
             number, inside = divmod(offset, size)
             if inside + len(piece) <= size:
-                transaction.write(DATA, data_object(node.ino, number), inside, piece)
+                batch.transaction.write(DATA, data_object(node.ino, number), inside, piece)
             else:
-                self._split(transaction, node.ino, offset, memoryview(piece))
+                self._split(batch.transaction, node.ino, offset, memoryview(piece))
         node.flags |= FLAG_DATA
         if not file.backtraced:
             trace = encode_backtrace(node.parent, node.name, node.encode())
             if len(trace) <= 60_000:
-                transaction.setattr(DATA, data_object(node.ino, 0), BACKTRACE_ATTRIBUTE, trace)
+                batch.make_room()
+                batch.transaction.setattr(DATA, data_object(node.ino, 0), BACKTRACE_ATTRIBUTE, trace)
 
     def _split(self, transaction: Transaction, ino: int, offset: int, piece: memoryview) -> None:
         size = self._core.object_size

@@ -21,7 +21,7 @@ from mdstore.mds.layout import INO_KEY, LINK_VALUE
 from mdstore.mds.permissions import WX, X, check_name, owner_of_new, require, require_removable
 from mdstore.mds.purge import Purge
 from mdstore.mds.quota import Quota
-from mdstore.mds.records import TAG_DIRECTORY, TAG_REMOTE, TYPE_DIRECTORY, encode_link
+from mdstore.mds.records import FLAG_DATA, TAG_DIRECTORY, TAG_REMOTE, TYPE_DIRECTORY, encode_link
 from mdstore.mds.vfs import ROOT_INO, Credentials
 
 NAMES_KEPT_SORTED: Final = 20_000  # a longer list of names is sorted again when it is next read, not kept in order
@@ -137,6 +137,8 @@ class Names:
         node.ctime = now
         node.change += 1
         records = [] if node.parent == MULTIPLE else self._move_out(node, now)
+        if node.flags & FLAG_DATA:
+            core.stale_backtraces[node.ino] = None
         records.append(core.touch(directory, now, 1, 0, 1, 0, 0))
         records.append(self.put(directory, name, node, now))
         records.append(core.put_unnamed(node))

@@ -55,6 +55,7 @@ from mdstore.mds.purge import Purge
 from mdstore.mds.quota import Quota
 from mdstore.mds.rename import Rename
 from mdstore.mds.replay import RecoveryReport, Replay
+from mdstore.mds.scrub import Scrub
 from mdstore.mds.space import Space
 from mdstore.mds.statistics import Statistics
 from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, SetAttr, StatFs
@@ -508,6 +509,12 @@ class MetadataServer:
         with self._lock:
             self._before_change()
             return forget_damage(self._core, directory, name)
+
+    def scrub(self, *, repair: bool = False) -> Scrub:
+        """A check of the name space against itself, beside whatever else goes on; iterate over `Scrub.run`."""
+        return Scrub(
+            self._core, self._cache, self._directories, self._statistics, self._changes, repair=repair
+        )  # fmt: skip
 
     def counters(self) -> dict[str, int | str]:
         """Plain numbers of what was done since opening and of what is in memory now."""

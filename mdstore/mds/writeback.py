@@ -24,7 +24,7 @@ from mdstore.mds.statistics import Statistics
 from mdstore.mds.tables import Table
 from mdstore.store.transaction import Transaction
 
-TRANSACTION_ENTRIES: Final = 8192  # changed entries in one transaction, about
+ENTRY_BYTES: Final = 1024  # a changed entry in a transaction takes no more, but for rare large attributes
 STEP_ENTRIES: Final = 8192  # written by one bounded step
 
 
@@ -107,7 +107,7 @@ class WriteBack:
                 continue  # replay has not come to the event that makes, or removes, it
             written += len(directory.changed) + 1
             transaction = self._directory(transaction, directory)
-            if len(transaction) and (written >= TRANSACTION_ENTRIES or not self._many):
+            if len(transaction) and (core.is_full(transaction) or not self._many):
                 transaction = self._submit(transaction)
         transaction = self._backtraces(self._tables(transaction))
         if transaction.operations:
@@ -135,9 +135,10 @@ class WriteBack:
         if not changed:
             return transaction
         items = sorted(item for item in changed.items() if item[1] is not None)
-        for start in range(0, len(items), TRANSACTION_ENTRIES):
-            transaction.map_set(META, name, items[start : start + TRANSACTION_ENTRIES])  # type: ignore[arg-type]
-            if len(items) - start > TRANSACTION_ENTRIES:
+        chunk = max(16, self._core.transaction_bytes // ENTRY_BYTES)
+        for start in range(0, len(items), chunk):
+            transaction.map_set(META, name, items[start : start + chunk])  # type: ignore[arg-type]
+            if len(items) - start > chunk:
                 transaction = self._submit(transaction)
         if len(items) < len(changed) and (directory.stored or items):
             transaction.map_remove(META, name, [key for key, raw in changed.items() if raw is None])
@@ -166,7 +167,7 @@ class WriteBack:
                 transaction.map_set(META, table.object_name, rows)
             if gone:
                 transaction.map_remove(META, table.object_name, gone)
-            if (rows or gone) and not self._many:
+            if (rows or gone) and (core.is_full(transaction) or not self._many):
                 transaction = self._submit(transaction)
             table.changed.clear()
             table.since = -1
@@ -184,7 +185,7 @@ class WriteBack:
             trace = encode_backtrace(node.parent, node.name, node.encode())
             if len(trace) <= 60_000:
                 transaction.setattr(DATA, name, BACKTRACE_ATTRIBUTE, trace)
-            if not self._many:
+            if core.is_full(transaction) or not self._many:
                 transaction = self._submit(transaction)
         return transaction
 
