@@ -145,10 +145,16 @@ def header() -> None:
 @header.command("get")
 @_target
 @_ring
-def header_get(target: str, ring: bool) -> None:
-    """The newer head copy, as JSON."""
+@json_option
+def header_get(target: str, ring: bool, as_json: bool) -> None:
+    """The newer intact head copy."""
     with opened_log(target, ring=ring, read_only=True) as log:
-        print_json(asdict(log.current_head()))
+        fields = asdict(log.current_head())
+    if as_json:
+        print_json(fields)
+    else:
+        for name, value in fields.items():
+            print_line(f"{name:<17} {value}")
 
 
 @header.command("set")
@@ -156,26 +162,28 @@ def header_get(target: str, ring: bool) -> None:
 @click.argument("fields", nargs=-1, required=True)
 @_apply
 @_undo
-def header_set(target: str, fields: tuple[str, ...], apply_it: bool, undo_path: str | None) -> None:
+@json_option
+def header_set(target: str, fields: tuple[str, ...], apply_it: bool, undo_path: str | None, as_json: bool) -> None:
     """Set FIELD=VALUE ...: trimmed, expire, safe, next_sequence, generation, generation_start, epoch."""
     try:
         values = {name: int(value, 0) for name, _, value in (field.partition("=") for field in fields)}
     except ValueError:
         raise click.UsageError("write FIELD=NUMBER") from None
-    _change(target, lambda log: plan_header(log.medium, values), apply_it, undo_path)
+    _change(target, lambda log: plan_header(log.medium, values), apply_it, undo_path, as_json)
 
 
 @header.command("recover")
 @_target
 @click.option("--after-damage", is_flag=True, help="Begin behind the last damage instead of at the first entry.")
 @_apply
-def header_recover(target: str, after_damage: bool, apply_it: bool) -> None:
+@json_option
+def header_recover(target: str, after_damage: bool, apply_it: bool, as_json: bool) -> None:
     """Search the whole medium for entries and make a head that describes them. Nothing but the head is written."""
     with opened_log(target, ring=False, read_only=not apply_it) as log:
         head = recover_head(log.medium, after_damage=after_damage)
-        _say(_head_words(head), apply_it)
         if apply_it:
             install_head(log.medium, head)
+    _say(_head_words(head), apply_it, as_json, head=asdict(head))
 
 
 def _head_words(head: Head) -> list[str]:
@@ -190,38 +198,44 @@ def _head_words(head: Head) -> list[str]:
 @click.argument("file", type=click.Path())
 @click.option("--force", is_flag=True, help="Even when the log is damaged.")
 @_ring
-def export_command(target: str, file: str, force: bool, ring: bool) -> None:
+@json_option
+def export_command(target: str, file: str, force: bool, ring: bool, as_json: bool) -> None:
     """Write the live log to FILE, which must not exist."""
     with opened_log(target, ring=ring, read_only=True) as log, _new_file(file) as out:
         total = export_log(log.medium, out, force=force)
-    print_line(f"{size_text(total)} of log in {file}")
+    if as_json:
+        print_json({"file": file, "bytes": total})
+    else:
+        print_line(f"{size_text(total)} of log in {file}")
 
 
 @journal.command("import")
 @_target
 @click.argument("file", type=click.Path(exists=True))
 @_apply
-def import_command(target: str, file: str, apply_it: bool) -> None:
+@json_option
+def import_command(target: str, file: str, apply_it: bool, as_json: bool) -> None:
     """Replace the log by the one in FILE. Export the present one first if it may be wanted again."""
-    _apply_file(target, file, apply_it, "replace the log by the one in")
+    _apply_file(target, file, apply_it, as_json, "replace the log by the one in")
 
 
 @journal.command("undo")
 @_target
 @click.argument("file", type=click.Path(exists=True))
 @_apply
-def undo_command(target: str, file: str, apply_it: bool) -> None:
+@json_option
+def undo_command(target: str, file: str, apply_it: bool, as_json: bool) -> None:
     """Take back the change that wrote the undo file FILE. Only while nothing else has written to the log since."""
-    _apply_file(target, file, apply_it, "take back what is kept in")
+    _apply_file(target, file, apply_it, as_json, "take back what is kept in")
 
 
-def _apply_file(target: str, file: str, apply_it: bool, what: str) -> None:
+def _apply_file(target: str, file: str, apply_it: bool, as_json: bool, what: str) -> None:
     with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
         check_dump(source)
         source.seek(0)
-        _say([f"{what} {file}"], apply_it)
         if apply_it:
             apply_dump(log.medium, source)
+    _say([f"{what} {file}"], apply_it, as_json)
 
 
 # -- mending -----------------------------------------------------------------------------------------------------------
@@ -236,21 +250,23 @@ def _apply_file(target: str, file: str, apply_it: bool, what: str) -> None:
 @click.option("--client", type=int, help="A client whose session the event changes.")
 @_apply
 @_undo
-def splice_command(target: str, apply_it: bool, undo_path: str | None, **chosen: Any) -> None:
+@json_option
+def splice_command(target: str, apply_it: bool, undo_path: str | None, as_json: bool, **chosen: Any) -> None:
     """Take out the entries that all options choose: each becomes a pad of the same length."""
     wanted = _filter(**chosen)
     if wanted.empty:
         raise click.UsageError("say which entries: --range, --type, --path, --inode or --client")
-    _change(target, lambda log: plan_splice(log.medium, wanted), apply_it, undo_path)
+    _change(target, lambda log: plan_splice(log.medium, wanted), apply_it, undo_path, as_json)
 
 
 @journal.command("repair")
 @_target
 @_apply
 @_undo
-def repair_command(target: str, apply_it: bool, undo_path: str | None) -> None:
+@json_option
+def repair_command(target: str, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
     """Bridge damaged ranges by pads, so that what lies behind is read; cut off what cannot be bridged."""
-    _change(target, lambda log: plan_repair(log.medium), apply_it, undo_path)
+    _change(target, lambda log: plan_repair(log.medium), apply_it, undo_path, as_json)
 
 
 @journal.command("truncate")
@@ -258,39 +274,47 @@ def repair_command(target: str, apply_it: bool, undo_path: str | None) -> None:
 @click.argument("position", type=int)
 @_apply
 @_undo
-def truncate_command(target: str, position: int, apply_it: bool, undo_path: str | None) -> None:
+@json_option
+def truncate_command(target: str, position: int, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
     """End the log at POSITION, the end of an entry; everything behind it goes."""
-    _change(target, lambda log: plan_truncate(log.medium, position), apply_it, undo_path)
+    _change(target, lambda log: plan_truncate(log.medium, position), apply_it, undo_path, as_json)
 
 
 @journal.command("reset")
 @_target
 @_apply
 @_undo
-def reset_command(target: str, apply_it: bool, undo_path: str | None) -> None:
+@json_option
+def reset_command(target: str, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
     """Begin an empty log behind the present one. Events that were not written back are lost."""
-    _change(target, lambda log: plan_reset(log.medium), apply_it, undo_path)
+    _change(target, lambda log: plan_reset(log.medium), apply_it, undo_path, as_json)
 
 
-def _change(target: str, plan: Callable[[Target], Change], apply_it: bool, undo_path: str | None) -> None:
+def _change(
+    target: str, plan: Callable[[Target], Change], apply_it: bool, undo_path: str | None, as_json: bool
+) -> None:
+    path = None
     with opened_log(target, ring=False, read_only=not apply_it) as log:
         try:
             change = plan(log)
         except ValueError as error:
             raise CommandFailed(str(error)) from None
-        _say(change.summary, apply_it)
         if apply_it and change.summary:
             path = undo_path or f"{target.removeprefix('dir:')}.journal-undo"
             with _new_file(path) as undo:
                 apply_change(log.medium, change, undo)
-            print_line(f"undo file: {path}")
+    _say(change.summary, apply_it, as_json, undo_file=path)
 
 
-def _say(sentences: list[str], applied: bool) -> None:
-    for sentence in sentences:
-        print_line(sentence if applied else f"would {sentence}")
-    if not sentences:
-        print_line("nothing to do")
+def _say(sentences: list[str], applied: bool, as_json: bool, **more: Any) -> None:
+    """What was done, or would be. `more` goes into the JSON, and the undo file's name to a person too."""
+    if as_json:
+        print_json({"changes": sentences, "applied": applied, **more})
+        return
+    for sentence in sentences or ["nothing to do"]:
+        print_line(sentence if applied or not sentences else f"would {sentence}")
+    if more.get("undo_file"):
+        print_line(f"undo file: {more['undo_file']}")
 
 
 class _DurableFile:

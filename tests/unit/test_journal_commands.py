@@ -100,9 +100,12 @@ def test_damage_is_found_bridged_and_taken_back(log: str, tmp_path: Path, capsys
     assert "damaged: " in said
     mdstore(capsys, "journal", "export", log, str(tmp_path / "dump"), code=1)
     assert mdstore(capsys, "journal", "repair", log).startswith("would replace")
+    planned = json.loads(mdstore(capsys, "journal", "repair", log, "--json"))
+    assert (len(planned["changes"]), planned["applied"], planned["undo_file"]) == (1, False, None)
     mdstore(capsys, "journal", "inspect", log, code=4)
     mdstore(capsys, "journal", "repair", log, "--apply")
     mdstore(capsys, "journal", "inspect", log)
+    assert mdstore(capsys, "journal", "repair", log) == "nothing to do\n"
     assert len(entries(log)) == len(before) - 1
     undo = f"{tmp_path}/d/log.journal-undo"
     mdstore(capsys, "journal", "undo", log, undo)
@@ -130,7 +133,7 @@ def test_truncate_and_header(log: str, tmp_path: Path, capsys: pytest.CaptureFix
     mdstore(capsys, "journal", "truncate", log, str(end + 1), code=1)
     mdstore(capsys, "journal", "truncate", log, str(end), "--apply")
     assert len(entries(log)) == 10
-    head = json.loads(mdstore(capsys, "journal", "header", "get", log))
+    head = json.loads(mdstore(capsys, "journal", "header", "get", log, "--json"))
     assert head["safe"] == end
     undo = str(tmp_path / "second")
     mdstore(capsys, "journal", "header", "set", log, f"expire={positions[4]['position']}", "--apply", "--undo", undo)
@@ -145,6 +148,8 @@ def test_header_is_recovered(log: str, tmp_path: Path, capsys: pytest.CaptureFix
     kept = decode_head(head0.read_bytes())
     head0.write_bytes(b"\xee" * 132)
     assert mdstore(capsys, "journal", "header", "recover", log).startswith("would write a head")
+    assert json.loads(mdstore(capsys, "journal", "header", "recover", log, "--json"))["head"]["expire"] == 512 * 2
+    assert "generation_start" in mdstore(capsys, "journal", "header", "get", log)
     mdstore(capsys, "journal", "header", "recover", log, "--apply")
     assert decode_head(head0.read_bytes()) != kept
     assert len(entries(log)) == 50
