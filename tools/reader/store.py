@@ -30,7 +30,7 @@ from mdstore.tools.reader.superblock import (
     ROOT_SHARED,
     Superblock,
 )
-from mdstore.tools.reader.tree import Tree
+from mdstore.tools.reader.tree import PageCache, Tree
 
 _Record = TypeVar("_Record")
 COLLECTION_SHAPE: Final = Shape(-1, 20, COMPARE_BYTES)
@@ -61,11 +61,14 @@ class StoreReader:
         self.superblock = superblock
         self.block_size = superblock.block_size
         self.on_damage = on_damage
+        self._cache = PageCache()
 
     # -- trees ---------------------------------------------------------------------------------------------------------
     def tree(self, root: bytes, shape: Shape | None) -> Tree:
         """The tree that a root record names. Damage when the record makes no sense or says another shape."""
-        return Tree(self.image, self.block_size, root, shape, self.on_damage)
+        tree = Tree(self.image, self.block_size, root, shape, self.on_damage)
+        tree.cache = self._cache
+        return tree
 
     def root_tree(self, kind: int) -> Tree:
         """One of the superblock's own trees."""

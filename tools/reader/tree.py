@@ -8,9 +8,13 @@ Invariants, checked while a whole tree streams by
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
+from typing import Final
 
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.image import Image
@@ -34,6 +38,29 @@ from mdstore.tools.reader.problems import Damage
 
 OnPages = Callable[[int, int, bool], bool]
 OnDamage = Callable[[Damage], None]
+
+
+_PageKey = tuple[int, int, int, int]
+_FIRST: Final = itemgetter(0)
+
+
+class PageCache:
+    """The pages that look-ups met last, decoded and verified: at most `size` of them."""
+
+    def __init__(self, size: int = 256) -> None:
+        self._pages: OrderedDict[_PageKey, Page] = OrderedDict()
+        self._size = size
+
+    def get(self, key: _PageKey) -> Page | None:
+        page = self._pages.get(key)
+        if page is not None:
+            self._pages.move_to_end(key)
+        return page
+
+    def put(self, key: _PageKey, page: Page) -> None:
+        self._pages[key] = page
+        if len(self._pages) > self._size:
+            self._pages.popitem(last=False)
 
 
 @dataclass(slots=True)
@@ -60,6 +87,7 @@ class Tree:
         self.root: Root = decode_root(root, shape)
         self.on_damage = on_damage
         self.on_pages: OnPages | None = None
+        self.cache: PageCache | None = None
         self.is_partial = False
         self._image = image
         self._page_size = page_size
@@ -84,15 +112,27 @@ class Tree:
         if not isinstance(content, Reference):
             return dict(content).get(key)
         level = self.root.level
-        page = self._load(content, level)
+        page = self._cached(content, level)
         while page.children:
             index = _child_for(page.children, key)
             level -= 1
-            page = self._load(page.children[index][1], level)
-        for found, value in page.records:
-            if found == key:
-                return self._read_spill(value) if isinstance(value, Spill) else value
-        return None
+            page = self._cached(page.children[index][1], level)
+        at = bisect_left(page.records, key, key=_FIRST)
+        if at == len(page.records) or page.records[at][0] != key:
+            return None
+        value = page.records[at][1]
+        return self._read_spill(value) if isinstance(value, Spill) else value
+
+    def _cached(self, reference: Reference, level: int) -> Page:
+        """A page for a look-up: the same ones come again and again."""
+        if self.cache is None:
+            return self._load(reference, level)
+        key = (reference.addresses[0], reference.crc, self.root.tree_id, level)
+        page = self.cache.get(key)
+        if page is None:
+            page = self._load(reference, level)
+            self.cache.put(key, page)
+        return page
 
     def _walk(self, reference: Reference, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Depth first, one frame for each level."""
