@@ -127,7 +127,8 @@ def apply_dump(medium: Medium, source: BinaryIO) -> int:
     dump = check_dump(source)
     if dump.kind == KIND_LOG:
         check_geometry(dump.head(), medium.describe())
-        medium.truncate(medium.lowest() if medium.capacity is None else medium.start)
+        low = medium.lowest()
+        medium.truncate(low, medium.reach(low))
     total = 0
     for position, data in dump.ranges():
         medium.write(position, [data])

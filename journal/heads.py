@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from journal.head import COPIES, Head
+from journal.errors import UnsupportedJournal
+from journal.head import COPIES, Head, decode_head
 from journal.medium import Medium
 
 
@@ -20,6 +21,18 @@ def write_copies(medium: Medium, head: Head) -> Head:
         medium.write_head(head.number % COPIES, head.encode())
         medium.flush()
     return head
+
+
+def highest_number(medium: Medium) -> int:
+    """The highest number of any head copy that can be read; 0 where there is none. New copies must be above it."""
+    found = 0
+    for copy in medium.read_heads():
+        try:
+            head = decode_head(copy)
+        except UnsupportedJournal:
+            continue  # another version's: its number means nothing here, and both slots are about to be overwritten
+        found = max(found, head.number) if isinstance(head, Head) else found
+    return found
 
 
 class HeadKeeper:

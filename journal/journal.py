@@ -46,7 +46,7 @@ from journal.errors import (
     JournalTrimmed,
 )
 from journal.head import Head, newest_head
-from journal.heads import HeadKeeper, write_copies
+from journal.heads import HeadKeeper, highest_number, write_copies
 from journal.medium import Buffer, FencingMedium, Medium
 from journal.pack import Packer, join_small, own
 from journal.recovery import Recovered, recover
@@ -124,8 +124,9 @@ class Journal:
         start = medium.start
         medium.truncate(start, start + HEADER_SIZE)
         head = Head(
-            log=log or secrets.randbits(32) | 1, generation=0, trimmed=start, expire=start, safe=start, next_sequence=1,
-            generation_start=start, clean=True, allow_split=options.allow_split, **medium.describe(),
+            log=log or secrets.randbits(32) | 1, generation=0, number=highest_number(medium),
+            trimmed=start, expire=start, safe=start, next_sequence=1, generation_start=start,
+            clean=True, allow_split=options.allow_split, **medium.describe(),
         )  # fmt: skip
         return cls(medium, write_copies(medium, head), Recovered.empty(start), options, read_only=False)
 

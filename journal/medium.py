@@ -62,7 +62,8 @@ class Medium(Protocol):
     def truncate(self, position: int, dirty_end: int | None = None) -> None:
         """Durable on return: nothing at or after `position` reads as anything but zeros.
 
-        `dirty_end` is a hint: nothing from there on can be taken for an entry, so a ring need not overwrite it.
+        `dirty_end`: nothing from there on can be taken for an entry. A ring overwrites no more than that, and must be told;
+        others need not be.
         """
 
     def prezero(self, position: int, until: int) -> None:

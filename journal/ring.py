@@ -65,7 +65,9 @@ class RingMedium:
         """Nothing to do: the room is taken again when the ring comes round."""
 
     def truncate(self, position: int, dirty_end: int | None = None) -> None:
-        end = position + self.capacity if dirty_end is None else min(dirty_end, position + self.capacity)
+        if dirty_end is None:
+            raise ValueError("a ring must be told where to stop: behind the end lies its beginning")
+        end = min(dirty_end, position + self.capacity)
         if end > position:
             self.prezero(position, end)
             self.flush()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from journal.entry import HEADER_SIZE, MAGIC, Header, decode_header
 from journal.errors import HeadLost, JournalError, NoJournal
 from journal.head import Head, decode_head, newest_head
-from journal.heads import write_copies
+from journal.heads import highest_number, write_copies
 from journal.medium import Medium
 from journal.scan import WINDOW, Read, Rule, Walk, classify_tail, find_headers
 
@@ -204,6 +204,5 @@ def recover_head(medium: Medium, *, after_damage: bool = False, window: int = WI
 
 def install_head(medium: Medium, head: Head) -> Head:
     """Write both copies of `head`, numbered above whatever is there. Durable on return."""
-    numbers = [decoded.number for copy in medium.read_heads() if isinstance(decoded := decode_head(copy), Head)]
-    return write_copies(medium, replace(head, number=max(numbers, default=0)))
+    return write_copies(medium, replace(head, number=highest_number(medium)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 
@@ -244,6 +245,29 @@ def test_creating_over_an_older_log_hides_all_of_it() -> None:
     new.append(b"new")
     new.flush()
     assert payloads(Journal.open(RingMedium(region, block_size=256))) == [b"new"]
+
+
+def test_creating_over_an_older_log_is_decided_by_the_first_head_copy() -> None:
+    """The old log's head numbers were higher than those of a new log: a crash between the two head copies of `create` left
+    the old head in force over a log that was gone."""
+    rng = random.Random(0)
+    region = CrashRegion(256 * 32)
+    with Journal.create(RingMedium(region, block_size=256)) as old:
+        for _ in range(5):
+            old.append(b"old")
+            old.write_head()
+    again = CrashRegion(256 * 32, bytearray(region.content))
+    Journal.create(RingMedium(again, block_size=256))
+    first_flush = [n for n, operation in enumerate(again.operations) if operation.kind == "flush"][1]
+    for count in range(first_flush + 1, len(again.operations) + 1):
+        for image in again.images(count, rng):
+            assert payloads(Journal.open(RingMedium(image, block_size=256))) == []
+
+
+def test_a_ring_is_not_truncated_without_a_word_of_where_to_stop() -> None:
+    ring = RingMedium(CrashRegion(256 * 8), block_size=256)
+    with pytest.raises(ValueError, match="beginning"):
+        ring.truncate(ring.start)
 
 
 @pytest.mark.parametrize("kind", ["write", "flush"])
