@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 import click
@@ -18,12 +16,11 @@ from mdstore.client.mount_options import parse_options
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at, open_device
 from mdstore.device.file import FileDevice
 from mdstore.errors import ImageBusy, MdstoreError
-from mdstore.mds.server import MetadataServer
-from mdstore.tools.images import image_argument, json_option, now_ns, opened_image
+from mdstore.mds.driver import Driver
+from mdstore.tools.images import image_argument, json_option, opened_image
 from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, complain, explain, print_json, print_line, shown
 
 log = logging.getLogger(__name__)
-_TICK_EVERY_S: Final = 0.25
 _LOOK_EVERY_S: Final = 0.05
 _WRITE_BACK_TIMEOUT_S: Final = 120.0
 
@@ -68,34 +65,15 @@ def mount_command(
 
 def serve(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
     """Open the image, mount it, say so, and serve until the end. Durable when it returns: everything."""
-    with opened_image(image, read_only=options.read_only) as vfs, ticking(vfs):
+    with opened_image(image, read_only=options.read_only) as vfs, Driver(vfs, failed=_tell_failure):
         session = mount(vfs, directory, options)
         ready()
         session.run()
     return EXIT_OK
 
 
-@contextmanager
-def ticking(vfs: MetadataServer) -> Iterator[None]:
-    """Let time pass for a server: what nobody flushes reaches the medium after a second or so. A failure ends the ticking;
-    the server is latched by it then, and answers every call with the reason."""
-    ended = threading.Event()
-
-    def tick() -> None:
-        while not ended.wait(_TICK_EVERY_S):
-            try:
-                vfs.tick(now_ns())
-            except MdstoreError as error:
-                log.error("nothing more is written: %s", explain(error))
-                return
-
-    thread = threading.Thread(target=tick, name="mdstore-tick", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def _tell_failure(error: MdstoreError) -> None:
+    log.error("nothing more is written: %s", explain(error))
 
 
 def _serve_or_complain(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
