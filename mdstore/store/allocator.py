@@ -104,17 +104,42 @@ class Allocator:
 
     def release(self, durable_epoch: int, oldest_pinned: int | None) -> list[Run]:
         """Free every limbo batch whose epoch is durable and older than any reader; returns the runs."""
+        released = self.leave_limbo(durable_epoch, oldest_pinned)
+        self.hand_over(released)
+        return released
+
+    def leave_limbo(self, durable_epoch: int, oldest_pinned: int | None) -> list[Run]:
+        """The runs that `release` would free, taken out of limbo but not free yet: the caller hands them over."""
         released: list[Run] = []
         while self._limbo:
             epoch, runs = self._limbo[0]
             if epoch > durable_epoch or (oldest_pinned is not None and oldest_pinned <= epoch):
                 break
             self._limbo.popleft()
-            for start, blocks in runs:
-                self.add_free(start, blocks)
-                self.limbo_blocks -= blocks
             released += runs
         return released
+
+    def hand_over(self, runs: Iterable[Run]) -> None:
+        """Free what `leave_limbo` or `borrow` gave."""
+        for start, blocks in runs:
+            self.add_free(start, blocks)
+            self.limbo_blocks -= blocks
+
+    def borrow(self, start: int, blocks: int) -> list[Run]:
+        """Take whatever of this range is free, without the tree of free extents learning of it; `hand_over` gives it back."""
+        end = start + blocks
+        index = self._by_start.bisect_right(start) - 1
+        extents = [self._by_start.peekitem(index)] if index >= 0 else []
+        extents += [(first, self._by_start[first]) for first in self._by_start.irange(start + 1, end - 1)]
+        pieces = []
+        for first, length in extents:
+            low, high = max(start, first), min(end, first + length)
+            if low < high:
+                pieces.append((low, high - low))
+        for low, count in pieces:
+            self._cut(low, count)
+            self.limbo_blocks += count
+        return pieces
 
     def add_free(self, start: int, blocks: int) -> None:
         """Put blocks among the free ones, merged with their neighbours. CorruptionError when some are free already."""

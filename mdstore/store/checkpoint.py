@@ -6,7 +6,8 @@ Phases, and what is true after each:
 3. the log is durable up to the frozen position, and the first flush makes phase 2 durable.
 4. the superblock is written to its slot and flushed: **the commit point of the checkpoint**. Before, recovery takes the old
    superblock and the log from there; after, this one and the log from the frozen position.
-5. what only the older superblock reached becomes free, unless a reader still looks at it; the log is trimmed.
+5. the log is trimmed; what only the older superblock reached becomes free, unless a reader still looks at it. With wiping on,
+   both are wiped first (mdstore/store/wipe.py).
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ class Checkpointer:
         with store.lock:
             forget_staged()
             store.superblock = frozen
-            store.release_limbo()
+            released = store.leave_limbo()
         self._trim_log(position)
+        store.wiper.wipe(released)
+        with store.lock:
+            store.tables.allocator.hand_over(released)
         self.count += 1
 
     def _flush_pages_and_log(self, position: int) -> None:
@@ -77,6 +81,7 @@ class Checkpointer:
         """The superblock records where replay begins, so the ring may reuse everything before."""
         try:
             self._store.journal.set_expire(position)
+            self._store.wiper.wipe_log(position)
             self._store.journal.trim(recorded=True)
         except JournalError as error:
             raise log.typed(error) from error
@@ -101,8 +106,15 @@ class Checkpointer:
                 return
             try:
                 self.run()
+                self._wipe_backlog()
             except Exception:
                 return
+
+    def _wipe_backlog(self) -> None:
+        """While nothing else is wanted."""
+        store = self._store
+        while not self._wanted.is_set() and store.guarded(store.wiper.step):
+            pass
 
     def stop(self) -> None:
         """No checkpoint runs after this returns."""

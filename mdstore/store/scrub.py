@@ -321,6 +321,8 @@ class Scrub:
         except JournalTrimmed:
             pass  # a checkpoint made the rest of it superfluous meanwhile
         except (JournalCorrupt, DeviceFailed) as error:
+            if isinstance(error, JournalCorrupt) and error.position < store.journal.expire:
+                return  # likewise, and it was wiped at once
             if not store.read_only:
                 store.checkpoint()  # memory knows what the log said
             if isinstance(error, JournalCorrupt):

@@ -46,6 +46,7 @@ from mdstore.store.recovery import Recovery
 from mdstore.store.superblock import Superblock
 from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, object_name
 from mdstore.store.validate import Validator
+from mdstore.store.wipe import Wipe, Wiper
 
 CACHE_BYTES = 64 * MIB
 DIRTY_BYTES = 64 * MIB
@@ -59,7 +60,7 @@ class Store:
 
     def __init__(
         self, device: Device, chosen: Superblock, live: tables.Tables, journal: Journal, found: Recovery, *,
-        read_only: bool, background: bool, dirty_bytes: int,
+        read_only: bool, background: bool, dirty_bytes: int, wipe: Wipe = "off",
     ) -> None:  # fmt: skip
         self.device = device
         self.superblock = chosen
@@ -75,6 +76,7 @@ class Store:
         self._applier = Applier(live.collections, live.objects, live.floors)
         self._committer = Committer(journal)
         self._checkpointer = Checkpointer(self, background=background)
+        self.wiper = Wiper(self, wipe)
         self._reserve = max(8, chosen.blocks // 64)
         self._direct_blocks = max(2, min(_DIRECT_BYTES, (journal.capacity or _DIRECT_BYTES) // 16) // chosen.block_size)
 
@@ -84,11 +86,13 @@ class Store:
     def create(
         cls, device: Device, *, block_size: int = BLOCK_SIZE_DEFAULT, log_bytes: int | None = None,
         cache_bytes: int = CACHE_BYTES, dirty_bytes: int = DIRTY_BYTES, onodes: int = ONODES, background: bool = True,
+        wipe: Wipe = "off",
     ) -> Store:  # fmt: skip
         """Make an empty image of the whole device, whatever was there, and open it. Durable on return.
 
         block_size: bytes of a page and of a unit of allocation, a power of two from 256 to 65536. log_bytes: size of the
-        write-ahead log (default: a sixteenth of the image, at most 128 MiB). Errors: InvalidRequest when the device is
+        write-ahead log (default: a sixteenth of the image, at most 128 MiB). wipe: what becomes of freed blocks and of the
+        log's past, see `wipe`; it takes in what the device held before this image. Errors: InvalidRequest when the device is
         too small, DeviceFailed, ReadOnly.
         """
         chosen = _layout(device, block_size, log_bytes)
@@ -99,8 +103,9 @@ class Store:
         chosen.epoch = 0
         live.pager.generation = 1
         store = cls(device, chosen, live, journal, Recovery(clean=True), read_only=False, background=background,
-                    dirty_bytes=dirty_bytes)  # fmt: skip
+                    dirty_bytes=dirty_bytes, wipe=wipe)  # fmt: skip
         store._erase_old_superblocks()
+        store.wiper.begin()
         store.checkpoint()
         store.checkpoint()  # both slots hold a superblock of this image from now on
         return store
@@ -108,7 +113,7 @@ class Store:
     @classmethod
     def open(
         cls, device: Device, *, read_only: bool = False, cache_bytes: int = CACHE_BYTES, dirty_bytes: int = DIRTY_BYTES,
-        onodes: int = ONODES, background: bool = True,
+        onodes: int = ONODES, background: bool = True, wipe: Wipe = "off",
     ) -> Store:  # fmt: skip
         """Open an image and recover it; `recovery` tells what was found. Nothing is written before the first change.
 
@@ -119,8 +124,10 @@ class Store:
         chosen, live, must_reach = recovery.choose(device, cache_bytes, onodes, found)
         read_only = read_only or device.read_only
         journal = recovery.replay(device, chosen, live, found, must_reach, read_only=read_only)
-        return cls(device, chosen, live, journal, found, read_only=read_only, background=background,
-                   dirty_bytes=dirty_bytes)  # fmt: skip
+        store = cls(device, chosen, live, journal, found, read_only=read_only, background=background,
+                    dirty_bytes=dirty_bytes, wipe=wipe)  # fmt: skip
+        store.wiper.begin()
+        return store
 
     def _erase_old_superblocks(self) -> None:
         """Whatever image was here before cannot be taken for this one, whichever write a crash stops."""
@@ -137,7 +144,7 @@ class Store:
         try:
             if self._failure is None and not self._read_only:
                 self._checkpointer.stop()
-                self._checkpointer.run(flags=superblock.FLAG_CLEAN)
+                self._checkpointer.run(flags=superblock.FLAG_CLEAN | self._wiped_at_last())
         finally:
             self._closed = True
             self.tables.objects.changes |= 1
@@ -145,6 +152,14 @@ class Store:
             self._committer.stop()
             self.tables.pager.close()
             self.device.close()
+
+    def _wiped_at_last(self) -> int:
+        """Before the last checkpoint of a store that wipes: one more, so that it leaves nothing; the flag that says so."""
+        if not self.wiper.active:
+            return 0
+        self._checkpointer.run()
+        self.guarded(self.wiper.step)
+        return superblock.FLAG_WIPED if self.wiper.finished() else 0
 
     def __enter__(self) -> Store:
         return self
@@ -196,6 +211,25 @@ class Store:
         """Bring the trees on the medium up to date, so that recovery has nothing to replay. See mdstore/store/checkpoint.py."""
         self._check_writable()
         self._checkpointer.run()
+
+    def wipe(self) -> int:
+        """Nothing that was removed before the call is left anywhere in the image when this returns 0. Otherwise the number
+        of bytes that snapshots, iterators or reads under way still hold: close them and call again.
+
+        For a store opened with `wipe` other than "off" (InvalidRequest): "zero" writes zeros, "discard" and "punch" give
+        the blocks back to the medium, which then reads as zeros; what the medium itself keeps beneath is its own affair.
+        Freed blocks are wiped by the checkpoint that frees them, and the log with every checkpoint, also without this call.
+        Cost: two checkpoints, and writing what is wiped; after a crash, or a time with wiping off, all free space.
+        """
+        self._check_writable()
+        if not self.wiper.active:
+            raise InvalidRequest('the store was opened with wipe="off"')
+        for _ in range(2):  # the second rewrites the other superblock, which holds small trees whole
+            self._checkpointer.run()
+        while self.guarded(self.wiper.step):
+            pass
+        with self.lock:
+            return self.tables.allocator.limbo_blocks * self.superblock.block_size
 
     def _submit(self, transaction: Transaction, operations: list[Operation], payload: bytes, placed_blocks: int) -> int:
         """The critical section: room, validation, application and logging are one step for everyone else."""
@@ -503,14 +537,14 @@ class Store:
             with self.lock:
                 self._pins[chosen.epoch] -= 1
 
-    def release_limbo(self) -> None:
-        """Give back what no durable superblock and no reader reaches. Under `lock`."""
+    def leave_limbo(self) -> list[tuple[int, int]]:
+        """Take out of limbo what no durable superblock and no reader reaches; the caller hands it over. Under `lock`."""
         pinned = [epoch for epoch, count in self._pins.items() if count]
         self._pins = Counter({epoch: self._pins[epoch] for epoch in pinned})
         oldest = self.tables.pager.oldest_pinned_generation
         if oldest is not None:
             pinned.append(oldest)
-        self.tables.allocator.release(self.superblock.epoch, min(pinned, default=None))
+        return self.tables.allocator.leave_limbo(self.superblock.epoch, min(pinned, default=None))
 
 
 _CHANGED_ONODES = 1 << 16  # so that replay, which keeps them all in memory, never meets more

@@ -24,6 +24,7 @@ SLOTS = 2
 MAGIC = b"MDSTORE1"
 VERSION = 1
 FLAG_CLEAN = 1  # written by an orderly close: the log holds nothing after log_position
+FLAG_WIPED = 2  # no block that this superblock does not reach, and no part of the log, holds what a user wrote (wipe.py)
 
 KNOWN_COMPATIBLE = 0
 KNOWN_READ_ONLY = 0

@@ -15,6 +15,7 @@ SIZE: Final = 4096
 MAGIC: Final = b"MDSTORE1"
 VERSION: Final = 1
 FLAG_CLEAN: Final = 1
+FLAG_WIPED: Final = 2
 SPARES_MAX: Final = 32
 ROOT_OBJECTS: Final = 1
 ROOT_COLLECTIONS: Final = 2
@@ -171,7 +172,7 @@ def _check_geometry(superblock: Superblock, offset: int) -> None:
     rules = (
         ("block_size", 256 <= size <= 65536 and size & (size - 1) == 0, size),
         ("epoch", superblock.epoch >= 1, superblock.epoch),
-        ("flags", superblock.flags & ~FLAG_CLEAN == 0, superblock.flags),
+        ("flags", superblock.flags & ~(FLAG_CLEAN | FLAG_WIPED) == 0, superblock.flags),
         ("log_start", superblock.log_start * size >= 2 * SIZE, superblock.log_start),
         ("log_blocks", superblock.first_block <= superblock.blocks, superblock.log_blocks),
         ("free_blocks", superblock.free_blocks <= superblock.blocks, superblock.free_blocks),
