@@ -27,6 +27,7 @@ from mdstore.tools.reader.views import (
 )
 
 EXIT_OK: Final = 0
+EXIT_USAGE: Final = 2
 EXIT_DAMAGED: Final = 4
 EXIT_FAILED: Final = 8
 _WIDTHS_FROM: Final = 200  # rows looked at to choose the widths of the columns; the others stream
@@ -70,7 +71,7 @@ def dump_command(image: str, what: tuple[str, ...], as_json: bool) -> None:
       tree PATH               a directory and everything below it
 
     \b
-    Exit codes: 0 shown, 4 damage was met on the way (said on standard error), 8 could not be shown.
+    Exit codes: 0 shown, 2 no such view, 4 damage was met on the way (said on standard error), 8 could not be shown.
     """
     sys.exit(run_dump(image, what, as_json=as_json))
 
@@ -82,6 +83,9 @@ def run_dump(path: str, what: tuple[str, ...], *, as_json: bool = False) -> int:
             source = Source(image)
             sections = _sections(source, what)
             (_print_json if as_json else _print_text)(sections)
+    except InvalidRequest as error:
+        click.echo(f"dump: {error}", err=True)
+        return EXIT_USAGE
     except MdstoreError as error:
         click.echo(f"dump: {error}", err=True)
         return EXIT_FAILED

@@ -13,7 +13,7 @@ from mdstore.tools.reader.mds_tables import INODES, STRAYS, decode_row
 from mdstore.tools.reader.mds_view import NameSpace
 from mdstore.tools.reader.problems import Damage, readable
 from mdstore.tools.reader.scan import Scan
-from mdstore.tools.reader.views import Facts, Section, Source, moment
+from mdstore.tools.reader.views import Facts, Section, Source, as_number, moment
 
 _TYPES = {1: "fifo", 2: "character", 4: "directory", 6: "block", 8: "file", 10: "symlink", 12: "socket"}
 
@@ -61,7 +61,7 @@ def _record_words(record: object) -> str:
 def inode_view(source: Source, number: str) -> Iterator[Section]:
     """One inode, wherever it stands. Directories and inodes of several names are found by number; other files by a walk."""
     names = source.names()
-    ino = int(number, 0)
+    ino = as_number(number)
     where, inode, header = _find(names, ino)
     facts = {"where": where, **inode_facts(inode)}
     yield Section("inode", facts)

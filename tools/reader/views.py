@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from mdstore.errors import NotAnImage, NotFound
+from mdstore.errors import InvalidRequest, NotAnImage, NotFound
 from mdstore.tools.reader.check_events import open_name_space
 from mdstore.tools.reader.check_log import LogCheck
 from mdstore.tools.reader.checksum import crc32c
@@ -85,6 +85,14 @@ def as_bytes(text: str) -> bytes:
         except ValueError:
             pass
     return text.encode("utf-8", "surrogateescape")
+
+
+def as_number(text: str) -> int:
+    """A number as typed: decimal, or hexadecimal behind `0x`. InvalidRequest."""
+    try:
+        return int(text, 0)
+    except ValueError as error:
+        raise InvalidRequest(f"{text!r} is no number") from error
 
 
 # -- superblocks -------------------------------------------------------------------------------------------------------
@@ -231,7 +239,7 @@ def object_view(source: Source, collection: str, name: str) -> Iterator[Section]
 
 def page_view(source: Source, number: str) -> Iterator[Section]:
     """One page, whatever tree it belongs to, decoded by what its own bytes say (its tree's descriptor is looked for)."""
-    address = int(number, 0)
+    address = as_number(number)
     size = source.superblock.block_size
     data = source.image.read(address * size, size)
     tree_id = int.from_bytes(data[8:16], "little")
