@@ -66,6 +66,8 @@ cdef extern from "sync.h" nogil:
     void spin_lock(uint32_t *w)
     void spin_unlock(uint32_t *w)
     uint32_t latch_read(uint32_t *v)
+    void race_begin()
+    void race_end()
     int latch_same(uint32_t *v, uint32_t seen)
     void latch_lock(uint32_t *v)
     void latch_unlock(uint32_t *v)

@@ -356,7 +356,7 @@ cdef void core_view(TreeCore *t, TreeCore *v) noexcept nogil:
     v.s = t.s
     v.tree_id = t.tree_id
     v.level = t.level
-    v.paged = t.paged and (t.root == NULL or t.root.state == CLEAN or t.root.state == SEALED)
+    v.paged = t.paged and (t.root == NULL or at_get8(&t.root.state) == CLEAN or at_get8(&t.root.state) == SEALED)
     v.count = at_get64(&t.count)
     memcpy(v.ref, t.ref, REF_MAX)
     v.root = <Node *> at_getp(&t.root)
@@ -572,10 +572,11 @@ cdef class TreeView:
         if leaf == NULL:
             core_unlock_shared(t)
             return self.find_slow(k, only_presence, default)
-        at_set64(&t.p.hits, at_get64(&t.p.hits) + t.level + 1)
+        note_hits(t, 1)
         vlen = 0
         while True:
             version = latch_read(&leaf.version)
+            race_begin()
             pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, p, klen, &found)
             if found:
                 value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
@@ -583,6 +584,7 @@ cdef class TreeView:
                     result = True
                 elif vlen >= 0:
                     result = PyBytes_FromStringAndSize(<char *> value, vlen)
+            race_end()
             if latch_same(&leaf.version, version):
                 break
             result = default
@@ -603,7 +605,7 @@ cdef class TreeView:
             code = get_copy(t, p, klen, &out, &fault)
         if code != OK:
             raised(&fault)
-        at_set64(&t.p.hits, at_get64(&t.p.hits) + t.level + 1)
+        note_hits(t, 1)
         if not out.found:
             return default
         try:
@@ -1054,7 +1056,7 @@ cdef class Tree(TreeView):
         if not value_spills(&t.s, klen, vlen) and core_try_shared(t):
             done = put_fast(t, kp, klen, vp, <int> vlen, &existed)
             core_unlock_shared(t)
-        at_set64(&t.p.hits, at_get64(&t.p.hits) + t.level + 1)
+        note_hits(t, 1)
         if done:
             return existed
         memset(&fault, 0, sizeof(Fault))
@@ -1283,7 +1285,7 @@ cdef class Tree(TreeView):
                     code = seal_all(&plan, &fault)
                 if code != OK:
                     raised(&fault)
-            elif embedded and t.root.state == DIRTY:
+            elif embedded and at_get8(&t.root.state) == DIRTY:
                 node_state(t.p, t.root, EMBEDDED)
                 t.dirty_nodes = 0
                 t.paged = 0
@@ -1321,7 +1323,7 @@ cdef int64_t lock_with_addresses(Plan *plan, object allocate) except -1:
     while True:
         lock_tree(t)
         plan.total = 0
-        if t.root != NULL and t.root.state == DIRTY and not embeds(t):
+        if t.root != NULL and at_get8(&t.root.state) == DIRTY and not embeds(t):
             plan.total = t.dirty_nodes + t.dirty_spill
         if plan.total * t.s.copies <= taken:
             return taken
@@ -1370,7 +1372,7 @@ cdef Node *clone_node(TreeCore *t, TreeCore *c, Node *n, Fault *f) noexcept nogi
         node_decref(t.p, copy)
         return NULL
     for i in range(node_count(n) if n.level else 0):
-        if n.kids[i] != NULL and n.kids[i].state == DIRTY:
+        if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
             kid = clone_node(t, c, n.kids[i], f)
             if kid == NULL:
                 node_decref(t.p, copy)
@@ -1387,11 +1389,11 @@ cdef int clone_core(TreeCore *t, TreeCore *c, Fault *f) noexcept nogil:
     c.is_dirty = t.is_dirty
     c.paged = t.paged
     memcpy(c.ref, t.ref, REF_MAX)
-    if t.root != NULL and (t.root.state == DIRTY or t.root.state == EMBEDDED):
+    if t.root != NULL and (at_get8(&t.root.state) == DIRTY or at_get8(&t.root.state) == EMBEDDED):
         c.root = clone_node(t, c, t.root, f)
         if c.root == NULL:
             return f.code
-        if t.root.state == EMBEDDED:
+        if at_get8(&t.root.state) == EMBEDDED:
             node_state(t.p, c.root, EMBEDDED)
             c.dirty_nodes = 0
         return OK

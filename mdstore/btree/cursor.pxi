@@ -24,6 +24,11 @@ cdef struct Cursor:
     int stop_len
 
 
+cdef inline void note_hits(TreeCore *t, int64_t operations) noexcept nogil:
+    """Count pages touched. Not a locked addition: threads may lose each other's counts, but not slow each other down."""
+    at_set64(&t.p.hits, at_get64(&t.p.hits) + operations * (at_get32(<int32_t *> &t.level) + 1))
+
+
 cdef inline void core_lock_shared(TreeCore *t) noexcept nogil:
     rw_lock_shared(&t.p.rw)
     if t.live:
@@ -51,16 +56,14 @@ cdef inline Node *resident_leaf(TreeCore *t, const uint8_t *key, int klen) noexc
     cdef int i
     if n == NULL:
         return NULL
-    if not n.accessed:
-        at_set8(&n.accessed, 1)
+    touch(n)
     while n.level:
         i = index_find(&t.s, page_of(n), n.cap, key, klen)
         n = <Node *> at_getp(&n.kids[i])
         if n == NULL:
             return NULL
         prefetch_node(n)
-        if not n.accessed:
-            at_set8(&n.accessed, 1)
+        touch(n)
     return n
 
 
@@ -95,13 +98,17 @@ cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f)
     code = find_leaf(t, key, klen, &leaf, f)
     while code == OK:
         version = latch_read(&leaf.version)
+        race_begin()
         pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &found)
+        race_end()
         out.found = found
         if not found:
             if latch_same(&leaf.version, version):
                 break
             continue
+        race_begin()
         value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
+        race_end()
         if vlen < 0 and not latch_same(&leaf.version, version):
             continue
         out.size = vlen if vlen >= 0 else <int64_t> ld64(value)
@@ -112,7 +119,9 @@ cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f)
             code = spill_read(t, value, 0, out.data, out.size, f)
             break
         else:
+            race_begin()
             memcpy(out.data, value, vlen)
+            race_end()
             if latch_same(&leaf.version, version):
                 break
             free(out.data)
@@ -146,7 +155,7 @@ cdef int count_range(TreeCore *t, Node *n, const uint8_t *start, int start_len, 
     for i in range(lo, hi):
         kid = <Node *> at_getp(&n.kids[i])
         if (start == NULL or i > lo) and (stop == NULL or i < hi - 1) and (
-                kid == NULL or (kid.state != DIRTY and (n.state != DIRTY or names_kid(n, i, kid)))):
+                kid == NULL or (at_get8(&kid.state) != DIRTY and (at_get8(&n.state) != DIRTY or names_kid(n, i, kid)))):
             records[0] += <int64_t> (ref_records(&t.s, ref_at(page_of(n), i)) & ~REF_SPILLED)
             continue
         code = kid_at(t, n, i, &kid, f)
@@ -172,9 +181,11 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
     code = find_leaf(t, key, klen, &leaf, f)
     while code == OK:
         version = latch_read(&leaf.version)
+        race_begin()
         pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &out.found)
         vlen = 0
         value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen) if out.found else NULL
+        race_end()
         size = vlen if vlen >= 0 else <int64_t> ld64(value)
         if not latch_same(&leaf.version, version):
             continue
@@ -187,7 +198,9 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
         elif vlen < 0:
             code = spill_read(t, value, offset, out.data, out.size, f)
         elif out.size:
+            race_begin()
             memcpy(out.data, value + offset, out.size)
+            race_end()
         if code != OK or latch_same(&leaf.version, version):
             break
         free(out.data)
@@ -208,7 +221,7 @@ cdef bint write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, 
     cdef int i
     cdef uint8_t *body
     cdef Spill *v
-    while node != NULL and node.state == DIRTY and at_get32(&node.refs) == 1:
+    while node != NULL and at_get8(&node.state) == DIRTY and at_get32(&node.refs) == 1:
         if node.level:
             node = node.kids[index_find(&t.s, page_of(node), node.cap, key, klen)]
             continue
@@ -241,7 +254,7 @@ cdef struct Found:
 cdef uint8_t *arena_take(Arena *a, int64_t n) noexcept nogil:
     cdef uint8_t *grown
     cdef int64_t cap = a.cap
-    if a.size + n > cap:
+    if a.data == NULL or a.size + n > cap:
         cap = 2 * cap + n + 4096
         grown = <uint8_t *> realloc(a.data, cap)
         if grown == NULL:
@@ -260,8 +273,8 @@ cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int
     cdef Node *kid
     for j in range(n):
         leaves[j] = root
-    if root != NULL and not root.accessed:
-        at_set8(&root.accessed, 1)
+    if root != NULL:
+        touch(root)
     while level > 0 and root != NULL:
         for j in range(n):
             if leaves[j] == NULL:
@@ -272,8 +285,8 @@ cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int
             if kid != NULL:
                 prefetch_node(kid)
         for j in range(n):
-            if leaves[j] != NULL and not leaves[j].accessed:
-                at_set8(&leaves[j].accessed, 1)
+            if leaves[j] != NULL:
+                touch(leaves[j])
         level -= 1
 
 
@@ -289,6 +302,7 @@ cdef int get_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, A
     cdef int64_t before
     core_lock_shared(t)
     descend_group(t, keys, sizes, n, leaves)
+    race_begin()
     for j in range(n):
         if leaves[j] != NULL:
             seen[j] = latch_read(&leaves[j].version)
@@ -316,6 +330,7 @@ cdef int get_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, A
             out[j].offset = before
         else:
             arena.size = before
+    race_end()
     core_unlock_shared(t)
     return code
 
@@ -349,7 +364,7 @@ cdef int get_batch(TreeCore *t, const uint8_t **keys, const int *sizes, int64_t 
                     memcpy(into, one.data, one.size)
                 free(one.data)
         at += group
-    at_set64(&t.p.hits, at_get64(&t.p.hits) + n * (t.level + 1))
+    note_hits(t, n)
     return code
 
 
@@ -389,7 +404,7 @@ cdef int put_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
             make_room(t.p)
             w.existed += existed
             at += 1
-    at_set64(&t.p.hits, at_get64(&t.p.hits) + w.n * (t.level + 1))
+    note_hits(t, w.n)
     return code
 
 

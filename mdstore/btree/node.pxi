@@ -170,6 +170,12 @@ cdef inline int64_t node_bytes(const Node *n) noexcept nogil:
     return <int64_t> sizeof(Node) + n.cap + 8 * n.kids_cap
 
 
+cdef inline void touch(Node *n) noexcept nogil:
+    """Note a use for the eviction hand; the line is written only when it was not noted before."""
+    if not at_get8(&n.accessed):
+        at_set8(&n.accessed, 1)
+
+
 cdef int fail(Fault *f, int code, const char *what) noexcept nogil:
     f.code = code
     f.what = what

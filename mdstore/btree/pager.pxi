@@ -159,8 +159,7 @@ cdef inline int kid_at(TreeCore *t, Node *n, int i, Node **out, Fault *f) noexce
     cdef Node *kid = <Node *> at_getp(&n.kids[i])
     if kid == NULL:
         return kid_load(t, n, i, out, f)
-    if not kid.accessed:
-        at_set8(&kid.accessed, 1)
+    touch(kid)
     out[0] = kid
     return OK
 
@@ -170,7 +169,7 @@ cdef int kid_load(TreeCore *t, Node *n, int i, Node **out, Fault *f) noexcept no
     cdef int code = load(t, ref_at(page_of(n), i), n.level - 1, &kid, f)
     if code != OK:
         return code
-    kid.accessed = 1
+    touch(kid)
     if at_casp(&n.kids[i], NULL, kid):
         out[0] = kid
     else:
@@ -184,13 +183,13 @@ cdef inline int root_of(TreeCore *t, Node **out, Fault *f) noexcept nogil:
     cdef Node *n = <Node *> at_getp(&t.root)
     cdef int code
     if n != NULL:
-        n.accessed = 1 if not n.accessed else n.accessed
+        touch(n)
         out[0] = n
         return OK
     code = load(t, t.ref, t.level, &n, f)
     if code != OK:
         return code
-    n.accessed = 1
+    touch(n)
     if at_casp(&t.root, NULL, n):
         out[0] = n
     else:
@@ -203,10 +202,10 @@ cdef inline int root_of(TreeCore *t, Node **out, Fault *f) noexcept nogil:
 cdef bint droppable(Node *n) noexcept nogil:
     """Second chance: a CLEAN node not used since the hand last passed, with no resident child."""
     cdef int i
-    if n.state != CLEAN:
+    if at_get8(&n.state) != CLEAN:
         return False
-    if n.accessed:
-        n.accessed = 0
+    if at_get8(&n.accessed):
+        at_set8(&n.accessed, 0)
         return False
     if n.level:
         for i in range(node_count(n)):
@@ -227,11 +226,11 @@ cdef void evict_below(PagerCore *p, Node *n, int64_t target) noexcept nogil:
     cdef Node *kid
     for i in range(node_count(n)):
         kid = n.kids[i]
-        if kid != NULL and droppable(kid) and (n.state != DIRTY or names_kid(n, i, kid)):
+        if kid != NULL and droppable(kid) and (at_get8(&n.state) != DIRTY or names_kid(n, i, kid)):
             n.kids[i] = NULL
             node_decref(p, kid)
             at_add64(&p.evictions, 1)
-            if p.clean_bytes <= target:
+            if at_get64(&p.clean_bytes) <= target:
                 return
 
 
@@ -244,7 +243,7 @@ cdef void evict(PagerCore *p) noexcept nogil:
     cdef TreeCore *t
     cdef int rounds = 0
     cdef Node *start
-    while p.clean_bytes > target and rounds < 4:
+    while at_get64(&p.clean_bytes) > target and rounds < 4:
         if p.hand == NULL:
             rounds += 1
             t = p.trees

@@ -160,7 +160,7 @@ cdef int seal_node(Plan *plan, Node *n, uint8_t *ref, Fault *f) noexcept nogil:
         records = 0
     for i in range(node_count(n)):
         if n.level:
-            if n.kids[i] != NULL and n.kids[i].state == DIRTY:
+            if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
                 code = seal_node(plan, n.kids[i], ref_at(page, i), f)
                 if code != OK:
                     return code
@@ -243,7 +243,7 @@ cdef void write_done(PagerCore *p, Write *w) noexcept nogil:
     spin_unlock(&p.spin)
     if w.node != NULL:
         if last:
-            w.node.accessed = 1
+            touch(w.node)
             node_state(p, w.node, CLEAN)
         node_decref(p, w.node)
     elif last:
@@ -277,9 +277,9 @@ cdef bint embeds(TreeCore *t) noexcept nogil:
     """Whether the tree would stay inside its root record: hysteresis keeps one that has pages until half the limit."""
     cdef int64_t size
     cdef int limit = t.s.embed_limit / 2 if t.paged else t.s.embed_limit
-    if t.level or t.root == NULL or (t.root.state != DIRTY and t.root.state != EMBEDDED):
+    if t.level or t.root == NULL or (at_get8(&t.root.state) != DIRTY and at_get8(&t.root.state) != EMBEDDED):
         return False
-    if t.root.state == EMBEDDED:
+    if at_get8(&t.root.state) == EMBEDDED:
         return True
     if page_live(page_of(t.root), t.root.cap) > limit + 12 * node_count(t.root):
         return False

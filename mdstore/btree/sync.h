@@ -116,6 +116,16 @@ static inline int latch_same(uint32_t *v, uint32_t seen)
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return __atomic_load_n(v, __ATOMIC_RELAXED) == seen;
 }
+/* Reads between a latch's two looks may meet a writer; what they saw is thrown away then. Sanitized builds are told so. */
+#ifdef MDSTORE_RACES_ANNOTATED
+void AnnotateIgnoreReadsBegin(const char *file, int line);
+void AnnotateIgnoreReadsEnd(const char *file, int line);
+static inline void race_begin(void) { AnnotateIgnoreReadsBegin(__FILE__, __LINE__); }
+static inline void race_end(void) { AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+#else
+static inline void race_begin(void) {}
+static inline void race_end(void) {}
+#endif
 static inline void latch_lock(uint32_t *v)
 {
     for (unsigned round = 0;; round++) {

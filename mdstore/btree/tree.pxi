@@ -52,7 +52,7 @@ cdef int share_below(TreeCore *t, Node *n, Fault *f) noexcept nogil:
     cdef uint8_t *body
     for i in range(node_count(n)):
         if n.level:
-            if n.kids[i] != NULL and n.kids[i].state == DIRTY:
+            if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
                 continue
             code = extra_add(t, ref_address(ref_at(page_of(n), i), 0), 1, &before, f)
         else:
@@ -73,9 +73,9 @@ cdef int own(TreeCore *t, Node **slot, const uint8_t *ref, Fault *f) noexcept no
     cdef Node *c
     cdef int64_t before
     cdef int code, k
-    if n.state == DIRTY and at_get32(&n.refs) == 1:
+    if at_get8(&n.state) == DIRTY and at_get32(&n.refs) == 1:
         return OK
-    if n.state == EMBEDDED and at_get32(&n.refs) == 1:
+    if at_get8(&n.state) == EMBEDDED and at_get32(&n.refs) == 1:
         node_state(t.p, n, DIRTY)
         t.dirty_nodes += 1
         return OK
@@ -83,8 +83,8 @@ cdef int own(TreeCore *t, Node **slot, const uint8_t *ref, Fault *f) noexcept no
     if c == NULL:
         return fail(f, E_MEMORY, "page")
     at_add64(&t.p.copies, 1)
-    if n.state != DIRTY:
-        if n.state != EMBEDDED:
+    if at_get8(&n.state) != DIRTY:
+        if at_get8(&n.state) != EMBEDDED:
             code = extra_add(t, ref_address(ref, 0), -1, &before, f)
             if code == OK and before > 0:
                 code = share_below(t, n, f)
@@ -457,7 +457,7 @@ cdef int grow_root(TreeCore *t, Path *path, Fault *f) noexcept nogil:
     memset(p, 0, t.s.ref_size)
     root.kids[0] = t.root
     t.root = root
-    t.level += 1
+    at_set32(<int32_t *> &t.level, t.level + 1)
     t.dirty_nodes += 1
     i = path.depth
     while i >= 0:
@@ -507,7 +507,7 @@ cdef int split_two(TreeCore *t, Path *path, int d, int pos, Item *item, int side
     if at < 0 or at >= node_count(parent):
         return OK
     sibling = <Node *> at_getp(&parent.kids[at])
-    if sibling == NULL or sibling.state != DIRTY or at_get32(&sibling.refs) != 1:
+    if sibling == NULL or at_get8(&sibling.state) != DIRTY or at_get32(&sibling.refs) != 1:
         return OK  # a page that is not dirty yet would be one more to write
     trio[0] = parent.kids[right - 1]
     trio[1] = parent.kids[right]
@@ -740,7 +740,7 @@ cdef bint put_fast(TreeCore *t, const uint8_t *key, int klen, const uint8_t *val
     cdef Node *n = <Node *> at_getp(&t.root)
     cdef int i
     cdef bint done
-    if n == NULL or n.state != DIRTY or at_get32(&n.refs) != 1:
+    if n == NULL or at_get8(&n.state) != DIRTY or at_get32(&n.refs) != 1:
         return False
     while n.level:
         i = index_find(&t.s, page_of(n), n.cap, key, klen)
@@ -748,7 +748,7 @@ cdef bint put_fast(TreeCore *t, const uint8_t *key, int klen, const uint8_t *val
         if n == NULL:
             return False
         prefetch_node(n)
-        if n.state != DIRTY or at_get32(&n.refs) != 1:
+        if at_get8(&n.state) != DIRTY or at_get32(&n.refs) != 1:
             return False
     if n.spilled:
         return False
@@ -894,7 +894,7 @@ cdef int mend(TreeCore *t, Path *path, Fault *f) noexcept nogil:
         kid = n.kids[0]
         n.kids[0] = NULL
         t.root = kid
-        t.level -= 1
+        at_set32(<int32_t *> &t.level, t.level - 1)
         t.dirty_nodes -= 1
         node_decref(t.p, n)
     return OK
@@ -932,12 +932,12 @@ cdef bint delete_fast(TreeCore *t, const uint8_t *key, int klen, bint *existed) 
     cdef int i
     cdef bint done = False
     existed[0] = False
-    if n == NULL or n.state != DIRTY or at_get32(&n.refs) != 1:
+    if n == NULL or at_get8(&n.state) != DIRTY or at_get32(&n.refs) != 1:
         return False
     while n.level:
         i = index_find(&t.s, page_of(n), n.cap, key, klen)
         n = <Node *> at_getp(&n.kids[i])
-        if n == NULL or n.state != DIRTY or at_get32(&n.refs) != 1:
+        if n == NULL or at_get8(&n.state) != DIRTY or at_get32(&n.refs) != 1:
             return False
     if n.spilled:
         return False
@@ -966,7 +966,7 @@ cdef int64_t records_below(TreeCore *t, Node *n) noexcept nogil:
     if n.level == 0:
         return node_count(n)
     for i in range(node_count(n)):
-        if n.kids[i] != NULL and n.kids[i].state == DIRTY:
+        if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
             total += records_below(t, n.kids[i])
         else:
             total += <int64_t> (ref_records(&t.s, ref_at(page_of(n), i)) & ~REF_SPILLED)
@@ -1002,8 +1002,8 @@ cdef int drop_ref(TreeCore *t, Node *kid, const uint8_t *ref, int level, int64_t
     cdef int64_t before
     cdef int code, k
     cdef Node *n = kid
-    if kid != NULL and (kid.state == DIRTY or kid.state == EMBEDDED):
-        t.dirty_nodes -= kid.state == DIRTY
+    if kid != NULL and (at_get8(&kid.state) == DIRTY or at_get8(&kid.state) == EMBEDDED):
+        t.dirty_nodes -= at_get8(&kid.state) == DIRTY
         return drop_below(t, kid, records, f)
     code = extra_add(t, ref_address(ref, 0), -1, &before, f)
     if code != OK:
@@ -1038,7 +1038,7 @@ cdef int clear_slow(TreeCore *t, Fault *f) noexcept nogil:
         node_decref(t.p, leaf)
         return code
     node_swap(t.p, &t.root, leaf)
-    t.level = 0
+    at_set32(<int32_t *> &t.level, 0)
     t.is_dirty = 1
     t.dirty_nodes = 1
     t.dirty_spill = 0

@@ -51,7 +51,7 @@ cdef class TreeCheck:
         cdef Node *kid
         cdef Fault f
         cdef list keys
-        where = f"address {n.address}" if n.state == CLEAN or n.state == SEALED else "a dirty page"
+        where = f"address {n.address}" if at_get8(&n.state) == CLEAN or at_get8(&n.state) == SEALED else "a dirty page"
         where = f"{where}, tree {t.tree_id}, level {n.level}"
         if n.level != level:
             self.problems.append(f"T3: level {level} was expected at {where}")
@@ -233,7 +233,7 @@ cdef class PageWalk:
         self.at[self.depth] += 1
         ref = ref_at(page_of(n), i)
         kid = <Node *> at_getp(&n.kids[i])
-        dirty = kid != NULL and (kid.state == DIRTY or (n.state == DIRTY and not names_kid(n, i, kid)))
+        dirty = kid != NULL and (at_get8(&kid.state) == DIRTY or (at_get8(&n.state) == DIRTY and not names_kid(n, i, kid)))
         if not dirty:
             for k in range(t.s.copies):
                 self.ready.append((ref_address(ref, k), 1, n.level - 1))

@@ -1,0 +1,245 @@
+"""Many threads on one tree and one cache: histories are checked for linearizability per key, snapshots for being of one moment."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from mdstore.btree import REFS_DESCRIPTOR, Tree
+from tests.model.btree_world import World, new_tree
+
+Value = bytes | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One operation on one key: it took effect at some moment between `start` and `end` (ticks of a shared counter)."""
+
+    start: int
+    end: int
+    is_write: bool
+    value: Value
+
+
+def linearizable(events: list[Event], initial: Value) -> bool:
+    """Whether some order of the events, each inside its interval, explains every read of one register.
+
+    Depth-first over the set of events done and the last value written; an event may come next if no event not yet done
+    ended before it began."""
+    events = sorted(events, key=lambda event: event.start)
+    seen: set[tuple[int, Value]] = set()
+    stack: list[tuple[int, Value]] = [(0, initial)]
+    everything = (1 << len(events)) - 1
+    while stack:
+        done, value = stack.pop()
+        if done == everything:
+            return True
+        if (done, value) in seen:
+            continue
+        seen.add((done, value))
+        left = [n for n in range(len(events)) if not done >> n & 1]
+        horizon = min(events[n].end for n in left)
+        for n in left:
+            event = events[n]
+            if event.start > horizon:
+                break
+            if event.is_write:
+                stack.append((done | 1 << n, event.value))
+            elif event.value == value:
+                stack.append((done | 1 << n, value))
+    return False
+
+
+def test_the_checker_refuses_what_is_not_linearizable() -> None:
+    write = Event(0, 1, True, b"a")
+    assert linearizable([write, Event(2, 3, False, b"a")], None)
+    assert not linearizable([write, Event(2, 3, False, None)], None)
+    assert linearizable([write, Event(0, 3, False, None)], None)
+    flip = [Event(0, 9, True, b"a"), Event(1, 2, False, b"a"), Event(3, 4, False, None)]
+    assert not linearizable(flip, None)
+
+
+def run_all(actions: list[Callable[[], None]]) -> None:
+    """Run every action in a thread of its own; the first failure is raised here."""
+    failures: list[BaseException] = []
+
+    def guarded(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(action,)) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def history(seed: int, rounds: int) -> None:
+    """Threads put, delete, get and batch on a small key space with pages that split, merge, are sealed and evicted."""
+    print("seed", seed)
+    world = World(seed, cache_bytes=4000)
+    tree = new_tree(world)
+    keys = [b"%03d" % n * 4 for n in range(60)]
+    tick = itertools.count()
+    logs: list[dict[bytes, list[Event]]] = [defaultdict(list) for _ in range(5)]
+    stop = threading.Event()
+
+    def note(log: dict[bytes, list[Event]], key: bytes, start: int, is_write: bool, value: Value) -> None:
+        log[key].append(Event(start, next(tick), is_write, value))
+
+    def worker(number: int) -> None:
+        rng = random.Random(seed * 100 + number)
+        log = logs[number]
+        for step in range(rounds):
+            key, value = rng.choice(keys), b"%d.%d" % (number, step) + b"." * rng.choice((0, 20, 40))
+            batch = rng.sample(keys, 12)
+            kind = rng.randrange(6)
+            start = next(tick)
+            if kind == 0:
+                tree.put(key, value)
+                note(log, key, start, True, value)
+            elif kind == 1:
+                tree.delete(key)
+                note(log, key, start, True, None)
+            elif kind == 2:
+                note(log, key, start, False, tree.get(key))
+            elif kind == 3:
+                tree.update((key, value) for key in batch)
+                end = next(tick)
+                for key in batch:
+                    log[key].append(Event(start, end, True, value))
+            elif kind == 4:
+                found = tree.get_many(batch)
+                end = next(tick)
+                for key, read in zip(batch, found, strict=True):
+                    log[key].append(Event(start, end, False, read))
+            else:
+                tree.delete_many(batch)
+                end = next(tick)
+                for key in batch:
+                    log[key].append(Event(start, end, True, None))
+
+    def checkpointer() -> None:
+        while not stop.is_set():
+            tree.seal(world.allocate)
+            world.write()
+            world.drain_freed()
+            view = tree.snapshot()
+            first = list(view.items())
+            assert [value for _, value in first] == view.get_many([key for key, _ in first])
+            assert list(view.items(reverse=True)) == first[::-1]
+            view.close()
+
+    def until_done() -> None:
+        try:
+            run_all([lambda number=number: worker(number) for number in range(4)])  # type: ignore[misc]
+        finally:
+            stop.set()
+
+    run_all([until_done, checkpointer])
+    assert tree.check() == []
+    final = dict(tree.items())
+    for key in keys:
+        events = sorted((event for log in logs for event in log[key]), key=lambda event: event.start)
+        end = next(tick)
+        events.append(Event(end, end + 1, False, final.get(key)))
+        assert linearizable(events, None), (seed, key)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MDSTORE_STRESS_SEEDS", "3"))))
+def test_every_key_has_a_linearizable_history(seed: int) -> None:
+    history(seed, 150)
+
+
+def test_a_snapshot_is_of_one_moment_while_batches_run() -> None:
+    """Each update writes one number under many keys; a view taken at any time holds groups of one number each."""
+    world = World(1, page_size=512)
+    tree = new_tree(world)
+    groups = [[b"%02d.%04d" % (group, n) for n in range(200)] for group in range(2)]
+    for group in groups:
+        tree.update((key, b"0") for key in group)
+    stop = threading.Event()
+
+    def writer(group: list[bytes]) -> None:
+        for number in range(1, 40):
+            tree.update([(key, b"%d" % number) for key in group])
+        stop.set()
+
+    def reader() -> None:
+        while not stop.is_set():
+            view = tree.snapshot()
+            again = [dict(view.items()), dict(zip((k for g in groups for k in g), view.get_many(sum(groups, [])), strict=True))]
+            assert again[0] == again[1], "a view changes under its reader"
+            assert len(again[0]) == 400
+            view.close()
+
+    run_all([lambda: writer(groups[0]), lambda: writer(groups[1]), reader])
+    assert {tree.get(key) for key in sum(groups, [])} == {b"39"}
+
+
+def test_writers_of_different_trees_share_one_cache() -> None:
+    world = World(2, cache_bytes=1 << 14)
+    world.pager.refs = Tree(world.pager, REFS_DESCRIPTOR, 1)
+    trees = [new_tree(world, 10 + n) for n in range(4)]
+    lock = threading.Lock()  # the free space of this world, not the trees
+
+    def allocate(pages: int) -> list[tuple[int, int]]:
+        with lock:
+            return world.allocate(pages)
+
+    def work(number: int) -> None:
+        rng = random.Random(number)
+        tree = trees[number]
+        model: dict[bytes, bytes] = {}
+        for step in range(25):
+            batch = [(b"%04d" % rng.randrange(400), b"%d" % step * 6) for _ in range(40)]
+            tree.update(batch)
+            model.update(batch)
+            if step % 5 == 0:
+                tree.seal(allocate)
+                copy = tree.clone()
+                copy.delete_range(b"0100", b"0300")
+                assert len(copy) == sum(not b"0100" <= key < b"0300" for key in model)
+                copy.clear()
+                with lock:
+                    world.pager.write_sealed()
+            assert list(tree.items()) == sorted(model.items())
+
+    run_all([lambda number=number: work(number) for number in range(4)])  # type: ignore[misc]
+    for tree in trees:
+        assert tree.check() == []
+
+
+def test_memory_stays_flat_over_many_operations() -> None:
+    """A leak check: the same churn again and again ends where it began. `MDSTORE_LEAK_ROUNDS` makes it 10 M operations."""
+    world = World(3)
+    tree = new_tree(world)
+    rounds = int(os.environ.get("MDSTORE_LEAK_ROUNDS", "6"))
+    after = []
+    for _ in range(rounds):
+        for n in range(1000):
+            tree.put(b"%05d" % (n * 7919 % 5000), b"v" * (n % 40))
+        tree.update((b"large%d" % n, b"L" * 3000) for n in range(5))
+        assert sum(1 for _ in tree.items()) == len(tree)
+        tree.get_many([b"%05d" % n for n in range(500)])
+        world.seal(tree)
+        world.write()
+        tree.clear()
+        world.seal(tree)
+        world.drain_freed()
+        assert world.held == set()
+        counters = world.pager.counters()
+        after.append((counters["dirty_bytes"], counters["cached_bytes"]))
+    assert len(set(after)) == 1
+    assert after[0][0] == 0
