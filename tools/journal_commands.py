@@ -30,7 +30,7 @@ from journal.edit import (
 )
 from journal.survey import Survey, install_head, recover_head, survey
 from mdstore.tools.images import json_option
-from mdstore.tools.journal_events import Filter, Summary, as_json, line, type_number
+from mdstore.tools.journal_events import Filter, Summary, entry_json, line, type_number
 from mdstore.tools.journal_targets import Target, opened_log
 from mdstore.tools.output import CommandFailed, print_json, print_json_list, print_line, size_text
 
@@ -95,8 +95,11 @@ def _print_survey(found: Survey) -> None:
 @click.option("--inode", type=int, help="An inode the event speaks of.")
 @click.option("--client", type=int, help="A client whose session the event changes.")
 @_ring
-def events_command(target: str, what: str, ring: bool, **chosen: Any) -> None:
-    """Entries of the log, those that all options choose. `binary` writes their payloads one after another."""
+@json_option
+def events_command(target: str, what: str, ring: bool, as_json: bool, **chosen: Any) -> None:
+    """Entries of the log, those that all options choose. `binary` writes their payloads one after another; `--json` is
+    the same as `json`, and a summary is JSON always."""
+    what = "json" if as_json and what == "list" else what
     wanted = _filter(**chosen)
     with opened_log(target, ring=ring, read_only=True) as log:
         entries = filter(wanted, read_entries(log.medium, log.current_head()))
@@ -104,7 +107,7 @@ def events_command(target: str, what: str, ring: bool, **chosen: Any) -> None:
             for entry in entries:
                 print_line(line(entry, events=log.events))
         elif what == "json":
-            print_json_list(as_json(entry, events=log.events) for entry in entries)
+            print_json_list(entry_json(entry, events=log.events) for entry in entries)
         elif what == "binary":
             for entry in entries:
                 sys.stdout.buffer.write(entry.payload)

@@ -118,7 +118,7 @@ def _words(records: list[Record]) -> str:
     return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
 
 
-def as_json(entry: Entry, *, events: bool) -> dict[str, Any]:
+def entry_json(entry: Entry, *, events: bool) -> dict[str, Any]:
     """Everything of an entry; the payload in hexadecimal where it is not an event."""
     found: dict[str, Any] = {
         "position": entry.position, "end": entry.end, "sequence": entry.sequence, "generation": entry.generation,

@@ -71,6 +71,7 @@ def test_events_of_an_image_are_shown_and_chosen(image: str, capsys: pytest.Capt
     assert "beta" in listed
     assert "alpha" not in listed
     found = json.loads(mdstore(capsys, "journal", "events", image, "json", "--type", "mkdir"))
+    assert found == json.loads(mdstore(capsys, "journal", "events", image, "--type", "mkdir", "--json"))
     names = [record["name"] for event in found for record in event["records"] if record["record"] == "EntrySet"]
     assert {"alpha", "beta", "gamma"} <= set(names)
     inode = next(r["directory"] for e in found for r in e["records"] if r["record"] == "EntrySet")
