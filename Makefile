@@ -22,12 +22,12 @@ demo: build
 test: build
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: build
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not fuse" tests/unit tests/model
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not fuse" tests/unit tests/model
 
 bench: build
 	$(BIN)/pip install -q -e '.[bench]'
