@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 from click.testing import CliRunner
@@ -21,6 +22,7 @@ from tests.unit.reader_images import (
     changed,
     check,
     codes,
+    file_system,
     newest,
     patched,
     place_of,
@@ -175,23 +177,46 @@ def test_a_wrong_size_of_an_object_is_found(image: bytes, tmp_path: Path) -> Non
     assert {"extent-beyond-end", "stored-bytes"} <= codes(found)
 
 
-def test_wrong_reference_counts_are_found(image: bytes, tmp_path: Path) -> None:
-    """A clone that wrote leaves extra references; the count is changed under right checksums."""
+@pytest.fixture(scope="module")
+def shared(image: bytes) -> bytes:
+    """The image with a clone that wrote: it shares some blocks with its origin, counted one by one."""
 
     def overwrite(store: Store) -> None:
-        store.apply(Transaction().clone("c", "o0016", "twin").write("c", "twin", 3, b"different"))
+        store.apply(Transaction().write("c", "origin", 0, b"o" * 9000))
+        store.apply(Transaction().clone("c", "origin", "twin"))
+        store.apply(Transaction().write("c", "twin", 700, b"different"))
 
-    shared = changed(image, overwrite)
+    return changed(image, overwrite)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "code"),
+    [
+        (superblocks.ROOT_GROUPS, 1, "group"),
+        (superblocks.ROOT_SHARED, 1, "references"),
+        (superblocks.ROOT_SHARED, 7, "references"),
+    ],
+)
+def test_a_wrong_count_of_what_clones_share_is_found(
+    kind: int, step: int, code: str, shared: bytes, tmp_path: Path
+) -> None:
+    """The last record's count, in the superblock itself."""
     assert check(shared, tmp_path) == []
-    superblock = newest(shared)
-    for kind, code in ((superblocks.ROOT_GROUPS, "group"),):
-        record = superblock.roots[kind]
-        assert not record[1] & 2, "embedded"
-        at = shared.find(record, superblock_start(shared))
-        value = record[-4:]
-        assert value != bytes(4)
-        more = (int.from_bytes(value, "little") + 1).to_bytes(4, "little")
-        assert codes(check(patched(shared, at + len(record) - 4, more), tmp_path)) == {code}
+    record = newest(shared).roots[kind]
+    assert not record[1] & 2, "embedded"
+    at = shared.find(record, superblock_start(shared)) + len(record) - 4
+    count = int.from_bytes(shared[at : at + 4], "little")
+    assert count
+    found = check(patched(shared, at, (count + step).to_bytes(4, "little")), tmp_path)
+    assert codes(found) == {code}
+
+
+def test_a_wrong_count_of_a_shared_page_is_found(image: bytes, tmp_path: Path) -> None:
+    key, value = next(iter(reader_of(image, tmp_path).root_tree(superblocks.ROOT_REFERENCES).items()))
+    at = place_of(image, key + value, tmp_path) + len(key)
+    found = check(patched(image, at, (5).to_bytes(4, "little")), tmp_path)
+    assert codes(found) == {"references"}
+    assert {problem.place.byte for problem in found} == {int.from_bytes(key, "big") * BLOCK}
 
 
 def test_every_kind_of_page_damage_is_found(image: bytes, tmp_path: Path) -> None:
@@ -232,3 +257,18 @@ def test_the_command_says_clean_errors_and_failed(image: bytes, tmp_path: Path) 
 def test_a_truncated_image_says_so(image: bytes, tmp_path: Path) -> None:
     found = check(image[: len(image) // 2], tmp_path)
     assert "image-truncated" in codes(found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_bytes_under_right_checksums_are_findings_never_a_crash(seed: int, tmp_path: Path) -> None:
+    """Any byte of any page or superblock, set to anything, every checksum made right again."""
+    print(f"seed {seed}")
+    random = Random(seed)
+    image = store_image(seed, is_closed=False) if seed % 2 else file_system(is_closed=bool(seed))
+    pages = reachable(image, tmp_path)
+    for number in range(40):
+        at = random.choice(pages) * BLOCK + random.randrange(4, BLOCK)
+        if number % 8 == 7:
+            at = superblock_start(image) + random.randrange(12, 600)
+        data = random.choice([random.randbytes(1), b"\xff" * random.choice([2, 4, 8]), bytes(8)])
+        check(patched(image, at, data[: BLOCK - at % BLOCK]), tmp_path, DEEP)

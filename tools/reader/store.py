@@ -113,15 +113,30 @@ class StoreReader:
 
     def map_items(self, onode: Onode, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Records of an object's map from `start` on."""
-        return self.tree(onode.map_root, MAP_SHAPE).items(start) if onode.map_root is not None else iter(())
+        tree = self._map(onode)
+        return tree.items(start) if tree is not None else iter(())
 
     def map_get(self, onode: Onode, key: bytes) -> bytes | None:
         """One record of an object's map."""
-        return self.tree(onode.map_root, MAP_SHAPE).get(key) if onode.map_root is not None else None
+        tree = self._map(onode)
+        return tree.get(key) if tree is not None else None
 
     def map_header(self, onode: Onode) -> bytes:
         """The header of an object's map: its tree's user blob."""
-        return self.tree(onode.map_root, MAP_SHAPE).root.user_blob if onode.map_root is not None else b""
+        tree = self._map(onode)
+        return tree.root.user_blob if tree is not None else b""
+
+    def _map(self, onode: Onode) -> Tree | None:
+        """The map's tree; None where there is none, or its root record is damaged and that is reported elsewhere."""
+        if onode.map_root is None:
+            return None
+        try:
+            return self.tree(onode.map_root, MAP_SHAPE)
+        except Damage as damage:
+            if self.on_damage is None:
+                raise
+            self.on_damage(damage)
+            return None
 
     # -- data ----------------------------------------------------------------------------------------------------------
     def read_block(self, block: int, checksum: int) -> bytes:
