@@ -208,7 +208,7 @@ def _weigh(story: Story, image: Path, size_bytes: int) -> None:
     """What the image takes for what it holds."""
     done = subprocess.run(mdstore("stat", image, "--json"), capture_output=True, check=True)
     figures = json.loads(done.stdout)
-    used = figures["size_bytes"] - figures["free_bytes"]
+    used = figures["used_bytes"]
     share = used / max(1, size_bytes)
     story.report["space used"] = f"{size_text(used)} for {size_text(size_bytes)} of content ({share:.2f} times), log included"
     story.line(f"{size_text(used)} of {size_text(figures['size_bytes'])} are used")

@@ -180,6 +180,7 @@ def _figures(image: str, vfs: MetadataServer) -> dict[str, Any]:
     return {
         "image": image,
         "size_bytes": space.blocks * space.block_size,
+        "used_bytes": (space.blocks - space.blocks_free) * space.block_size,
         "free_bytes": space.blocks_available * space.block_size,
         "block_size": space.block_size,
         "files": space.files - space.files_free if space.files_free else space.files,

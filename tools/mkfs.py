@@ -52,7 +52,7 @@ def make_image(
     try:
         with Store.create(device, block_size=block_size) as store:
             MetadataServer.format(store, now_ns=now_ns(), uid=os.getuid(), gid=os.getgid(), root_mode=0o755)
-            made = store.statistics() | {"size_bytes": device.size_bytes}
+            made = store.statistics() | {"size_bytes": device.size_bytes, "free_bytes": _free_bytes(store)}
     except BaseException:
         device.close()
         if is_new:
@@ -60,6 +60,14 @@ def make_image(
                 os.unlink(image)
         raise
     return {"image": image} | {key: made[key] for key in ("size_bytes", "block_size", "free_bytes", "log_bytes")}
+
+
+def _free_bytes(store: Store) -> int:
+    """What files may take: less than is free, for some is kept back so that a full image can still be changed."""
+    server = MetadataServer.mount(store, read_only=True)
+    space = server.statfs()
+    server.close()
+    return space.blocks_available * space.block_size
 
 
 def _device(image: str, size_bytes: int | None, *, force: bool, sparse: bool) -> FileDevice:

@@ -81,6 +81,7 @@ def test_mkfs_says_what_it_made(run: Run, tmp_path: Path) -> None:
     made = run("mkfs", tmp_path / "a.img", "--size", "8M", "--json").json()
     assert made["size_bytes"] == 8 * MIB == os.path.getsize(tmp_path / "a.img")
     assert 0 < made["free_bytes"] < 8 * MIB
+    assert abs(run("stat", tmp_path / "a.img", "--json").json()["free_bytes"] - made["free_bytes"]) < 64 << 10
     assert "b.img: 8.0 MiB" in run("mkfs", tmp_path / "b.img", "--size", "8M").out
 
 
@@ -115,6 +116,7 @@ def test_stat_of_a_file_and_of_the_image(run: Run, image: Path) -> None:
     assert "2020-09-13 12:26:40.123456789 UTC" in run("stat", image, "hello").out
     figures = run("stat", image, "--json").json()
     assert figures["size_bytes"] > figures["free_bytes"] > 0
+    assert 25600 < figures["used_bytes"] <= figures["size_bytes"] - figures["free_bytes"]
 
 
 def test_cat_follows_symlinks_and_writes_bytes(run: Run, image: Path) -> None:
