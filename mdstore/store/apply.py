@@ -164,6 +164,7 @@ class Applier:
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
         self._make(collection, name).attributes[attribute] = value
+        self._objects.changed_attribute_bytes += len(attribute) + len(value)
 
     def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         del self._find(collection, name).attributes[attribute]

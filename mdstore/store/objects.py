@@ -36,6 +36,7 @@ class ObjectTable:
         self.stored_bytes = 0
         self.replaying = False
         self.changed_onodes = 0  # since the last checkpoint, each time one was dirtied
+        self.changed_attribute_bytes = 0  # likewise
         self.changes = 0  # odd while a transaction is being applied, and for good once the store is closed or latched
         self._onodes_max = max(ONODES_MIN, onodes_max)
         self._cached: dict[bytes, Onode] = {}
@@ -163,7 +164,7 @@ class ObjectTable:
         """Bring every record of the object tree up to date: blocks get addresses, changed trees are sealed."""
         while self._dirty:
             self.flush_one(next(iter(self._dirty.values())))
-        self.changed_onodes = 0
+        self.changed_onodes = self.changed_attribute_bytes = 0
 
     def flush_one(self, onode: Onode) -> None:
         """The same for one object."""

@@ -276,7 +276,9 @@ class Store:
     def _pending_blocks(self) -> int:
         """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve)."""
         dirty_pages = self.tables.pager.dirty_bytes // self.superblock.block_size
-        return self.tables.space.changed_blocks + dirty_pages + self.tables.objects.dirty_onodes // 4
+        objects = self.tables.objects
+        records = objects.dirty_onodes * _RECORD_BYTES + 2 * objects.changed_attribute_bytes
+        return self.tables.space.changed_blocks + dirty_pages + records // self.superblock.block_size
 
     def _apply_and_log(self, operations: list[Operation], payload: bytes) -> int:
         objects = self.tables.objects
@@ -548,6 +550,7 @@ class Store:
 
 
 _CHANGED_ONODES = 1 << 16  # so that replay, which keeps them all in memory, never meets more
+_RECORD_BYTES = 320  # by which a dirty onode's record may outgrow what its leaf holds now, room that leaves keep included
 _BLOCKS_MIN = 16  # blocks after the log that an image needs to hold anything
 _CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back what the first replaced
 
