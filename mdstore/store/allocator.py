@@ -34,6 +34,7 @@ class Allocator:
         self._limbo: deque[tuple[int, list[Run]]] = deque()
         self._allocated: list[Run] = []  # since the tree was last brought up to date
         self._freed: list[Run] = []
+        self._grown: list[Run] = []
         self._sealing: list[Run] = []  # freed, and known to the tree of the superblock being made
         self.cursor = cursor
         self.free_blocks = 0
@@ -94,6 +95,11 @@ class Allocator:
     def free(self, start: int, blocks: int) -> None:
         """The live state stopped reaching these blocks. They stay in limbo until a checkpoint that knows is durable."""
         self._freed.append((start, blocks))
+        self.limbo_blocks += blocks
+
+    def grow(self, start: int, blocks: int) -> None:
+        """These blocks are new: free for the tree that is made next, and to be taken once the caller hands them over."""
+        self._grown.append((start, blocks))
         self.limbo_blocks += blocks
 
     def seal_limbo(self, epoch: int) -> None:
@@ -174,9 +180,9 @@ class Allocator:
     def take_changes(self) -> tuple[list[Run], list[Run]]:
         """(allocated, freed) since the last call, each merged and in order: what the tree of free extents has to learn,
         the allocated ones first."""
-        changes = merge_runs(self._allocated), merge_runs(self._freed)
-        self._sealing += changes[1]
-        self._allocated, self._freed = [], []
+        changes = merge_runs(self._allocated), merge_runs(self._freed + self._grown)
+        self._sealing += merge_runs(self._freed)
+        self._allocated, self._freed, self._grown = [], [], []
         return changes
 
     def load(self, extents: Iterable[Run]) -> None:

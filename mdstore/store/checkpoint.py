@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from journal import JournalError
@@ -41,6 +42,12 @@ class Checkpointer:
         """Write a checkpoint now. On return everything submitted before the call is durable and in the trees."""
         with self._one_at_a_time:
             self._store.guarded(lambda: self._run(flags))
+
+    def run_after(self, prepare: Callable[[], None]) -> None:
+        """`run`, with `prepare` done first and no other checkpoint in between."""
+        with self._one_at_a_time:
+            prepare()
+            self._store.guarded(lambda: self._run(0))
 
     def _run(self, flags: int) -> None:
         store = self._store

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from time import perf_counter
 
 from journal import Journal, JournalError
+from mdstore.store.latency import Latencies
 from mdstore.store.log import typed
 
 
@@ -31,10 +33,12 @@ class Commit:
         """
         if self._journal.safe >= self.position:
             return
+        began = perf_counter()
         try:
             self._journal.wait(self.position, timeout)
         except JournalError as error:
             raise typed(error) from error
+        self._committer.waits.add(perf_counter() - began)
 
     def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
         """Call `callback(None)` once durable, or `callback(error)`: at once when that is known, else from the thread that
@@ -57,6 +61,7 @@ class Committer:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self.waits = Latencies()
 
     def kick(self) -> None:
         """Have everything appended so far made durable soon."""

@@ -35,7 +35,7 @@ from mdstore.errors import (
     TransactionError,
 )
 from mdstore.limits import BLOCK_SIZE_DEFAULT, IMAGE_SIZE_MIN, KIB, MIB
-from mdstore.store import data, log, recovery, superblock, tables
+from mdstore.store import data, log, recovery, resize, superblock, tables
 from mdstore.store.answers import Capabilities, ObjectStat
 from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
@@ -230,6 +230,19 @@ class Store:
             pass
         with self.lock:
             return self.tables.allocator.limbo_blocks * self.superblock.block_size
+
+    def resize(self, size_bytes: int | None = None) -> None:
+        """Grow the image to `size_bytes`, the device with it; None: to what the device has. Durable on return, beside traffic.
+
+        Errors, nothing changed: InvalidRequest (smaller, or a block device, which grows by other means), NoSpace (the host file
+        system), LimitExceeded. Cost: reserving the blocks where the file system can, and two checkpoints.
+        """
+        self._check_writable()
+        grown: list[tuple[int, int]] = []
+        self._checkpointer.run_after(lambda: grown.extend(resize.grow(self, size_bytes)))
+        resize.hand_over(self, grown)
+        self._reserve = max(8, self.superblock.blocks // 64)
+        self._checkpointer.run()
 
     def _submit(self, transaction: Transaction, operations: list[Operation], payload: bytes, placed_blocks: int) -> int:
         """The critical section: room, validation, application and logging are one step for everyone else."""
@@ -480,9 +493,17 @@ class Store:
                 "log_written_bytes": self.journal.counters.bytes,
                 "checkpoints": self._checkpointer.count,
                 "longest_freeze_s": self._checkpointer.longest_freeze_s,
+                "log_fill": 1 - (self.journal.free or 0) / (self.journal.capacity or 1),
+                "wiped_bytes": self.wiper.wiped_bytes,
+                "wipe_backlog_bytes": self.wiper.backlog_bytes,
             }
             rows.update({f"cache_{name}": value for name, value in self.tables.pager.counters().items()})
-            return rows
+        looks = rows["cache_hits"] + rows["cache_misses"]
+        rows["cache_hit_rate"] = rows["cache_hits"] / looks if looks else 1.0
+        waits = self._committer.waits
+        rows["commit_waits"], rows["commit_wait_worst_s"] = waits.count, waits.worst
+        rows["commit_wait_p50_s"], rows["commit_wait_p99_s"] = waits.percentiles(0.5, 0.99)
+        return rows
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,11 @@ class Wiper:
         medium.prezero(store.journal.write, self._log_wiped + capacity)
         store.device.flush()
 
+    def want(self, runs: list[Run]) -> None:
+        """Put free blocks on the backlog. Under the store's lock."""
+        if self.active:
+            self._backlog.extend(runs)
+
     @property
     def backlog_bytes(self) -> int:
         """Free bytes still to be wiped."""
