@@ -320,17 +320,27 @@ cdef class Pager:
         self.core.closed = 1
 
 
+cdef inline int lock_pager(PagerCore *p) except -1:
+    """Take pager.rw shared, from Python code."""
+    if not rw_try_shared(&p.rw):
+        with nogil:
+            rw_lock_shared(&p.rw)
+    return 0
+
+
 cdef TreeCore *core_new(Pager pager) except NULL:
     cdef TreeCore *t = <TreeCore *> calloc(1, sizeof(TreeCore))
     if t == NULL:
         raise MemoryError()
     t.p = &pager.core
+    lock_pager(t.p)  # keeps the eviction hand away from the list
     spin_lock(&t.p.spin)
     t.next = t.p.trees
     if t.next != NULL:
         t.next.prev = t
     t.p.trees = t
     spin_unlock(&t.p.spin)
+    rw_unlock_shared(&t.p.rw)
     return t
 
 
@@ -422,7 +432,9 @@ cdef class TreeView:
             view.core.pinned = self.pager.core.generation
             unlock_tree(t)
         else:
+            lock_pager(t.p)
             core_view(t, view.core)
+            rw_unlock_shared(&t.p.rw)
             view.core.pinned = t.pinned
         self.pager.pin(view.core.pinned)
         view._pinned = True

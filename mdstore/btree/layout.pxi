@@ -52,6 +52,7 @@ cdef struct Shape:
     int copies
     int duplicates
     int embed_limit
+    uint32_t signature   # of all that decides how cells are read
     int ref_size        # copies * 8 + crc 4 + generation 8 + records 8
     int fixed_value     # bytes of a value kept without its length, or -1
     int value_inline    # the longest value kept in a leaf
@@ -65,6 +66,8 @@ cdef struct Shape:
 cdef int shape_init(Shape *s) noexcept nogil:
     cdef int usable = s.page_size - HEADER, quarter = usable / 4
     s.ref_size = 8 * s.copies + 20
+    s.signature = (s.copies | s.comparator << 2 | s.duplicates << 5 | (s.base_key & 0x7ff) << 6
+                   | <uint32_t> (s.base_value & 0x7fff) << 17)
     s.key_max = usable / 3 - 8 - s.ref_size
     if s.key_max > 1024:
         s.key_max = 1024

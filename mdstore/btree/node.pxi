@@ -40,7 +40,7 @@ cdef struct Node:
     int16_t run          # consecutive insertions at the end (> 0) or the front (< 0): how to split next
     uint16_t spilled     # spilled values in a leaf
     uint32_t cap
-    uint32_t copies
+    uint32_t signature   # of the shape its cells have; copies in the lowest bits
     uint32_t kids_cap
     uint32_t spills      # a leaf's values in memory: `kids` lists them, a reference each
     Node **kids
@@ -434,7 +434,7 @@ cdef Node *node_copy(Shape *s, PagerCore *p, Node *n, int cap) noexcept nogil:
         for i in range(count):
             st16(slot_at(page, i) + 4, ld16(slot_at(page, i) + 4) + shift)
     c.run = n.run
-    c.copies = n.copies
+    c.signature = n.signature
     c.spilled = n.spilled
     if n.level:
         for i in range(count):

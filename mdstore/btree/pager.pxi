@@ -108,7 +108,7 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
         m = map_find(p, ref_address(ref, 0))
         if m != NULL and not m.is_spill:
             n = <Node *> m.owner
-            if n.level == level and ld64(page_of(n) + OFF_TREE) == t.tree_id:
+            if n.level == level and ld64(page_of(n) + OFF_TREE) == t.tree_id and n.signature == t.s.signature:
                 at_add32(&n.refs, 1)
                 spin_unlock(&p.spin)
                 out[0] = n
@@ -139,7 +139,7 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
     n.level = level
     n.state = CLEAN
     n.spilled = spilled
-    n.copies = t.s.copies
+    n.signature = t.s.signature
     n.address = ref_address(ref, 0)
     if level:
         n.kids_cap = node_count(n)
@@ -217,8 +217,8 @@ cdef bint droppable(Node *n) noexcept nogil:
 cdef bint names_kid(Node *n, int i, Node *kid) noexcept nogil:
     cdef uint8_t *ref = ref_at(page_of(n), i)
     cdef uint8_t *page = page_of(kid)
-    return (ld64(ref) == kid.address and ld32(ref + 8 * n.copies) == ld32(page + OFF_CRC)
-            and ld64(ref + 8 * n.copies + 4) == ld64(page + OFF_GENERATION))
+    return (ld64(ref) == kid.address and ld32(ref + 8 * <int> (n.signature & 3)) == ld32(page + OFF_CRC)
+            and ld64(ref + 8 * <int> (n.signature & 3) + 4) == ld64(page + OFF_GENERATION))
 
 
 cdef void evict_below(PagerCore *p, Node *n, int64_t target) noexcept nogil:

@@ -358,7 +358,7 @@ cdef const char *embedded_load(TreeCore *t, const uint8_t *p, const uint8_t *end
     t.root = node_alloc(t.p, <int> cap, 0, 0, EMBEDDED)
     if t.root == NULL:
         return "memory"
-    t.root.copies = t.s.copies
+    t.root.signature = t.s.signature
     page = page_of(t.root)
     page_init(page, <int> cap, t.tree_id, 0)
     for i in range(<uint64_t> t.count):

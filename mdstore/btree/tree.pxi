@@ -451,7 +451,7 @@ cdef int grow_root(TreeCore *t, Path *path, Fault *f) noexcept nogil:
     root = node_alloc(t.p, t.s.page_size, t.level + 1, 4, DIRTY)
     if root == NULL:
         return fail(f, E_MEMORY, "page")
-    root.copies = t.s.copies
+    root.signature = t.s.signature
     page_init(page_of(root), root.cap, t.tree_id, root.level)
     p = page_open(&t.s, page_of(root), root.cap, 0, p_empty, 0, t.s.ref_size)
     memset(p, 0, t.s.ref_size)
@@ -529,7 +529,7 @@ cdef int split_two(TreeCore *t, Path *path, int d, int pos, Item *item, int side
     trio[2] = node_alloc(t.p, t.s.page_size, n.level, count - cuts[2], DIRTY)
     if trio[2] == NULL:
         return fail(f, E_MEMORY, "page")
-    trio[2].copies = t.s.copies
+    trio[2].signature = t.s.signature
     page_init(page_of(trio[2]), trio[2].cap, t.tree_id, n.level)
     code = spread(t, trio, 3, items, cuts, f)
     if code != OK:
@@ -569,7 +569,7 @@ cdef int split(TreeCore *t, Path *path, int d, int pos, Item *item, Item *items,
     pair[1] = node_alloc(t.p, t.s.page_size, n.level, count - cuts[1], DIRTY)
     if pair[1] == NULL:
         return fail(f, E_MEMORY, "page")
-    pair[1].copies = t.s.copies
+    pair[1].signature = t.s.signature
     pair[1].run = n.run
     page_init(page_of(pair[1]), pair[1].cap, t.tree_id, n.level)
     klen = separator(t, &items[cuts[1] - 1], &items[cuts[1]], n.level)
@@ -1049,7 +1049,7 @@ cdef int clear_slow(TreeCore *t, Fault *f) noexcept nogil:
 cdef Node *empty_leaf(TreeCore *t) noexcept nogil:
     cdef Node *leaf = node_alloc(t.p, 128 if t.s.page_size > 128 else t.s.page_size, 0, 0, DIRTY)
     if leaf != NULL:
-        leaf.copies = t.s.copies
+        leaf.signature = t.s.signature
         page_init(page_of(leaf), leaf.cap, t.tree_id, 0)
     return leaf
 
