@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from journal import Journal, JournalError, JournalFenced
@@ -39,6 +39,16 @@ class Limits:
     file_buffer: int = 4 << 20  # written bytes of one file held back
     data_buffer: int = 16 << 20  # of all files together
     age_ns: int = 1_000_000_000  # bytes and events older than that go to the medium with the next tick
+
+    def for_store(self, size_bytes: int) -> Limits:
+        """The same, lowered where a store of that size is small: what is held back must find room in it."""
+        entries = min(self.dirty_entries, max(128, size_bytes >> 13))
+        data = min(self.data_buffer, max(64 << 10, size_bytes >> 5))
+        return replace(
+            self, log_bytes=min(self.log_bytes, max(256 << 10, size_bytes >> 4)), dirty_entries=entries,
+            dirty_entries_low=min(self.dirty_entries_low, max(1, entries // 2)), data_buffer=data,
+            file_buffer=min(self.file_buffer, max(32 << 10, data // 2)),
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -67,7 +77,7 @@ class Core:
         self.ordered = store.capabilities.ordered_commits
         self.server = server
         self.object_size = server.object_size
-        self.transaction_bytes = _transaction_bytes(store)
+        self.transaction_bytes = transaction_bytes(store)
         self.limits = limits
         self.clock = clock
         self.lock = threading.RLock()
@@ -154,7 +164,11 @@ class Core:
 
     def is_full(self, transaction: Transaction) -> bool:
         """Whether a transaction should be submitted before more is added to it."""
-        return transaction.payload_bytes + _OPERATION_BYTES * len(transaction.operations) >= self.transaction_bytes
+        operations = len(transaction.operations)
+        return (
+            operations >= _TRANSACTION_OPERATIONS
+            or transaction.payload_bytes + _OPERATION_BYTES * operations >= self.transaction_bytes
+        )
 
     # -- what is dirty -------------------------------------------------------------------------------------------------
 
@@ -249,10 +263,11 @@ class Core:
 
 
 _OPERATION_BYTES: Final = 64  # names and numbers of one operation, about
+_TRANSACTION_OPERATIONS: Final = 512  # where space is short, an engine keeps blocks free for every operation
 _TRANSACTION_BYTES_MAX: Final = 8 << 20
 
 
-def _transaction_bytes(store: ObjectStore) -> int:
+def transaction_bytes(store: ObjectStore) -> int:
     """Payload of one transaction, about. An engine with a log of its own must find room in it for a whole one, and a small
     image has a small log: a quarter leaves room for the last thing added and for what the engine adds."""
     log_bytes = int(store.statistics().get("log_bytes", 0))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from mdstore.engines.protocol import Commit
-from mdstore.errors import NotFound
+from mdstore.errors import NotFound, TransactionError
 from mdstore.mds.changes import Changes
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
@@ -83,7 +83,22 @@ class FileData:
         the engine's commits are ordered."""
         waiting = [node for node in nodes if node.file is not None and node.ino in self._core.buffered]
         for start in range(0, len(waiting), EVENT_FILES):
-            self._publish_some(waiting[start : start + EVENT_FILES])
+            self._publish_fitting(waiting[start : start + EVENT_FILES])
+
+    def publish_what_fits(self) -> int:
+        """Before an end: publish every file there is room for, one by one, and forget the bytes of the others. How many were
+        forgotten; a store that has room forgets none."""
+        lost = 0
+        try:
+            self.publish(list(self._core.buffered.values()))
+        except TransactionError:
+            for node in list(self._core.buffered.values()):
+                try:
+                    self.publish([node])
+                except TransactionError:
+                    self.discard(node)
+                    lost += 1
+        return lost
 
     def publish_older_than(self, moment: int) -> None:
         """Publish files whose oldest buffered byte was written before `moment`."""
@@ -96,6 +111,17 @@ class FileData:
             self._core.buffered_bytes -= file.buffer.size_bytes
             file.buffer.clear()
             node.size = file.published
+
+    def _publish_fitting(self, nodes: list[Inode]) -> None:
+        """Where space is short a store may refuse many files in one transaction, and take half of them after the other."""
+        try:
+            self._publish_some(nodes)
+        except TransactionError:
+            if len(nodes) == 1:
+                raise
+            middle = len(nodes) // 2
+            self._publish_fitting(nodes[:middle])
+            self._publish_fitting(nodes[middle:])
 
     def _publish_some(self, nodes: list[Inode]) -> None:
         core = self._core

@@ -19,7 +19,7 @@ from mdstore.mds.inode import Inode
 from mdstore.mds.permissions import R, W, require
 from mdstore.mds.purge import Purge
 from mdstore.mds.quota import Quota
-from mdstore.mds.space import Space
+from mdstore.mds.space import FILE_COST, Space
 from mdstore.mds.vfs import ROOT_INO, Credentials
 
 KEEP_SIZE: Final = 1  # fallocate(2)
@@ -110,7 +110,7 @@ class Files:
             raise PosixError(errno.EFBIG, node.ino)
         if not len(data):
             return 0
-        self._space.reserve(len(data))
+        self._space.reserve(len(data) if node.ino in self._core.buffered else len(data) + FILE_COST)
         if self._quota.any and end > node.size:
             pending = 0 if node.file is None else node.size - node.file.published
             self._quota.check(self._cache.directory(node.home or ROOT_INO), space=end - node.size + pending)
@@ -188,6 +188,10 @@ class Files:
             return
         self._data.publish([node])
         file.times_changed = False
+        try:
+            self._space.reserve()
+        except PosixError:
+            return  # an access time is not worth the last blocks
         if node.nlink:
             self._core.append(Kind.SETATTR, self._changes.inode(node, node.ctime))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from journal import JournalFenced
 from journal.medium import Buffer
 from mdstore.engines.protocol import Commit, ObjectStore
 from mdstore.errors import FencedError, NotFound, TransactionError
 from mdstore.store.transaction import Transaction
+
+WRITE_BYTES: Final = 8 << 20  # in one transaction
 
 
 class StoreObjects:
@@ -24,6 +27,8 @@ class StoreObjects:
         self._collection = collection
         self._ordered = store.capabilities.ordered_commits
         self._last: list[Commit] = []
+        log_bytes = int(store.statistics().get("log_bytes", 0))  # of an engine whose own log must take a write whole
+        self._write_bytes = min(WRITE_BYTES, log_bytes // 4) if log_bytes else WRITE_BYTES
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         try:
@@ -32,8 +37,10 @@ class StoreObjects:
             return b""
 
     def write(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None:
-        data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
-        self._submit(self._begin().write(self._collection, name, offset, data))
+        data = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+        for start in range(0, max(1, len(data)), self._write_bytes):
+            part = data[start : start + self._write_bytes]
+            self._submit(self._begin().write(self._collection, name, offset + start, part))
 
     def truncate(self, name: str, size: int) -> None:
         current = self.stat(name)

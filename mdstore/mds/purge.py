@@ -14,7 +14,7 @@ from typing import Final
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
 from mdstore.mds.inode import Inode
-from mdstore.mds.layout import DATA, INO_KEY
+from mdstore.mds.layout import DATA, INO_KEY, data_object
 from mdstore.mds.records import FLAG_DATA
 from mdstore.store.transaction import Transaction
 
@@ -23,8 +23,13 @@ STEP_FILES: Final = 256  # finished in one event
 
 
 def needs_row(core: Core, node: Inode) -> bool:
-    """Whether objects with bytes of `node` may exist, so that its removal must survive a crash."""
-    return node.mode >> 12 == 8 and (node.flags & FLAG_DATA != 0 or node.ino < core.first_ino_here)
+    """Whether objects with bytes of `node` exist, so that its removal must survive a crash. A file from before the start that
+    never published any may have some all the same, from a crash in between: object 0 is there then."""
+    if node.mode >> 12 != 8:
+        return False
+    if node.flags & FLAG_DATA:
+        return True
+    return node.ino < core.first_ino_here and core.store.exists(DATA, data_object(node.ino, 0))
 
 
 class Purge:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from secrets import token_bytes
 
 from journal import Journal, JournalError, Layout, StripedMedium
@@ -22,6 +23,7 @@ from mdstore.errors import (
     PosixError,
     ReadOnly,
     StoreClosed,
+    TransactionError,
 )
 from mdstore.mds.attributes import Attributes
 from mdstore.mds.cache import Cache
@@ -89,7 +91,7 @@ class MetadataServer:
         self._purge = Purge(core)
         self._statistics = Statistics(core, self._cache)
         self._quota = Quota(core, self._cache, self._statistics)
-        self._space = Space(core)
+        self._space = Space(core, self._settle)
         self._handles = Handles()
         self._writeback = WriteBack(core, self._cache, self._statistics, self._purge)
         self._names = Names(core, self._cache, self._data, self._purge, self._quota)
@@ -108,12 +110,18 @@ class MetadataServer:
     @staticmethod
     def format(
         store: ObjectStore, *, now_ns: int, root_mode: int = 0o755, uid: int = 0, gid: int = 0,
-        object_size: int = 64 << 20, log_unit: int = 1 << 20, log_object_size: int = 4 << 20, identity: bytes | None = None,
+        object_size: int = 64 << 20, log_unit: int | None = None, log_object_size: int | None = None,
+        identity: bytes | None = None,
     ) -> None:  # fmt: skip
         """Make an empty file system. Durable on return. AlreadyExists when there is one in the store.
 
-        `object_size`: bytes of a file in one object. `log_unit`, `log_object_size`: how the log is striped.
+        `object_size`: bytes of a file in one object. `log_unit`, `log_object_size`: how the log is striped; by default
+        objects of 4 MiB, smaller in a small store.
         """
+        if log_object_size is None:
+            share = int(store.statistics()["size_bytes"]) >> 6
+            log_object_size = 1 << max(16, min(22, share.bit_length() - 1))
+        log_unit = log_unit or min(1 << 20, log_object_size)
         server = ServerRecord(identity or token_bytes(16), now_ns, object_size, log_unit, log_object_size)
         if META in store.list_collections():
             raise AlreadyExists("file system", META)
@@ -141,7 +149,8 @@ class MetadataServer:
             server = decode_server(store.map_header(META, TABLE_OBJECTS[Tab.SERVER]))
         except NotFound:
             raise NotAnImage("the store holds no file system; make one with `mdstore mkfs`") from None
-        core = Core(store, server, limits or Limits(), clock)
+        lowered = (limits or Limits()).for_store(int(store.statistics()["size_bytes"]))
+        core = Core(store, server, lowered, clock)
         self = cls(core, count_references=count_references)
         self._recover(read_only=read_only or store.read_only)
         return self
@@ -188,6 +197,11 @@ class MetadataServer:
             raise core.failed or StoreClosed("the file system is closed")
         if len(core.nodes) > self._cache.nodes_max:
             self._cache.evict()
+
+    def _settle(self) -> None:
+        """Space is short: what is held back goes into the store."""
+        self._data.publish(list(self._core.buffered.values()))
+        self._writeback.everything()
 
     def _referred(self, node: Inode) -> Attr:
         if self._count:
@@ -373,6 +387,8 @@ class MetadataServer:
             if self._core.failed is not None:
                 self._handles.remove(handle)
                 return
+            if self._core.journal is not None:
+                self._before_change()
             self._files.release(handle)
 
     def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
@@ -451,6 +467,7 @@ class MetadataServer:
             if journal is None or core.failed is not None:
                 core.failed = core.failed or ReadOnly("the file system is closed")
                 return
+            lost = self._data.publish_what_fits()
             self._files.publish_all()
             self._writeback.everything()
             try:
@@ -458,6 +475,8 @@ class MetadataServer:
             except JournalError as error:
                 raise core.fail(error) from error
             core.failed = StoreClosed("the file system is closed")
+            if lost:
+                raise PosixError(errno.ENOSPC, "close", f"buffered bytes of {lost} files found no room")
 
     # -- care ----------------------------------------------------------------------------------------------------------
 
@@ -468,7 +487,8 @@ class MetadataServer:
         with self._lock:
             if not core.is_writable():
                 return
-            self._data.publish_older_than(now_ns - core.limits.age_ns)
+            with suppress(TransactionError):  # no room: who syncs is told; removing files, below, may make some
+                self._data.publish_older_than(now_ns - core.limits.age_ns)
             position = core.position()
         core.flush_log(position)
         with self._lock:

@@ -26,6 +26,7 @@ from mdstore.store.transaction import Transaction
 
 ENTRY_BYTES: Final = 1024  # a changed entry in a transaction takes no more, but for rare large attributes
 STEP_ENTRIES: Final = 8192  # written by one bounded step
+ENTRY_SHARE: Final = 32  # of the free blocks, that many for one changed entry: it may rewrite a path of a tree
 
 
 class WriteBack:
@@ -39,6 +40,7 @@ class WriteBack:
         self._many = core.store.capabilities.multi_object_transactions
         self._pending: deque[tuple[list[Commit], int]] = deque()
         self._commits: list[Commit] = []
+        self._at_once = 1
         self.unsettled: dict[int, None] = {}  # written during replay before their statistics were handed up
 
     # -- when ----------------------------------------------------------------------------------------------------------
@@ -98,17 +100,20 @@ class WriteBack:
         if not core.replaying:
             self._statistics.settle()
             core.push_log()
+        self._at_once = self._fitting()
         transaction = Transaction(epoch=core.epoch)
-        written = 0
+        written = in_this = 0
         for directory in list(core.dirty.values()):
             if written >= entries:
                 break
             if directory.nlink and not directory.mode:
                 continue  # replay has not come to the event that makes, or removes, it
             written += len(directory.changed) + 1
+            in_this += len(directory.changed) + 1
             transaction = self._directory(transaction, directory)
-            if len(transaction) and (core.is_full(transaction) or not self._many):
+            if len(transaction) and (in_this >= self._at_once or core.is_full(transaction) or not self._many):
                 transaction = self._submit(transaction)
+                in_this = 0
         transaction = self._backtraces(self._tables(transaction))
         if transaction.operations:
             self._submit(transaction)
@@ -135,14 +140,29 @@ class WriteBack:
         if not changed:
             return transaction
         items = sorted(item for item in changed.items() if item[1] is not None)
-        chunk = max(16, self._core.transaction_bytes // ENTRY_BYTES)
-        for start in range(0, len(items), chunk):
-            transaction.map_set(META, name, items[start : start + chunk])  # type: ignore[arg-type]
-            if len(items) - start > chunk:
+        gone = [key for key, raw in changed.items() if raw is None] if directory.stored or items else []
+        return self._rows(transaction, name, items, gone)  # type: ignore[arg-type]
+
+    def _rows(
+        self, transaction: Transaction, name: bytes, items: list[tuple[bytes, bytes]], gone: list[bytes]
+    ) -> Transaction:
+        """Set and remove keys of one map, in several transactions where they are many; the last is not submitted."""
+        at_once = self._at_once
+        for start in range(0, len(items), at_once):
+            transaction.map_set(META, name, items[start : start + at_once])
+            if len(items) - start > at_once:
                 transaction = self._submit(transaction)
-        if len(items) < len(changed) and (directory.stored or items):
-            transaction.map_remove(META, name, [key for key, raw in changed.items() if raw is None])
+        for start in range(0, len(gone), at_once):
+            transaction.map_remove(META, name, gone[start : start + at_once])
+            if len(gone) - start > at_once:
+                transaction = self._submit(transaction)
         return transaction
+
+    def _fitting(self) -> int:
+        """How many changed entries may stand in one transaction: by its size, and, where space is short, by what the store may
+        have to keep free for it."""
+        free_blocks = int(self._core.store.statistics()["free_bytes"]) >> 12
+        return max(8, min(self._core.transaction_bytes // ENTRY_BYTES, free_blocks // ENTRY_SHARE))
 
     def _clean(self, directory: Directory) -> None:
         core = self._core
@@ -161,12 +181,11 @@ class WriteBack:
         core = self._core
         core.stamp_server_table()
         for table in core.tables.values():
+            if len(table.changed) > self._at_once // 2:
+                transaction = self._submit(transaction)
             rows = sorted((key, raw) for key, raw in table.changed.items() if raw is not None)
             gone = [key for key, raw in table.changed.items() if raw is None]
-            if rows:
-                transaction.map_set(META, table.object_name, rows)
-            if gone:
-                transaction.map_remove(META, table.object_name, gone)
+            transaction = self._rows(transaction, table.object_name, rows, gone)
             if (rows or gone) and (core.is_full(transaction) or not self._many):
                 transaction = self._submit(transaction)
             table.changed.clear()

@@ -512,7 +512,7 @@ def test_no_space_is_said_before_anything_changes_and_removing_works(store: MemS
     server = MetadataServer.mount(store, count_references=False)
     make_file(server, ROOT_INO, b"f", b"x" * 5000)
     server.syncfs()
-    free = {"size_bytes": 1 << 20, "free_bytes": 1000}
+    free = {"size_bytes": 1 << 40, "free_bytes": 1 << 20}
     store.statistics = lambda: free  # type: ignore[method-assign,assignment,return-value]
     server._space.look()
     refused(errno.ENOSPC, lambda: server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755))
@@ -520,7 +520,7 @@ def test_no_space_is_said_before_anything_changes_and_removing_works(store: MemS
     refused(errno.ENOSPC, lambda: server.write(handle, 0, b"y" * 100))
     server.release(handle)
     server.unlink(SUPERUSER, ROOT_INO, b"f")
-    free["free_bytes"] = 1 << 19
+    free["free_bytes"] = 1 << 30
     server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755)
     assert names_in(server) == [b"d"]
 
