@@ -36,5 +36,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("crash states")
         for name, line in lines:
             terminalreporter.write_line(f"{name}: {line}")
-        tried, distinct = (sum(int(line.split(word)[0].split()[-1]) for _, line in lines) for word in (" states tried", " distinct"))
+        tried, distinct = (sum(number_before(word, line) for _, line in lines) for word in (" states tried", " distinct"))
         terminalreporter.write_line(f"in all: {tried} crash states tried, {distinct} distinct")
+
+
+def number_before(word: str, line: str) -> int:
+    return int(line.split(word)[0].split()[-1])
