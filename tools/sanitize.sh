@@ -1,12 +1,20 @@
 #!/bin/sh
-# Build the kernel under a sanitizer and run a Python module or script with it in place of the ordinary build.
-#   tools/build_sanitized.sh address pytest -q tests/unit/test_btree_pages.py
-#   tools/build_sanitized.sh thread  pytest -q tests/unit/test_btree_threads.py
-# The extension goes to build/sanitized-<kind>/; the ordinary one is left alone.
+# Build the kernel under a sanitizer and run tests with it in place of the ordinary build.
+#   tools/sanitize.sh address     hostile pages (MDSTORE_FUZZ_ROUNDS, 20000 by default, a million takes hours), damage, the model
+#   tools/sanitize.sh thread      the stress of many threads; reports are counted, and any is a failure
+#   tools/sanitize.sh KIND pytest ARGUMENTS...     anything else
+# The extension goes to build/sanitized-KIND/; the ordinary one is left alone.
 set -eu
 kind=$1
 shift
-python=${PYTHON:-python3}
+python=${PYTHON:-.venv/bin/python}
+if [ $# -eq 0 ]; then
+    case $kind in
+    address) set -- pytest -q -p no:cacheprovider tests/unit/test_btree_pages.py tests/unit/test_btree_records.py \
+        tests/unit/test_btree_descriptor.py tests/model/test_btree_model.py ;;
+    thread) set -- pytest -q -p no:cacheprovider tests/unit/test_btree_threads.py ;;
+    esac
+fi
 out=build/sanitized-$kind
 mkdir -p "$out"
 "$python" -m cython -3 mdstore/btree/_kernel.pyx -o "$out/_kernel.c"
@@ -17,14 +25,17 @@ suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUF
 case $kind in
 address)
     runtime=libasan.so
+    export MDSTORE_FUZZ_ROUNDS="${MDSTORE_FUZZ_ROUNDS:-20000}"
     export ASAN_OPTIONS="detect_leaks=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
     ;;
 thread)
     runtime=libtsan.so
-    export TSAN_OPTIONS="halt_on_error=0 exitcode=66 report_signal_unsafe=0 log_path=$out/report"
+    export TSAN_OPTIONS="halt_on_error=0 exitcode=66 report_signal_unsafe=0"
     ;;
 esac
 export PYTHONMALLOC=malloc
+# pytest would swallow what a sanitizer prints while a test runs
+set -- "$@" --capture=no
 LD_PRELOAD=$("${CC:-gcc}" -print-file-name=$runtime) exec "$python" -c '
 import importlib.util, runpy, sys
 spec = importlib.util.spec_from_file_location("mdstore.btree._kernel", sys.argv[1])
