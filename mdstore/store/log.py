@@ -30,6 +30,7 @@ _OPERANDS: dict[int, int] = {
 }  # fmt: skip
 assert set(_OPERANDS) == set(Op), "every operation has its number of operands"
 
+_ONE_ELEMENT = b"\x91"  # MessagePack: an array of one
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder()
 
@@ -68,6 +69,17 @@ def log_size(size_bytes: int, block_size: int) -> int:
 def encode(operations: Sequence[Operation], epoch: int | None) -> bytes:
     """The payload of a transaction's entry."""
     return _encoder.encode((VERSION, epoch, operations))
+
+
+def map_set_prefix(collection: bytes, name: bytes) -> bytes:
+    """What the payload of every transaction that sets one key of this map begins with; `encode_pair` completes it."""
+    row = (int(Op.MAP_SET), collection, name, ())
+    return _encoder.encode((VERSION, None, (row,)))[:-1] + _ONE_ELEMENT
+
+
+def encode_pair(key: bytes, value: bytes) -> bytes:
+    """What follows `map_set_prefix`."""
+    return _encoder.encode((key, value))
 
 
 def decode(entry: Entry) -> list[list[Any]]:

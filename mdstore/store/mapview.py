@@ -17,8 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, overload
 
-from mdstore.btree import Tree, TreeView
+from mdstore.btree import Tree, TreeView, key_size_max
 from mdstore.errors import AlreadyExists, CorruptionError, TransactionError
+from mdstore.limits import MAP_KEY_MAX
+from mdstore.store import log
 from mdstore.store.commit import Commit
 from mdstore.store.onode import Onode, object_key
 from mdstore.store.transaction import Data, Name, Transaction, collection_name, object_name
@@ -26,6 +28,7 @@ from mdstore.store.transaction import Data, Name, Transaction, collection_name, 
 if TYPE_CHECKING:
     from mdstore.store.store import Store
 
+PAIR_BYTES = 1024  # of key and value together that a put may take the short way with
 Other = TypeVar("Other")
 Pairs = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
 _NO_DEFAULT = object()
@@ -95,6 +98,8 @@ class MapView(MapReads):
         self._turn = threading.Lock()
         self._objects = store.tables.objects
         self._held: tuple[bytes, Onode | None] = (_NO_KEY, None)  # replaced whole, so that no thread sees half of it
+        self._put_prefix = log.map_set_prefix(self._collection, self._name)
+        self._short_key = min(MAP_KEY_MAX, key_size_max(store.superblock.block_size))
         self._find_held = store.tables.objects.cached.get
         if not store.read_only:
             self._make()
@@ -192,7 +197,18 @@ class MapView(MapReads):
     def put(self, key: Data, value: Data, *, sync: bool | None = None) -> None:
         """Set the value. Cost when durable: one write and one flush, shared with every thread that waits."""
         pair = _raw(key), _raw(value)
-        self._finish(self._submit(self._transaction().map_set(self._collection, self._name, (pair,))), sync)
+        commit = self._put_short(*pair) if 0 < len(pair[0]) <= self._short_key else None
+        if commit is None:
+            commit = self._submit(self._transaction().map_set(self._collection, self._name, (pair,)))
+        self._finish(commit, sync)
+
+    def _put_short(self, key: bytes, value: bytes) -> Commit | None:
+        """The put without a `Transaction`, where the object is held and the pair is small; None otherwise."""
+        held, onode = self._held
+        if onode is None or self._epoch is not None or len(key) + len(value) > PAIR_BYTES:
+            return None
+        with self._turn:
+            return self._store.put_pair(held, onode, key, value, self._put_prefix + log.encode_pair(key, value))
 
     __setitem__ = put
 

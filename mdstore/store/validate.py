@@ -234,7 +234,7 @@ class Validator:
         tree = self._map_tree(collection, name)
         keys = [key for key, _ in pairs]
         self._fits("MAP_KEY_MAX", max(keys, key=len, default=b""))
-        self._grow(len(pairs), sum(map(len, keys)) + sum(len(value) for _, value in pairs))
+        self._grow(len(pairs), sum(map(len, keys)) + sum([len(value) for _, value in pairs]))
         self._read_leaves(tree, keys)
 
     def map_remove(self, collection: bytes, name: bytes, keys: list[bytes]) -> None:

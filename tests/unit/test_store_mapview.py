@@ -13,6 +13,7 @@ from mdstore.device.faulty import Effect, Fault, FaultyDevice
 from mdstore.device.memory import MemoryDevice
 from mdstore.errors import DeviceFailed, LimitExceeded, MdstoreError, NoSpace, NotFound, ReadOnly, StoreClosed
 from mdstore.limits import MAP_KEY_MAX
+from mdstore.store import log
 from mdstore.store.check import check
 from mdstore.store.mapview import MapView
 from mdstore.store.store import Store
@@ -382,3 +383,27 @@ def test_pop_and_setdefault_are_one_step_for_all_threads() -> None:
     assert sorted(chain.from_iterable(popped)) == [b"%04d" % i for i in range(400)], "each key went to exactly one thread"
     assert sorted(made) == list(range(400))
     assert not check(store)
+
+
+@pytest.mark.parametrize("key", [b"k", b"k" * 70, b"k" * 300])
+@pytest.mark.parametrize("value", [b"", b"v" * 100, b"v" * 900, b"v" * 5000])
+def test_the_short_way_of_a_put_logs_what_the_long_way_does(key: bytes, value: bytes) -> None:
+    transaction = Transaction().map_set("collection", "object", {key: value})
+    short = log.map_set_prefix(b"collection", b"object") + log.encode_pair(key, value)
+    assert short == log.encode(transaction.operations, None)
+
+
+def test_puts_of_any_size_are_there_after_a_reopen_with_tiny_pages() -> None:
+    device = MemoryDevice(4 << 20)
+    store = Store.create(device, block_size=256, log_bytes=1 << 20, background=False)
+    view = store.map("c", "o", sync=False)
+    expected = {}
+    for i in range(400):
+        key, value = b"%d" % i * (1 + i % 12), bytes([i % 256]) * (i * 7 % 1500)
+        view[key] = expected[key] = value
+    with pytest.raises(LimitExceeded):
+        view[b"k" * 200] = b""
+    view.sync()
+    assert dict(view) == expected
+    assert not check(store, deep=True)
+    assert dict(reopened(device).map("c", "o")) == expected
