@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -23,6 +24,7 @@ COMPARE_U64_BE: Final = 3
 COMPARE_I64: Final = 4
 COMPARE_REVERSE: Final = 5
 COMPARE_PAIR: Final = 6
+KEY_MAX: Final = 1024
 SPILLED: Final = 0xFFFF
 RECORDS_MASK: Final = (1 << 63) - 1
 
@@ -239,11 +241,10 @@ def _leaf_record(data: bytes, offset: int, length: int, root: Root, cells: list[
     at = offset + length
     key = data[offset:at]
     size = root.value_size
-    quarter = (len(data) - HEADER_SIZE) // 4
     value: bytes | Spill
     if root.has_duplicates:
         value = b""
-    elif 0 <= size <= quarter:
+    elif 0 <= size <= fixed_value_max(len(data), root.copies):
         value = data[at : at + size]
         at += size
     else:
@@ -258,6 +259,14 @@ def _leaf_record(data: bytes, offset: int, length: int, root: Root, cells: list[
         raise Damage("page-structure", "leaf cell", f"inside the page, keys of {root.key_size}", (offset, length, at))
     cells.append((offset, max(1, at - offset)))
     return key, value
+
+
+@cache
+def fixed_value_max(page_size: int, copies: int) -> int:
+    """The largest fixed size at which values stand alone: a quarter, and beside the longest key and a slot half of the room."""
+    room = page_size - HEADER_SIZE
+    key_max = min(KEY_MAX, room // 3 - SLOT_SIZE - 8 * copies - _TAIL.size)
+    return min(room // 4, room // 2 - key_max - SLOT_SIZE)
 
 
 def _spill(data: bytes, at: int, copies: int) -> tuple[Spill, int]:
