@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 _RECOVER: Final = "copy what still reads to another place, then restore from a backup"
 _REOPEN: Final = "open the image for writing once"
-_REPORT: Final = "keep a copy of the image, then run `mdstore repair`"
+_REPORT: Final = "keep a copy of the image, then take out what it holds with `mdstore export`"
 
 
 class Kind(NamedTuple):
@@ -73,7 +73,7 @@ _LOG: Final = {
 
 _OBJECTS: Final = {
     "collection": _error("The collection cannot be listed"),
-    "unjudged": _note("More may be wrong than what is listed", "repair or restore what is damaged, then check again"),
+    "unjudged": _note("More may be wrong than what is listed", "restore what is damaged, then check again"),
     "onode": _error("The object cannot be read", _RECOVER),
     "object-stray": _error("The object belongs to no collection: nobody can name it, its space is lost"),
     "collection-count": _error("The number of objects shown for the collection is wrong"),
@@ -122,7 +122,7 @@ _NAMES: Final = {
     "entry-dangling": _error("The name leads to no inode: using it gives EIO"),
     "entry-type": _error("Listings show another type than the inode has"),
     "directory-orphan": _error(
-        "The directory and all below it cannot be reached", "run `mdstore repair`: it goes to lost+found"
+        "The directory and all below it cannot be reached", "its entries can be seen with `mdstore dump`"
     ),
     "directory-loop": _error("The directory and all below it cannot be reached: it lies inside itself"),
     "directory-links": _error("The directory has two places in the tree"),
@@ -130,7 +130,9 @@ _NAMES: Final = {
     "directory-size": _error("The number of entries shown for the directory is wrong"),
     "link-count": _error("The link count shown is wrong; a file could be purged too early or never"),
     "inode-duplicate": _error("Two places own one inode: removing one destroys the other's bytes"),
-    "inode-orphan": _error("The inode has no name: nobody can reach it", "run `mdstore repair`: it goes to lost+found"),
+    "inode-orphan": _error(
+        "The inode has no name: nobody can reach it", "its record can be seen with `mdstore dump IMAGE inode`"
+    ),
     "inode-number": _error("The number will be given out again, to another file"),
     "link-table": _error("Removing names of this inode goes wrong: its link table does not match its names"),
     "link-home": _error("The statistics of no directory, or of the wrong one, count the inode's bytes"),
