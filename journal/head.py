@@ -94,13 +94,14 @@ def check_geometry(head: Head, geometry: dict[str, int]) -> None:
             raise WrongGeometry(field, getattr(head, field), found)
 
 
-def newest_head(copies: list[bytes], where: str) -> Head:
-    """The intact copy with the highest number. `NoJournal` when all are empty, `HeadLost` when none is intact."""
+def newest_head(copies: list[bytes], where: str, log: int | None = None) -> Head:
+    """The intact copy with the highest number, of the log with that identity when one is given. `NoJournal` when all are empty,
+    `HeadLost` when none is intact."""
     decoded = [decode_head(copy) for copy in copies]
-    heads = [head for head in decoded if isinstance(head, Head)]
+    heads = [head for head in decoded if isinstance(head, Head) and log in (None, head.log)]
     if heads:
         return max(heads, key=lambda head: head.number)
-    reasons = [str(reason) for reason in decoded]
+    reasons = [f"of log {head.log:#x}, not {log:#x}" if isinstance(head, Head) else str(head) for head in decoded]
     if all(reason == "empty" for reason in reasons):
         raise NoJournal(where)
     raise HeadLost(where, reasons)

@@ -139,17 +139,19 @@ class Journal:
         options: Options | None = None,
         read_only: bool = False,
         visit: Visit | None = None,
+        log: int | None = None,
     ) -> Journal:
         """Find the head, walk from `start` (default: the head's expire position) to the valid end.
 
         start: the owner's own durable record of the first entry it needs; it wins over the head, which may lag.
         visit: called with every batch of entries, in order, so that replay needs no second pass.
+        log: the identity the log was created with, where the owner knows it; heads of any other log do not count.
         Writes nothing: what lies behind the end is removed, and the new generation made durable, before the first byte
         of the first entry (or head) is written. `options.allow_split` unless given is the head's.
         Errors: `NoJournal`, `HeadLost`, `UnsupportedJournal`; `JournalCorrupt` when bytes known to have been durable are
         not there: a later entry, or the head, says so. A torn or stale tail is no error, see `tail`.
         """
-        head = newest_head(medium.read_heads(), medium.name)
+        head = newest_head(medium.read_heads(), medium.name, log)
         options = options or Options(allow_split=head.allow_split)
         found = recover(medium, head, start, options.window_bytes, visit, options.clock)
         return cls(medium, head, found, options, read_only=read_only)

@@ -78,8 +78,9 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
     tables.objects.replaying = True
     try:
         journal = Journal.open(
-            ring_of(device, chosen), start=chosen.log_position, read_only=read_only, visit=replayer.visit
-        )
+            ring_of(device, chosen), start=chosen.log_position, read_only=read_only, visit=replayer.visit,
+            log=chosen.log_identity,
+        )  # fmt: skip
         first_lost = replayer.finish()
         if first_lost is not None:
             report.tail = f"the entry at {first_lost.position} names blocks that never arrived"

@@ -651,7 +651,7 @@ def _zero_log(device: Device, chosen: Superblock) -> None:
 
 def _create_log(device: Device, chosen: Superblock) -> Journal:
     try:
-        return Journal.create(recovery.ring_of(device, chosen))
+        return Journal.create(recovery.ring_of(device, chosen), log=chosen.log_identity)
     except JournalError as error:
         raise log.typed(error) from error
     except ValueError as error:

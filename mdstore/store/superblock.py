@@ -85,6 +85,11 @@ class Superblock:
         """The first block that the allocator may use."""
         return self.log_start + self.log_blocks
 
+    @property
+    def log_identity(self) -> int:
+        """The identity of this image's log: what another image left in the same place is not taken for it."""
+        return int.from_bytes(self.uuid[:4], "little") | 1
+
     def encode(self) -> bytes:
         """The slot's `SLOT_SIZE` bytes."""
         tail = [_RUN_COUNT.pack(len(self.spare_runs))]

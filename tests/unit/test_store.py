@@ -379,3 +379,21 @@ def test_replay_takes_no_block_that_a_later_entry_names() -> None:
     again = Store.open(copy_of(device), onodes=64, background=False)
     assert content_of(again) == content_of(store)
     assert not check(again, deep=True)
+
+
+def test_the_log_head_of_another_image_is_not_believed() -> None:
+    # A head with a right checksum, copied from elsewhere, once made the log look empty: acknowledged transactions were gone.
+    (store, device), (other, foreign) = make(), make()
+    store.apply(Transaction().write("c", "o", 0, b"acknowledged"))
+    for _ in range(5):
+        other.journal.write_head()
+    start = store.superblock.log_start * 512
+    image, source = bytearray(device.image()), foreign.image()
+    for slot in range(2):
+        image[start + slot * 512 : start + (slot + 1) * 512] = source[start + slot * 512 : start + (slot + 1) * 512]
+        damaged = MemoryDevice.from_bytes(bytes(image))
+        if slot == 0:
+            assert Store.open(damaged, background=False).read("c", "o") == b"acknowledged"
+            continue
+        with pytest.raises(CorruptionError, match="of log"):
+            Store.open(damaged, background=False)
