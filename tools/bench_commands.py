@@ -17,6 +17,7 @@ _BENCHES: Final = {
     "btree": "The tree kernel: point reads, scans, loads; against LMDB and others that are installed.",
     "journal": "Appends, flushes and replay; against LevelDB's and SQLite's logs and a bare file.",
     "mds": "Metadata operations in process: creates, stats, listings, renames, unlinks.",
+    "store": "Loads, durable puts, replay, clones, large objects; against LevelDB, RocksDB, LMDB, SQLite.",
     "mount": "Operations through the kernel, as programs meet them.",
 }
 
