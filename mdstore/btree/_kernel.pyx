@@ -49,6 +49,7 @@ cdef extern from "sync.h" nogil:
     int32_t at_add32(int32_t *p, int32_t v)
     int32_t at_get32(int32_t *p)
     void at_set32(int32_t *p, int32_t v)
+    int at_inc_living(int32_t *p)
     int64_t at_add64(int64_t *p, int64_t v)
     int64_t at_get64(int64_t *p)
     void at_set64(int64_t *p, int64_t v)

@@ -316,7 +316,7 @@ cdef Mapped *map_find(PagerCore *p, uint64_t address) noexcept nogil:
 
 cdef int map_reserve(PagerCore *p, int64_t more) noexcept nogil:
     cdef Mapped *old = p.map
-    cdef int64_t cap = p.map_cap, i
+    cdef int64_t cap = p.map_cap, i, held = p.map_n
     if (p.map_n + more) * 2 <= cap:
         return OK
     if cap == 0:
@@ -329,11 +329,11 @@ cdef int map_reserve(PagerCore *p, int64_t more) noexcept nogil:
         return E_MEMORY
     i = p.map_cap
     p.map_cap = cap
-    p.map_n = 0
-    while i > 0:
+    while i > 0:  # map_n may be looked at without the lock: it never falls to zero on the way
         i -= 1
         if old[i].owner != NULL:
             map_put(p, old[i].address, old[i].owner, old[i].is_spill)
+    at_set64(&p.map_n, held)
     free(old)
     return OK
 
@@ -343,7 +343,7 @@ cdef void map_put(PagerCore *p, uint64_t address, void *owner, bint is_spill) no
     while p.map[i].owner != NULL and p.map[i].address != address:
         i = (i + 1) & (p.map_cap - 1)
     if p.map[i].owner == NULL:
-        p.map_n += 1
+        at_add64(&p.map_n, 1)
     p.map[i].address = address
     p.map[i].owner = owner
     p.map[i].is_spill = is_spill
@@ -356,7 +356,7 @@ cdef void map_drop(PagerCore *p, uint64_t address, void *owner) noexcept nogil:
         return
     i = m - p.map
     p.map[i].owner = NULL
-    p.map_n -= 1
+    at_add64(&p.map_n, -1)
     j = i
     while True:  # close the hole, so that every entry is still reached from its home
         j = (j + 1) & (p.map_cap - 1)

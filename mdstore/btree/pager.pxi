@@ -103,7 +103,7 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
     cdef Fault ignored
     if p.closed:
         return fail(f, E_CLOSED, "pager")
-    if p.map_n:
+    if at_get64(&p.map_n):
         spin_lock(&p.spin)
         m = map_find(p, ref_address(ref, 0))
         if m != NULL and not m.is_spill:
@@ -234,6 +234,19 @@ cdef void evict_below(PagerCore *p, Node *n, int64_t target) noexcept nogil:
                 return
 
 
+cdef Node *next_hand(PagerCore *p) noexcept nogil:
+    """Move the hand to the next index node that lives (views let go of nodes at any time) and hold it; NULL at the end, where it
+    starts again."""
+    cdef Node *n
+    spin_lock(&p.spin)
+    n = p.hand
+    while n != NULL and not at_inc_living(&n.refs):
+        n = n.next
+    p.hand = n.next if n != NULL else p.index_list
+    spin_unlock(&p.spin)
+    return n
+
+
 cdef void evict(PagerCore *p) noexcept nogil:
     """Walk the hand over index nodes, dropping clean children, until the cache is an eighth under its bound. At most
     three rounds: what is left then is pinned. Caller holds pager.rw exclusively."""
@@ -242,9 +255,12 @@ cdef void evict(PagerCore *p) noexcept nogil:
     cdef Node *root
     cdef TreeCore *t
     cdef int rounds = 0
-    cdef Node *start
-    while at_get64(&p.clean_bytes) > target and rounds < 4:
-        if p.hand == NULL:
+    while at_get64(&p.clean_bytes) > target and rounds < 5:
+        n = next_hand(p)
+        if n != NULL:
+            evict_below(p, n, target)
+            node_decref(p, n)
+        else:
             rounds += 1
             t = p.trees
             while t != NULL:
@@ -254,14 +270,6 @@ cdef void evict(PagerCore *p) noexcept nogil:
                     node_decref(p, root)
                     at_add64(&p.evictions, 1)
                 t = t.next
-            p.hand = p.index_list
-            if p.hand == NULL:
-                return
-        n = p.hand
-        at_add32(&n.refs, 1)
-        evict_below(p, n, target)
-        p.hand = n.next
-        node_decref(p, n)
 
 
 cdef inline bint cache_full(PagerCore *p) noexcept nogil:

@@ -35,6 +35,14 @@ static inline void prefetch_node(const void *p)
 static inline int32_t at_add32(int32_t *p, int32_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 static inline int32_t at_get32(int32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void at_set32(int32_t *p, int32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline int at_inc_living(int32_t *p)
+{
+    int32_t v = __atomic_load_n(p, __ATOMIC_RELAXED);
+    while (v > 0)
+        if (__atomic_compare_exchange_n(p, &v, v + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+            return 1;
+    return 0;
+}
 static inline int64_t at_add64(int64_t *p, int64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_RELAXED); }
 static inline int64_t at_get64(int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void at_set64(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }

@@ -180,9 +180,9 @@ def test_a_snapshot_is_of_one_moment_while_batches_run() -> None:
     def reader() -> None:
         while not stop.is_set():
             view = tree.snapshot()
-            again = [dict(view.items()), dict(zip(everything, view.get_many(everything), strict=True))]
-            assert again[0] == again[1], "a view changes under its reader"
-            assert len(again[0]) == 400
+            scanned = dict(view.items())
+            assert scanned == dict(zip(everything, view.get_many(everything), strict=True)), "a view changes under its reader"
+            assert len(scanned) == 400
             view.close()
 
     run_all([lambda: writer(groups[0]), lambda: writer(groups[1]), reader])

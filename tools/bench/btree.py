@@ -90,7 +90,7 @@ def name_records(count: int) -> list[Record]:
     """File names of 8 to 64 bytes that share prefixes, values of 200 bytes, in random order."""
     rng = random.Random(3)
     pool = [rng.randbytes(200) for _ in range(1000)]
-    found = {}
+    found: dict[bytes, bytes] = {}
     while len(found) < count:
         name = b"%s-%06d.%s" % (rng.choice(STEMS), rng.randrange(1_000_000), rng.choice((b"c", b"txt", b"parquet")))
         found[name[:64].ljust(rng.randrange(8, 30), b"_")] = pool[len(found) % 1000]
