@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 from mdstore.btree import Pager, Tree, crc32c_blocks
 from mdstore.device.protocol import Buffer
@@ -19,6 +20,8 @@ from mdstore.store.space import Space
 
 TreeIds = Callable[[], int]  # gives out a tree id never used before
 Piece = tuple[int, Buffer | Extent]  # (first logical block, one block's content or an extent on the device)
+_READ_BLOCKS_MAX = 2048  # in one read of the device
+_logical = itemgetter(0)
 
 
 class ReadPlan:
@@ -36,28 +39,48 @@ class ReadPlan:
         self.length = max(0, min(length, onode.size - offset))
         self.first = offset // space.block_size
         last = -(-(offset + self.length) // space.block_size)
-        self.pieces = _pieces(space, onode, self.first, last) if self.length else []
+        self.pieces = _neighbours_joined(_pieces(space, onode, self.first, last)) if self.length else []
 
     def run(self) -> bytes:
-        """The bytes; every block from the device is checked. CorruptionError names the first bad one."""
-        if not self.length:
-            return b""
-        size = self.space.block_size
-        skip = self.offset - self.first * size
-        if len(self.pieces) == 1 and self.pieces[0][0] == self.first:
-            whole = self._load(self.pieces[0][1])
-            if len(whole) >= skip + self.length:
-                return bytes(memoryview(whole)[skip : skip + self.length])
-        blocks = -(-(skip + self.length) // size)
-        buffer = bytearray(blocks * size)
+        """The bytes; every block from the device is checked. CorruptionError names the first bad one.
+
+        Cost: one read of the device for each run of neighbouring blocks, and one copy where there is more than one part.
+        """
+        size, at, end = self.space.block_size, self.offset, self.offset + self.length
+        parts: list[Buffer] = []
         for logical, piece in self.pieces:
-            start = (logical - self.first) * size
-            content = self._load(piece)
-            buffer[start : start + len(content)] = content
-        return bytes(memoryview(buffer)[skip : skip + self.length])
+            content, start = self._load(piece), logical * size
+            if at < start:
+                parts.append(bytes(start - at))
+                at = start
+            stop = min(end, start + len(content))
+            whole = at == start and stop == start + len(content)
+            parts.append(content if whole else memoryview(content)[at - start : stop - start])
+            at = stop
+        if at < end:
+            parts.append(bytes(end - at))
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
     def _load(self, piece: Buffer | Extent) -> Buffer:
         return load_extent(self.space, piece, self.name) if isinstance(piece, Extent) else piece
+
+
+def _neighbours_joined(pieces: list[Piece]) -> list[Piece]:
+    """The pieces in order, extents that follow one another both in the object and on the device made one."""
+    joined: list[Piece] = []
+    for logical, piece in sorted(pieces, key=_logical):
+        last = joined[-1][1] if joined else None
+        if isinstance(piece, Extent) and isinstance(last, Extent) and _follows(piece, last):
+            blocks, checksums = last.blocks + piece.blocks, last.checksums + piece.checksums
+            joined[-1] = (last.logical, last._replace(blocks=blocks, checksums=checksums))
+            continue
+        joined.append((logical, piece))
+    return joined
+
+
+def _follows(extent: Extent, last: Extent) -> bool:
+    apart = extent.logical != last.end or extent.start != last.start + last.blocks
+    return not apart and last.blocks + extent.blocks <= _READ_BLOCKS_MAX
 
 
 def load_extent(space: Space, extent: Extent, name: str) -> bytes:
