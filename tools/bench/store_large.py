@@ -95,7 +95,8 @@ def opening(place: Path, objects: int, rounds: int) -> list[Figure]:
 def replay(place: Path, rounds: int, records: int) -> list[RateRow]:
     """Bytes of log per second when opening what kill -9 leaves: copies of the files of stores that are open and flushed."""
     pairs = [(os.urandom(8), bytes(100)) for _ in range(records)]
-    ours = Ours(place, size_bytes=512 * MIB, log_bytes=128 * MIB, dirty_bytes=512 * MIB)
+    log_bytes = max(4 * MIB, records * 250)  # under half full there is no checkpoint
+    ours = Ours(place, size_bytes=512 * MIB, log_bytes=log_bytes, dirty_bytes=512 * MIB)
     logged: dict[str, int] = {}
     before = ours.store.journal.write
     for first in range(0, records, 100):
