@@ -39,7 +39,7 @@ class Recorder:
 def test_all_take_turns_with_the_same_pairs() -> None:
     log: list[tuple[str, int]] = []
     rows = bench.turns("work", [Recorder("a", log), Recorder("b", log), Recorder("c", log)], bench._batch, 10, 4, {"b": 2.0})
-    assert [name for name, _ in log] == ["a", "b", "c"] * 4
+    assert [name for name, _ in log] == [*"abc", *"bca", *"cab", *"abc"]
     assert all(len({pairs for _, pairs in log[i : i + 3]}) == 1 for i in range(0, 12, 3))
     assert len({pairs for _, pairs in log}) == 4
     assert [(row.work, row.peer, row.reach) for row in rows] == [("work", "b", 2.0), ("work", "c", 0.0)]
