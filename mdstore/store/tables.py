@@ -70,7 +70,7 @@ class Tables:
 def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: int) -> Tables:
     """The state of a new image: no object, all space after the log free."""
     pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
-    pager.generation = superblock.epoch
+    pager.generation = superblock.epoch + 1
     allocator = Allocator(superblock.first_block)
     allocator.load([(superblock.first_block, superblock.blocks - superblock.first_block)])
     trees = {root: Tree(pager, descriptor, root) for root, descriptor in DESCRIPTORS.items()}
