@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 
 build: $(VENV)/.ready
 
-# The kernel is compiled in place by an editable install; it is built anew when its sources change.
-$(VENV)/.ready: pyproject.toml tools/setup.sh $(wildcard mdstore/btree/*.pyx mdstore/btree/*.pxi mdstore/btree/*.pxd mdstore/btree/*.h)
+# What is compiled (the kernel, the journal's framing) is built in place by an editable install, and anew when its sources change.
+COMPILED := $(wildcard journal/*.pyx journal/*.h)
+$(VENV)/.ready: pyproject.toml tools/setup.sh $(COMPILED) $(wildcard mdstore/btree/*.pyx mdstore/btree/*.pxi mdstore/btree/*.pxd mdstore/btree/*.h)
 	PYTHON=$(PYTHON) bash tools/setup.sh $(VENV)
 	@touch $@
 
@@ -40,4 +41,4 @@ tsan: build
 	bash tools/sanitize.sh thread
 
 clean:
-	rm -rf $(VENV) build *.egg-info mdstore/btree/_kernel.c mdstore/btree/*.so
+	rm -rf $(VENV) build *.egg-info mdstore/btree/_kernel.c mdstore/btree/*.so journal/_framing.c journal/*.so

@@ -7,51 +7,37 @@ from typing import Final
 
 from crc32c import crc32c
 
-from journal.entry import HEADER_SIZE, PAD_TYPE, PREFIX, QUICK_BODY, log_and_generation
+from journal._framing import GLUED, Framer
+from journal.entry import HEADER_SIZE, PAD_TYPE, log_and_generation
 from journal.medium import Buffer
 
-GLUED: Final = 1 << 12  # a payload below this is copied behind its header: one buffer instead of two
 SMALL: Final = 1 << 15  # buffers below this are joined before they are handed to the medium
-_pack = QUICK_BODY.pack
 
 
-class Packer:
+class Packer(Framer):
     """Frames entries and keeps them until `take`. Not thread-safe: the journal's lock guards it.
 
     K1  the buffers hold exactly the bytes of `[taken, position)`
     K2  `sequence` is that of the entry that will begin at `position`
+
+    `add`, for an entry whose payload is one buffer, is the framer's own.
     """
 
-    __slots__ = ("_whose", "buffers", "first_sequence", "generation", "log", "pads", "position", "sequence", "taken", "unit")
+    __slots__ = ("first_sequence", "generation", "log", "pads", "taken", "unit")
 
     def __init__(self, log: int, generation: int, sequence: int, position: int, unit: int) -> None:
+        super().__init__(log_and_generation(log, generation), sequence, position)
         self.log = log
         self.generation = generation
-        self.sequence = self.first_sequence = sequence
-        self.position = position
+        self.first_sequence = sequence
         self.taken = position
         self.unit = unit  # 0: entries follow one another without pads
         self.pads = 0  # that were entries
-        self._whose = log_and_generation(log, generation)
-        self.buffers: list[Buffer] = []
 
     def padding(self, length: int) -> int:
         """Bytes of padding that an entry with a payload of `length` needs in front of it."""
         room = self.unit - self.position % self.unit if self.unit else 0
         return room if HEADER_SIZE + length > room and room != self.unit else 0
-
-    def add(self, payload: bytes, length: int, crc: int, type_: int, safe: int) -> int:
-        """Append an entry whose payload is one buffer; returns its end."""
-        position, sequence = self.position, self.sequence
-        body = _pack(PREFIX, type_, length, self._whose, sequence, position, safe, crc)
-        header = body + crc32c(body).to_bytes(4, "little")
-        if length < GLUED:
-            self.buffers.append(header + payload)
-        else:
-            self.buffers += (header, payload)
-        self.sequence = sequence + 1
-        self.position = position = position + HEADER_SIZE + length
-        return position
 
     def add_parts(self, parts: Sequence[Buffer], length: int, crc: int, type_: int, safe: int) -> int:
         """Append an entry whose payload is several buffers; returns its end."""
@@ -68,16 +54,7 @@ class Packer:
                 self.pad(self.padding(len(payload)), safe)
                 self.add(payload, len(payload), crc32c(payload), type_, safe)
             return self.position
-        add, pack, crc, whose = self.buffers.append, _pack, crc32c, self._whose
-        position = self.position
-        for sequence, payload in enumerate(payloads, self.sequence):
-            length = len(payload)
-            body = pack(PREFIX, type_, length, whose, sequence, position, safe, crc(payload))
-            add(body + crc(body).to_bytes(4, "little") + payload)
-            position += HEADER_SIZE + length
-        self.position = position
-        self.sequence += len(payloads)
-        return position
+        return self.add_joined(payloads, type_, safe)
 
     def pad(self, size: int, safe: int) -> None:
         """Fill `size` bytes: with a pad entry where one fits, with zeros where not."""
@@ -103,7 +80,7 @@ class Packer:
 
 def join_small(buffers: Sequence[Buffer]) -> list[Buffer]:
     """The same bytes in fewer buffers: runs of small ones joined, large ones as they are."""
-    if sum(map(len, buffers)) < SMALL:
+    if max(map(len, buffers), default=0) < SMALL:
         return [b"".join(buffers)]
     joined: list[Buffer] = []
     run: list[Buffer] = []
