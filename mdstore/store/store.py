@@ -12,9 +12,7 @@ States: open -> failed (latched) -> closed; open -> closed.
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +32,8 @@ from mdstore.errors import (
     ReadOnly,
     TransactionError,
 )
-from mdstore.limits import BLOCK_SIZE_DEFAULT, IMAGE_SIZE_MIN, KIB, MIB
-from mdstore.store import data, log, recovery, resize, superblock, tables
+from mdstore.limits import BLOCK_SIZE_DEFAULT, KIB, MIB
+from mdstore.store import data, log, making, recovery, resize, statistics, superblock, tables
 from mdstore.store.answers import Capabilities, ObjectStat
 from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
@@ -95,16 +93,10 @@ class Store:
         log's past, see `wipe`; it takes in what the device held before this image. Errors: InvalidRequest when the device is
         too small, DeviceFailed, ReadOnly.
         """
-        chosen = _layout(device, block_size, log_bytes)
-        _zero_log(device, chosen)
+        chosen, journal = making.prepare(device, block_size, log_bytes)
         live = tables.empty(device, chosen, cache_bytes, onodes)
-        journal = _create_log(device, chosen)
-        chosen.log_position = journal.write
-        chosen.epoch = 0
-        live.pager.generation = 1
         store = cls(device, chosen, live, journal, Recovery(clean=True), read_only=False, background=background,
                     dirty_bytes=dirty_bytes, wipe=wipe)  # fmt: skip
-        store._erase_old_superblocks()
         store.wiper.begin()
         store.checkpoint()
         store.checkpoint()  # both slots hold a superblock of this image from now on
@@ -128,14 +120,6 @@ class Store:
                     dirty_bytes=dirty_bytes, wipe=wipe)  # fmt: skip
         store.wiper.begin()
         return store
-
-    def _erase_old_superblocks(self) -> None:
-        """Whatever image was here before cannot be taken for this one, whichever write a crash stops."""
-        zeros = bytes(superblock.SLOT_SIZE)
-        for slot in range(superblock.SLOTS):
-            for offset in superblock.slot_offsets(self.device.size_bytes, slot):
-                self.device.write(offset, [zeros])
-        self.device.flush()
 
     def close(self) -> None:
         """Write a last checkpoint, so that the next open replays nothing, and release the device. Again: nothing."""
@@ -504,38 +488,18 @@ class Store:
             return self.tables.collections.names()
 
     def statistics(self) -> dict[str, int | float]:
-        """Plain numbers: sizes in bytes, counts, and the counters of the page cache, the log and checkpoints. Free is what
+        """Plain numbers: sizes in bytes, counts, and the counters of page cache, log, commits and checkpoints. Free is what
         would be left after a checkpoint, so that what was just written counts, wherever it lies."""
         with self.lock:
             self.check_usable()
-            allocator, size = self.tables.allocator, self.superblock.block_size
-            free = max(0, allocator.free_blocks + allocator.limbo_blocks - self._pending_blocks())
-            rows: dict[str, int | float] = {
-                "size_bytes": self.superblock.blocks * size,
-                "block_size": size,
-                "free_bytes": free * size,
-                "allocated_bytes": (self.superblock.blocks - free) * size,
-                "stored_bytes": self.tables.objects.stored_bytes,
-                "objects": len(self.tables.objects),
-                "fragmentation": allocator.fragmentation(),
-                "epoch": self.superblock.epoch,
-                "log_bytes": self.journal.capacity or 0,
-                "log_free_bytes": self.journal.free or 0,
-                "log_appends": self.journal.counters.appends,
-                "log_flushes": self.journal.counters.flushes,
-                "log_written_bytes": self.journal.counters.bytes,
-                "checkpoints": self._checkpointer.count,
-                "longest_freeze_s": self._checkpointer.longest_freeze_s,
-                "log_fill": 1 - (self.journal.free or 0) / (self.journal.capacity or 1),
-                "wiped_bytes": self.wiper.wiped_bytes,
-                "wipe_backlog_bytes": self.wiper.backlog_bytes,
-            }
-            rows.update({f"cache_{name}": value for name, value in self.tables.pager.counters().items()})
-        looks = rows["cache_hits"] + rows["cache_misses"]
-        rows["cache_hit_rate"] = rows["cache_hits"] / looks if looks else 1.0
-        waits = self._committer.waits
-        rows["commit_waits"], rows["commit_wait_worst_s"] = waits.count, waits.worst
-        rows["commit_wait_p50_s"], rows["commit_wait_p99_s"] = waits.percentiles(0.5, 0.99)
+            rows = statistics.of_space(self.tables, self.superblock, self._pending_blocks())
+            rows.update(statistics.of_log(self.journal))
+            rows.update(statistics.of_cache(self.tables.pager))
+            rows.update(
+                checkpoints=self._checkpointer.count, longest_freeze_s=self._checkpointer.longest_freeze_s,
+                wiped_bytes=self.wiper.wiped_bytes, wipe_backlog_bytes=self.wiper.backlog_bytes,
+            )  # fmt: skip
+        rows.update(statistics.of_waits(self._committer.waits))
         return rows
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -606,7 +570,6 @@ class Store:
 _CHANGED_ONODES = 1 << 16  # so that replay, which keeps them all in memory, never meets more
 _PAIR_BLOCKS = 64  # a bound of what a short put may take: Validator's for it, and more
 _RECORD_BYTES = 320  # by which a dirty onode's record may outgrow what its leaf holds now, room that leaves keep included
-_BLOCKS_MIN = 16  # blocks after the log that an image needs to hold anything
 _CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back what the first replaced
 
 
@@ -622,37 +585,3 @@ def _check_window(offset: int, length: int | None) -> None:
 def _raw(name: Name) -> bytes:
     """A bound of a listing: any bytes, the empty ones included."""
     return name.encode() if isinstance(name, str) else bytes(name)
-
-
-def _layout(device: Device, block_size: int, log_bytes: int | None) -> Superblock:
-    """Where things lie on a device of that size. InvalidRequest when it is too small for them."""
-    superblock.check_block_size(block_size)
-    if device.size_bytes < IMAGE_SIZE_MIN:
-        raise InvalidRequest(f"{device.name} has {device.size_bytes} bytes; an image needs at least {IMAGE_SIZE_MIN}")
-    blocks = superblock.usable_blocks(device.size_bytes, block_size)
-    size = log.log_size(device.size_bytes, block_size) if log_bytes is None else log_bytes
-    chosen = Superblock(
-        uuid=os.urandom(16), block_size=block_size, blocks=blocks, log_start=superblock.reserved_front(block_size),
-        log_blocks=-(-size // block_size), created_ns=time.time_ns(),
-    )  # fmt: skip
-    if chosen.first_block + _BLOCKS_MIN > blocks:
-        raise InvalidRequest(f"{device.name} has {blocks} blocks of {block_size} bytes: too few beside a log of {size} bytes")
-    return chosen
-
-
-def _zero_log(device: Device, chosen: Superblock) -> None:
-    """Write over the log's blocks once: a flush of blocks never written before costs more, and old entries are gone."""
-    step = max(1, MIB // chosen.block_size)
-    zeros = bytes(step * chosen.block_size)
-    for block in range(chosen.log_start, chosen.first_block, step):
-        count = min(step, chosen.first_block - block)
-        device.write(block * chosen.block_size, [zeros[: count * chosen.block_size]])
-
-
-def _create_log(device: Device, chosen: Superblock) -> Journal:
-    try:
-        return Journal.create(recovery.ring_of(device, chosen), log=chosen.log_identity)
-    except JournalError as error:
-        raise log.typed(error) from error
-    except ValueError as error:
-        raise InvalidRequest(f"the log of {device.name} is too small: {error}") from error
