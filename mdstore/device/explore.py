@@ -92,6 +92,8 @@ class Report:
 
     seed: int
     operations: int = 0
+    points: int = 0  # crash points of which a state was tried
+    points_in_all: int = 0  # one at the start, and one after each operation
     tried: int = 0
     distinct: int = 0
     nested: int = 0  # of the tried ones, crashes of a recovery
@@ -115,7 +117,8 @@ class Report:
     def __str__(self) -> str:
         found = ", ".join(f"{count} {problem.value}" for problem, count in self.counts.items())
         return (
-            f"{self.operations} operations, {self.tried} states tried ({self.nested} of them crashes of a recovery), "
+            f"{self.points} of {self.points_in_all} crash points, {self.tried} states tried "
+            f"({self.nested} of them crashes of a recovery), "
             f"{self.distinct} distinct: {found}; {self.seconds:.1f} s, {self.states_per_second:.0f} states/s"
         )
 
@@ -123,6 +126,8 @@ class Report:
         return {
             "seed": self.seed,
             "operations": self.operations,
+            "points": self.points,
+            "points_in_all": self.points_in_all,
             "states_tried": self.tried,
             "states_distinct": self.distinct,
             "states_nested": self.nested,
@@ -221,7 +226,9 @@ class Exploration:
         self._window = run.history.windows()
         self._images: set[int] = set()
         self._judged: set[tuple[int, int, int]] = set()  # (image, acknowledged, begun)
-        self.report = Report(seed, operations=len(run.log.operations))
+        self._points: set[int] = set()
+        operations = len(run.log.operations)
+        self.report = Report(seed, operations, points_in_all=operations + 1 - run.history.first_point)
 
     def states(self, budget: int, first_pass: int = 0) -> Iterator[CrashState]:
         """`budget` states: those of seeded samples of the points while one pass over all of them would exceed it, and
@@ -255,6 +262,8 @@ class Exploration:
         acknowledged, begun = self._window(state.state_id.op)
         digest = state.image.digest()
         self.report.tried += 1
+        self._points.add(state.state_id.op)
+        self.report.points = len(self._points)
         self._images.add(digest)
         self.report.distinct = len(self._images)
         if (digest, acknowledged, begun) in self._judged:

@@ -302,11 +302,12 @@ def whole_reopen(device: Device) -> Tree:
 
 def test_every_write_of_the_device_under_the_whole_house_is_a_crash_point() -> None:
     report = explore(
-        whole_workload(SEED + 7, 90), whole_reopen, seed=SEED + 7, size_bytes=IMAGE, budget_states=150, nested_states=3
+        whole_workload(SEED + 7, 90), whole_reopen, seed=SEED + 7, size_bytes=IMAGE, budget_states=2500, nested_states=3
     )
     print(report)
     assert report.clean, report.findings
-    assert report.distinct > 80
+    assert report.points == report.points_in_all > 50, "no write was left out"
+    assert report.distinct > 800
 
 
 def test_a_crash_during_replay_is_replayed_again() -> None:

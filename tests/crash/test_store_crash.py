@@ -57,13 +57,14 @@ def reopen(device: Device) -> Content:
 
 def run(seed: int, transactions: int, budget: int, faults: tuple[Fault, ...] = ()) -> Report:
     return explore(
-        make_workload(seed, transactions), reopen, seed=seed, size_bytes=SIZE, budget_states=budget, nested_states=budget // 200,
+        make_workload(seed, transactions), reopen, seed=seed, size_bytes=SIZE, budget_states=budget, nested_states=budget // 400,
         faults=faults,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_write_of_a_mixed_workload_is_a_crash_point(seed: int) -> None:
-    report = run(seed, transactions=120, budget=600)
+    report = run(seed, transactions=100, budget=4500)
     assert report.clean, report.findings
-    assert report.distinct > 300
+    assert report.points == report.points_in_all > 100, "no write was left out"
+    assert report.distinct > 1500
