@@ -7,8 +7,14 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from mdstore.device.explore import SUMMARY_PREFIX
+
+# In CI the models try the same examples each time; at home new ones, so that a rare failure is found by a person, once.
+settings.register_profile("ci", derandomize=True, print_blob=True)
+if os.environ.get("CI") == "true":
+    settings.load_profile("ci")
 
 REAL_COMPONENTS = ("fuse", "rados")
 
