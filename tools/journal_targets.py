@@ -61,7 +61,7 @@ def opened_log(target: str, *, ring: bool, read_only: bool) -> Iterator[Target]:
 
 
 def _directory_log(path: Path, name: str) -> Target:
-    """The layout is in the head; of a log that lost both, in the file `NAME.layout`, or it must be the default one."""
+    """The layout is in the head; a log that lost both must have the default one."""
     if not path.is_dir():
         raise CommandFailed(f"{path} is no directory")
     objects = DirectoryObjects(path, epoch=(1 << 63) - 1)

@@ -129,7 +129,7 @@ class MountSession:
 @contextmanager
 def _quick_turns() -> Iterator[None]:
     """While the loop serves, other Python threads (write-back, workers) give way sooner than after the usual 5 ms, which each
-    request would otherwise wait for while one of them computes: 500 creates a second beside a busy thread became 2,400."""
+    request would otherwise wait for while one of them computes."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
