@@ -204,9 +204,15 @@ class MapView(MapReads):
 
     def _put_short(self, key: bytes, value: bytes) -> Commit | None:
         """The put without a `Transaction`, where the object is held and the pair is small; None otherwise."""
-        held, onode = self._held
-        if onode is None or self._epoch is not None or len(key) + len(value) > PAIR_BYTES:
+        if self._epoch is not None or len(key) + len(value) > PAIR_BYTES:
             return None
+        held, onode = self._held
+        if onode is None or self._find_held(held) is not onode:
+            with self._store.lock:  # made after this view looked for it, or evicted since
+                self._tree()
+                held, onode = self._held
+            if onode is None:
+                return None
         with self._turn:
             return self._store.put_pair(held, onode, key, value, self._put_prefix + log.encode_pair(key, value))
 

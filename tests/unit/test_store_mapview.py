@@ -407,3 +407,22 @@ def test_puts_of_any_size_are_there_after_a_reopen_with_tiny_pages() -> None:
     assert dict(view) == expected
     assert not check(store, deep=True)
     assert dict(reopened(device).map("c", "o")) == expected
+
+
+def test_puts_take_the_short_way_also_through_the_view_that_made_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A view that had made its object never looked for it again unless something was read, and every put went the long way.
+    store, _ = make(onodes=64)
+    view = store.map("c", "o")
+    view[b"first"] = b"makes the tree"
+    submit, taken = store.submit, []
+    monkeypatch.setattr(store, "submit", lambda transaction: taken.append(transaction) or submit(transaction))
+    view[b"a"] = b"1"
+    assert not taken
+    monkeypatch.undo()
+    for i in range(200):
+        store.apply(Transaction().touch("c", f"other{i}"))  # drops the object from memory
+    monkeypatch.setattr(store, "submit", lambda transaction: taken.append(transaction) or submit(transaction))
+    view[b"b"] = b"2"
+    assert not taken
+    assert dict(view) == {b"a": b"1", b"b": b"2", b"first": b"makes the tree"}
+    assert not check(store)
