@@ -15,7 +15,6 @@ The promise: after a crash, an engine holds one of the models from the newest ac
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,6 +25,7 @@ from typing import Final
 from mdstore.device.crashlog import CrashLog
 from mdstore.device.crashstates import DEFAULT_PLAN, CrashState, Plan, crash_states
 from mdstore.device.faulty import Crashed, Fault, FaultyDevice
+from mdstore.device.models import Promise
 from mdstore.device.protocol import Buffer, Device
 from mdstore.device.verdicts import Finding, Judgement, Problem, judge
 from mdstore.errors import InvalidRequest
@@ -45,41 +45,34 @@ class History:
     def __init__(self, device: FaultyDevice) -> None:
         self._device = device
         self._lock = Lock()
-        self.models: list[object] = []
-        self.first_point = 0
-        self._begun: list[int] = []  # per model, the point at which its operation was not yet issued
-        self._acknowledged: list[tuple[int, int]] = []  # (point, model), both ascending
+        self.promise = Promise()
 
     def start(self, model: object) -> None:
         """The engine is ready and durable with `model`: states count from here on. Once, before any `begin`."""
-        if self.models:
+        if self.promise.models:
             raise InvalidRequest("a history starts once")
-        self.first_point = self._device.point
+        self.promise.first_point = self._device.point
         self.acknowledge(self.begin(model))
 
-    def begin(self, model: object) -> int:
-        """The operation that leads to `model` is about to be issued. Returns the model's number."""
+    @property
+    def point(self) -> int:
+        """The device's point now, for a `begin` that comes later."""
+        return self._device.point
+
+    def begin(self, model: object, at: int | None = None) -> int:
+        """The operation that leads to `model` is about to be issued, or was issued at point `at` (one that may be refused
+        leads nowhere, and is known only afterwards). Returns the model's number."""
         with self._lock:
-            self.models.append(model)
-            self._begun.append(self._device.point)
-            return len(self.models) - 1
+            self.promise.models.append(model)
+            self.promise.begun.append(self._device.point if at is None else at)
+            return len(self.promise.models) - 1
 
     def acknowledge(self, number: int) -> None:
         """The engine said that model `number`, and so every one before it, is durable."""
         with self._lock:
-            if not self._acknowledged or number > self._acknowledged[-1][1]:
-                self._acknowledged.append((self._device.point, number))
-
-    def windows(self) -> Callable[[int], tuple[int, int]]:
-        """A function from a point to (newest acknowledged, newest begun) there."""
-        points = [point for point, _ in self._acknowledged]
-        return lambda point: (
-            self._acknowledged[bisect_right(points, point) - 1][1],
-            bisect_right(self._begun, point) - 1,
-        )
-
-    def acknowledged_points(self) -> frozenset[int]:
-        return frozenset(point for point, _ in self._acknowledged)
+            acknowledged = self.promise.acknowledged
+            if not acknowledged or number > acknowledged[-1][1]:
+                acknowledged.append((self._device.point, number))
 
 
 Workload = Callable[[Device, History], None]
@@ -114,6 +107,14 @@ class Report:
         if len(self.findings) < FINDINGS_KEPT:
             self.findings.append(finding)
 
+    def merge(self, other: Report) -> None:
+        """Add what an exploration of another recording did and found."""
+        for name in ("operations", "points", "points_in_all", "tried", "distinct", "nested", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for problem, count in other.counts.items():
+            self.counts[problem] += count
+        self.findings += other.findings[: FINDINGS_KEPT - len(self.findings)]
+
     def __str__(self) -> str:
         found = ", ".join(f"{count} {problem.value}" for problem, count in self.counts.items())
         return (
@@ -143,7 +144,7 @@ class Recording:
     """A workload's run: its device's log and what was promised meanwhile."""
 
     log: CrashLog
-    history: History
+    promise: Promise
 
 
 def record(
@@ -162,9 +163,9 @@ def record(
     except Crashed:
         if not device.crashed:
             raise
-    if not history.models:
+    if not history.promise.models:
         raise InvalidRequest("the workload never called history.start: there is nothing to compare with")
-    return Recording(device.log, history)
+    return Recording(device.log, history.promise)
 
 
 def explore(
@@ -223,12 +224,12 @@ class Exploration:
         self._reopen = reopen
         self._seed = seed
         self._plan = plan
-        self._window = run.history.windows()
+        self._window = run.promise.windows()
         self._images: set[int] = set()
         self._judged: set[tuple[int, int, int]] = set()  # (image, acknowledged, begun)
         self._points: set[int] = set()
         operations = len(run.log.operations)
-        self.report = Report(seed, operations, points_in_all=operations + 1 - run.history.first_point)
+        self.report = Report(seed, operations, points_in_all=operations + 1 - run.promise.first_point)
 
     def states(self, budget: int, first_pass: int = 0) -> Iterator[CrashState]:
         """`budget` states: those of seeded samples of the points while one pass over all of them would exceed it, and
@@ -236,7 +237,7 @@ class Exploration:
         return islice(self._passes(max(1, budget // STATES_PER_POINT), first_pass), budget)
 
     def _passes(self, sample_points: int, pass_number: int) -> Iterator[CrashState]:
-        log, first = self._run.log, self._run.history.first_point
+        log, first = self._run.log, self._run.promise.first_point
         points = list(range(first, len(log.operations) + 1))
         if len(points) > sample_points:
             Random(self._seed).shuffle(points)
@@ -250,7 +251,7 @@ class Exploration:
                     plan=self._plan,
                     first=first,
                     points=frozenset(points[at : at + sample_points]),
-                    in_full=self._run.history.acknowledged_points(),
+                    in_full=self._run.promise.acknowledged_points(),
                     pass_number=pass_number,
                 ):
                     any_state = True
@@ -297,7 +298,7 @@ class Exploration:
         except Exception as error:  # whatever an engine raises on a crash state is a finding, and is reported as one
             judgement = [(Problem.ERROR, f"{type(error).__name__}: {error}")]
         else:
-            judgement = judge(found, self._run.history.models, acknowledged, begun)
+            judgement = judge(found, self._run.promise.models, acknowledged, begun)
         findings = [Finding(state, problem, detail) for problem, detail in judgement]
         for finding in findings:
             self.report.add(finding)

@@ -299,7 +299,7 @@ def test_acknowledgements_out_of_order_do_not_take_back_earlier_ones() -> None:
     numbers = [history.begin(model) for model in "bc"]
     history.acknowledge(numbers[1])
     history.acknowledge(numbers[0])
-    assert history.windows()(0) == (2, 2)
+    assert history.promise.windows()(0) == (2, 2)
     with pytest.raises(InvalidRequest):
         history.start("again")
 
