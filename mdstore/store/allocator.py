@@ -57,6 +57,20 @@ class Allocator:
             blocks -= taken
         return runs
 
+    def reserve(self, blocks: int) -> list[Run]:
+        """`allocate`, for what no logged transaction names yet: a superblock made meanwhile still calls these blocks free, so
+        that a crash leaks none and replay may take them. Then `claim` them, or `hand_over` gives them back."""
+        runs = self.allocate(blocks)
+        del self._allocated[-len(runs) :]
+        self.limbo_blocks += blocks
+        return runs
+
+    def claim(self, runs: Iterable[Run]) -> None:
+        """What `reserve` gave is in use from now on: the transaction that names it is being applied."""
+        for start, blocks in runs:
+            self._allocated.append((start, blocks))
+            self.limbo_blocks -= blocks
+
     def take(self, start: int, blocks: int) -> None:
         """Take exactly these blocks (replay of a write that named them). CorruptionError unless all are free."""
         index = self._by_start.bisect_right(start) - 1

@@ -173,7 +173,7 @@ class Store:
         operations, mapped = self._place_large_writes(transaction)
         try:
             payload = log.encode(operations, transaction.epoch)
-            position = self._submit(transaction, operations, payload, sum(blocks for _, blocks in mapped))
+            position = self._submit(transaction, operations, payload, mapped)
         except BaseException:
             self._give_back(mapped)
             raise
@@ -258,9 +258,12 @@ class Store:
         self._reserve = max(8, self.superblock.blocks // 64)
         self._checkpointer.run()
 
-    def _submit(self, transaction: Transaction, operations: list[Operation], payload: bytes, placed_blocks: int) -> int:
+    def _submit(
+        self, transaction: Transaction, operations: list[Operation], payload: bytes, placed: list[tuple[int, int]]
+    ) -> int:
         """The critical section: room, validation, application and logging are one step for everyone else."""
         attempts = 0
+        placed_blocks = sum(blocks for _, blocks in placed)
         while True:
             with self.lock:
                 self._check_writable()
@@ -268,6 +271,7 @@ class Store:
                 if refusal is None:
                     refusal = self._refusal(transaction, placed_blocks)
                 if refusal is None:
+                    self.tables.allocator.claim(placed)
                     position = self.guarded(lambda: self._apply_and_log(operations, payload))
                     break
             if attempts == _CHECKPOINTS_FOR_ROOM:
@@ -299,6 +303,10 @@ class Store:
         if needed <= allocator.free_blocks:
             return None
         return TransactionError(0, "space", NoSpace(f"{needed} blocks may be needed, {allocator.free_blocks} are free"))
+
+    def room(self) -> int:
+        """Blocks that may be taken without touching what the next checkpoint, and the reserve, will need. Under `lock`."""
+        return self.tables.allocator.free_blocks - self._pending_blocks() - self._reserve
 
     def _pending_blocks(self) -> int:
         """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve)."""
@@ -365,15 +373,15 @@ class Store:
                 self._check_writable()
                 free = self.tables.allocator.free_blocks
                 if blocks + self._pending_blocks() + self._reserve <= free:
-                    return self.tables.allocator.allocate(blocks)
+                    return self.tables.allocator.reserve(blocks)
             if attempt < _CHECKPOINTS_FOR_ROOM:
                 self._checkpointer.run()
         raise TransactionError(0, "write", NoSpace(f"{blocks} blocks are needed for the data, {free} are free"))
 
     def _give_back(self, runs: list[tuple[int, int]]) -> None:
         with self.lock:
-            for start, blocks in runs:
-                self.tables.allocator.free(start, blocks)
+            self.tables.allocator.hand_over(runs)
+            self.wiper.want(runs)
 
     # -- fencing -------------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mdstore.device.memory import MemoryDevice
-from mdstore.errors import NoSpace
+from mdstore.errors import NoSpace, TransactionError
 from mdstore.store.check import check
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
@@ -28,3 +30,27 @@ def test_attributes_fill_an_image_and_the_checkpoint_still_fits(block_size: int,
     store.checkpoint()
     assert not check(store)
     assert store.getattr("c", f"o{count - 1}", "a") == bytes(attribute)
+
+
+def test_a_checkpoint_between_a_large_writes_blocks_and_its_entry_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The superblock called the blocks used although nothing reached them: a crash leaked them, and where the entry had become
+    durable, replay found them taken and the image could not be opened."""
+    device = MemoryDevice(4 << 20)
+    store = Store.create(device, block_size=512, log_bytes=256 * 1024, background=False)
+    store.apply(Transaction().create_collection("c"))
+    place = store._place_large_writes
+
+    def place_and_checkpoint(transaction: Transaction) -> Any:
+        placed = place(transaction)
+        store.checkpoint()
+        return placed
+
+    monkeypatch.setattr(store, "_place_large_writes", place_and_checkpoint)
+    store.apply(Transaction().write("c", "a", 0, b"x" * 200_000))
+    before = MemoryDevice.from_bytes(device.image())
+    recovered = Store.open(before, background=False)
+    assert recovered.read("c", "a") == b"x" * 200_000
+    assert not check(recovered, deep=True)
+    with pytest.raises(TransactionError):
+        store.apply(Transaction().write("c", "b", 0, b"y" * 200_000).remove("c", "not there"))
+    assert not check(store, deep=True), "what was refused is free again"
