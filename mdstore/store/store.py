@@ -12,10 +12,8 @@ States: open -> failed (latched) -> closed; open -> closed.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
@@ -28,21 +26,21 @@ from mdstore.errors import (
     LimitExceeded,
     MdstoreError,
     NoSpace,
-    NotFound,
     ReadOnly,
     TransactionError,
 )
 from mdstore.limits import BLOCK_SIZE_DEFAULT, KIB, MIB
-from mdstore.store import data, log, making, recovery, resize, statistics, superblock, tables
-from mdstore.store.answers import Capabilities, ObjectStat
+from mdstore.store import log, making, recovery, resize, statistics, superblock, tables
+from mdstore.store.answers import Capabilities
 from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
 from mdstore.store.commit import Commit, Committer
 from mdstore.store.mapview import MapView
-from mdstore.store.onode import Onode, object_key, split_key
+from mdstore.store.onode import Onode
+from mdstore.store.queries import Queries, check_window
 from mdstore.store.recovery import Recovery
 from mdstore.store.superblock import Superblock
-from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, object_name
+from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name
 from mdstore.store.validate import Validator
 from mdstore.store.wipe import Wipe, Wiper
 
@@ -53,24 +51,20 @@ Result = TypeVar("Result")
 _DIRECT_BYTES = 64 * KIB  # a write with that many bytes of whole blocks goes straight to the device
 
 
-class Store:
+class Store(Queries):
     """An image, open. Make one with `create`, `open`; every method may be called from any thread."""
 
     def __init__(
         self, device: Device, chosen: Superblock, live: tables.Tables, journal: Journal, found: Recovery, *,
         read_only: bool, background: bool, dirty_bytes: int, wipe: Wipe = "off",
     ) -> None:  # fmt: skip
-        self.device = device
-        self.superblock = chosen
-        self.tables = live
+        super().__init__(device, chosen, live)
         self.journal = journal
         self.recovery = found
-        self.lock = threading.RLock()
         self._read_only = read_only
         self._dirty_bytes = dirty_bytes
         self._failure: MdstoreError | None = None
         self._closed = False
-        self._pins: Counter[int] = Counter()
         self._applier = Applier(live.collections, live.objects, live.floors)
         self._committer = Committer(journal)
         self._checkpointer = Checkpointer(self, background=background)
@@ -393,7 +387,7 @@ class Store:
 
         Durable on return. FencedError inside TransactionError when the floor is higher already. Cost: as `apply` and `read`.
         """
-        _check_window(offset, length)
+        check_window(offset, length)
         commit = self.submit(Transaction().set_floor(floor, collection, name=name))  # not under the lock: it may checkpoint
         with self.lock:
             there = self.tables.collections.get(collection_name(collection)) is not None and self.exists(collection, name)
@@ -401,99 +395,13 @@ class Store:
         commit.wait()
         return content
 
-    # -- asking --------------------------------------------------------------------------------------------------------
-
-    def exists(self, collection: Name, name: Name) -> bool:
-        with self.lock:
-            return self._lookup(collection, name) is not None
-
-    def stat(self, collection: Name, name: Name) -> ObjectStat:
-        with self.lock:
-            onode = self._find(collection, name)
-            allocated = (onode.allocated + len(onode.blocks)) * self.superblock.block_size
-            keys = len(onode.map) if onode.map is not None else 0
-            return ObjectStat(onode.size, allocated, len(onode.attributes), keys)
-
-    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
-        """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked."""
-        _check_window(offset, length)
-        with self.lock:
-            onode = self._find(collection, name)
-            wanted = onode.size - offset if length is None else length
-            plan = data.ReadPlan(self.tables.space, onode, offset, wanted, f"object {object_name(name)!r}")
-            epoch = self.superblock.epoch + 1
-            self._pins[epoch] += 1
-        try:
-            return plan.run()
-        finally:
-            with self.lock:
-                self._pins[epoch] -= 1
-
-    def extents(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
-        _check_window(offset, length)
-        with self.lock:
-            onode = self._find(collection, name)
-            return data.ranges(self.tables.space, onode, offset, onode.size if length is None else length)
-
-    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
-        key = attribute.encode() if isinstance(attribute, str) else bytes(attribute)
-        with self.lock:
-            value = self._find(collection, name).attributes.get(key)
-        if value is None:
-            raise NotFound("attribute", key)
-        return value
-
-    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]:
-        with self.lock:
-            return dict(sorted(self._find(collection, name).attributes.items()))
-
-    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None:
-        with self.lock:
-            tree = self._find(collection, name).map
-            return tree.get(key) if tree is not None else None
-
-    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]:
-        with self.lock:
-            tree = self._find(collection, name).map
-            return tree.get_many(keys) if tree is not None else [None] * len(keys)
-
-    def map_header(self, collection: Name, name: Name) -> bytes:
-        with self.lock:
-            tree = self._find(collection, name).map
-            return tree.user_blob if tree is not None else b""
-
-    def map_items(
-        self, collection: Name, name: Name, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """start <= key < stop in order (reverse: from its end): the map as it was at the call, whatever writers do."""
-        with self.lock:
-            tree = self._find(collection, name).map
-            return tree.items(start, stop, reverse=reverse) if tree is not None else iter(())
+    # -- asking: see also Queries --------------------------------------------------------------------------------------
 
     def map(self, collection: Name, name: Name, *, sync: bool = True, epoch: int | None = None) -> MapView:
         """The map of an object as an embedded key-value store; collection and object are made when they are missing.
 
         sync: writes are durable when they return (see `MapView`). epoch: tags every write, for fencing."""
         return MapView(self, collection, name, sync=sync, epoch=epoch)
-
-    def list_objects(
-        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
-    ) -> list[bytes]:
-        """Names in order, start <= name < stop, at most `limit`."""
-        if limit is not None and limit < 0:
-            raise InvalidRequest(f"limit {limit} must not be negative")
-        with self.lock:
-            number = self._collection_number(collection)
-            first = object_key(number, _raw(start) if start is not None else b"")
-            last = object_key(number, _raw(stop)) if stop is not None else object_key(number + 1, b"")
-            keys = self.tables.objects.tree.keys(first, last)
-            names = [split_key(key)[1] for key, _ in zip(keys, range(limit))] if limit is not None else None
-            return names if names is not None else [split_key(key)[1] for key in keys]
-
-    def list_collections(self) -> list[bytes]:
-        with self.lock:
-            self.check_usable()
-            return self.tables.collections.names()
 
     def statistics(self) -> dict[str, int | float]:
         """Plain numbers: sizes in bytes, counts, and the counters of page cache, log, commits and checkpoints. Free is what
@@ -511,23 +419,6 @@ class Store:
         return rows
 
     # -- inside --------------------------------------------------------------------------------------------------------
-
-    def _collection_number(self, name: Name) -> int:
-        self.check_usable()
-        raw = collection_name(name)
-        collection = self.tables.collections.get(raw)
-        if collection is None:
-            raise NotFound("collection", raw)
-        return collection.number
-
-    def _lookup(self, collection: Name, name: Name) -> Onode | None:
-        return self.tables.objects.get(self._collection_number(collection), object_name(name))
-
-    def _find(self, collection: Name, name: Name) -> Onode:
-        onode = self._lookup(collection, name)
-        if onode is None:
-            raise NotFound("object", object_name(name))
-        return onode
 
     def check_usable(self) -> None:
         """StoreClosed, or the failure that latched the store."""
@@ -552,19 +443,6 @@ class Store:
                     self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)
             raise
 
-    @contextmanager
-    def pinned(self) -> Iterator[Superblock]:
-        """The newest durable superblock; nothing it reaches is written over until the `with` ends."""
-        with self.lock:
-            self.check_usable()
-            chosen = self.superblock
-            self._pins[chosen.epoch] += 1
-        try:
-            yield chosen
-        finally:
-            with self.lock:
-                self._pins[chosen.epoch] -= 1
-
     def leave_limbo(self) -> list[tuple[int, int]]:
         """Take out of limbo what no durable superblock and no reader reaches; the caller hands it over. Under `lock`."""
         pinned = [epoch for epoch, count in self._pins.items() if count]
@@ -583,13 +461,3 @@ _CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back w
 
 def _is_large(operation: Operation, limit: int) -> bool:
     return operation[0] == Op.WRITE and len(operation[4]) >= limit
-
-
-def _check_window(offset: int, length: int | None) -> None:
-    if offset < 0 or (length is not None and length < 0):
-        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
-
-
-def _raw(name: Name) -> bytes:
-    """A bound of a listing: any bytes, the empty ones included."""
-    return name.encode() if isinstance(name, str) else bytes(name)

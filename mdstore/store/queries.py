@@ -1,0 +1,162 @@
+"""What a store is asked: the queries of a live store and of a snapshot, over the tables of either."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mdstore.device.protocol import Device
+from mdstore.errors import InvalidRequest, NotFound
+from mdstore.store import data
+from mdstore.store.answers import ObjectStat
+from mdstore.store.onode import Onode, object_key, split_key
+from mdstore.store.superblock import Superblock
+from mdstore.store.tables import Tables
+from mdstore.store.transaction import Name, collection_name, object_name
+
+
+class Queries(ABC):
+    """Reads of `tables` under `lock`. `superblock`: the newest durable one whose blocks the tables reach."""
+
+    def __init__(self, device: Device, superblock: Superblock, tables: Tables) -> None:
+        self.device = device
+        self.superblock = superblock
+        self.tables = tables
+        self.lock = threading.RLock()
+        self._pins: Counter[int] = Counter()
+
+    @abstractmethod
+    def check_usable(self) -> None:
+        """Raise why nothing can be asked any more: closed, or failed."""
+
+    def exists(self, collection: Name, name: Name) -> bool:
+        with self.lock:
+            return self._lookup(collection, name) is not None
+
+    def stat(self, collection: Name, name: Name) -> ObjectStat:
+        with self.lock:
+            onode = self._find(collection, name)
+            allocated = (onode.allocated + len(onode.blocks)) * self.superblock.block_size
+            keys = len(onode.map) if onode.map is not None else 0
+            return ObjectStat(onode.size, allocated, len(onode.attributes), keys)
+
+    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked."""
+        check_window(offset, length)
+        with self.lock:
+            onode = self._find(collection, name)
+            wanted = onode.size - offset if length is None else length
+            plan = data.ReadPlan(self.tables.space, onode, offset, wanted, f"object {object_name(name)!r}")
+            epoch = self.superblock.epoch + 1
+            self._pins[epoch] += 1
+        try:
+            return plan.run()
+        finally:
+            with self.lock:
+                self._pins[epoch] -= 1
+
+    def extents(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+        check_window(offset, length)
+        with self.lock:
+            onode = self._find(collection, name)
+            return data.ranges(self.tables.space, onode, offset, onode.size if length is None else length)
+
+    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
+        key = attribute.encode() if isinstance(attribute, str) else bytes(attribute)
+        with self.lock:
+            value = self._find(collection, name).attributes.get(key)
+        if value is None:
+            raise NotFound("attribute", key)
+        return value
+
+    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]:
+        with self.lock:
+            return dict(sorted(self._find(collection, name).attributes.items()))
+
+    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None:
+        with self.lock:
+            tree = self._find(collection, name).map
+            return tree.get(key) if tree is not None else None
+
+    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self.lock:
+            tree = self._find(collection, name).map
+            return tree.get_many(keys) if tree is not None else [None] * len(keys)
+
+    def map_header(self, collection: Name, name: Name) -> bytes:
+        with self.lock:
+            tree = self._find(collection, name).map
+            return tree.user_blob if tree is not None else b""
+
+    def map_items(
+        self, collection: Name, name: Name, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """start <= key < stop in order (reverse: from its end): the map as it was at the call, whatever writers do."""
+        with self.lock:
+            tree = self._find(collection, name).map
+            return tree.items(start, stop, reverse=reverse) if tree is not None else iter(())
+
+    def list_objects(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names in order, start <= name < stop, at most `limit`."""
+        if limit is not None and limit < 0:
+            raise InvalidRequest(f"limit {limit} must not be negative")
+        with self.lock:
+            number = self._collection_number(collection)
+            first = object_key(number, _raw(start) if start is not None else b"")
+            last = object_key(number, _raw(stop)) if stop is not None else object_key(number + 1, b"")
+            keys = self.tables.objects.tree.keys(first, last)
+            names = [split_key(key)[1] for key, _ in zip(keys, range(limit))] if limit is not None else None
+            return names if names is not None else [split_key(key)[1] for key in keys]
+
+    def list_collections(self) -> list[bytes]:
+        with self.lock:
+            self.check_usable()
+            return self.tables.collections.names()
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _collection_number(self, name: Name) -> int:
+        self.check_usable()
+        raw = collection_name(name)
+        collection = self.tables.collections.get(raw)
+        if collection is None:
+            raise NotFound("collection", raw)
+        return collection.number
+
+    def _lookup(self, collection: Name, name: Name) -> Onode | None:
+        return self.tables.objects.get(self._collection_number(collection), object_name(name))
+
+    def _find(self, collection: Name, name: Name) -> Onode:
+        onode = self._lookup(collection, name)
+        if onode is None:
+            raise NotFound("object", object_name(name))
+        return onode
+
+    @contextmanager
+    def pinned(self) -> Iterator[Superblock]:
+        """The newest durable superblock; nothing it reaches is written over until the `with` ends."""
+        with self.lock:
+            self.check_usable()
+            chosen = self.superblock
+            self._pins[chosen.epoch] += 1
+        try:
+            yield chosen
+        finally:
+            with self.lock:
+                self._pins[chosen.epoch] -= 1
+
+
+def check_window(offset: int, length: int | None) -> None:
+    """InvalidRequest when either is negative."""
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
+
+
+def _raw(name: Name) -> bytes:
+    """A bound of a listing: any bytes, the empty ones included."""
+    return name.encode() if isinstance(name, str) else bytes(name)
