@@ -62,15 +62,21 @@ def check_image(
 
     Reads only. NotFound, NotAnImage, UnsupportedFormat or DeviceFailed when there is nothing that could be checked.
     """
-    findings = Findings(sink)
-    result = Result(options.level)
     with Image(path) as image:
-        result.size = image.size
-        candidates = check_superblocks(image, findings)
-        if candidates:
-            superblock = _choose(image, candidates, findings)
-            result.epoch, result.is_clean = superblock.epoch, superblock.is_clean
-            _check(image, superblock, options, findings, progress, result)
+        return check_opened(image, options, sink, progress)
+
+
+def check_opened(
+    image: Image, options: Options, sink: Callable[[Problem], None], progress: Progress = lambda *_: None
+) -> Result:
+    """`check_image` of an image that is open already."""
+    findings = Findings(sink)
+    result = Result(options.level, image.size)
+    candidates = check_superblocks(image, findings)
+    if candidates:
+        superblock = _choose(image, candidates, findings)
+        result.epoch, result.is_clean = superblock.epoch, superblock.is_clean
+        _check(image, superblock, options, findings, progress, result)
     result.severities = dict(findings.by_severity)
     result.codes = dict(findings.by_code)
     return result

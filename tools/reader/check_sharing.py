@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.problems import Findings, Place
@@ -56,6 +57,10 @@ class Groups:
         if self._roots.setdefault(group, root) != root:
             self._differing.add(group)
         return self._seen[group] == 1
+
+    def seen(self) -> Counter[int]:
+        """Members met, by group."""
+        return Counter(self._seen)
 
     def judge(self, findings: Findings) -> None:
         """Compare claims with members."""

@@ -52,6 +52,11 @@ def owner(kind: int, number: int = 0) -> int:
     return kind << _SHIFT | number
 
 
+def split_owner(code: int) -> tuple[int, int]:
+    """(kind, which one) of an owner code."""
+    return code >> _SHIFT, code & ((1 << _SHIFT) - 1)
+
+
 class Space:
     """Gathers what is used while the trees are walked; `sweep` compares it with what is free and what is counted."""
 
@@ -69,6 +74,10 @@ class Space:
     def use(self, start: int, blocks: int, code: int) -> None:
         """One reference to a run of blocks."""
         self._used.add(RUN.pack(start, blocks, code))
+
+    def uses(self) -> Iterator[bytes]:
+        """Everything noted, as packed `RUN`s in order. Nothing may be noted afterwards."""
+        return iter(self._used)
 
     def settle(self) -> None:
         """Keep memory bounded; to be called now and then."""

@@ -310,13 +310,17 @@ class StoreCheck:
                 self._findings.add("data-tail", f"bytes behind the end in logical block {logical}", place)
 
     # -- space ---------------------------------------------------------------------------------------------------------
+    def _note_free_pages(self) -> bool:
+        """Note the free tree's own pages; False when there is no such tree."""
+        tree = self._root(ROOT_FREE)
+        for _ in tree.items() if tree is not None else ():
+            pass
+        return tree is not None
+
     def _check_space(self) -> None:
         """The free tree's own pages are noted first: its records are then read a second time, in step with the sweep."""
-        tree = self._root(ROOT_FREE)
-        if tree is None:
+        if not self._note_free_pages():
             return
-        for _ in tree.items():
-            pass
         free, references, shared = (self._records(kind) for kind in (ROOT_FREE, ROOT_REFERENCES, ROOT_SHARED))
         self._space.sweep(free, references, shared, self._name_objects, is_partial=self._is_partial)
 

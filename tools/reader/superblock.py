@@ -100,6 +100,14 @@ def decode(data: bytes, offset: int = 0) -> Superblock:
     return _checked(fields, data, offset)
 
 
+def decode_or_none(data: bytes) -> Superblock | None:
+    """A superblock, or None for anything else."""
+    try:
+        return decode(data)
+    except (CorruptionError, NotAnImage, UnsupportedFormat):
+        return None
+
+
 def read_copies(image: Image) -> list[Copy]:
     """All four copies, whatever their state, in the order primary 0, primary 1, spare 0, spare 1."""
     end = image.size // SIZE * SIZE
