@@ -1,20 +1,30 @@
 """Whose turn it is to write: group commit without a thread of its own.
 
 Whoever waits for a position while nobody writes becomes the leader: it writes everything appended so far, flushes once,
-and wakes all whose position is covered. If some wait for more, one of them is made the next leader before it wakes, so
-the turn is never lost and never held by two.
+and has all woken whose position is covered. If some wait for more, one of them is made the next leader, so the turn is
+never lost and never held by two.
+
+Waking is a chain: the leader wakes one thread, whoever wakes first wakes the next. Woken all at once they would only queue
+for the interpreter's lock, and sleep a second time there. The next leader is the first of the chain: the others come back,
+append and wait again while it writes, so the groups of two following flushes are about equal. Woken last, it would
+find everybody behind it, and the one who had just led would at once lead a flush for itself alone.
 """
 
 from __future__ import annotations
 
 import heapq
 import threading
+from _thread import LockType
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
 
 Callback = Callable[[BaseException | None], None]
+FOR_EVER: Final = -1.0
 
 
-class _Parked:
+class Parked:
     """A thread that waits, for `position` or to be made leader."""
 
     __slots__ = ("leader", "position", "wake")
@@ -30,46 +40,68 @@ class Turns:
     """Invariants:
 
     T1  at most one thread is leader; `busy` is true exactly while there is one
-    T2  a parked thread is in `_parked` until it is woken, or has left after a timeout; it is woken once
+    T2  a thread is in `_parked` from `take` until it is made leader, is covered, or leaves; after the first two it is
+        woken, once
     T3  nobody is parked while `busy` is false
+    T4  while somebody is covered and not woken, there is a thread, woken and not yet back, that will wake the next
     """
 
     def __init__(self, lock: threading.Lock) -> None:
         self.busy = False
-        self._lock = lock  # guards all of this, and the positions of the journal
-        self._parked: list[_Parked] = []
+        self._lock = lock  # guards all of this but `_covered`, and the positions of the journal
+        self._parked: list[Parked] = []
+        self._covered: deque[LockType] = deque()  # the wakes that are due, the oldest first
+        # Taking a wake out and releasing it is one step of the interpreter: an interrupt between the two would break the chain.
+        self._wakes = map(LockType.release, iter(self._covered.popleft, None))
         self._callbacks: list[tuple[int, int, Callback]] = []
         self._count = 0
 
-    def take(self, position: int, timeout: float | None) -> bool:
-        """With the lock held: take the turn, or wait for the present leader. Releases the lock in between.
+    def take(self, position: int) -> Parked | None:
+        """With the lock held: take the turn, or stand in line behind the present leader.
 
-        True: this thread is the leader now and must call `give`. False: the leader before covered `position`, or
-        failed. `TimeoutError` when neither happened in time.
+        None: this thread is the leader now and must call `give`. Otherwise it must call `sleep`, without the lock.
         """
         if not self.busy:
             self.busy = True
-            return True
-        return self._sleep(self._park(position), timeout)
-
-    def _park(self, position: int) -> _Parked:
-        me = _Parked(position)
+            return None
+        me = Parked(position)
         self._parked.append(me)
         return me
 
-    def _sleep(self, me: _Parked, timeout: float | None) -> bool:
-        self._lock.release()
+    def sleep(self, me: Parked, timeout: float | None) -> bool:
+        """Without the lock: wait for the present leader.
+
+        True: this thread is the leader now and must call `give`. False: the leader before covered its position, or
+        failed. `TimeoutError` when neither happened in time.
+        """
         try:
-            woken = me.wake.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-        except BaseException:  # interrupted: it must not be made leader later, nor keep the turn it was just given
-            self._lock.acquire()
+            if not me.wake.acquire(timeout=FOR_EVER if timeout is None else max(0.0, timeout)):
+                self._give_up(me, timeout)
+            self._wake_next()
+        except BaseException:  # too late, or interrupted: it must not be made leader later, nor keep the turn it was just given
             self._leave(me)
+            self._wake_next()
             raise
-        self._lock.acquire()
-        if not woken and not me.wake.acquire(blocking=False):
-            self._parked.remove(me)
-            raise TimeoutError(f"position {me.position} is not durable after {timeout} s")
         return me.leader
+
+    def _give_up(self, me: Parked, timeout: float | None) -> None:
+        """`TimeoutError`, unless it was made leader or covered meanwhile and only its wake is still on the way."""
+        with self._lock:
+            if me in self._parked:
+                raise TimeoutError(f"position {me.position} is not durable after {timeout} s")
+
+    def _leave(self, me: Parked) -> None:
+        with self._lock:
+            if me in self._parked:
+                self._parked.remove(me)
+            elif me.leader:
+                self.busy = False
+                self._promote()
+
+    def _wake_next(self) -> None:
+        if self._covered:
+            with suppress(IndexError):  # somebody else was quicker
+                next(self._wakes)
 
     def take_now(self) -> bool:
         """With the lock held: take the turn if nobody has it."""
@@ -82,14 +114,17 @@ class Turns:
         """With the lock held, by the leader: end the turn. Returns the callbacks that are due, to call without the lock."""
         assert self.busy, "T1: a turn was given that nobody had"
         self.busy = False
-        waiting = []
-        for parked in self._parked:
-            if error is not None or parked.position <= safe:
-                parked.wake.release()
-            else:
-                waiting.append(parked)
-        self._parked = waiting
-        self._promote()
+        if self._parked:
+            waiting = []
+            for parked in self._parked:
+                if error is not None or parked.position <= safe:
+                    self._covered.append(parked.wake)
+                else:
+                    waiting.append(parked)
+            self._parked = waiting
+            self._promote()
+        if not self.busy:  # else the next leader begins the chain
+            self._wake_next()
         return self._due(safe, error)
 
     def _promote(self) -> None:
@@ -98,13 +133,6 @@ class Turns:
             following = self._parked.pop(0)
             following.leader = self.busy = True
             following.wake.release()
-
-    def _leave(self, me: _Parked) -> None:
-        if me in self._parked:
-            self._parked.remove(me)
-        elif me.leader:
-            self.busy = False
-            self._promote()
 
     def _due(self, safe: int, error: BaseException | None) -> list[Callback]:
         due = []

@@ -295,8 +295,8 @@ class Journal:
                     return
                 self._raise_refusal()
                 assert position <= self._pack.position, "waiting for a position that was never appended"
-                leader = self._turns.take(position, timeout)
-            if leader:
+                parked = self._turns.take(position)
+            if parked is None or self._turns.sleep(parked, timeout):
                 self._commit()
 
     def push(self) -> None:
@@ -311,8 +311,8 @@ class Journal:
                 if self._flushed >= position:
                     return
                 self._raise_refusal()
-                leader = self._turns.take(position, None)
-            if leader:
+                parked = self._turns.take(position)
+            if parked is None or self._turns.sleep(parked, None):
                 self._write_in_turn()
 
     def add_waiter(self, position: int, callback: Callback) -> None:

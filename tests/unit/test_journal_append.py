@@ -25,7 +25,6 @@ from journal import (
     StripedMedium,
     WrongGeometry,
 )
-from journal.commit import Turns
 from journal.entry import HEADER_SIZE
 from journal.simulation import CrashObjects, CrashRegion, Operation
 
@@ -440,56 +439,3 @@ def test_a_log_is_not_opened_with_another_geometry() -> None:
     smaller = CrashRegion(256 * 16, region.content[: 256 * 16])
     with pytest.raises(WrongGeometry):
         Journal.open(RingMedium(smaller, block_size=256))
-
-
-def test_an_interrupted_waiter_does_not_take_the_turn_with_it() -> None:
-    """Ctrl-C arrives while a thread waits for another one's flush, just as that one hands it the lead: the next in line must
-    get it, or everybody waits for ever."""
-    lock = threading.Lock()
-    turns = Turns(lock)
-    with lock:
-        assert turns.take(1, None)  # this thread leads
-    results: list[str] = []
-
-    class Interrupted:
-        """A wake-up that is interrupted after the lead was given."""
-
-        def __init__(self) -> None:
-            self.inside = threading.Event()
-            self.go_on = threading.Event()
-
-        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-            self.inside.set()
-            self.go_on.wait(10)
-            raise KeyboardInterrupt
-
-        def release(self) -> None:
-            self.go_on.set()
-
-    wakes: list[Interrupted] = []
-
-    def wait(name: str, interrupted: bool) -> None:
-        parked = turns._park(5)
-        if interrupted:
-            parked.wake = Interrupted()  # type: ignore[assignment]
-            wakes.append(parked.wake)  # type: ignore[arg-type]
-        try:
-            with lock:
-                results.append(f"{name} leads" if turns._sleep(parked, None) else f"{name} done")
-        except KeyboardInterrupt:
-            results.append(f"{name} interrupted")
-
-    first = threading.Thread(target=wait, args=("first", True))
-    first.start()
-    while not wakes or not wakes[0].inside.wait(10):
-        pass
-    second = threading.Thread(target=wait, args=("second", False))
-    second.start()
-    while len(turns._parked) < 2:
-        threading.Event().wait(0.001)
-    with lock:
-        turns.give(1, None)
-    first.join(10)
-    second.join(10)
-    assert results == ["first interrupted", "second leads"]
-    assert turns.busy
