@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from click.testing import CliRunner
 
+from mdstore.device.memory import MemoryDevice
 from mdstore.store import Store, Transaction
 from mdstore.tools.fsck import fsck_command
 from mdstore.tools.reader import superblock as superblocks
@@ -49,6 +50,21 @@ def test_a_sound_image_is_clean_at_every_level(block_size: int, is_closed: bool,
     image = store_image(block_size, block_size=block_size, is_closed=is_closed)
     for level in (QUICK, "normal", DEEP):
         assert check(image, tmp_path, level) == []
+
+
+def test_a_large_clone_that_was_written_to_is_clean(tmp_path: Path) -> None:
+    """A clone that has left its group shares pages of its data tree with its origin: both hold what those pages name."""
+    device = MemoryDevice(8 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=256 << 10, background=False)
+    store.apply(Transaction().create_collection("c"))
+    for number in range(200):
+        store.apply(Transaction().write("c", "origin", number * 2048, bytes([number]) * BLOCK))
+    store.checkpoint()
+    store.apply(Transaction().clone("c", "origin", "twin"))
+    store.checkpoint()
+    store.apply(Transaction().write("c", "twin", 10 * 2048, b"x" * 700))
+    store.close()
+    assert check(device.image(), tmp_path, DEEP) == []
 
 
 def test_checking_writes_nothing(image: bytes, tmp_path: Path) -> None:

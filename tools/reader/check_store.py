@@ -246,6 +246,7 @@ class StoreCheck:
         except Damage as damage:
             self._lost(damage.located(owner=self._name(key), tree="data"))
             return None
+        tree.follows_counted = is_counted  # each owner holds its extents, also those that a page shared with others names
         allocated = end = 0
         blocks_needed = -(-onode.size // self._reader.block_size)
         for record_key, value in tree.items():

@@ -41,6 +41,7 @@ OnDamage = Callable[[Damage], None]
 
 
 _PageKey = tuple[int, int, int, int]
+_Pending = tuple[Reference, int, bytes, bytes | None, bool]  # a page to visit: level, bounds, whether it was counted before
 _FIRST: Final = itemgetter(0)
 
 
@@ -72,6 +73,7 @@ class _Frame:
     children: list[Child]
     low: bytes
     high: bytes | None
+    is_counted: bool
     next: int = 0
     seen: int = 0
 
@@ -79,7 +81,7 @@ class _Frame:
 class Tree:
     """One tree. `on_damage` None: damage is raised. Otherwise it is handed there, the subtree is left out, and
     `is_partial` is set. `on_pages(first, pages, is_overflow)` hears of every reference to pages; where it answers False,
-    what the page names is left out (it was counted before)."""
+    what the page names was counted before: it is left out, or, with `follows_counted`, its records come and its pages do not."""
 
     def __init__(
         self, image: Image, page_size: int, root: bytes, shape: Shape | None = None, on_damage: OnDamage | None = None
@@ -88,6 +90,7 @@ class Tree:
         self.on_damage = on_damage
         self.on_pages: OnPages | None = None
         self.cache: PageCache | None = None
+        self.follows_counted = False
         self.is_partial = False
         self._image = image
         self._page_size = page_size
@@ -138,20 +141,20 @@ class Tree:
         """Depth first, one frame for each level."""
         is_whole = not start
         frames: list[_Frame] = []
-        pending: tuple[Reference, int, bytes, bytes | None] | None = (reference, self.root.level, b"", None)
+        pending: _Pending | None = (reference, self.root.level, b"", None, False)
         total = 0
         while pending is not None or frames:
             if pending is None:
                 pending = self._step(frames, is_whole)
                 continue
-            current, level, low, high = pending
+            current, level, low, high, is_counted = pending
             pending = None
-            page = self._visit(current, level, low, high)
+            page, is_counted = self._visit(current, level, low, high, is_counted)
             if page is None:
                 self._count(frames, current.records)
                 total += current.records
             elif page.children:
-                frame = _Frame(current, level, page.children, low, high)
+                frame = _Frame(current, level, page.children, low, high, is_counted)
                 frame.next = _child_for(page.children, start) if start and not is_whole else 0
                 frames.append(frame)
             else:
@@ -163,7 +166,7 @@ class Tree:
         if is_whole and total != self.root.count:
             self._report(Damage("tree-count", "records of the tree", total, self.root.count))
 
-    def _step(self, frames: list[_Frame], is_whole: bool) -> tuple[Reference, int, bytes, bytes | None] | None:
+    def _step(self, frames: list[_Frame], is_whole: bool) -> _Pending | None:
         """The next child of the innermost page; None when it has no more."""
         frame = frames[-1]
         if frame.next == len(frame.children):
@@ -175,7 +178,7 @@ class Tree:
         frame.next += 1
         separator, reference = frame.children[index]
         following = frame.children[index + 1][0] if frame.next < len(frame.children) else frame.high
-        return reference, frame.level - 1, separator or frame.low, following
+        return reference, frame.level - 1, separator or frame.low, following, frame.is_counted
 
     def _records(self, page: Page, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         if not page.has_spilled and (not start or (page.records and page.records[0][0] >= start)):
@@ -193,21 +196,25 @@ class Tree:
                 self._report(damage)
 
     # -- invariants ----------------------------------------------------------------------------------------------------
-    def _visit(self, reference: Reference, level: int, low: bytes, high: bytes | None) -> Page | None:
-        """A page by its reference, inside its bounds; None when it was counted before, or is damaged (reported)."""
+    def _visit(
+        self, reference: Reference, level: int, low: bytes, high: bytes | None, is_counted: bool
+    ) -> tuple[Page | None, bool]:
+        """(page, whether it was counted before): a page by its reference, inside its bounds; None when it is left out because
+        it was counted before, or is damaged (reported)."""
         try:
-            if self.on_pages is not None:
+            if self.on_pages is not None and not is_counted:
                 answers = [self.on_pages(address, 1, False) for address in reference.addresses]
-                if not all(answers):
+                is_counted = not all(answers)
+                if is_counted and not self.follows_counted:
                     self.is_partial = True
-                    return None
+                    return None, True
             page = self._load(reference, level)
             if self._has_plain_order and not self.root.has_duplicates:
                 _check_bounds(page, low, high, reference)
-            return page
+            return page, is_counted
         except Damage as damage:
             self._report(damage)
-            return None
+            return None, is_counted
 
     @staticmethod
     def _count(frames: list[_Frame], records: int) -> None:
