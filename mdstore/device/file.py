@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from mdstore.device.linux import block_device_geometry, preallocate, punch
+from mdstore.device.linux import block_device_geometry, preallocate, punch, start_writing
 from mdstore.device.lock import find_holder, lock_image
 from mdstore.device.protocol import Buffer
 from mdstore.device.ranges import check_growth, check_range, positioned, size_of
@@ -209,6 +209,19 @@ class FileDevice:
         except OSError as error:
             self._flush_failure = error
             raise self._failed("flush", 0, self._size_bytes, error) from error
+
+    def write_behind(self, offset: int, length: int) -> None:
+        """The range was written and will not change soon: let the medium take it now, beside the caller, so that the next
+        flush finds less to do. A hint: nothing is durable, and no error is reported before that flush."""
+        self._check_open()
+        start_writing(self._fd, offset, length)
+
+    def uncache(self, offset: int, length: int) -> None:
+        """Nobody will read these bytes again: let the system's cache have the memory for something else. A hint. Whole pages
+        only; what is not on the medium yet stays."""
+        self._check_open()
+        with suppress(OSError):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def discard(self, offset: int, length: int) -> None:
         """Punch the range out of a file, trim it on a block device (PUNCH_HOLE does both, and unlike BLKDISCARD

@@ -1,4 +1,4 @@
-"""What a file device needs of Linux beyond the `os` module: fallocate(2) and two ioctls of block devices."""
+"""What a file device needs of Linux beyond the `os` module: fallocate(2), sync_file_range(2) and two ioctls of block devices."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ BLKGETSIZE64: Final = 0x80081272  # answers a u64: bytes
 BLKSSZGET: Final = 0x1268  # answers an int: bytes of a logical sector
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
+SYNC_FILE_RANGE_WRITE: Final = 0x02  # from <linux/fs.h>
 
 UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.fallocate.restype = ctypes.c_int
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_libc.sync_file_range.restype = ctypes.c_int
 
 
 def preallocate(fd: int, offset: int, length: int) -> bool:
@@ -46,6 +49,11 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))
     return True
+
+
+def start_writing(fd: int, offset: int, length: int) -> None:
+    """Begin to write the range's dirty pages to the medium, without waiting for it. Errors are left to the next fsync."""
+    _libc.sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE)
 
 
 def block_device_geometry(fd: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from mdstore.errors import (
     NoSpace,
     NotFound,
     ReadOnly,
+    StoreClosed,
     errno_of,
 )
 
@@ -406,3 +407,19 @@ def test_block_device_has_size_and_sectors_and_cannot_grow(loop_device: str) -> 
         FileDevice.create(loop_device, 10, exclusive=False)
     with pytest.raises(AlreadyExists):
         FileDevice.create(loop_device, 10)
+
+
+def test_hints_about_the_cache_change_no_byte(image: Path) -> None:
+    device = FileDevice.open(image)
+    content = os.urandom(SIZE)
+    device.write(0, [content])
+    device.uncache(0, SIZE)  # before it is on the medium
+    assert device.read(0, SIZE) == content
+    device.write_behind(0, SIZE)
+    device.flush()
+    device.uncache(0, SIZE)
+    assert device.read(0, SIZE) == content
+    device.close()
+    for hint in (device.write_behind, device.uncache):
+        with pytest.raises(StoreClosed):
+            hint(0, SIZE)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
+from mdstore.device.file import FileDevice
 from mdstore.device.memory import MemoryDevice
 from mdstore.errors import NoSpace, TransactionError
 from mdstore.store.check import check
@@ -54,3 +57,26 @@ def test_a_checkpoint_between_a_large_writes_blocks_and_its_entry_costs_nothing(
     with pytest.raises(TransactionError):
         store.apply(Transaction().write("c", "b", 0, b"y" * 200_000).remove("c", "not there"))
     assert not check(store, deep=True), "what was refused is free again"
+
+
+def test_the_cache_forgets_only_blocks_that_nothing_reaches(tmp_path: Path) -> None:
+    forgotten: list[tuple[int, int]] = []
+
+    class Device(FileDevice):
+        def uncache(self, offset: int, length: int) -> None:
+            within = range(offset // 4096, (offset + length) // 4096)
+            free = {block for start, count in store.tables.allocator.extents() for block in range(start, start + count)}
+            assert free.isdisjoint(within), "they may be taken only afterwards"
+            forgotten.append((offset, length))
+            super().uncache(offset, length)
+
+    store = Store.create(Device.create(tmp_path / "image", 8 << 20), log_bytes=1 << 20, background=False)
+    content = Random(1).randbytes(1 << 20)
+    store.apply(Transaction().create_collection("c").write("c", "kept", 0, content).write("c", "gone", 0, content))
+    store.checkpoint()
+    store.apply(Transaction().remove("c", "gone"))
+    store.checkpoint()
+    assert sum(length for _, length in forgotten) >= len(content)
+    assert store.read("c", "kept") == content
+    assert not check(store, deep=True)
+    store.close()
