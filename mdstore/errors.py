@@ -13,6 +13,7 @@
 | NotAnImage          | check the path; nothing of ours is there                                 |
 | UnsupportedFormat   | use the version of mdstore that wrote it, or upgrade                     |
 | ImageBusy           | stop the process named, or wait for it                                   |
+| SnapshotBusy        | close whatever reads the snapshot, then try again                         |
 | DeviceFailed        | reopen the store; what was acknowledged is on the medium                  |
 | FencedError         | stop: another writer has taken over                                      |
 | PosixError          | hand its errno to the program that asked                                 |
@@ -146,6 +147,17 @@ class ImageBusy(MdstoreError):
         self.path = path
         self.holder = holder
         super().__init__(f"{path} is open in {holder}; stop it (or unmount the image) and try again")
+
+
+class SnapshotBusy(MdstoreError):
+    """A snapshot that is to be deleted is still being read. Fields: `name`, `readers` (how many have it open)."""
+
+    errno = errno.EBUSY
+
+    def __init__(self, name: bytes, readers: int) -> None:
+        self.name = name
+        self.readers = readers
+        super().__init__(f"snapshot {_show(name)} is being read ({readers} times open); close that and try again")
 
 
 class DeviceFailed(MdstoreError):

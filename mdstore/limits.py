@@ -25,6 +25,7 @@ VALUE_SIZE_MAX: Final = GIB  # a value larger than a quarter page spills to over
 USER_BLOB_MAX: Final = 64 * KIB  # the blob committed with a root
 
 # -- store -------------------------------------------------------------------------------------------------------------
+SNAPSHOT_NAME_MAX: Final = 255  # bytes, any of the 256 values, at least 1
 COLLECTION_NAME_MAX: Final = 255  # bytes, any of the 256 values, at least 1
 OBJECT_NAME_MAX: Final = 512  # bytes, any of the 256 values, at least 1
 ATTR_NAME_MAX: Final = 255  # bytes

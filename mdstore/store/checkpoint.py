@@ -15,14 +15,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from journal import JournalError
 from mdstore.store import log, superblock
+from mdstore.store.superblock import Superblock
 from mdstore.store.tables import freeze
 
 if TYPE_CHECKING:
     from mdstore.store.store import Store
+
+OnFrozen = Callable[[Superblock], None]
+Freezer = Callable[[OnFrozen | None], Superblock]
+Result = TypeVar("Result")
 
 
 class Checkpointer:
@@ -43,19 +48,27 @@ class Checkpointer:
         with self._one_at_a_time:
             self._store.guarded(lambda: self._run(flags))
 
+    def run_steps(self, steps: Callable[[Freezer], Result]) -> Result:
+        """Do what needs more than one checkpoint with no other in between: `steps` gets the call that runs one."""
+        with self._one_at_a_time:
+            return steps(lambda on_frozen: self._store.guarded(lambda: self._run(0, on_frozen)))
+
     def run_after(self, prepare: Callable[[], None]) -> None:
         """`run`, with `prepare` done first and no other checkpoint in between."""
         with self._one_at_a_time:
             prepare()
             self._store.guarded(lambda: self._run(0))
 
-    def _run(self, flags: int) -> None:
+    def _run(self, flags: int, on_frozen: OnFrozen | None = None) -> Superblock:
+        """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it."""
         store = self._store
         began = time.perf_counter()
         with store.lock:
             store.check_usable()
             position = store.journal.write
             frozen = freeze(store.tables, store.superblock, position, time.time_ns(), flags)
+            if on_frozen is not None:
+                on_frozen(frozen)
         self.longest_freeze_s = max(self.longest_freeze_s, time.perf_counter() - began)
         forget_staged = store.tables.space.write_staged()
         store.tables.pager.write_sealed()
@@ -68,10 +81,10 @@ class Checkpointer:
             released = store.leave_limbo()
         self._trim_log(position)
         store.wiper.wipe(released)
-        store.tables.space.forget(released)
         with store.lock:
             store.tables.allocator.hand_over(released)
         self.count += 1
+        return frozen
 
     def _flush_pages_and_log(self, position: int) -> None:
         """All the superblock will name, and every log entry it makes superfluous, is durable."""

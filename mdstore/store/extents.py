@@ -85,8 +85,9 @@ def insert(tree: Tree, logical: int, runs: Sequence[Run], checksums: bytes, birt
             done += count
 
 
-def punch(tree: Tree, first: int, last: int, release: Callable[[int, int], None]) -> int:
-    """Make logical blocks first..last (last not included) a hole and release what they lay on; returns how many did."""
+def punch(tree: Tree, first: int, last: int, release: Callable[[int, int, int], None]) -> int:
+    """Make logical blocks first..last (last not included) a hole and `release(start, blocks, birth)` what they lay on; returns
+    how many did."""
     freed = 0
     for extent in list(overlapping(tree, first, last)):
         cut_first, cut_last = max(first, extent.logical), min(last, extent.end)
@@ -95,7 +96,7 @@ def punch(tree: Tree, first: int, last: int, release: Callable[[int, int], None]
             put(tree, extent.part(extent.logical, cut_first))
         if cut_last < extent.end:
             put(tree, extent.part(cut_last, extent.end))
-        release(extent.start + cut_first - extent.logical, cut_last - cut_first)
+        release(extent.start + cut_first - extent.logical, cut_last - cut_first, extent.birth)
         freed += cut_last - cut_first
     return freed
 

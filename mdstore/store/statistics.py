@@ -24,6 +24,21 @@ def of_space(tables: Tables, superblock: Superblock, pending_blocks: int) -> Num
         "objects": len(tables.objects),
         "fragmentation": allocator.fragmentation(),
         "epoch": superblock.epoch,
+        "snapshots": len(tables.space.snapshots),
+    }
+
+
+def of_snapshot(superblock: Superblock) -> Numbers:
+    """The same of a superblock that is kept."""
+    size = superblock.block_size
+    return {
+        "size_bytes": superblock.blocks * size,
+        "block_size": size,
+        "free_bytes": superblock.free_blocks * size,
+        "allocated_bytes": (superblock.blocks - superblock.free_blocks) * size,
+        "stored_bytes": superblock.stored_bytes,
+        "objects": superblock.objects,
+        "epoch": superblock.epoch,
     }
 
 

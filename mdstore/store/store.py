@@ -39,6 +39,8 @@ from mdstore.store.mapview import MapView
 from mdstore.store.onode import Onode
 from mdstore.store.queries import Queries, check_window
 from mdstore.store.recovery import Recovery
+from mdstore.store.snapshots import CACHE_BYTES as SNAPSHOT_CACHE_BYTES
+from mdstore.store.snapshots import RESERVE_BLOCKS, SnapshotInfo, Snapshots, SnapshotView
 from mdstore.store.superblock import Superblock
 from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name
 from mdstore.store.validate import Validator
@@ -67,7 +69,8 @@ class Store(Queries):
         self._closed = False
         self._applier = Applier(live.collections, live.objects, live.floors)
         self._committer = Committer(journal)
-        self._checkpointer = Checkpointer(self, background=background)
+        self.checkpointer = Checkpointer(self, background=background)
+        self._snapshots = Snapshots(self)
         self.wiper = Wiper(self, wipe)
         self._reserve = max(8, chosen.blocks // 64)
         self._direct_blocks = max(2, min(_DIRECT_BYTES, (journal.capacity or _DIRECT_BYTES) // 16) // chosen.block_size)
@@ -121,12 +124,12 @@ class Store(Queries):
             return
         try:
             if self._failure is None and not self._read_only:
-                self._checkpointer.stop()
-                self._checkpointer.run(flags=superblock.FLAG_CLEAN | self._wiped_at_last())
+                self.checkpointer.stop()
+                self.checkpointer.run(flags=superblock.FLAG_CLEAN | self._wiped_at_last())
         finally:
             self._closed = True
             self.tables.objects.changes |= 1
-            self._checkpointer.stop()
+            self.checkpointer.stop()
             self._committer.stop()
             self.tables.pager.close()
             self.device.close()
@@ -135,7 +138,7 @@ class Store(Queries):
         """Before the last checkpoint of a store that wipes: one more, so that it leaves nothing; the flag that says so."""
         if not self.wiper.active:
             return 0
-        self._checkpointer.run()
+        self.checkpointer.run()
         self.guarded(self.wiper.step)
         return superblock.FLAG_WIPED if self.wiper.finished() else 0
 
@@ -188,7 +191,7 @@ class Store(Queries):
             tree = onode.map
             if tree is None or objects.cached.get(held) is not onode or objects.changes & 1 or self._read_only:
                 return None
-            if _PAIR_BLOCKS + self._pending_blocks() + self._reserve > self.tables.allocator.free_blocks:
+            if self.room() < _PAIR_BLOCKS:
                 return None
             if len(payload) + log.ENTRY_OVERHEAD > (journal.free or 0):
                 return None
@@ -196,7 +199,7 @@ class Store(Queries):
                 tree.get(key)  # so that damage refuses the put before anything has changed
             position = self.guarded(lambda: self._put_and_log(onode, tree, key, value, payload))
         if self._checkpoint_is_due():
-            self._checkpointer.want()
+            self.checkpointer.want()
         return Commit(journal, self._committer, position)
 
     def _put_and_log(self, onode: Onode, tree: Tree, key: bytes, value: bytes, payload: bytes) -> int:
@@ -218,7 +221,7 @@ class Store(Queries):
     def checkpoint(self) -> None:
         """Bring the trees on the medium up to date, so that recovery has nothing to replay. See mdstore/store/checkpoint.py."""
         self._check_writable()
-        self._checkpointer.run()
+        self.checkpointer.run()
 
     def wipe(self) -> int:
         """Nothing that was removed before the call is left anywhere in the image when this returns 0. Otherwise the number
@@ -233,7 +236,7 @@ class Store(Queries):
         if not self.wiper.active:
             raise InvalidRequest('the store was opened with wipe="off"')
         for _ in range(2):  # the second rewrites the other superblock, which holds small trees whole
-            self._checkpointer.run()
+            self.checkpointer.run()
         while self.guarded(self.wiper.step):
             pass
         with self.lock:
@@ -247,10 +250,51 @@ class Store(Queries):
         """
         self._check_writable()
         grown: list[tuple[int, int]] = []
-        self._checkpointer.run_after(lambda: grown.extend(resize.grow(self, size_bytes)))
+        self.checkpointer.run_after(lambda: grown.extend(resize.grow(self, size_bytes)))
         resize.hand_over(self, grown)
         self._reserve = max(8, self.superblock.blocks // 64)
-        self._checkpointer.run()
+        self.checkpointer.run()
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: Name) -> None:
+        """Keep the store as it is now under a name of 1 to SNAPSHOT_NAME_MAX bytes: all that was submitted before the call, and
+        perhaps some of what is submitted meanwhile, each transaction whole. Durable on return.
+
+        Errors, nothing changed: AlreadyExists, InvalidRequest, LimitExceeded, NoSpace, ReadOnly. Cost: one checkpoint of two or
+        three pages, and before it one more where anything was changed since the last: nothing that grows with the store. From
+        then on nothing the snapshot reaches is reused, and each change costs the space of what it replaces.
+        """
+        self._check_writable()
+        self._snapshots.take(name)
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """All of them, oldest first. Cost: reading what each alone holds (a record for each run of blocks)."""
+        return self._snapshots.list()
+
+    def open_snapshot(self, name: Name, *, cache_bytes: int = SNAPSHOT_CACHE_BYTES) -> SnapshotView:
+        """A snapshot as a store that never changes, while this one goes on. Close it: until then it cannot be deleted.
+
+        Errors: NotFound, CorruptionError. Cost: one page for each tree, and a page cache of its own.
+        """
+        return self._snapshots.open(name, cache_bytes)
+
+    def delete_snapshot(self, name: Name, *, progress: Callable[[int], None] | None = None) -> None:
+        """Remove a snapshot and free what only it reached. Durable on return; works in a full store.
+
+        Done in steps, beside traffic; `progress` is told after each how many runs of blocks were looked at. A crash between
+        two leaves the snapshot listed as deleting: it cannot be opened, and deleting it again goes on. Errors: NotFound,
+        SnapshotBusy, ReadOnly. Cost: a checkpoint for each few thousand runs of blocks that died after this snapshot and
+        before the next.
+        """
+        self._check_writable()
+        self._snapshots.delete(name, progress)
+
+    def is_clean(self) -> bool:
+        """Whether the newest superblock says all there is to say. Under `lock`."""
+        return self.journal.write == self.superblock.log_position
+
+    # -- inside a submission -------------------------------------------------------------------------------------------
 
     def _submit(
         self, transaction: Transaction, operations: list[Operation], payload: bytes, placed: list[tuple[int, int]]
@@ -271,9 +315,9 @@ class Store(Queries):
             if attempts == _CHECKPOINTS_FOR_ROOM:
                 raise refusal
             attempts += 1
-            self._checkpointer.run()
+            self.checkpointer.run()
         if self._checkpoint_is_due():
-            self._checkpointer.want()
+            self.checkpointer.want()
         return position
 
     def _log_refusal(self, log_bytes: int) -> MdstoreError | None:
@@ -288,21 +332,30 @@ class Store(Queries):
         """Why the image has no room now, or None. TransactionError for an operation that cannot be applied."""
         validator = Validator(self.tables.collections, self.tables.objects, self.tables.floors)
         validator.check(transaction.operations, transaction.epoch)
-        if validator.only_frees:
+        has_snapshots = len(self.tables.space.snapshots) > 0
+        if validator.only_frees and not has_snapshots:
             return None
         allocator = self.tables.allocator
         used = self.superblock.blocks - self.superblock.first_block - allocator.free_blocks
         needed = min(validator.rewrites, used) + max(0, validator.growth - placed_blocks)
-        needed += self._pending_blocks() + self._reserve
+        needed += self.pending_blocks() + self._kept_back(only_frees=validator.only_frees)
         if needed <= allocator.free_blocks:
             return None
-        return TransactionError(0, "space", NoSpace(f"{needed} blocks may be needed, {allocator.free_blocks} are free"))
+        hint = "; what snapshots hold is not free: deleting one frees it" if has_snapshots else ""
+        return TransactionError(0, "space", NoSpace(f"{needed} blocks may be needed, {allocator.free_blocks} are free{hint}"))
 
     def room(self) -> int:
         """Blocks that may be taken without touching what the next checkpoint, and the reserve, will need. Under `lock`."""
-        return self.tables.allocator.free_blocks - self._pending_blocks() - self._reserve
+        return self.tables.allocator.free_blocks - self.pending_blocks() - self._kept_back()
 
-    def _pending_blocks(self) -> int:
+    def _kept_back(self, *, only_frees: bool = False) -> int:
+        """Blocks that a transaction must leave free. While there are snapshots, removing takes space too (what it replaces is
+        not given back), so it has a reserve of its own, and so has deleting a snapshot."""
+        if not len(self.tables.space.snapshots):
+            return self._reserve
+        return (self._reserve + RESERVE_BLOCKS) // (2 if only_frees else 1)
+
+    def pending_blocks(self) -> int:
         """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve)."""
         dirty_pages = self.tables.pager.dirty_bytes // self.superblock.block_size
         objects = self.tables.objects
@@ -366,10 +419,10 @@ class Store(Queries):
             with self.lock:
                 self._check_writable()
                 free = self.tables.allocator.free_blocks
-                if blocks + self._pending_blocks() + self._reserve <= free:
+                if blocks <= self.room():
                     return self.tables.allocator.reserve(blocks)
             if attempt < _CHECKPOINTS_FOR_ROOM:
-                self._checkpointer.run()
+                self.checkpointer.run()
         raise TransactionError(0, "write", NoSpace(f"{blocks} blocks are needed for the data, {free} are free"))
 
     def _give_back(self, runs: list[tuple[int, int]]) -> None:
@@ -408,11 +461,11 @@ class Store(Queries):
         would be left after a checkpoint, so that what was just written counts, wherever it lies."""
         with self.lock:
             self.check_usable()
-            rows = statistics.of_space(self.tables, self.superblock, self._pending_blocks())
+            rows = statistics.of_space(self.tables, self.superblock, self.pending_blocks())
             rows.update(statistics.of_log(self.journal))
             rows.update(statistics.of_cache(self.tables.pager))
             rows.update(
-                checkpoints=self._checkpointer.count, longest_freeze_s=self._checkpointer.longest_freeze_s,
+                checkpoints=self.checkpointer.count, longest_freeze_s=self.checkpointer.longest_freeze_s,
                 wiped_bytes=self.wiper.wiped_bytes, wipe_backlog_bytes=self.wiper.backlog_bytes,
             )  # fmt: skip
         rows.update(statistics.of_waits(self._committer.waits))

@@ -28,7 +28,8 @@ FLAG_WIPED = 2  # no block that this superblock does not reach, and no part of t
 
 KNOWN_COMPATIBLE = 0
 KNOWN_READ_ONLY = 0
-KNOWN_INCOMPATIBLE = 0
+FEATURE_SNAPSHOTS = 1  # incompatible: blocks that this superblock does not reach are not all free (snapshot_table.py)
+KNOWN_INCOMPATIBLE = FEATURE_SNAPSHOTS
 
 _HEAD = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24s")
 _RUN_COUNT = struct.Struct("<H")
@@ -52,6 +53,8 @@ class Root(IntEnum):
     SHARED_INTERVALS = 5
     CLONE_GROUPS = 6
     FLOORS = 7
+    SNAPSHOTS = 8
+    DEAD = 9
 
 
 @dataclass(slots=True)

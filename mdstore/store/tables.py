@@ -20,17 +20,20 @@ from mdstore.store.collections import CollectionTable
 from mdstore.store.floors import Floors
 from mdstore.store.objects import ObjectTable
 from mdstore.store.shares import GROUPS_DESCRIPTOR, INTERVALS_DESCRIPTOR, Shares
+from mdstore.store.snapshot_table import DEAD_DESCRIPTOR, RECORDS_DESCRIPTOR, SnapshotTable
 from mdstore.store.space import Space
-from mdstore.store.superblock import SPARE_RUNS_MAX, Root, Superblock
+from mdstore.store.superblock import FEATURE_SNAPSHOTS, SPARE_RUNS_MAX, Root, Superblock
 
 _START = struct.Struct(">Q")
 _LENGTH = struct.Struct("<Q")
-FREE_DESCRIPTOR = Descriptor(8, 8, comparator=COMPARE_U64_BE)  # never embedded: see _settle_free_tree
+FREE_DESCRIPTOR = Descriptor(8, 8, comparator=COMPARE_U64_BE)  # never embedded: see _settle
 DESCRIPTORS = {
     Root.OBJECTS: object_module.DESCRIPTOR, Root.COLLECTIONS: collection_module.DESCRIPTOR, Root.FREE: FREE_DESCRIPTOR,
     Root.PAGE_REFERENCES: REFS_DESCRIPTOR, Root.SHARED_INTERVALS: INTERVALS_DESCRIPTOR, Root.CLONE_GROUPS: GROUPS_DESCRIPTOR,
-    Root.FLOORS: floors_module.DESCRIPTOR,
+    Root.FLOORS: floors_module.DESCRIPTOR, Root.SNAPSHOTS: RECORDS_DESCRIPTOR, Root.DEAD: DEAD_DESCRIPTOR,
 }  # fmt: skip
+_OPTIONAL = {Root.SNAPSHOTS, Root.DEAD}  # named by a superblock while there is a snapshot
+_SETTLED = (Root.DEAD, Root.FREE)  # sealed last: where every page goes that sealing the others takes and gives back
 
 TREE_ID_FIRST = 16  # ids below belong to the trees of the superblock: the root's kind is the id
 
@@ -63,7 +66,8 @@ class Tables:
         return {
             Root.OBJECTS: self.objects.tree, Root.COLLECTIONS: self.collections.tree, Root.FLOORS: self.floors_tree,
             Root.SHARED_INTERVALS: self.space.shares.intervals, Root.CLONE_GROUPS: self.space.shares.groups,
-            Root.PAGE_REFERENCES: refs, Root.FREE: self.free_tree,
+            Root.PAGE_REFERENCES: refs, Root.SNAPSHOTS: self.space.snapshots.records, Root.DEAD: self.space.snapshots.dead,
+            Root.FREE: self.free_tree,
         }  # fmt: skip
 
 
@@ -75,7 +79,7 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
     allocator.load([(superblock.first_block, superblock.blocks - superblock.first_block)])
     trees = {root: Tree(pager, descriptor, root) for root, descriptor in DESCRIPTORS.items()}
     pager.refs = trees[Root.PAGE_REFERENCES]
-    space = Space(device, superblock.block_size, allocator, Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS]))
+    space = _space(device, superblock, allocator, trees)
     tables = Tables(
         space, pager, allocator, CollectionTable(trees[Root.COLLECTIONS], 1),
         ObjectTable(space, pager, trees[Root.OBJECTS], TREE_ID_FIRST, onodes_max), trees[Root.FREE],
@@ -86,31 +90,57 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
     return tables
 
 
-def load(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: int) -> Tables:
+def load(
+    device: Device, superblock: Superblock, cache_bytes: int, onodes_max: int, *, to_read_only: bool = False
+) -> Tables:
     """Open the trees a superblock names and read the first page of each: CorruptionError when one cannot be read.
 
-    Cost: one page for each tree, and all pages of the tree of free extents (its size follows the free space's pieces, not
-    the number of objects).
+    to_read_only: nothing will ever be taken or given back (a snapshot), so free space and snapshots are left alone.
+    Cost: one page for each tree, all pages of the tree of free extents (its size follows the free space's pieces, not
+    the number of objects), and the record of each snapshot.
     """
     pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
     pager.generation = superblock.epoch + 1
     trees = {root: _open(pager, superblock, root, descriptor) for root, descriptor in DESCRIPTORS.items()}
     pager.refs = trees[Root.PAGE_REFERENCES]
     allocator = Allocator(superblock.cursor)
-    allocator.load(_free_extents(trees[Root.FREE], superblock))
-    space = Space(device, superblock.block_size, allocator, Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS]))
+    if to_read_only:
+        trees |= {root: Tree(pager, DESCRIPTORS[root], root) for root in _OPTIONAL}
+    else:
+        allocator.load(_free_extents(trees[Root.FREE], superblock))
+    space = _space(device, superblock, allocator, trees)
+    _check_snapshots(space.snapshots, superblock)
     object_table = ObjectTable(space, pager, trees[Root.OBJECTS], superblock.next_tree_id, onodes_max)
     object_table.stored_bytes = superblock.stored_bytes
     floors = Floors(dict(floors_module.decode(key, value) for key, value in trees[Root.FLOORS].items()))
     collection_table = CollectionTable(trees[Root.COLLECTIONS], superblock.next_collection_id)
     tables = Tables(space, pager, allocator, collection_table, object_table, trees[Root.FREE], floors, trees[Root.FLOORS], [])
+    object_table.replaying = to_read_only
     for start, blocks in superblock.spare_runs:
         allocator.free(start, blocks)  # in no tree and in no list of free space: the next checkpoint gives them back
     return tables
 
 
+def _space(device: Device, superblock: Superblock, allocator: Allocator, trees: dict[Root, Tree]) -> Space:
+    shares = Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS])
+    snapshots = SnapshotTable(trees[Root.SNAPSHOTS], trees[Root.DEAD])
+    return Space(device, superblock.block_size, allocator, shares, snapshots)
+
+
+def _check_snapshots(snapshots: SnapshotTable, superblock: Superblock) -> None:
+    """A kept superblock is an older one of the same image."""
+    for kept in snapshots:
+        old = kept.superblock
+        if old.uuid != superblock.uuid or old.block_size != superblock.block_size or old.epoch >= superblock.epoch:
+            found = f"epoch {old.epoch} of {old.uuid.hex()}"
+            expected = f"one before {superblock.epoch} of {superblock.uuid.hex()}"
+            raise CorruptionError("snapshot record", repr(kept.name), expected, found)
+
+
 def _open(pager: Pager, superblock: Superblock, root: Root, expect: Descriptor) -> Tree:
     record = superblock.roots.get(root)
+    if record is None and root in _OPTIONAL:
+        return Tree(pager, expect, root)
     if record is None:
         raise CorruptionError("superblock", f"epoch {superblock.epoch}", f"a root of {root.name.lower()}", "none")
     tree = Tree.open(pager, record, expect)
@@ -144,9 +174,14 @@ def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: 
     tables.objects.flush()
     tables.collections.flush()
     tables.flush_floors()
-    roots = {int(root): tree.seal(space.allocate) for root, tree in tables.trees().items() if root is not Root.FREE}
-    runs = _settle_free_tree(tables)
-    roots[int(Root.FREE)] = tables.free_tree.seal(lambda pages: _take_pages(runs, pages))
+    trees = tables.trees()
+    roots = {int(root): tree.seal(space.allocate) for root, tree in trees.items() if root not in _SETTLED}
+    runs = _settle(tables)
+    for root in _SETTLED:
+        roots[int(root)] = trees[root].seal(lambda pages: _take_pages(runs, pages))
+    for root in _OPTIONAL:
+        if not len(trees[root]):
+            del roots[int(root)]
     tables.spare_runs = runs
     allocator.seal_limbo(epoch)
     pager.generation = epoch + 1
@@ -156,37 +191,41 @@ def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: 
         next_tree_id=tables.objects.next_tree_id, next_collection_id=tables.collections.next_number,
         cursor=allocator.cursor, objects=len(tables.objects), stored_bytes=tables.objects.stored_bytes,
         free_blocks=allocator.free_blocks + allocator.limbo_blocks, created_ns=previous.created_ns,
-        written_ns=written_ns, spare_runs=list(runs), roots=roots,
+        written_ns=written_ns, features_incompatible=FEATURE_SNAPSHOTS if len(space.snapshots) else 0,
+        spare_runs=list(runs), roots=roots,
     )  # fmt: skip
 
 
-def _settle_free_tree(tables: Tables) -> list[Run]:
-    """Bring the tree of free extents up to date, its own pages included; returns runs for those pages.
+def _settle(tables: Tables) -> list[Run]:
+    """Bring the trees of free extents and of dead runs up to date, their own pages included; returns runs for those pages.
 
-    Sealing it afterwards must not free a page (nobody would record that), so the tree is never embedded.
-    Changing the tree dirties pages of it, which need addresses, which changes the tree. Each round takes what the last one
-    found missing; rounds dirty fewer and fewer new pages, and what is left over becomes spare runs of the superblock.
+    Sealing them afterwards must not free a page (nobody would record that), so neither is ever embedded unless empty.
+    Changing a tree dirties pages of it, which need addresses, which changes the trees; and the pages they replace are free or
+    dead themselves. Each round takes what the last one found missing; a page is replaced once, so rounds dirty fewer and fewer
+    new pages, and what is left over becomes spare runs of the superblock.
     """
+    space, dead = tables.space, tables.space.snapshots.dead
     runs = list(tables.spare_runs)
     for start, blocks in runs:
         tables.allocator.free(start, blocks)
     runs = []
     while True:
-        for start, pages, _ in tables.pager.take_freed():
-            tables.allocator.free(start, pages)
+        for start, pages, birth in tables.pager.take_freed():
+            space.died(start, pages, birth)
+        buried = space.snapshots.bury(tables.allocator)
         allocated, freed = tables.allocator.take_changes()
         for start, blocks in allocated:
             _tree_allocate(tables.free_tree, start, blocks)
         for start, blocks in freed:
             _tree_free(tables.free_tree, start, blocks)
-        missing = tables.free_tree.dirty_pages - sum(blocks for _, blocks in runs)
+        missing = tables.free_tree.dirty_pages + dead.dirty_pages - sum(blocks for _, blocks in runs)
         if missing > 0:
             runs += tables.allocator.allocate(missing)
         elif len(runs) > SPARE_RUNS_MAX:
             for start, blocks in runs[SPARE_RUNS_MAX:]:
                 tables.allocator.free(start, blocks)
             runs = runs[:SPARE_RUNS_MAX]
-        elif not allocated and not freed:
+        elif not allocated and not freed and not buried:
             return runs
 
 

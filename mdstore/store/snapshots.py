@@ -1,0 +1,253 @@
+"""Taking, reading and deleting snapshots of a whole store. Format: docs/format/snapshots.md; rules: snapshot_table.py.
+
+Taking one: the superblock of epoch E says everything; what it reaches is spared from the moment its roots are fixed; the
+checkpoint of E + 1 records it. **It exists once that one's superblock is durable**; a crash before leaves no trace.
+
+Deleting one gives up its dead: in one checkpoint when they are few; otherwise the first step also marks the record, and each
+step frees some of them, or hands them to the snapshot before, with a checkpoint of its own. A crash leaves it marked as being
+deleted; deleting it again goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Never
+
+from mdstore.device.protocol import Device
+from mdstore.errors import CorruptionError, NoSpace, NotFound, ReadOnly, SnapshotBusy
+from mdstore.limits import MIB
+from mdstore.store import log, recovery, statistics, superblock, tables
+from mdstore.store.answers import Capabilities
+from mdstore.store.queries import Queries
+from mdstore.store.recovery import Recovery
+from mdstore.store.snapshot_table import Kept, snapshot_name
+from mdstore.store.superblock import Superblock
+from mdstore.store.transaction import Name, Transaction
+
+if TYPE_CHECKING:
+    from mdstore.store.checkpoint import Freezer
+    from mdstore.store.store import Store
+
+RESERVE_BLOCKS = 24  # beside the store's own: so that deleting a snapshot finds its room in a full image
+CACHE_BYTES = 16 * MIB
+ONODES = 1024
+_STEP_RUNS = 4096  # dead runs given up by one checkpoint
+_STEP_FIXED_BLOCKS = 12  # which the paths to the first of them, to the record and to free space take
+_RECORD_BLOCKS = 8
+_LOOKS = 5  # at an image that another process writes
+
+
+class SnapshotInfo(NamedTuple):
+    """What `snapshots` tells of one."""
+
+    name: bytes
+    epoch: int  # of the superblock it keeps: of two, the one with the higher epoch is newer
+    created_ns: int  # since 1970
+    objects: int
+    held_bytes: int  # what deleting it would free
+    is_deleting: bool
+
+
+class Snapshots:
+    """The snapshots of one store that is open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._readers: Counter[bytes] = Counter()
+
+    # -- taking --------------------------------------------------------------------------------------------------------
+
+    def take(self, name: Name) -> None:
+        """See `Store.snapshot`."""
+        raw = snapshot_name(name)
+        with self._store.lock:
+            self._store.tables.space.snapshots.check_new(raw)
+        self._store.checkpointer.run_steps(lambda freezer: self._take(raw, freezer))
+
+    def _take(self, name: bytes, checkpoint: Freezer) -> None:
+        store, table = self._store, self._store.tables.space.snapshots
+        self._make_room(checkpoint)
+        with store.lock:
+            table.check_new(name)
+            kept = store.superblock if store.is_clean() else None
+            if kept is not None:
+                table.expect(kept.epoch)
+        if kept is None:
+            kept = checkpoint(lambda frozen: table.expect(frozen.epoch))
+        with store.lock:
+            table.add(Kept(name, replace(kept), time.time_ns()))
+        checkpoint(None)
+
+    def _make_room(self, checkpoint: Freezer) -> None:
+        """NoSpace unless both checkpoints, and a deletion afterwards, find theirs. What waits in limbo is had by two more."""
+        store = self._store
+        needed = RESERVE_BLOCKS + _RECORD_BLOCKS + superblock.SLOT_SIZE // store.superblock.block_size
+        for attempt in range(3):
+            with store.lock:
+                room = store.room()
+            if room >= needed:
+                return
+            if attempt < 2:
+                checkpoint(None)
+        raise NoSpace(f"a snapshot needs {needed} blocks beside the reserve, {max(0, room)} are free")
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def list(self) -> list[SnapshotInfo]:
+        """See `Store.snapshots`."""
+        store, table = self._store, self._store.tables.space.snapshots
+        size = store.superblock.block_size
+        with store.lock:
+            store.check_usable()
+            return [
+                SnapshotInfo(kept.name, kept.epoch, kept.created_ns, kept.superblock.objects, table.held_blocks(kept) * size,
+                             kept.is_deleting)
+                for kept in table
+            ]  # fmt: skip
+
+    def open(self, name: Name, cache_bytes: int) -> SnapshotView:
+        """See `Store.open_snapshot`."""
+        raw = snapshot_name(name)
+        with self._store.lock:
+            self._store.check_usable()
+            kept = _readable(self._store.tables.space.snapshots.get(raw))
+            self._readers[raw] += 1
+        try:
+            return SnapshotView(self._store.device, kept, cache_bytes, lambda: self._left(raw))
+        except BaseException:
+            self._left(raw)
+            raise
+
+    def _left(self, name: bytes) -> None:
+        with self._store.lock:
+            self._readers[name] -= 1
+
+    # -- deleting ------------------------------------------------------------------------------------------------------
+
+    def delete(self, name: Name, progress: Callable[[int], None] | None) -> None:
+        """See `Store.delete_snapshot`."""
+        raw, done = snapshot_name(name), 0
+        while True:
+            given, is_gone = self._store.checkpointer.run_steps(lambda freezer: self._give_up_some(raw, freezer))
+            done += given
+            if progress is not None:
+                progress(done)
+            if is_gone:
+                return
+
+    def _give_up_some(self, name: bytes, checkpoint: Freezer) -> tuple[int, bool]:
+        """One step and its checkpoint: (dead runs given up, whether the snapshot is gone)."""
+        store, table = self._store, self._store.tables.space.snapshots
+        with store.lock:
+            store.check_usable()
+            kept = table.get(name)
+            if self._readers[name]:
+                raise SnapshotBusy(name, self._readers[name])
+            if not kept.is_deleting:
+                table.mark_deleting(kept)
+            room = store.tables.allocator.free_blocks - store.pending_blocks() - _STEP_FIXED_BLOCKS
+            given, is_gone = table.give_up(kept, store.tables.allocator, max(1, min(_STEP_RUNS, room // 4)))
+        checkpoint(None)
+        return given, is_gone
+
+
+def _readable(kept: Kept) -> Kept:
+    if kept.is_deleting:
+        raise NotFound("snapshot (it is being deleted)", kept.name)
+    return kept
+
+
+class SnapshotView(Queries):
+    """A store as it was: every query of `Store`, and no change. Safe to call from many threads; `close` it, because while it is
+    open its snapshot cannot be deleted."""
+
+    def __init__(self, device: Device, kept: Kept, cache_bytes: int, on_close: Callable[[], None]) -> None:
+        self.name = kept.name
+        self.created_ns = kept.created_ns
+        self._on_close = on_close
+        self._closed = False
+        live = tables.load(device, kept.superblock, cache_bytes, ONODES, to_read_only=True)
+        super().__init__(device, kept.superblock, live)
+
+    @property
+    def read_only(self) -> bool:
+        """Always True."""
+        return True
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(multi_object_transactions=True, durable=True, ordered_commits=True)
+
+    def submit(self, transaction: Transaction) -> Never:
+        """ReadOnly."""
+        self.check_usable()
+        raise ReadOnly(f"snapshot {self.name.decode('utf-8', 'backslashreplace')!r} of {self.device.name} never changes")
+
+    def apply(self, transaction: Transaction) -> None:
+        """ReadOnly."""
+        self.submit(transaction)
+
+    def set_floor_and_read(
+        self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
+    ) -> bytes:
+        """ReadOnly."""
+        self.submit(Transaction().set_floor(floor, collection, name=name))
+
+    def sync(self) -> None:
+        """Nothing: all of it is durable."""
+        self.check_usable()
+
+    def statistics(self) -> dict[str, int | float]:
+        """Sizes in bytes and counts as they were, and the counters of the view's own page cache."""
+        with self.lock:
+            self.check_usable()
+            rows = statistics.of_snapshot(self.superblock)
+            rows.update(statistics.of_cache(self.tables.pager))
+            return rows
+
+    def check_usable(self) -> None:
+        """StoreClosed after `close`."""
+        if self._closed:
+            raise log.closed()
+
+    def close(self) -> None:
+        """Let the snapshot go. Again: nothing."""
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.tables.pager.close()
+        self._on_close()
+
+    def __enter__(self) -> SnapshotView:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_in_image(device: Device, name: Name, cache_bytes: int = CACHE_BYTES) -> SnapshotView:
+    """A snapshot of an image that nobody here has open as a store; another process may be writing it. `close` closes the device.
+
+    The log is not read. Whoever writes the image must not delete the snapshot meanwhile: reads then find damage. Errors:
+    NotFound, NotAnImage, UnsupportedFormat, CorruptionError, DeviceFailed. Cost: as `Store.open` without a log.
+    """
+    raw = snapshot_name(name)
+    for look in range(_LOOKS):
+        try:
+            _, live, _ = recovery.choose(device, cache_bytes, ONODES, Recovery())
+            kept = _readable(live.space.snapshots.get(raw))
+            return SnapshotView(device, kept, cache_bytes, device.close)
+        except CorruptionError:  # a checkpoint may have been reusing what this look was reading
+            if look == _LOOKS - 1:
+                raise
+    raise AssertionError("the last look returns or raises")
+
+
+def kept_superblocks(store: Store) -> list[Superblock]:
+    """Of the snapshots that can be opened, oldest first. Under the store's lock."""
+    return [kept.superblock for kept in store.tables.space.snapshots if not kept.is_deleting]
