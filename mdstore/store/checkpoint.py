@@ -81,6 +81,7 @@ class Checkpointer:
             released = store.leave_limbo()
         self._trim_log(position)
         store.wiper.wipe(released)
+        store.tables.space.forget(released)
         with store.lock:
             store.tables.allocator.hand_over(released)
         self.count += 1

@@ -6,7 +6,7 @@ are written by the checkpoint that names them, before its superblock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 from mdstore.device.protocol import Buffer, Device
@@ -15,6 +15,8 @@ from mdstore.store.shares import Shares
 from mdstore.store.snapshot_table import SnapshotTable
 
 _WRITE_BYTES_MAX = 8 << 20  # of staged blocks merged into one device write
+_FORGET_BYTES_MIN = 64 << 10  # of a freed run that is worth a system call
+Hint = Callable[[int, int], None]  # byte offset, bytes; what only files understand
 
 
 class Space:
@@ -28,6 +30,8 @@ class Space:
         self.allocator = allocator
         self.shares = shares
         self.snapshots = snapshots
+        self._write_behind: Hint = getattr(device, "write_behind", _no_hint)
+        self._uncache: Hint = getattr(device, "uncache", _no_hint)
         self.changed_blocks = 0  # blocks held in onodes, waiting for an address
         self._staged: dict[int, Buffer] = {}
         self._zeros = bytes(block_size)
@@ -93,13 +97,26 @@ class Space:
         return self.device.read(start * self.block_size, blocks * self.block_size)
 
     def write(self, runs: Sequence[Run], data: memoryview) -> None:
-        """Write whole blocks of `data` onto the runs, in order, at once. Not durable before a flush."""
+        """Write whole blocks of `data` onto the runs, in order, at once; the device begins to take them before it is flushed.
+        Not durable before a flush."""
         done = 0
         for start, blocks in runs:
             size = blocks * self.block_size
             self.device.write(start * self.block_size, [data[done : done + size]])
+            self._write_behind(start * self.block_size, size)
             done += size
+
+    def forget(self, runs: Iterable[Run]) -> None:
+        """These blocks were freed for good: no memory of the system's cache is kept for them, so that what is written next
+        finds some. Plain files do as much when they are truncated."""
+        for start, blocks in runs:
+            if blocks * self.block_size >= _FORGET_BYTES_MIN:
+                self._uncache(start * self.block_size, blocks * self.block_size)
 
     @property
     def zero_block(self) -> bytes:
         return self._zeros
+
+
+def _no_hint(offset: int, length: int) -> None:
+    """For a device that has no cache below it."""
