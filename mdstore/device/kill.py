@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from mdstore.device.subject import Script, Session, Subject
 from mdstore.device.verdicts import Finding, Problem, judge
@@ -62,7 +62,7 @@ class KillReport:
 
 def kill_loop(
     subject: Subject[str],
-    make_script: Callable[[int], Script],
+    make_script: Callable[[int, Any], Script],
     path: str,
     *,
     seed: int,
@@ -71,7 +71,8 @@ def kill_loop(
 ) -> KillReport:
     """Format an engine at `path`; then, `rounds` times, let a process work on it, kill that, and judge what is left.
 
-    `make_script(n)` gives the script of round n; each goes on from what the round before left. Ends at the first finding,
+    `make_script(n, model)` gives the script of round n, which goes on from `model`, what the round before left (None in the
+    first round: the script's own `empty`). Ends at the first finding,
     so that the files at `path` are the evidence. The seed decides after which acknowledgement the kill comes; the
     machine decides where exactly. Must be called from a process without other threads (it forks).
     """
@@ -79,7 +80,7 @@ def kill_loop(
     report, random, started = KillReport(seed), Random(seed), time.monotonic()
     model: object = None
     for number in range(rounds):
-        script = make_script(number)
+        script = make_script(number, model)
         model = script.empty if number == 0 else model
         model = _round(subject, script, path, model, number, random, report)
         if report.findings:

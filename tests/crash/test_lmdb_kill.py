@@ -67,7 +67,7 @@ class LmdbSubject:
 @pytest.mark.parametrize("batch", [1, 7])
 def test_lmdb_keeps_what_it_committed_whole_transactions_at_a_time(tmp_path: Path, batch: int) -> None:
     path, seed = str(tmp_path / "lmdb"), 11
-    report = kill_loop(LmdbSubject(batch), lambda n: key_value_script(n, 70), path, seed=seed, rounds=10)
+    report = kill_loop(LmdbSubject(batch), lambda n, _: key_value_script(n, 70), path, seed=seed, rounds=10)
     assert report.clean, str(report)
     assert report.killed > 0
     assert report.acknowledged > 0
@@ -75,5 +75,5 @@ def test_lmdb_keeps_what_it_committed_whole_transactions_at_a_time(tmp_path: Pat
 
 def test_acknowledging_before_the_commit_is_found(tmp_path: Path) -> None:
     path, subject = str(tmp_path / "lmdb"), LmdbSubject(7, acknowledges_early=True)
-    report = kill_loop(subject, lambda n: key_value_script(n, 70), path, seed=12, rounds=40)
+    report = kill_loop(subject, lambda n, _: key_value_script(n, 70), path, seed=12, rounds=40)
     assert not report.clean

@@ -67,7 +67,7 @@ class StoreSubject:
 @pytest.mark.parametrize("batch", [1, 9])
 def test_killed_stores_keep_what_they_acknowledged(tmp_path: Path, batch: int) -> None:
     path = str(tmp_path / "store.img")
-    report = kill_loop(StoreSubject(batch), lambda n: key_value_script(n, 120), path, seed=21, rounds=12)
+    report = kill_loop(StoreSubject(batch), lambda n, _: key_value_script(n, 120), path, seed=21, rounds=12)
     assert report.clean, str(report)
     assert report.killed > 0
     assert report.acknowledged > 0

@@ -348,7 +348,7 @@ def test_evidence_stays_short() -> None:
 
 
 def test_sound_store_survives_kills(tmp_path: Path) -> None:
-    report = kill_loop(OnFile(), lambda number: script(number, 200), str(tmp_path / "image"), seed=5, rounds=8)
+    report = kill_loop(OnFile(), lambda number, _: script(number, 200), str(tmp_path / "image"), seed=5, rounds=8)
     assert report.clean, str(report)
     assert report.rounds == 8
     assert report.killed > 0
@@ -358,13 +358,13 @@ def test_sound_store_survives_kills(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bugs", [Bugs(acknowledges_early=True), Bugs(forgets_removals=True)], ids=repr)
 def test_kills_find_what_they_can_find(tmp_path: Path, bugs: Bugs) -> None:
-    report = kill_loop(OnFile(bugs), lambda number: script(number, 60), str(tmp_path / "image"), seed=6, rounds=40)
+    report = kill_loop(OnFile(bugs), lambda number, _: script(number, 60), str(tmp_path / "image"), seed=6, rounds=40)
     assert not report.clean
     assert report.rounds < 40
 
 
 def test_working_process_that_fails_is_a_finding(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    report = kill_loop(OnFile(), lambda number: script(number), str(tmp_path / "no" / "image"), seed=6, rounds=3)
+    report = kill_loop(OnFile(), lambda number, _: script(number), str(tmp_path / "no" / "image"), seed=6, rounds=3)
     (finding,) = report.findings
     assert finding.problem is Problem.ERROR
     assert "status 1" in finding.detail
@@ -378,6 +378,6 @@ class DiesInRecovery(OnFile):
 
 
 def test_recovery_that_dies_is_a_finding(tmp_path: Path) -> None:
-    report = kill_loop(DiesInRecovery(), lambda number: script(number), str(tmp_path / "image"), seed=6, rounds=3)
+    report = kill_loop(DiesInRecovery(), lambda number, _: script(number), str(tmp_path / "image"), seed=6, rounds=3)
     (finding,) = report.findings
     assert finding.detail == "the recovering process died"

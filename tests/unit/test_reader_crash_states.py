@@ -15,6 +15,7 @@ from mdstore.mds.core import Limits
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import SUPERUSER
 from mdstore.store import Store
+from mdstore.tools.crash.transactions import SIZE, SMALL, content_of, workload_of_transactions
 from mdstore.tools.reader.check import Options, check_image
 from mdstore.tools.reader.check_log import LogCheck
 from mdstore.tools.reader.check_superblock import check_superblocks
@@ -22,8 +23,6 @@ from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.overlay import ObjectState, Overlay
 from mdstore.tools.reader.problems import Findings, Problem
 from mdstore.tools.reader.store import StoreReader
-from tests.crash.store_workload import content_of
-from tests.crash.test_store_crash import SIZE, SMALL, make_workload
 
 BUDGET = int(os.environ.get("READER_CRASH_STATES", "150"))
 
@@ -66,7 +65,8 @@ def test_every_crash_state_of_the_store_is_clean_and_replays_to_what_recovery_fi
         assert replayed(path) == content
         return content
 
-    report = explore(make_workload(seed, 60), reopen, seed=seed, size_bytes=SIZE, budget_states=BUDGET, nested_states=0)
+    workload = workload_of_transactions(seed, 60)
+    report = explore(workload, reopen, seed=seed, size_bytes=SIZE, budget_states=BUDGET, nested_states=0)
     assert report.clean, report.findings
     assert report.distinct > BUDGET // 2
 

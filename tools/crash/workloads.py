@@ -1,0 +1,116 @@
+"""The workloads of `mdstore crash`, by name, and other people's engines, by module."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mdstore.device.explore import Reopen, Workload
+from mdstore.device.subject import Script, Subject, key_value_script, reopen_of, workload_of
+from mdstore.errors import InvalidRequest, NotFound
+from mdstore.tools.crash import full_device, namespace, pairs, takeover, transactions
+from mdstore.tools.crash.names import names_script
+
+
+@dataclass(frozen=True)
+class CrashWorkload:
+    """What is done to which engine on a device of `size_bytes`, and how it is read back."""
+
+    name: str
+    about: str
+    size_bytes: int
+    steps: int  # unless told otherwise
+    workload: Callable[[int, int], Workload]  # of a seed and a number of steps
+    reopen: Reopen
+
+
+@dataclass(frozen=True)
+class KillWorkload:
+    """An engine in real files, and the script of a round."""
+
+    name: str
+    about: str
+    steps: int  # of a round
+    subject: Subject[str]
+    script: Callable[[int, int, Any], Script]  # of a seed, a number of steps, and what the round before left
+
+
+def _of_subject(subject: Any, script: Callable[[int, int], Script]) -> Callable[[int, int], Workload]:
+    return lambda seed, steps: workload_of(subject, script(seed, steps))
+
+
+def pairs_script(seed: int, steps: int, _: Any = None) -> Script:
+    """Keys can be set and deleted whatever is there."""
+    return key_value_script(seed, steps)
+
+
+_NAMES: Final = namespace.NamesOnDevice()
+_PAIRS: Final = pairs.StoreOnDevice()
+
+CRASH_WORKLOADS: Final = {
+    workload.name: workload
+    for workload in (
+        CrashWorkload(
+            "transactions", "store transactions of every kind, with clones and checkpoints", transactions.SIZE, 100,
+            transactions.workload_of_transactions, transactions.reopen_transactions,
+        ),
+        CrashWorkload(
+            "full", "the store on an image that is full all the time", full_device.SIZE, 100,
+            full_device.workload_of_full_device, transactions.reopen_transactions,
+        ),
+        CrashWorkload(
+            "pairs", "the store as a table of keys; the workload of --engine", pairs.SIZE, 80,
+            _of_subject(_PAIRS, key_value_script), reopen_of(_PAIRS),
+        ),
+        CrashWorkload(
+            "takeover", "a journal over the store's objects that changes hands; a step is an owner", takeover.SIZE, 8,
+            takeover.workload_of_takeover, takeover.reopen_log,
+        ),
+        CrashWorkload(
+            "names", "create, link, rename, unlink across directories, with fsyncs", namespace.SIZE, 100,
+            _of_subject(_NAMES, names_script), reopen_of(_NAMES),
+        ),
+    )
+}  # fmt: skip
+
+KILL_WORKLOADS: Final = {
+    workload.name: workload
+    for workload in (
+        KillWorkload("pairs", "the store as a table of keys", 120, pairs.StoreInFile(), pairs_script),
+        KillWorkload("names", "the metadata server's name space", 150, namespace.NamesInFile(), names_script),
+    )
+}
+
+
+def crash_workload(name: str) -> CrashWorkload:
+    """NotFound, with the names there are, for any other."""
+    if name not in CRASH_WORKLOADS:
+        raise NotFound("workload", f"{name}; there are {', '.join(CRASH_WORKLOADS)}")
+    return CRASH_WORKLOADS[name]
+
+
+def kill_workload(name: str) -> KillWorkload:
+    """NotFound, with the names there are, for any other."""
+    if name not in KILL_WORKLOADS:
+        raise NotFound("workload to kill", f"{name}; there are {', '.join(KILL_WORKLOADS)}")
+    return KILL_WORKLOADS[name]
+
+
+def engine_of(place: str) -> Any:
+    """The adapter that `MODULE:FACTORY` returns, a `Subject` with `medium` "device" or "path". InvalidRequest when there is
+    no such thing."""
+    module_name, colon, factory_name = place.partition(":")
+    try:
+        subject = getattr(importlib.import_module(module_name), factory_name)() if colon else None
+    except (ImportError, AttributeError) as error:
+        raise InvalidRequest(f"no engine {place}: {error}") from error
+    if not (hasattr(subject, "format") and hasattr(subject, "open")):
+        raise InvalidRequest(f"{place} is no engine: write MODULE:FACTORY of a function that returns an adapter")
+    return subject
+
+
+def medium_of(subject: Any) -> str:
+    """Where an adapter works: "device" (an object with the methods of `Device`) or "path"."""
+    return str(getattr(subject, "medium", "device"))
