@@ -6,7 +6,8 @@ itself before and after a checkpoint.
 Numbered as in docs/ARCHITECTURE.md, "What must hold":
 C1 every tree is sound; C2 no block is used twice; C3 used and free blocks together are the whole space; C4 counts are right;
 C5 extents lie inside the image, apart, and before the end of the object; C6 every data block has its recorded checksum (deep);
-C7 shared blocks and groups of clones are counted right.
+C7 shared blocks and groups of clones are counted right; C9 snapshots reach what they should (mdstore/store/check_space.py,
+which also has C2 and C3).
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from mdstore.btree import Tree
 from mdstore.errors import MdstoreError
 from mdstore.store import data, extents
 from mdstore.store.allocator import Run
+from mdstore.store.check_space import UsedRun, check_reach, check_space
 from mdstore.store.objects import ObjectTable
 from mdstore.store.onode import Onode, split_key
+from mdstore.store.queries import Queries
+from mdstore.store.snapshots import SnapshotView
 from mdstore.store.store import Store
+from mdstore.store.superblock import Root
 
 
 def check(store: Store, *, deep: bool = False) -> list[str]:
@@ -32,8 +37,32 @@ def check(store: Store, *, deep: bool = False) -> list[str]:
 
 
 def _problems(store: Store, *, deep: bool) -> Iterator[str]:
-    tables = store.tables
     use = _Use()
+    yield from _contents(store, use, deep=deep)
+    live = use.runs()
+    yield from check_space(store.tables, store.superblock, live)
+    reached: dict[int, list[UsedRun]] = {}
+    for kept in store.tables.space.snapshots:
+        if kept.is_deleting:
+            continue
+        use = _Use()
+        with store.open_snapshot(kept.name) as view:
+            for problem in _snapshot_contents(view, use, deep=deep):
+                yield f"{problem} (in snapshot {kept.name!r})"
+        reached[kept.epoch] = use.runs()
+    yield from check_reach(store.tables, live, reached)
+
+
+def _snapshot_contents(view: SnapshotView, use: _Use, *, deep: bool) -> Iterator[str]:
+    """A view leaves alone the trees of snapshots and of the dead as they were, but the kept superblock reaches them."""
+    yield from _contents(view, use, deep=deep)
+    for root in (Root.SNAPSHOTS, Root.DEAD):
+        if root in view.superblock.roots:
+            yield from _check_tree(root.name.lower(), Tree.open(view.tables.pager, view.superblock.roots[root]), use)
+
+
+def _contents(store: Queries, use: _Use, *, deep: bool) -> Iterator[str]:
+    tables = store.tables
     for root, tree in tables.trees().items():
         yield from _check_tree(root.name.lower(), tree, use)
     counts: dict[int, int] = {}
@@ -51,7 +80,6 @@ def _problems(store: Store, *, deep: bool) -> Iterator[str]:
         yield from _check_object(tables.objects, onode, f"{number}/{name_bytes!r}", use, deep=deep)
     yield from _check_counts(store, counts, stored)
     yield from _check_shares(store, use)
-    yield from _check_space(store, use)
 
 
 class _Use:
@@ -62,6 +90,11 @@ class _Use:
         self.references: list[Run] = []
         self.groups: dict[int, list[tuple[bytes, bytes]]] = {}
         self.members: Counter[int] = Counter()
+
+    def runs(self) -> list[UsedRun]:
+        """Every page and block once."""
+        runs = [(start, pages, f"tree {number}") for start, pages, number in self.pages]
+        return runs + [(start, blocks, "data") for start, blocks, _ in _tally(self.references)]
 
 
 def _check_tree(name: str, tree: Tree, use: _Use) -> Iterator[str]:
@@ -102,7 +135,7 @@ def _check_object(objects: ObjectTable, onode: Onode, name: str, use: _Use, *, d
         yield f"C4 object {name}: {allocated} blocks of data, {onode.allocated} recorded"
 
 
-def _check_shares(store: Store, use: _Use) -> Iterator[str]:
+def _check_shares(store: Queries, use: _Use) -> Iterator[str]:
     """C7: the counts of shared blocks and of groups are what the objects say."""
     shares = store.tables.space.shares
     expected = [(start, count, refs - 1) for start, count, refs in _tally(use.references) if refs > 1]
@@ -134,7 +167,7 @@ def _tally(references: list[Run]) -> list[tuple[int, int, int]]:
     return pieces
 
 
-def _check_counts(store: Store, counts: dict[int, int], stored: int) -> Iterator[str]:
+def _check_counts(store: Queries, counts: dict[int, int], stored: int) -> Iterator[str]:
     tables = store.tables
     for name in tables.collections.names():
         collection = tables.collections.get(name)
@@ -146,28 +179,3 @@ def _check_counts(store: Store, counts: dict[int, int], stored: int) -> Iterator
         yield f"C4 {found} objects in collection number {number}, which does not exist"
     if stored != tables.objects.stored_bytes:
         yield f"C4 {stored} bytes stored, {tables.objects.stored_bytes} recorded"
-
-
-def _check_space(store: Store, use: _Use) -> Iterator[str]:
-    """C2 and C3: sorted runs must tile the space from the end of the log to the end of the image."""
-    tables, chosen = store.tables, store.superblock
-    recorded = list(_free_runs(tables.free_tree))
-    runs = [(start, pages, f"tree {number}") for start, pages, number in use.pages]
-    runs += [(start, blocks, "data") for start, blocks, _ in _tally(use.references)]
-    runs += [(start, blocks, "free") for start, blocks in recorded]
-    runs += [(start, blocks, "spare") for start, blocks in tables.spare_runs]
-    end, owner = chosen.first_block, "the log"
-    for start, blocks, what in sorted(runs):
-        if start < end:
-            yield f"C2 block {start} belongs to {what} and to {owner}"
-        elif start > end:
-            yield f"C3 blocks {end}..{start - 1} are neither used nor free (leaked)"
-        if start + blocks > end:
-            end, owner = start + blocks, what
-    if end != chosen.blocks:
-        yield f"C3 space ends at block {end}, the image at {chosen.blocks}"
-
-
-def _free_runs(tree: Tree) -> Iterator[Run]:
-    for key, value in tree.items():
-        yield int.from_bytes(key, "big"), int.from_bytes(value, "little")
