@@ -14,6 +14,7 @@ from typing import Final
 from mdstore.tools.reader.check_events import open_name_space
 from mdstore.tools.reader.check_log import LogCheck, LogState
 from mdstore.tools.reader.check_names import NameCheck
+from mdstore.tools.reader.check_space import Observer
 from mdstore.tools.reader.check_store import StoreCheck
 from mdstore.tools.reader.check_superblock import check_superblocks
 from mdstore.tools.reader.image import Image
@@ -36,6 +37,7 @@ class Options:
     level: str = NORMAL
     sample: float = 1.0
     seed: int = 0
+    watch: Callable[[Superblock, int], Observer] | None = None  # given the superblock and the size, says who is told of runs
 
 
 @dataclass(slots=True)
@@ -115,6 +117,7 @@ def _check(
         sample=options.sample,
         seed=options.seed,
         tick=_ticker(progress, "objects", superblock.objects),
+        observe=None if options.watch is None else options.watch(superblock, image.size),
     )
     store.run()
     result.counts.update(

@@ -29,6 +29,7 @@ _NAMED_MAX: Final = 1000  # findings for which names of objects are looked up in
 
 Records = Iterator[tuple[bytes, bytes]]
 Namer = Callable[[set[int]], dict[int, str]]
+Observer = Callable[[int, int, int], None]  # first block, blocks, owner code of every run, in order
 
 
 class _Held(NamedTuple):
@@ -60,8 +61,11 @@ def split_owner(code: int) -> tuple[int, int]:
 class Space:
     """Gathers what is used while the trees are walked; `sweep` compares it with what is free and what is counted."""
 
-    def __init__(self, superblock: Superblock, image_size: int, findings: Findings) -> None:
+    def __init__(
+        self, superblock: Superblock, image_size: int, findings: Findings, observe: Observer | None = None
+    ) -> None:
         self._superblock = superblock
+        self._observe = observe
         self._findings = findings
         self.first = superblock.first_block
         tail = (image_size // SIZE * SIZE - 2 * SIZE) // superblock.block_size
@@ -103,6 +107,8 @@ class Space:
         at, active = self.first, list[_Held]()
         for record in merge(*streams):
             start, blocks, code = RUN.unpack(record)
+            if self._observe is not None:
+                self._observe(start, blocks, code)
             if start != at:
                 at = self._advance(at, start, active)
             active.append(_Held(start + blocks, start, code))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mdstore.tools.reader.check_sharing import Groups, SharedPages
-from mdstore.tools.reader.check_space import DATA, OVERFLOW, PAGE, Space, owner
+from mdstore.tools.reader.check_space import DATA, OVERFLOW, PAGE, Observer, Space, owner
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.onode import (
     OBJECT_NAME_MAX,
@@ -64,6 +64,7 @@ class StoreCheck:
         sample: float = 1.0,
         seed: int = 0,
         tick: Callable[[int], None] = lambda _: None,
+        observe: Observer | None = None,
     ) -> None:
         self._reader = reader
         self._superblock = reader.superblock
@@ -73,7 +74,7 @@ class StoreCheck:
         self._random = random.Random(seed)
         self._tick = tick
         self._is_partial = False
-        self._space = Space(reader.superblock, reader.image.size, findings)
+        self._space = Space(reader.superblock, reader.image.size, findings, observe)
         self._shared_pages = SharedPages()
         self._groups = Groups()
         self._names: dict[int, bytes] = {}
