@@ -107,9 +107,7 @@ def _check_object(objects: ObjectTable, onode: Onode, name: str, use: _Use, *, d
     for stream, tree in (("map", onode.map), ("data", onode.data)):
         if tree is not None:
             yield from _check_tree(f"{stream} of {name}", tree, use)
-    if onode.data is None:
-        return
-    records = list(onode.data.items())
+    records = list(onode.data.items()) if onode.data is not None else []
     first = use.groups.setdefault(onode.group, records) if onode.group else records
     use.members[onode.group] += 1
     if first != records:

@@ -28,6 +28,7 @@ from mdstore.limits import MIB
 from mdstore.store import superblock
 from mdstore.store.extents import Extent, decode_extent
 from mdstore.store.onode import Record, data_descriptor, map_descriptor, split_key
+from mdstore.store.snapshots import SnapshotView
 from mdstore.store.superblock import Root, Superblock
 from mdstore.store.transaction import Transaction
 
@@ -117,10 +118,11 @@ class Scrub:
     """One pass over a store, in one thread. `run` until it says `complete`; progress survives in the image."""
 
     def __init__(
-        self, store: Store, *, bytes_per_second: float | None = None, resume: bool = True,
+        self, store: Store | SnapshotView, *, bytes_per_second: float | None = None, resume: bool = True,
         clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
-        """bytes_per_second: a ceiling for the whole run. resume: go on where the last run stopped, if one did."""
+        """bytes_per_second: a ceiling for the whole run. resume: go on where the last run stopped, if one did. A snapshot is
+        read whole each time, without the log, and keeps no state; what only a snapshot reaches is read by scrubbing that."""
         self._store = store
         self._rate = bytes_per_second
         self._clock = clock
@@ -133,8 +135,10 @@ class Scrub:
         self._base = 0
         self._run_bytes = 0
         self.report = ScrubReport()
+        if isinstance(store, SnapshotView):
+            return
         if resume:
-            self._load()
+            self._load(store)
         elif not store.read_only:
             _forget(store)
 
@@ -195,7 +199,8 @@ class Scrub:
     def _walk(self, pager: Pager, pinned: Superblock) -> Iterator[None]:
         """Everything from the position on; yields between two reads, where it may be left."""
         if self._position.root == 0:
-            yield from self._log_and_superblocks()
+            if not isinstance(self._store, SnapshotView):
+                yield from self._log_and_superblocks(self._store)
             self._position = Position(min(pinned.roots))
         for root in sorted(pinned.roots):
             if root < self._position.root:
@@ -300,10 +305,9 @@ class Scrub:
 
     # -- log and superblocks -------------------------------------------------------------------------------------------
 
-    def _log_and_superblocks(self) -> Iterator[None]:
-        store = self._store
+    def _log_and_superblocks(self, store: Store) -> Iterator[None]:
         bad = self._bad_superblocks()
-        yield from self._log()
+        yield from self._log(store)
         if bad and not store.read_only:
             store.checkpoint()
             store.checkpoint()
@@ -312,8 +316,7 @@ class Scrub:
             self._note(CorruptionError("superblock", where, "a superblock of this image", reason), repaired=where not in left)
         yield
 
-    def _log(self) -> Iterator[None]:
-        store = self._store
+    def _log(self, store: Store) -> Iterator[None]:
         try:
             for batch in store.journal.batches():
                 self._base += sum(len(entry.payload) for entry in batch)
@@ -352,18 +355,17 @@ class Scrub:
 
     # -- what is kept in the image -------------------------------------------------------------------------------------
 
-    def _load(self) -> None:
-        state = _state(self._store)
-        raw = state.get(KEY_POSITION)
+    def _load(self, store: Store) -> None:
+        raw = _state(store).get(KEY_POSITION)
         if raw is None:
-            if not self._store.read_only:
-                _forget(self._store)
+            if not store.read_only:
+                _forget(store)
             return
         saved = msgspec.msgpack.decode(raw, type=_Saved)
         self._position = Position(saved.root, saved.key, saved.stream, saved.inner)
         self.report = ScrubReport(
             resumed=True, objects=saved.objects, pages=saved.pages, bytes_read=saved.bytes_read,
-            copies_repaired=saved.copies_repaired, findings=findings(self._store),
+            copies_repaired=saved.copies_repaired, findings=findings(store),
         )  # fmt: skip
 
     def _save(self) -> None:
@@ -372,7 +374,7 @@ class Scrub:
         first = len(report.findings)
         report.findings += fresh
         self._unsaved = []
-        if self._store.read_only:
+        if isinstance(self._store, SnapshotView) or self._store.read_only:
             return
         rows = {_finding_key(first + i): msgspec.msgpack.encode(finding) for i, finding in enumerate(fresh)}
         saved = _Saved(
@@ -386,7 +388,7 @@ class Scrub:
         _apply(self._store, transaction)
 
 
-def scrub(store: Store, *, bytes_per_second: float | None = None, resume: bool = True) -> ScrubReport:
+def scrub(store: Store | SnapshotView, *, bytes_per_second: float | None = None, resume: bool = True) -> ScrubReport:
     """Read and check the whole image now; see `Scrub`. Safe beside every other use of the store."""
     return Scrub(store, bytes_per_second=bytes_per_second, resume=resume).run()
 

@@ -225,7 +225,7 @@ class Store(Queries):
 
     def wipe(self) -> int:
         """Nothing that was removed before the call is left anywhere in the image when this returns 0. Otherwise the number
-        of bytes that snapshots, iterators or reads under way still hold: close them and call again.
+        of bytes that iterators, reads under way and snapshots still hold: end those, delete these, and call again.
 
         For a store opened with `wipe` other than "off" (InvalidRequest): "zero" writes zeros, "discard" and "punch" give
         the blocks back to the medium, which then reads as zeros; what the medium itself keeps beneath is its own affair.
@@ -240,7 +240,8 @@ class Store(Queries):
         while self.guarded(self.wiper.step):
             pass
         with self.lock:
-            return self.tables.allocator.limbo_blocks * self.superblock.block_size
+            held = sum(run.blocks for run in self.tables.space.snapshots.all_dead())
+            return (self.tables.allocator.limbo_blocks + held) * self.superblock.block_size
 
     def resize(self, size_bytes: int | None = None) -> None:
         """Grow the image to `size_bytes`, the device with it; None: to what the device has. Durable on return, beside traffic.

@@ -1,0 +1,461 @@
+"""Snapshots of a whole store: what they show, what they hold, and what deleting them gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from mdstore.device.memory import MemoryDevice
+from mdstore.errors import (
+    AlreadyExists,
+    CorruptionError,
+    InvalidRequest,
+    LimitExceeded,
+    MdstoreError,
+    NoSpace,
+    NotFound,
+    ReadOnly,
+    SnapshotBusy,
+    StoreClosed,
+    TransactionError,
+    UnsupportedFormat,
+)
+from mdstore.limits import SNAPSHOT_NAME_MAX
+from mdstore.store import snapshots as snapshots_module
+from mdstore.store import superblock
+from mdstore.store.check import check
+from mdstore.store.scrub import Scrub
+from mdstore.store.snapshots import open_in_image
+from mdstore.store.store import Store
+from mdstore.store.superblock import Root
+from mdstore.store.transaction import Transaction
+from tests.crash.store_workload import COLLECTIONS, Mixed, content_of, outcome
+
+SIZE = 2 << 20
+GEOMETRY = {"block_size": 512, "log_bytes": 64 * 1024, "background": False}
+
+
+def made(size: int = SIZE) -> tuple[Store, MemoryDevice]:
+    device = MemoryDevice(size)
+    store = Store.create(device, **GEOMETRY)  # type: ignore[arg-type]
+    transaction = Transaction()
+    for collection in COLLECTIONS:
+        transaction.create_collection(collection)
+    store.apply(transaction)
+    return store, device
+
+
+def killed(device: MemoryDevice) -> tuple[Store, MemoryDevice]:
+    """What a crash at this moment leaves, opened."""
+    survivor = MemoryDevice.from_bytes(device.image())
+    return Store.open(survivor, background=False), survivor
+
+
+def names(store: Store) -> list[bytes]:
+    return [info.name for info in store.snapshots()]
+
+
+def free_bytes(store: Store) -> int:
+    """Once what the last checkpoints replaced is free."""
+    store.checkpoint()
+    store.checkpoint()
+    return int(store.statistics()["free_bytes"])
+
+
+# -- what they show ----------------------------------------------------------------------------------------------------
+
+
+def test_snapshots_show_what_was_while_the_store_goes_on() -> None:
+    store, device = made()
+    mixed = Mixed(1)
+    kept = {}
+    for round_ in range(6):
+        for _ in range(40):
+            outcome(store, mixed.transaction())
+        store.snapshot(f"s{round_}")
+        kept[f"s{round_}"] = content_of(store)
+    for _ in range(40):
+        outcome(store, mixed.transaction())
+    assert not check(store, deep=True)
+    store.sync()
+    store, device = killed(device)
+    for name, content in kept.items():
+        with store.open_snapshot(name) as view:
+            assert content_of(view) == content
+    assert [info.name for info in store.snapshots()] == [name.encode() for name in kept]
+    for name in ("s2", "s0", "s5", "s3"):
+        store.delete_snapshot(name)
+        assert not check(store, deep=True), f"after {name}"
+        del kept[name]
+    for name, content in kept.items():
+        with store.open_snapshot(name) as view:
+            assert content_of(view) == content
+
+
+def test_a_snapshot_tells_its_age_and_size() -> None:
+    store, _ = made()
+    store.apply(Transaction().write("alpha", "o", 0, bytes(range(250)) * 40))
+    store.snapshot(b"\x00\xff")
+    (info,) = store.snapshots()
+    assert (info.name, info.objects, info.is_deleting) == (b"\x00\xff", 1, False)
+    assert info.epoch < store.superblock.epoch
+    before = info.held_bytes
+    store.apply(Transaction().remove("alpha", "o"))
+    store.checkpoint()
+    (info,) = store.snapshots()
+    assert info.held_bytes >= before + 10_000, "the data is the snapshot's alone now"
+    with store.open_snapshot(b"\x00\xff") as view:
+        rows = view.statistics()
+        assert (rows["objects"], rows["stored_bytes"], rows["epoch"]) == (1, 10_000, info.epoch)
+        assert view.created_ns == info.created_ns
+
+
+def test_a_clean_store_is_kept_by_one_checkpoint_and_a_changed_one_by_two() -> None:
+    store, _ = made()
+    store.checkpoint()
+    count = store.statistics()["checkpoints"]
+    store.snapshot("first")
+    assert store.statistics()["checkpoints"] == count + 1
+    store.apply(Transaction().touch("alpha", "o"))
+    store.snapshot("second")
+    assert store.statistics()["checkpoints"] == count + 3
+    store.snapshot("third")
+    with store.open_snapshot("third") as third, store.open_snapshot("second") as second:
+        assert content_of(third) == content_of(second)
+
+
+def test_a_snapshot_never_changes() -> None:
+    store, _ = made()
+    store.snapshot("s")
+    view = store.open_snapshot("s")
+    assert view.read_only
+    for change in (
+        lambda: view.submit(Transaction().touch("alpha", "o")),
+        lambda: view.apply(Transaction().touch("alpha", "o")),
+        lambda: view.set_floor_and_read("alpha", "o", 1),
+    ):
+        with pytest.raises(ReadOnly):
+            change()
+    view.sync()
+    view.close()
+    view.close()
+    with pytest.raises(StoreClosed):
+        view.exists("alpha", "o")
+
+
+def test_another_opening_of_the_image_reads_a_snapshot_while_the_store_goes_on() -> None:
+    store, device = made()
+    mixed = Mixed(2)
+    for _ in range(30):
+        outcome(store, mixed.transaction())
+    store.snapshot("s")
+    content = content_of(store)
+    view = open_in_image(device, "s")
+    for _ in range(30):
+        outcome(store, mixed.transaction())
+        store.checkpoint()
+        assert content_of(view) == content
+    with pytest.raises(NotFound, match="snapshot"):
+        open_in_image(MemoryDevice.from_bytes(device.image()), "other")
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_names() -> None:
+    store, _ = made(8 << 20)
+    store.snapshot("s")
+    with pytest.raises(AlreadyExists, match="snapshot 's' exists"):
+        store.snapshot(b"s")
+    with pytest.raises(InvalidRequest):
+        store.snapshot("")
+    with pytest.raises(LimitExceeded, match="SNAPSHOT_NAME_MAX"):
+        store.snapshot(b"n" * (SNAPSHOT_NAME_MAX + 1))
+    for missing in (store.open_snapshot, store.delete_snapshot):
+        with pytest.raises(NotFound, match="no snapshot 't'"):
+            missing("t")
+    assert names(store) == [b"s"]
+
+
+def test_the_longest_name_of_small_and_large_pages() -> None:
+    store, _ = made()
+    with pytest.raises(LimitExceeded):
+        store.snapshot(b"n" * SNAPSHOT_NAME_MAX)  # three keys must fit an index page of 512 bytes
+    assert not names(store)
+    large = Store.create(MemoryDevice(4 << 20), background=False)
+    large.snapshot(b"n" * SNAPSHOT_NAME_MAX)
+    assert names(large) == [b"n" * SNAPSHOT_NAME_MAX]
+
+
+def test_a_store_opened_to_be_read_takes_and_deletes_none() -> None:
+    store, device = made()
+    store.snapshot("s")
+    reader = Store.open(MemoryDevice.from_bytes(device.image()), read_only=True)
+    for change in (reader.snapshot, reader.delete_snapshot):
+        with pytest.raises(ReadOnly):
+            change("s")
+    with reader.open_snapshot("s") as view:
+        assert view.list_collections() == list(COLLECTIONS)
+
+
+# -- deleting ----------------------------------------------------------------------------------------------------------
+
+
+def run(seed: int, events: dict[int, Callable[[Store], None]]) -> Store:
+    """120 transactions, with something done after some of them."""
+    store, _ = made(4 << 20)
+    mixed = Mixed(seed)
+    for step in range(120):
+        outcome(store, mixed.transaction())
+        if step % 20 == 0:
+            store.checkpoint()
+        if step in events:
+            events[step](store)
+    return store
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_after_the_last_deletion_the_store_is_as_large_as_one_that_never_had_a_snapshot(seed: int) -> None:
+    random = Random(seed)
+    taken = sorted(random.sample(range(100), 5))
+    events: dict[int, Callable[[Store], None]] = {
+        step: lambda store, name=f"s{i}": store.snapshot(name) for i, step in enumerate(taken)  # type: ignore[misc]
+    }
+    events[taken[-1] + 5] = lambda store: store.delete_snapshot("s1")
+    store = run(seed, events)
+    plain = run(seed, dict.fromkeys(events, Store.checkpoint))  # which is when changes of blocks become extents
+    left = ["s0", "s2", "s3", "s4"]
+    random.shuffle(left)
+    for name in left:
+        store.delete_snapshot(name)
+    assert Root.SNAPSHOTS not in store.superblock.roots
+    assert Root.DEAD not in store.superblock.roots
+    assert not store.superblock.features_incompatible
+    assert not check(store, deep=True)
+    assert content_of(store) == content_of(plain)
+    assert used_but_for_free_space(store) == used_but_for_free_space(plain)
+
+
+def used_but_for_free_space(store: Store) -> int:
+    """Blocks in use, without the pages of the tree of free extents: how many pieces those lie in is chance."""
+    free = free_bytes(store) // 512
+    pages = sum(count for _, count, _ in store.tables.free_tree.pages())
+    spare = sum(blocks for _, blocks in store.tables.spare_runs)
+    return store.superblock.blocks - free - pages - spare
+
+
+def test_a_snapshot_that_is_read_is_not_deleted() -> None:
+    store, _ = made()
+    store.snapshot("s")
+    first, second = store.open_snapshot("s"), store.open_snapshot("s")
+    with pytest.raises(SnapshotBusy, match="2 times"):
+        store.delete_snapshot("s")
+    first.close()
+    with pytest.raises(SnapshotBusy, match="1 times"):
+        store.delete_snapshot("s")
+    second.close()
+    store.delete_snapshot("s")
+    assert not names(store)
+
+
+def test_a_long_deletion_goes_in_steps_and_on_after_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots_module, "_STEP_RUNS", 3)
+    store, device = made()
+    for name in ("before", "doomed"):
+        for i in range(30):
+            store.apply(Transaction().write("alpha", f"o{i}", 512 * (i % 3), bytes([i + 1]) * 700))
+        store.snapshot(name)
+    for i in range(0, 30, 2):
+        store.apply(Transaction().remove("alpha", f"o{i}"))
+        store.checkpoint()
+    images: list[bytes] = []
+    reports: list[int] = []
+
+    def progress(done: int) -> None:
+        reports.append(done)
+        images.append(device.image())
+        assert not check(store, deep=True)
+
+    before = content_of(store)
+    store.delete_snapshot("doomed", progress=progress)
+    assert len(reports) > 4
+    assert reports == sorted(reports)
+    assert names(store) == [b"before"]
+    for image in images[:-1]:
+        survivor = Store.open(MemoryDevice.from_bytes(image), background=False)
+        assert [info.is_deleting for info in survivor.snapshots()] == [False, True]
+        with pytest.raises(NotFound, match="being deleted"):
+            survivor.open_snapshot("doomed")
+        with pytest.raises(AlreadyExists):
+            survivor.snapshot("doomed")
+        survivor.snapshot("after")
+        survivor.delete_snapshot("doomed")
+        assert not check(survivor, deep=True)
+        assert content_of(survivor) == before
+        for name in ("before", "after"):
+            survivor.delete_snapshot(name)
+        assert not check(survivor, deep=True)
+
+
+def test_a_full_store_says_what_holds_its_space_and_deleting_always_works() -> None:
+    store, device = made(1 << 20)
+    for i in range(200):
+        store.apply(Transaction().write("alpha", f"o{i}", 0, bytes(1500)))
+    store.snapshot("s")
+    refusal: MdstoreError | None = None
+    for i in range(5000):
+        try:
+            store.apply(Transaction().write("alpha", f"o{i}", 0, bytes([i % 250 + 1]) * 1500))
+        except TransactionError as error:
+            refusal = error.cause
+            break
+    assert isinstance(refusal, NoSpace)
+    assert "snapshots hold" in str(refusal)
+    for i in range(200):
+        outcome(store, Transaction().remove("alpha", f"o{i}"))  # removing takes space too: it may be refused, and fails nothing
+    store.checkpoint()
+    assert not check(store)
+    assert isinstance(snapshots_until_refused(store), NoSpace)
+    store, device = killed(device)
+    for name in names(store):
+        store.delete_snapshot(name)
+        assert not check(store)
+    for i in range(200):
+        store.apply(Transaction().touch("alpha", f"o{i}").remove("alpha", f"o{i}"))
+    store.apply(Transaction().write("alpha", "new", 0, bytes(100_000)))
+    assert not check(store, deep=True)
+
+
+def snapshots_until_refused(store: Store) -> MdstoreError | None:
+    for i in range(1000):
+        outcome(store, Transaction().write("alpha", f"p{i}", 0, bytes(700)))
+        try:
+            store.snapshot(f"t{i}")
+        except NoSpace as error:
+            return error
+    return None
+
+
+# -- beside the rest ---------------------------------------------------------------------------------------------------
+
+
+def test_wiping_spares_what_a_snapshot_reaches_and_takes_it_afterwards() -> None:
+    secret = Random(5).randbytes(40)
+    device = MemoryDevice(SIZE)
+    store = Store.create(device, wipe="zero", **GEOMETRY)  # type: ignore[arg-type]
+    store.apply(Transaction().create_collection("c").write("c", "o", 0, secret * 200))
+    store.snapshot("s")
+    store.apply(Transaction().remove("c", "o"))
+    assert store.wipe() > 0
+    with store.open_snapshot("s") as view:
+        assert view.read("c", "o") == secret * 200
+    store.delete_snapshot("s")
+    assert store.wipe() == 0
+    assert secret[:12] not in device.image()
+
+
+def test_an_image_with_snapshots_grows() -> None:
+    store, device = made()
+    store.apply(Transaction().write("alpha", "o", 0, bytes(5000)))
+    store.snapshot("s")
+    store.resize(2 * SIZE)
+    store.apply(Transaction().write("alpha", "o", 0, b"x" * SIZE))
+    assert not check(store, deep=True)
+    store, device = killed(device)
+    with store.open_snapshot("s") as view:
+        assert view.read("alpha", "o") == bytes(5000)
+        assert view.statistics()["size_bytes"] < SIZE
+    store.delete_snapshot("s")
+    assert not check(store, deep=True)
+
+
+def test_the_older_superblock_does_not_know_the_newest_snapshot_and_is_sound() -> None:
+    store, device = made()
+    store.apply(Transaction().write("alpha", "o", 0, bytes(5000)))
+    store.snapshot("s")
+    newest = store.superblock.epoch
+    for offset in superblock.slot_offsets(device.size_bytes, newest % 2):
+        device.write(offset, [bytes(superblock.SLOT_SIZE)])
+    store, _ = killed(device)
+    assert store.superblock.epoch == newest - 1
+    assert not names(store)
+    assert store.read("alpha", "o") == bytes(5000)
+    assert not check(store, deep=True)
+
+
+def test_scrub_reads_a_snapshot() -> None:
+    store, device = made()
+    store.apply(Transaction().write("alpha", "o", 0, bytes(range(250)) * 40))
+    store.snapshot("s")
+    at = device.image().rindex(bytes(range(250)))  # in its block, not in the log
+    store.apply(Transaction().write("alpha", "o", 0, bytes(10_000)))
+    store.checkpoint()
+    with store.open_snapshot("s") as view:
+        assert Scrub(view).run().clean
+    device.write(at, [b"?"])
+    with store.open_snapshot("s") as view:
+        report = Scrub(view).run()
+        assert report.complete
+        (finding,) = report.findings
+        assert (finding.what, finding.name) == ("data block", b"o")
+    assert Scrub(store).run().clean, "the live store does not reach it"
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def test_damage_to_the_record_of_a_snapshot_is_found() -> None:
+    """Both superblocks know the record: wherever it is damaged, the image says so, or the damage is where nothing is."""
+    store, device = made()
+    store.apply(Transaction().write("alpha", "o", 0, bytes(5000)))
+    store.snapshot("s")
+    store.checkpoint()
+    pages = [(start, count) for start, count, _ in store.tables.space.snapshots.records.pages()]
+    image = device.image()
+    for start, count in pages:
+        for at in range(start * 512, (start + count) * 512, 7):
+            damaged = bytearray(image)
+            damaged[at] ^= 0x10
+            with pytest.raises(CorruptionError):
+                Store.open(MemoryDevice.from_bytes(bytes(damaged)), background=False)
+
+
+def test_a_version_that_knows_no_snapshots_refuses_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, device = made()
+    store.snapshot("s")
+    store.checkpoint()
+    monkeypatch.setattr(superblock, "KNOWN_INCOMPATIBLE", 0)
+    with pytest.raises(UnsupportedFormat, match="features 0x1"):
+        killed(device)
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        (lambda epoch, start, blocks, birth: (epoch, start, blocks, epoch), "C9"),
+        (lambda epoch, start, blocks, birth: (epoch - 1, start, blocks, min(birth, epoch - 1)), "C9"),
+        (lambda epoch, start, blocks, birth: (epoch, start + 1, blocks, birth), "C2|C3"),
+        (lambda epoch, start, blocks, birth: None, "C3"),
+    ],
+)
+def test_the_checker_sees_a_wrong_entry_among_the_dead(
+    entry: Callable[[int, int, int, int], tuple[int, int, int, int] | None], problem: str
+) -> None:
+    store, _ = made()
+    store.apply(Transaction().write("alpha", "o", 0, bytes(5000)))
+    store.snapshot("a")
+    store.snapshot("b")
+    store.apply(Transaction().remove("alpha", "o"))
+    store.checkpoint()
+    table = store.tables.space.snapshots
+    victim = next(run for run in table.all_dead() if run.blocks >= 10)
+    table.dead.delete(victim.epoch.to_bytes(8, "big") + victim.start.to_bytes(8, "big"))
+    wrong = entry(*victim)
+    if wrong is not None:
+        epoch, start, blocks, birth = wrong
+        value = blocks.to_bytes(8, "little") + birth.to_bytes(8, "little")
+        table.dead.put(epoch.to_bytes(8, "big") + start.to_bytes(8, "big"), value)
+    problems = check(store)
+    assert any(found[:2] in problem.split("|") for found in problems), problems
