@@ -7,13 +7,14 @@ It decides nothing: what is refused, padded or written, and what a broken entry 
 `LONG` bytes is left to the crc32c package, which is faster there.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from crc32c import crc32c as long_crc
 
-from journal.entry import BODY_SIZE, HEADER_SIZE, PAD_TYPE, PREFIX, QUICK_HEADER, Entry
+from journal.entry import BODY_SIZE, HEADER_SIZE, PAD_TYPE, PAYLOAD_MAX, PREFIX, QUICK_HEADER, Entry
 
 cdef extern from "crc32c.h" nogil:
     void journal_crc_prepare()
@@ -66,6 +67,7 @@ LONG = LONG_FROM
 cdef object _MAX64 = 0xFFFFFFFFFFFFFFFF
 cdef unsigned char[6] _prefix
 cdef uint16_t _pad_type = PAD_TYPE
+cdef Py_ssize_t _payload_max = PAYLOAD_MAX
 
 
 cdef uint32_t _crc_of(bytes data) except? 1:
@@ -94,39 +96,65 @@ cdef inline void _frame(
 cdef class Framer:
     """Where the next entry goes, and the framed bytes so far."""
 
-    cdef public object position
-    cdef public object sequence
+    cdef public uint64_t position
+    cdef public uint64_t sequence
+    cdef public uint64_t safe
+    cdef public uint64_t taken
+    cdef public uint64_t limit
+    cdef public uint64_t hold_back
     cdef public list buffers
     cdef uint64_t _whose
 
-    def __init__(self, uint64_t whose, sequence, position):
+    def __init__(self, uint64_t whose, uint64_t sequence, uint64_t position):
         self._whose = whose
         self.sequence = sequence
-        self.position = position
+        self.position = self.taken = self.safe = position
+        self.limit = self.hold_back = 0
         self.buffers = []
 
-    def add(self, payload, uint32_t length, uint32_t crc, uint16_t type_, uint64_t safe):
-        cdef uint64_t position = self.position
-        cdef uint64_t sequence = self.sequence
+    def add_at_once(self, payload, type_):
+        cdef uint64_t end
+        cdef Py_ssize_t length
+        cdef long number
+        cdef int too_wide
+        cdef uint32_t crc
+        if not PyBytes_CheckExact(payload) or not PyLong_CheckExact(type_):
+            return 0
+        length = PyBytes_GET_SIZE(payload)
+        number = PyLong_AsLongAndOverflow(type_, &too_wide)
+        if too_wide or not 0 < number < _pad_type or length > _payload_max:
+            return 0
+        crc = _crc_of(payload)  # may let other threads run; from here on nobody does
+        end = self.position + HEADER + <uint64_t>length
+        if end > self.limit or end - self.taken > self.hold_back:
+            return 0
+        self._put(payload, length, crc, number)
+        return end
+
+    cdef int _put(self, object payload, uint32_t length, uint32_t crc, uint16_t type_) except -1:
         cdef bytes framed
-        if not PyBytes_Check(payload):
-            raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
         if length < GLUE_BELOW:
-            if <Py_ssize_t>length != PyBytes_GET_SIZE(payload):
-                raise ValueError(f"length {length} of a payload of {PyBytes_GET_SIZE(payload)} bytes")
             framed = PyBytes_FromStringAndSize(NULL, HEADER + length)
             memcpy(PyBytes_AS_STRING(framed) + HEADER, PyBytes_AS_STRING(payload), length)
         else:
             framed = PyBytes_FromStringAndSize(NULL, HEADER)
-        _frame(PyBytes_AS_STRING(framed), type_, length, self._whose, sequence, position, safe, crc)
+        _frame(PyBytes_AS_STRING(framed), type_, length, self._whose, self.sequence, self.position, self.safe, crc)
         self.buffers.append(framed)
         if length >= GLUE_BELOW:
             self.buffers.append(payload)
-        self.sequence = sequence + 1
-        self.position = position + HEADER + <uint64_t>length
+        self.sequence += 1
+        self.position += HEADER + <uint64_t>length
+        return 0
+
+    def add(self, payload, uint32_t length, uint32_t crc, uint16_t type_):
+        if not PyBytes_Check(payload):
+            raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
+        if length < GLUE_BELOW and <Py_ssize_t>length != PyBytes_GET_SIZE(payload):
+            raise ValueError(f"length {length} of a payload of {PyBytes_GET_SIZE(payload)} bytes")
+        self._put(payload, length, crc, type_)
         return self.position
 
-    def add_joined(self, payloads, uint16_t type_, uint64_t safe):
+    def add_joined(self, payloads, uint16_t type_):
         cdef list given = [item if type(item) is bytes else bytes(memoryview(item)) for item in payloads]
         cdef uint64_t position = self.position
         cdef uint64_t sequence = self.sequence
@@ -142,7 +170,7 @@ cdef class Framer:
         at = PyBytes_AS_STRING(framed)
         for payload in given:
             length = PyBytes_GET_SIZE(payload)
-            _frame(at, type_, length, self._whose, sequence, position, safe, _crc_of(payload))
+            _frame(at, type_, length, self._whose, sequence, position, self.safe, _crc_of(payload))
             memcpy(at + HEADER, PyBytes_AS_STRING(payload), length)
             at += HEADER + length
             position += HEADER + length
@@ -152,6 +180,11 @@ cdef class Framer:
         self.sequence = sequence
         self.position = position
         return self.position
+
+    def take(self):
+        begin, buffers = self.taken, self.buffers
+        self.taken, self.buffers = self.position, []
+        return begin, self.position, self.sequence, buffers
 
 
 def parse(const unsigned char[::1] data, Py_ssize_t offset, Py_ssize_t last, position, sequence, whose, generation):

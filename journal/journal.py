@@ -29,8 +29,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
-from crc32c import crc32c
-
 from journal.ceilings import REPLAY_BYTES_PER_SECOND, Ceilings, Hold, Holds, Segments
 from journal.commit import Callback, Turns
 from journal.entry import HEADER_SIZE, PAYLOAD_MAX, TYPE_MAX, Entry
@@ -52,7 +50,7 @@ from journal.pack import Packer, join_small, own
 from journal.recovery import Recovered, recover
 from journal.scan import WINDOW, Rule, Tail, Walk
 
-_NO_LIMIT: Final = 1 << 64
+_NO_LIMIT: Final = (1 << 64) - 1
 Visit = Callable[[list[Entry]], None]
 
 
@@ -103,7 +101,7 @@ class Journal:
         self._trimmed, self._expire = found.trimmed, found.expire
         self._safe = self._flushed = self._prezeroed = found.end
         self._safe_sequence = found.next_sequence
-        self._hold_back = options.buffer_bytes
+        self._hold_back = self._pack.hold_back = options.buffer_bytes
         self._holds, self._segments = Holds(), Segments(options.ceilings.max_segments)
         self._replay_rate = found.bytes_per_second or REPLAY_BYTES_PER_SECOND
         self._set_limit()
@@ -197,27 +195,16 @@ class Journal:
         for durability when twice that is buffered.
         Errors, nothing appended: `JournalFull`, `EntryTooLarge`, `JournalReadOnly`, `JournalClosed`; the latched error.
         """
-        if not isinstance(payload, bytes):
-            return self._append_parts(payload, type)
-        length, crc = len(payload), crc32c(payload)
-        if not 0 < type <= TYPE_MAX or length > PAYLOAD_MAX:
-            raise _refused(type, length)
-        pack = self._pack
-        with self._lock:
-            if pack.position + HEADER_SIZE + length > self._quick_limit:
-                self._make_room(length)
-            end = pack.add(payload, length, crc, type, self._safe)
-        if end - pack.taken > self._hold_back:
-            self._hold_appender(end)
-        return end
+        return self._pack.add_at_once(payload, type) or self._append(payload, type)
 
-    def _append_parts(self, payload: Buffer | Sequence[Buffer], type_: int) -> int:
+    def _append(self, payload: Buffer | Sequence[Buffer], type_: int) -> int:
+        """`append`, where it needs a closer look."""
         parts, length, crc = own(payload)
         if not 0 < type_ <= TYPE_MAX or length > PAYLOAD_MAX:
             raise _refused(type_, length)
-        with self._lock:
+        with self._lock, self._pack.still():
             self._make_room(length)
-            end = self._pack.add_parts(parts, length, crc, type_, self._safe)
+            end = self._pack.add_parts(parts, length, crc, type_)
         self._hold_appender(end)
         return end
 
@@ -233,14 +220,14 @@ class Journal:
         if not 0 < type <= TYPE_MAX or longest > PAYLOAD_MAX:
             raise _refused(type, longest)
         pack = self._pack
-        with self._lock:
+        with self._lock, pack.still():
             self._raise_refusal()
             need = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
             if pack.unit:
                 need += len(payloads) * min(pack.unit, HEADER_SIZE + longest)  # more padding than this is not possible
             if pack.position + need > self._limit:
                 raise self._full(need)
-            end = pack.add_many(payloads, type, self._safe)
+            end = pack.add_many(payloads, type)
         self._hold_appender(end)
         return end
 
@@ -253,7 +240,7 @@ class Journal:
         padding = self._pack.padding(length)
         if self._pack.position + padding + HEADER_SIZE + length > self._limit:
             raise self._full(padding + HEADER_SIZE + length)
-        self._pack.pad(padding, self._safe)
+        self._pack.pad(padding)
 
     def _full(self, need: int) -> JournalFull:
         return JournalFull(need, max(0, self._limit - self._pack.position), self._ceiling, self._blocked_by())
@@ -261,10 +248,10 @@ class Journal:
     def _set_limit(self) -> None:
         """With the lock held: find the position that `write` may not pass, and what sets it.
 
-        `_quick_limit` is the same where an append needs no second look; below it nothing refuses and nothing is padded.
+        The packer's is the same where an append needs no closer look: below it nothing refuses and nothing is padded.
         """
         self._limit, self._ceiling = self._limit_now()
-        self._quick_limit = -1 if self._refusal is not None or self._pack.unit else self._limit
+        self._pack.limit = 0 if self._refusal is not None or self._pack.unit else self._limit
 
     def _limit_now(self) -> tuple[int, str]:
         """One period of a ring always stays free."""
@@ -368,8 +355,7 @@ class Journal:
         if not self._heads.begun:
             self._heads.ensure_begun(self._head_now, self._trimmed)
         with self._lock:
-            begin, buffers = self._pack.take()
-            end, sequence = self._pack.position, self._pack.sequence
+            begin, end, sequence, buffers = self._pack.take()
         if begin < end:
             if self.medium.prezero_periods:
                 self._keep_zeros_ahead(begin, end)
@@ -393,7 +379,8 @@ class Journal:
         with self._lock:
             refusal = self._latch(operation, error) if error is not None else None
             if refusal is None:
-                self._safe, self._safe_sequence = safe, sequence
+                self._safe = self._pack.safe = safe
+                self._safe_sequence = sequence
             due = self._turns.give(self._safe, refusal)
         for callback in due:
             callback(refusal)
@@ -408,7 +395,7 @@ class Journal:
             fenced = isinstance(cause, JournalFenced)
             self._refusal = cause if fenced else JournalFailed(operation, self._flushed, cause)  # type: ignore[assignment]
         assert self._refusal is not None
-        self._quick_limit = -1
+        self._pack.limit = 0
         return self._refusal
 
     def _raise_refusal(self) -> None:
@@ -509,8 +496,9 @@ class Journal:
         """The owner begins a segment here; returns the position. `JournalFull` when there are as many as allowed."""
         with self._lock:
             self._raise_refusal()
-            self._segments.begin(self._pack.position, self._blocked_by())
-            return self._pack.position
+            position = self._pack.position
+            self._segments.begin(position, self._blocked_by())
+            return position
 
     def segments(self) -> list[int]:
         """Where the segments begin that are not wholly expired."""
@@ -533,6 +521,8 @@ class Journal:
             unit = 0 if self.options.allow_split else self.medium.unit
             self._heads.cut(position, self._pack.position)
             self._pack = Packer(self._heads.durable.log, self.generation, sequence, position, unit)
+            self._pack.hold_back = self._hold_back
+            self._set_limit()
             self._safe = self._flushed = self._prezeroed = position
             self._safe_sequence = sequence
             self._rules = (self._rules[0], Rule(self._heads.durable.log, self.generation, position, self.medium.unit))
@@ -548,7 +538,7 @@ class Journal:
         finally:
             with self._lock:
                 self._refusal = JournalClosed("the journal is closed")
-                self._quick_limit = -1
+                self._pack.limit = 0
 
     def __enter__(self) -> Journal:
         return self
@@ -648,7 +638,7 @@ class Journal:
 
     def assert_state(self) -> None:
         """Check the invariants named at the head of this module."""
-        with self._lock:
+        with self._lock, self._pack.still():
             assert self._trimmed <= self._expire <= self._safe <= self._flushed <= self._pack.position, "J1"
             assert self._flushed <= self._pack.taken <= self._pack.position, "J1"
             assert sum(map(len, self._pack.buffers)) == self._pack.position - self._pack.taken, "K1"

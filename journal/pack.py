@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from crc32c import crc32c
@@ -15,52 +16,60 @@ SMALL: Final = 1 << 15  # buffers below this are joined before they are handed t
 
 
 class Packer(Framer):
-    """Frames entries and keeps them until `take`. Not thread-safe: the journal's lock guards it.
+    """Frames entries and keeps them until `take`. The journal's lock guards it, except for `add_at_once`.
 
     K1  the buffers hold exactly the bytes of `[taken, position)`
     K2  `sequence` is that of the entry that will begin at `position`
-
-    `add`, for an entry whose payload is one buffer, is the framer's own.
+    K3  nothing is added at once beyond `limit`, nor what would make more than `hold_back` bytes of buffers: whoever needs
+        the packer to stand still holds the lock and has closed it
     """
 
-    __slots__ = ("first_sequence", "generation", "log", "pads", "taken", "unit")
+    __slots__ = ("first_sequence", "generation", "log", "pads", "unit")
 
     def __init__(self, log: int, generation: int, sequence: int, position: int, unit: int) -> None:
         super().__init__(log_and_generation(log, generation), sequence, position)
         self.log = log
         self.generation = generation
         self.first_sequence = sequence
-        self.taken = position
         self.unit = unit  # 0: entries follow one another without pads
         self.pads = 0  # that were entries
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """With the lock held: nothing is added at once meanwhile."""
+        limit, self.limit = self.limit, 0
+        try:
+            yield
+        finally:
+            self.limit = limit
 
     def padding(self, length: int) -> int:
         """Bytes of padding that an entry with a payload of `length` needs in front of it."""
         room = self.unit - self.position % self.unit if self.unit else 0
         return room if HEADER_SIZE + length > room and room != self.unit else 0
 
-    def add_parts(self, parts: Sequence[Buffer], length: int, crc: int, type_: int, safe: int) -> int:
+    def add_parts(self, parts: Sequence[Buffer], length: int, crc: int, type_: int) -> int:
         """Append an entry whose payload is several buffers; returns its end."""
         if length < GLUED:
-            return self.add(b"".join(parts), length, crc, type_, safe)
-        end = self.add(b"", length, crc, type_, safe)
+            return self.add(b"".join(parts), length, crc, type_)
+        end = self.add(b"", length, crc, type_)
         self.buffers[-1:] = parts
         return end
 
-    def add_many(self, payloads: Sequence[bytes], type_: int, safe: int) -> int:
+    def add_many(self, payloads: Sequence[bytes], type_: int) -> int:
         """Append an entry for each payload; returns the end of the last."""
         if self.unit:
             for payload in payloads:
-                self.pad(self.padding(len(payload)), safe)
-                self.add(payload, len(payload), crc32c(payload), type_, safe)
+                self.pad(self.padding(len(payload)))
+                self.add(payload, len(payload), crc32c(payload), type_)
             return self.position
-        return self.add_joined(payloads, type_, safe)
+        return self.add_joined(payloads, type_)
 
-    def pad(self, size: int, safe: int) -> None:
+    def pad(self, size: int) -> None:
         """Fill `size` bytes: with a pad entry where one fits, with zeros where not."""
         if size >= HEADER_SIZE:
             fill = bytes(size - HEADER_SIZE)
-            self.add(fill, len(fill), crc32c(fill), PAD_TYPE, safe)
+            self.add(fill, len(fill), crc32c(fill), PAD_TYPE)
             self.pads += 1
         elif size:
             self.buffers.append(bytes(size))
@@ -70,12 +79,6 @@ class Packer(Framer):
     def appended(self) -> int:
         """Entries so far, pads not counted."""
         return self.sequence - self.first_sequence - self.pads
-
-    def take(self) -> tuple[int, list[Buffer]]:
-        """Everything appended since the last `take`, and the position it begins at."""
-        begin, buffers = self.taken, self.buffers
-        self.taken, self.buffers = self.position, []
-        return begin, buffers
 
 
 def join_small(buffers: Sequence[Buffer]) -> list[Buffer]:

@@ -200,19 +200,63 @@ def test_entries_are_framed_as_python_frames_them_one_by_one_and_joined(rng: ran
         expected = b""
         for number, payload in enumerate(payloads, sequence):
             expected += framed(payload, type_, number, position + len(expected), safe)
-        single, joined = Framer(WHOSE, sequence, position), Framer(WHOSE, sequence, position)
+        single, joined, quick = (Framer(WHOSE, sequence, position) for _ in range(3))
+        single.safe = joined.safe = quick.safe = safe
+        quick.limit = quick.hold_back = MAX64
         for payload in payloads:
-            assert single.add(payload, len(payload), crc32c(payload), type_, safe) == single.position
-        assert joined.add_joined(payloads, type_, safe) == position + len(expected)
-        assert b"".join(single.buffers) == b"".join(joined.buffers) == expected
-        assert single.position == joined.position == position + len(expected)
-        assert single.sequence == joined.sequence == sequence + len(payloads)
+            assert single.add(payload, len(payload), crc32c(payload), type_) == single.position
+            assert quick.add_at_once(payload, type_) == quick.position
+        assert joined.add_joined(payloads, type_) == position + len(expected)
+        for framer in (single, joined, quick):
+            *where, buffers = framer.take()
+            assert b"".join(buffers) == expected
+            assert where == [position, position + len(expected), sequence + len(payloads)]
+            assert (framer.position, framer.sequence, framer.taken, framer.buffers) == (*where[1:], where[1], [])
+
+
+class Bytes(bytes):
+    """Like bytes, but not quite."""
+
+
+@pytest.mark.parametrize("payload", [b"x" * 100, b"y" * LONG, b"z" * GLUED])
+def test_an_entry_is_added_at_once_up_to_the_limit_and_what_is_held_back(payload: bytes) -> None:
+    size = HEADER_SIZE + len(payload)
+    framer = Framer(WHOSE, 1, 1000)
+    assert framer.add_at_once(payload, 1) == 0, "closed at first"
+    framer.limit = 1000 + 4 * size
+    framer.hold_back = 2 * size
+    assert framer.add_at_once(payload, 1) == 1000 + size
+    assert framer.add_at_once(payload, 1) == 1000 + 2 * size
+    assert framer.add_at_once(payload, 1) == 0, "more than is held back"
+    framer.take()
+    assert framer.add_at_once(payload, 1) == 1000 + 3 * size
+    assert framer.add_at_once(payload, 1) == 1000 + 4 * size
+    framer.take()
+    assert framer.add_at_once(payload, 1) == 0, "beyond the limit"
+    framer.limit -= 1
+    assert (framer.position, framer.sequence, framer.buffers) == (1000 + 4 * size, 5, [])
+
+
+@pytest.mark.parametrize("type_", [0, PAD_TYPE, -1, 1 << 16, 1 << 63, 1 << 70, -(1 << 70), True, 1.0, "1", None])
+def test_a_type_that_is_not_one_is_not_added_at_once(type_: object) -> None:
+    framer = Framer(WHOSE, 1, 0)
+    framer.limit = framer.hold_back = MAX64
+    assert framer.add_at_once(b"good", type_) == 0
+    assert (framer.position, framer.sequence, framer.buffers) == (0, 1, [])
+
+
+@pytest.mark.parametrize("payload", [bytearray(b"good"), memoryview(b"good"), Bytes(b"good"), "text", None, [b"good"]])
+def test_a_payload_that_is_not_plain_bytes_is_not_added_at_once(payload: object) -> None:
+    framer = Framer(WHOSE, 1, 0)
+    framer.limit = framer.hold_back = MAX64
+    assert framer.add_at_once(payload, 1) == 0
+    assert (framer.position, framer.sequence, framer.buffers) == (0, 1, [])
 
 
 @pytest.mark.parametrize("length", [GLUED - 1, GLUED, GLUED + 1])
 def test_a_payload_is_copied_below_the_limit_and_kept_by_reference_from_there(length: int) -> None:
     framer, payload = Framer(WHOSE, 1, 0), bytes(length)
-    framer.add(payload, length, crc32c(payload), 1, 0)
+    framer.add(payload, length, crc32c(payload), 1)
     assert [len(buffer) for buffer in framer.buffers] == (
         [HEADER_SIZE + length] if length < GLUED else [HEADER_SIZE, length]
     )
@@ -221,16 +265,19 @@ def test_a_payload_is_copied_below_the_limit_and_kept_by_reference_from_there(le
 
 def test_an_entry_that_does_not_fit_its_fields_is_refused_and_nothing_has_changed() -> None:
     framer = Framer(WHOSE, 1, 0)
-    too_large = ((0, 1 << 32, 1, 0), (0, 0, 1 << 16, 0), (0, 0, 1, 1 << 64), (1 << 32, 0, 1, 0), (-1, 0, 1, 0))
-    for length, crc, type_, safe in too_large:
+    too_large = ((0, 1 << 32, 1), (0, 0, 1 << 16), (1 << 32, 0, 1), (-1, 0, 1))
+    for length, crc, type_ in too_large:
         with pytest.raises(OverflowError):
-            framer.add(b"", length, crc, type_, safe)
+            framer.add(b"", length, crc, type_)
+    for field in ("position", "sequence", "safe", "taken", "limit", "hold_back"):
+        with pytest.raises(OverflowError):
+            setattr(framer, field, 1 << 64)
     with pytest.raises(ValueError, match="length 5 of a payload of 4 bytes"):
-        framer.add(b"four", 5, 0, 1, 0)
+        framer.add(b"four", 5, 0, 1)
     with pytest.raises(TypeError):
-        framer.add("text", 4, 0, 1, 0)  # type: ignore[arg-type]
+        framer.add("text", 4, 0, 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        framer.add_joined([b"good", 5], 1, 0)  # type: ignore[list-item]
+        framer.add_joined([b"good", 5], 1)  # type: ignore[list-item]
     assert (framer.position, framer.sequence, framer.buffers) == (0, 1, [])
 
 
@@ -239,10 +286,10 @@ def test_many_payloads_of_any_kind_of_buffer_are_copied() -> None:
         pass
 
     packer, changing = Packer(LOG, GENERATION, 1, 4096, 0), bytearray(b"changing")
-    packer.add_many([Text(b"sub"), changing, memoryview(b"view")], 1, 0)  # type: ignore[list-item]
+    packer.add_many([Text(b"sub"), changing, memoryview(b"view")], 1)  # type: ignore[list-item]
     changing[:] = b"changed!"
-    assert packer.add(Text(b"alone"), 5, crc32c(b"alone"), 1, 0) == packer.position
-    data = b"".join(packer.take()[1])
+    assert packer.add(Text(b"alone"), 5, crc32c(b"alone"), 1) == packer.position
+    data = b"".join(packer.take()[3])
     found = parse(data, 0, len(data), 4096, 1, WHOSE, GENERATION)
     assert [entry.payload for entry in found] == [b"sub", b"changing", b"view", b"alone"]
 
