@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench asan tsan build clean
+.PHONY: demo test check bench asan tsan build browser clean
 
 build: $(VENV)/.ready
 
@@ -20,12 +20,16 @@ $(VENV)/.ready: pyproject.toml tools/setup.sh $(COMPILED) $(wildcard mdstore/btr
 demo: build
 	$(BIN)/python -m mdstore.tools.demo
 
-test: build
+test: build browser
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-check: build
+# The reports are looked at in a browser.
+browser:
+	@bash tools/setup.sh browser
+
+check: build browser
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not fuse" tests/unit tests/model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
@@ -11,6 +12,8 @@ from typing import Final
 import click
 
 from mdstore.errors import InvalidRequest, MdstoreError
+from mdstore.tools.fsck import progress_display
+from mdstore.tools.reader.check import Options, check_image
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.mds_views import inode_view, journal_view, tree_view
 from mdstore.tools.reader.views import (
@@ -25,6 +28,7 @@ from mdstore.tools.reader.views import (
     superblock_view,
     trees_view,
 )
+from mdstore.tools.report.fsck_report import Mapper, map_sections, write_report
 
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
@@ -54,7 +58,9 @@ _VIEWS: Final[dict[str, tuple[str, View]]] = {
 @click.argument("image")
 @click.argument("what", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, keys stable.")
-def dump_command(image: str, what: tuple[str, ...], as_json: bool) -> None:
+@click.option("--map", "as_map", is_flag=True, help="Where in the image what lies, by kind.")
+@click.option("--html", "html", type=click.Path(dir_okay=False), metavar="FILE", help="With --map: draw it, as a page.")
+def dump_command(image: str, what: tuple[str, ...], as_json: bool, as_map: bool, html: str | None) -> None:
     """Show what IMAGE holds. Reads only; needs no lock and no working engine.
 
     \b
@@ -73,7 +79,31 @@ def dump_command(image: str, what: tuple[str, ...], as_json: bool) -> None:
     \b
     Exit codes: 0 shown, 2 no such view, 4 damage was met on the way (said on standard error), 8 could not be shown.
     """
+    if html and not as_map:
+        raise click.UsageError("--html needs --map")
+    if as_map:
+        if what:
+            raise click.UsageError("--map shows the whole image: no view goes with it")
+        sys.exit(run_map(image, as_json=as_json, html=html))
     sys.exit(run_dump(image, what, as_json=as_json))
+
+
+def run_map(path: str, *, as_json: bool = False, html: str | None = None) -> int:
+    """Show what lies where; returns the exit code. `html`: where the picture goes."""
+    mapper, started = Mapper(), time.monotonic()
+    try:
+        with progress_display() as progress:
+            result = check_image(path, Options(watch=mapper.watch), mapper.problem, progress)
+    except MdstoreError as error:
+        click.echo(f"dump: {error}", err=True)
+        return EXIT_FAILED
+    if mapper.image_map is not None:
+        (_print_json if as_json else _print_text)(map_sections(mapper.image_map))
+    if html:
+        write_report(html, path, result, time.monotonic() - started, mapper)
+    if result.errors:
+        click.echo(f"dump: {result.errors} errors were met; `mdstore fsck` says which", err=True)
+    return EXIT_DAMAGED if result.errors else EXIT_OK
 
 
 def run_dump(path: str, what: tuple[str, ...], *, as_json: bool = False) -> int:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -14,6 +15,7 @@ import click
 from mdstore.errors import MdstoreError
 from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, Progress, Result, check_image
 from mdstore.tools.reader.problems import Problem
+from mdstore.tools.report.fsck_report import Mapper, write_report
 
 EXIT_CLEAN: Final = 0
 EXIT_ERRORS: Final = 4
@@ -33,7 +35,8 @@ EXIT_FAILED: Final = 8
 )
 @click.option("--seed", type=int, default=0, help="Which extents --sample takes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def fsck_command(image: str, level: str | None, sample: float, seed: int, as_json: bool) -> None:
+@click.option("--html", "html", type=click.Path(dir_okay=False), metavar="FILE", help="Write a page with a map as well.")
+def fsck_command(image: str, level: str | None, sample: float, seed: int, as_json: bool, html: str | None) -> None:
     """Check IMAGE and report every problem: what, where, what follows from it, what to do.
 
     Reads only; works on an image that was not closed (its logs are replayed in memory).
@@ -43,20 +46,30 @@ def fsck_command(image: str, level: str | None, sample: float, seed: int, as_jso
     (not an image, no permission, unknown format).
     """
     options = Options(level or NORMAL, sample / 100, seed)
-    sys.exit(run_fsck(image, options, as_json=as_json))
+    sys.exit(run_fsck(image, options, as_json=as_json, html=html))
 
 
-def run_fsck(image: str, options: Options, *, as_json: bool = False) -> int:
-    """Check and print; returns the exit code."""
+def run_fsck(image: str, options: Options, *, as_json: bool = False, html: str | None = None) -> int:
+    """Check and print; returns the exit code. `html`: where a page with a map of the image goes."""
     front: _Front = _JsonFront() if as_json else _TextFront()
+    mapper = Mapper()
+
+    def problem(found: Problem) -> None:
+        front.problem(found)
+        mapper.problem(found)
+
     started = time.monotonic()
     try:
-        with _progress() as progress:
-            result = check_image(image, options, front.problem, progress)
+        with progress_display() as progress:
+            watched = replace(options, watch=mapper.watch) if html else options
+            result = check_image(image, watched, problem if html else front.problem, progress)
     except MdstoreError as error:
         front.failed(image, error)
         return EXIT_FAILED
-    front.finished(image, result, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    front.finished(image, result, seconds)
+    if html:
+        write_report(html, image, result, seconds, mapper)
     return EXIT_ERRORS if result.errors else EXIT_CLEAN
 
 
@@ -118,7 +131,7 @@ _Front = _TextFront | _JsonFront
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def progress_display() -> Iterator[Progress]:
     """A progress display on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda *_: None

@@ -67,6 +67,14 @@ def test_a_large_clone_that_was_written_to_is_clean(tmp_path: Path) -> None:
     assert check(device.image(), tmp_path, DEEP) == []
 
 
+def test_a_clone_of_what_was_not_written_yet_is_clean(tmp_path: Path) -> None:
+    device = MemoryDevice(16 << 20)
+    with Store.create(device) as store:
+        store.submit(Transaction().create_collection("c").write("c", "a", 0, b"a" * 4096 * 60))
+        store.submit(Transaction().clone("c", "a", "b"))
+    assert check(device.image(), tmp_path, DEEP) == []
+
+
 def test_checking_writes_nothing(image: bytes, tmp_path: Path) -> None:
     check(image, tmp_path, DEEP)
     assert (tmp_path / "image").read_bytes() == image

@@ -5,9 +5,10 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
 
-from mdstore.tools.reader.checksum import crc32c
-from mdstore.tools.reader.problems import Findings, Place
+from mdstore.tools.reader.problems import Damage, Findings, Place
 
 
 class SharedPages:
@@ -37,14 +38,16 @@ class SharedPages:
 class Groups:
     """Groups of clones: how many members each claims, how many were seen, and that their data trees are equal.
 
-    Memory: some 200 bytes for each group.
+    `records`: the records of the data tree with that root. Trees with one root are equal; others (a clone of what was not
+    written yet has pages of its own) are read side by side at the end. Memory: some 300 bytes for each group.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, records: Callable[[bytes], Iterator[tuple[bytes, bytes]]]) -> None:
+        self._records = records
         self._claimed: dict[int, int] = {}
         self._seen: dict[int, int] = {}
-        self._roots: dict[int, int] = {}
-        self._differing: set[int] = set()
+        self._roots: dict[int, bytes] = {}
+        self._other_roots: dict[int, set[bytes]] = {}
 
     def claim(self, group: int, members: int) -> None:
         """A record of the groups tree."""
@@ -52,15 +55,24 @@ class Groups:
 
     def is_first_member(self, group: int, data_root: bytes | None) -> bool:
         """Note a member; True when it is the first one, whose extents count for the group."""
-        root = crc32c(data_root or b"")
+        root = data_root or b""
         self._seen[group] = self._seen.get(group, 0) + 1
         if self._roots.setdefault(group, root) != root:
-            self._differing.add(group)
+            self._other_roots.setdefault(group, set()).add(root)
         return self._seen[group] == 1
 
     def seen(self) -> Counter[int]:
         """Members met, by group."""
         return Counter(self._seen)
+
+    def _differs(self, one: bytes, other: bytes) -> bool:
+        """Whether two data trees hold other records. One that cannot be read was reported where it was met."""
+        if not one or not other:
+            return True
+        try:
+            return any(left != right for left, right in zip_longest(self._records(one), self._records(other)))
+        except Damage:
+            return False
 
     def judge(self, findings: Findings) -> None:
         """Compare claims with members."""
@@ -70,5 +82,5 @@ class Groups:
                 findings.add(
                     "group", f"group {group} counts {claimed} members, has {seen}", Place(f"group {group}", "groups")
                 )
-            if group in self._differing:
+            if any(self._differs(self._roots[group], other) for other in self._other_roots.get(group, ())):
                 findings.add("group", f"the data trees of group {group} differ", Place(f"group {group}", "groups"))

@@ -76,7 +76,7 @@ class StoreCheck:
         self._is_partial = False
         self._space = Space(reader.superblock, reader.image.size, findings, observe)
         self._shared_pages = SharedPages()
-        self._groups = Groups()
+        self._groups = Groups(lambda root: reader.tree(root, DATA_SHAPE).items())
         self._names: dict[int, bytes] = {}
         self._extent_max = extent_blocks_max(reader.block_size)
         self.counts = StoreCounts()
