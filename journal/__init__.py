@@ -21,9 +21,10 @@ from journal.errors import (
 )
 from journal.follow import Follower, Lag
 from journal.head import Head
-from journal.journal import Counters, Journal, Options
+from journal.journal import Journal
 from journal.medium import FencingMedium, Medium, ObjectIO, Region
 from journal.memory import MemoryMedium
+from journal.options import Counters, Options
 from journal.ring import RingMedium
 from journal.scan import Tail
 from journal.striped import Layout, StripedMedium

@@ -75,6 +75,17 @@ class Packer(Framer):
             self.buffers.append(bytes(size))
             self.position += size
 
+    def restart(self, position: int, sequence: int) -> None:
+        """Go on from an earlier entry boundary; nothing has been added yet."""
+        assert not self.buffers, "entries were added behind it"
+        self.position = self.taken = position
+        self.sequence = self.first_sequence = sequence
+
+    def assert_state(self) -> None:
+        """With the lock held: check the invariants."""
+        with self.still():
+            assert sum(map(len, self.buffers)) == self.position - self.taken, "K1"
+
     @property
     def appended(self) -> int:
         """Entries so far, pads not counted."""

@@ -18,8 +18,9 @@ from dataclasses import replace
 from journal.entry import Entry
 from journal.errors import JournalBusy, NoJournal
 from journal.follow import Follower
-from journal.journal import Journal, Options, Visit
+from journal.journal import Journal, Visit
 from journal.medium import ObjectIO
+from journal.options import Options
 from journal.pointer import Pointer, Side, read_pointer, write_pointer
 from journal.striped import Layout, StripedMedium
 

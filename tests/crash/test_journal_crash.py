@@ -169,8 +169,8 @@ def test_later_stripes_landed_earlier_ones_not_and_shorter_entries_follow() -> N
     journal.flush()
     start = journal.write
     ends = [journal.append(b"x" * 40) for _ in range(8)]
-    journal._turns.take_now()
-    journal._write_buffers()
+    journal._writer.turns.take_now()
+    journal._writer.write_buffers()
     pending = [op for op in place.store.operations[-8:] if op.kind == "write"]
     lost = place.medium().layout.pieces(start, 92)  # type: ignore[attr-defined]
     number, offset, size = next(iter(lost))

@@ -349,7 +349,7 @@ def test_many_waiters_share_one_flush() -> None:
     late = [threading.Thread(target=journal.wait, args=(end,)) for end in ends]
     for thread in late:
         thread.start()
-    while len(journal._turns._parked) < 15:
+    while len(journal._writer.turns._parked) < 15:
         threading.Event().wait(0.001)
     medium.gate.release()
     medium.arrived.acquire()

@@ -67,7 +67,7 @@ def test_one_empty_period_is_kept_ahead_whatever_turns_up_there(seed: int) -> No
     store = CrashObjects()
     journal = Journal.create(medium(store), options=Options(buffer_bytes=200))
     journal.wait(journal.append(b"begin"))
-    ahead = -(-(journal._prezeroed + PERIOD) // PERIOD) * PERIOD
+    ahead = -(-(journal._writer._prezeroed + PERIOD) // PERIOD) * PERIOD
     litter(store, ahead, ahead + 3 * PERIOD)
     wanted = [b"begin"]
     while journal.write < ahead + 5 * PERIOD:

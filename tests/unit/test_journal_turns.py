@@ -240,7 +240,7 @@ def test_sixteen_appenders_share_flushes() -> None:
     ended = False
     while not ended:  # a flush ends only when everybody else waits for it, or is done
         if medium.began.acquire(timeout=0.01):
-            while len(journal._turns._parked) + 1 < sum(thread.is_alive() for thread in threads):
+            while len(journal._writer.turns._parked) + 1 < sum(thread.is_alive() for thread in threads):
                 threading.Event().wait(0.0005)
             medium.gate.release()
         ended = not any(thread.is_alive() for thread in threads)

@@ -1,0 +1,228 @@
+"""From appended to durable: group commit, heads, the first steps of a generation, and the latch.
+
+Of the invariants in journal/journal.py this module keeps J3 and J6, and the right half of J1:
+safe <= flushed <= taken <= write.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from journal.commit import Callback, Turns
+from journal.errors import JournalClosed, JournalError, JournalFailed, JournalFenced
+from journal.head import Head
+from journal.heads import HeadKeeper
+from journal.medium import Medium
+from journal.options import Counters, Options
+from journal.pack import Packer, join_small
+from journal.room import Room
+
+
+class Writer:
+    """Makes what is in the packer durable. Public calls may come from any thread, with the lock not held unless they say so."""
+
+    def __init__(self, medium: Medium, options: Options, pack: Packer, heads: HeadKeeper, room: Room) -> None:
+        self.lock = threading.Lock()  # guards positions, buffers, waiters; never held during I/O
+        self.counters = Counters()
+        self.refusal: JournalError | None = None
+        self.safe = self.flushed = pack.position
+        self.turns = Turns(self.lock)
+        self.heads = heads
+        self._medium = medium
+        self._options = options
+        self._pack = pack
+        self._room = room
+        self._prezeroed = pack.position
+        self._safe_sequence = pack.sequence
+        pack.hold_back = options.buffer_bytes
+        self.open_room()
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def wait(self, position: int, timeout: float | None) -> None:
+        """See `Journal.wait`."""
+        while self.safe < position:
+            with self.lock:
+                if self.safe >= position:
+                    return
+                self.raise_refusal()
+                assert position <= self._pack.position, "waiting for a position that was never appended"
+                parked = self.turns.take(position)
+            if parked is None or self.turns.sleep(parked, timeout):
+                self._commit()
+
+    def push(self) -> None:
+        """See `Journal.push`."""
+        position = self._pack.position
+        while self.flushed < position:
+            with self.lock:
+                if self.flushed >= position:
+                    return
+                self.raise_refusal()
+                parked = self.turns.take(position)
+            if parked is None or self.turns.sleep(parked, None):
+                self._write_in_turn()
+
+    def add_waiter(self, position: int, callback: Callback) -> None:
+        """See `Journal.add_waiter`."""
+        with self.lock:
+            pending = self.safe < position and self.refusal is None
+            if pending:
+                self.turns.add(position, callback)
+        if not pending:
+            callback(None if self.safe >= position else self.refusal)
+
+    def hold_appender(self, end: int) -> None:
+        """Write out what is buffered up to `end` where it is too much, and wait where that does not keep up."""
+        excess = end - self._pack.taken - self._options.buffer_bytes
+        if excess > self._options.buffer_bytes:
+            self.wait(end, None)
+        elif excess > 0:
+            with self.lock:
+                leader = self.refusal is None and self.turns.take_now()
+            if leader:
+                self._write_in_turn()
+
+    # -- by the leader -------------------------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        """One write and one flush for everything appended so far. What it covers is durable, `safe`."""
+        safe, sequence = self.safe, self._safe_sequence
+        error: BaseException | None = None
+        try:
+            safe, sequence = self.write_buffers()
+            self._medium.flush()
+            self.counters.flushes += 1
+        except BaseException as cause:
+            error = cause
+        self._end_turn(safe, sequence, "flush", error)
+        every = self._options.head_every_bytes
+        if every is not None and self.safe - self.heads.durable.safe >= every:
+            with suppress(JournalError):  # latched: every later call raises it; what was waited for is durable
+                self.write_head()
+
+    def _write_in_turn(self) -> None:
+        """Write everything appended so far, without a flush."""
+        error: BaseException | None = None
+        try:
+            self.write_buffers()
+        except BaseException as cause:
+            error = cause
+        self._end_turn(self.safe, self._safe_sequence, "write", error)
+
+    def write_buffers(self) -> tuple[int, int]:
+        """Write everything appended. Returns the position and sequence that a flush makes durable."""
+        if not self.heads.begun:
+            self.heads.ensure_begun(self._head_now, self._room.trimmed)
+        with self.lock:
+            begin, end, sequence, buffers = self._pack.take()
+        if begin < end:
+            if self._medium.prezero_periods:
+                self._keep_zeros_ahead(begin, end)
+            self._medium.write(begin, join_small(buffers))
+            self.counters.writes += 1
+            self.counters.bytes += end - begin
+        self.flushed = end
+        return end, sequence
+
+    def _keep_zeros_ahead(self, begin: int, end: int) -> None:
+        """One whole empty period beyond `end`, durably, before anything up to `end` is written."""
+        periods, period = self._medium.prezero_periods, self._medium.period
+        if end + period <= self._prezeroed:
+            return
+        until = -(-end // period) * period + periods * period
+        self._medium.prezero(max(self._prezeroed, begin), until)
+        self._medium.flush()
+        self._prezeroed = until
+
+    def _end_turn(self, safe: int, sequence: int, operation: str, error: BaseException | None) -> None:
+        with self.lock:
+            refusal = self._latch(operation, error) if error is not None else None
+            if refusal is None:
+                self.safe = self._pack.safe = safe
+                self._safe_sequence = sequence
+            due = self.turns.give(self.safe, refusal)
+        for callback in due:
+            callback(refusal)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise error
+        if error is not None and refusal is not None:
+            raise refusal from error
+
+    # -- refusing ------------------------------------------------------------------------------------------------------
+
+    def open_room(self) -> None:
+        """With the lock held: let entries be added at once as far as nothing refuses and nothing is padded."""
+        self._pack.limit = 0 if self.refusal is not None or self._pack.unit else self._room.limit
+
+    def raise_refusal(self) -> None:
+        """With the lock held: the error that every call raises now, if there is one."""
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)
+
+    def _latch(self, operation: str, cause: BaseException) -> JournalError:
+        """With the lock held: remember the first failure for good (J6). A fenced writer stays fenced."""
+        if self.refusal is None:
+            self.refusal = cause if isinstance(cause, JournalFenced) else JournalFailed(operation, self.flushed, cause)
+        self.open_room()
+        return self.refusal
+
+    def refuse(self, refusal: JournalError) -> None:
+        """Every later call raises `refusal`."""
+        with self.lock:
+            self.refusal = refusal
+            self.open_room()
+
+    def close(self) -> None:
+        """Flush, write a head that says where the log ends, and refuse everything from then on."""
+        try:
+            if self.refusal is None and (self.heads.begun or self._pack.position > self.safe):
+                self.wait(self._pack.position, None)
+                self.on_medium("close", lambda: self.heads.write(lambda: self._head_now(clean=True)))
+        finally:
+            self.refuse(JournalClosed("the journal is closed"))
+
+    # -- heads ---------------------------------------------------------------------------------------------------------
+
+    def write_head(self) -> None:
+        """Both head copies describe the journal as it is, durably, when this returns. Cost: two flushes."""
+        self.on_medium("head", lambda: self.heads.write(self._head_now))
+
+    def _head_now(self, *, clean: bool = False) -> Head:
+        with self.lock:
+            return Head(
+                log=self._pack.log, generation=self._pack.generation, trimmed=self._room.trimmed,
+                expire=self._room.expire, safe=self.safe, next_sequence=self._safe_sequence,
+                generation_start=self.heads.begin, epoch=getattr(self._medium, "epoch", 0), clean=clean,
+                allow_split=self._options.allow_split, **self._medium.describe(),
+            )  # fmt: skip
+
+    def on_medium(self, operation: str, action: Callable[[], None]) -> None:
+        """Run `action` once the generation has begun; a failure latches the journal."""
+        with self.lock:
+            self.raise_refusal()
+        try:
+            self.heads.ensure_begun(self._head_now, self._room.trimmed)
+            action()
+        except BaseException as cause:
+            with self.lock:
+                refusal = self._latch(operation, cause)
+            if not isinstance(cause, Exception):
+                raise
+            raise refusal from cause
+
+    def begin_at(self, position: int, sequence: int) -> None:
+        """With the lock held, before the first write: the log ends at `position`, what recovery found behind that goes."""
+        self.heads.cut(position, self._pack.position)
+        self._pack.restart(position, sequence)
+        self.safe = self.flushed = self._prezeroed = self._pack.safe = position
+        self._safe_sequence = sequence
+
+    def assert_state(self) -> None:
+        """With the lock held."""
+        assert self.safe <= self.flushed <= self._pack.taken <= self._pack.position, "J1"
+        self._pack.assert_state()
+        if self.heads.begun:
+            assert self.heads.durable.generation == self._pack.generation, "J3"
