@@ -33,6 +33,7 @@ ATTR_VALUE_MAX: Final = 64 * KIB
 MAP_KEY_MAX: Final = 1000  # bytes; room for the tree's own prefix under KEY_SIZE_MAX
 MAP_VALUE_MAX: Final = 256 * MIB
 OBJECT_SIZE_MAX: Final = 1 << 60  # bytes of the data stream
+REVISION_MAX: Final = (1 << 64) - 1  # a revision's number: u64 on disk
 TRANSACTION_OPS_MAX: Final = 1 << 20
 TRANSACTION_BYTES_MAX: Final = GIB  # payload of one transaction
 
@@ -44,4 +45,7 @@ XATTR_NAME_MAX: Final = 255  # bytes: ERANGE
 XATTR_VALUE_MAX: Final = 64 * KIB  # bytes: E2BIG
 XATTR_TOTAL_MAX: Final = 128 * KIB  # bytes of all names and values of one inode: ENOSPC
 LINK_MAX: Final = 1 << 31  # links to one inode: EMLINK
+SESSIONS_MAX: Final = 65536  # at a time: LimitExceeded
+SESSION_NAME_MAX: Final = 255  # bytes of a client's name: LimitExceeded
+SESSION_REQUESTS_MAX: Final = 4096  # done and not yet called old by the client, which must wait: LimitExceeded
 FILE_SIZE_MAX: Final = 1 << 53  # bytes of one file (8 PiB): EFBIG

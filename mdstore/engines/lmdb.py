@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, TypeVar
@@ -37,7 +38,7 @@ from mdstore.engines.lmdb_tables import (
     Table,
     decode_floor,
 )
-from mdstore.engines.protocol import Capabilities, Commit, ObjectStat
+from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision
 from mdstore.errors import (
     DeviceFailed,
     InvalidRequest,
@@ -52,6 +53,7 @@ from mdstore.errors import (
 )
 from mdstore.limits import GIB, MIB, TIB
 from mdstore.store.floors import Floors, Scope
+from mdstore.store.revisions import MARK
 from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, object_name
 
 MAP_BYTES_FIRST: Final = 64 * MIB  # of address space; the file grows only as it is written
@@ -162,60 +164,65 @@ class LmdbStore:
 
     # -- queries -------------------------------------------------------------------------------------------------------
 
-    def exists(self, collection: Name, name: Name) -> bool:
-        """Whether the object is there. NotFound('collection') when its collection is not."""
+    def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool:
+        """Whether the object is there. NotFound('collection') when its collection is not. This and every query below: `rev`
+        asks for it as it was at that revision (0: now)."""
         home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: view.find(home, wanted)) is not None
+        return self._ask(lambda view: view.find_at(home, wanted, rev)) is not None
 
-    def stat(self, collection: Name, name: Name) -> ObjectStat:
-        """Size, bytes stored, number of attributes and of map keys."""
+    def stat(self, collection: Name, name: Name, *, rev: int = 0) -> ObjectStat:
+        """Size, bytes stored, number of attributes and of map keys, revision of its creation."""
         home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: ObjectStat(*view.need(home, wanted)[1:]))
+        return self._ask(lambda view: ObjectStat(*view.need(home, wanted, rev)[1:]))
 
-    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
+    def read(
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
+    ) -> bytes:
         """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
         _check_window(offset, length)
         home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: view.read(view.need(home, wanted), offset, length))
+        return self._ask(lambda view: view.read(view.need(home, wanted, rev), offset, length))
 
     def extents(
-        self, collection: Name, name: Name, offset: int = 0, length: int | None = None
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
     ) -> list[tuple[int, int]]:
         """Ranges (offset, length) inside the window that are not holes, in order, cut at the size."""
         _check_window(offset, length)
         home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: view.extents(view.need(home, wanted), offset, length))
+        return self._ask(lambda view: view.extents(view.need(home, wanted, rev), offset, length))
 
-    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
+    def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes:
         """The attribute's value. NotFound says which was missing: collection, object or attribute."""
         key = _raw(attribute)
-        found = self._ask(lambda view: self._databases.attributes.get(*_owner(view, collection, name), key))
+        found = self._ask(lambda view: self._databases.attributes.get(*_owner(view, collection, name, rev), key))
         if found is None:
             raise NotFound("attribute", key)
         return found
 
-    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]:
+    def getattrs(self, collection: Name, name: Name, *, rev: int = 0) -> dict[bytes, bytes]:
         """All attributes, in order of their names."""
         return self._ask(
-            lambda view: dict(self._databases.attributes.items(*_owner(view, collection, name), None, None))
+            lambda view: dict(self._databases.attributes.items(*_owner(view, collection, name, rev), None, None))
         )
 
-    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None:
+    def map_get(self, collection: Name, name: Name, key: bytes, *, rev: int = 0) -> bytes | None:
         """The value of one key, None when the map does not have it."""
-        return self.map_get_many(collection, name, [key])[0]
+        return self.map_get_many(collection, name, [key], rev=rev)[0]
 
-    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]:
+    def map_get_many(
+        self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0
+    ) -> list[bytes | None]:
         """The values of the keys, in their order, all of one moment."""
 
         def look_up(view: View) -> list[bytes | None]:
-            owner = _owner(view, collection, name)
+            owner = _owner(view, collection, name, rev)
             return [self._databases.maps.get(*owner, key) if key else None for key in keys]
 
         return self._ask(look_up)
 
-    def map_header(self, collection: Name, name: Name) -> bytes:
+    def map_header(self, collection: Name, name: Name, *, rev: int = 0) -> bytes:
         """The map's header, empty when none was set."""
-        return self._ask(lambda view: self._databases.maps.get(*_owner(view, collection, name), b"")) or b""
+        return self._ask(lambda view: self._databases.maps.get(*_owner(view, collection, name, rev), b"")) or b""
 
     def map_items(
         self,
@@ -225,13 +232,14 @@ class LmdbStore:
         stop: bytes | None = None,
         *,
         reverse: bool = False,
+        rev: int = 0,
     ) -> Iterator[Record]:
         """Records with start <= key < stop in order (reverse: from the end), as they are at this call. Holds a read
         transaction until it ends or is dropped: LMDB reuses no page that was freed after it began."""
         with self._reading():
             txn = self._environment.begin()
             try:
-                owner = _owner(View(txn, self._databases), collection, name)
+                owner = _owner(View(txn, self._databases), collection, name, rev)
             except BaseException:
                 txn.abort()
                 raise
@@ -254,6 +262,20 @@ class LmdbStore:
             return [name for _, (name, _) in zip(range(limit), records)]
 
         return self._ask(names)
+
+    def revisions(self, collection: Name, name: Name) -> list[Revision]:
+        """The object's revisions, oldest first; the object itself need not exist."""
+        home, wanted = collection_name(collection), object_name(name)
+        return self._ask(lambda view: [Revision(rev, onode.created_rev) for rev, onode in view.kept(home, wanted)])
+
+    def list_revised(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names that have revisions, whether the object exists or not, as `list_objects`."""
+        if limit is not None and limit < 0:
+            raise InvalidRequest(f"limit {limit} must not be negative")
+        home, low, high = collection_name(collection), _bound(start) or b"", _bound(stop)
+        return self._ask(lambda view: list(islice(view.revised(home, low, high), limit)))
 
     def list_collections(self) -> list[bytes]:
         """Every collection's name, in order."""
@@ -382,13 +404,12 @@ class LmdbStore:
         pages = self._environment.info()["last_pgno"] + 1
         used = pages * self._environment.stat()["psize"]
         free = min(self._free_bytes(), max(0, self._map_bytes_max - used))
+        numbers = [int(U64.unpack(raw)[0]) for _, raw in view.txn.cursor(db=self._databases.collections)]
         return {
             "size_bytes": used + free,
             "free_bytes": free,
             "allocated_bytes": used,
-            "objects": sum(
-                self._count(view, U64.unpack(raw)[0]) for _, raw in view.txn.cursor(db=self._databases.collections)
-            ),
+            "objects": sum(self._count(view, number) + self._count(view, number | MARK) for number in numbers),
             "map_bytes": self._environment.info()["map_size"],
             "readers": self._environment.info()["num_readers"],
         }
@@ -418,8 +439,8 @@ def _import_lmdb() -> Any:
     return lmdb
 
 
-def _owner(view: View, collection: Name, name: Name) -> tuple[Any, int]:
-    return view.txn, view.need(collection_name(collection), object_name(name)).number
+def _owner(view: View, collection: Name, name: Name, rev: int) -> tuple[Any, int]:
+    return view.txn, view.need(collection_name(collection), object_name(name), rev).number
 
 
 def _check_window(offset: int, length: int | None) -> None:

@@ -11,9 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from mdstore.engines.lmdb_tables import CHUNK, META_NEXT_NUMBER, U64, Databases, Onode, encode_floor
+from mdstore.engines.lmdb_tables import (
+    CHUNK,
+    META_NEXT_NUMBER,
+    U64,
+    Databases,
+    Onode,
+    encode_floor,
+    revision_row,
+)
 from mdstore.errors import AlreadyExists, InvalidRequest, NotEmpty, NotFound
+from mdstore.limits import REVISION_MAX
 from mdstore.store.floors import Floors
+from mdstore.store.revisions import MARK, ordered_name, plain_name
 from mdstore.store.transaction import Op, Operation
 
 _LAST_CHUNK: Final = (1 << 62) // CHUNK
@@ -39,9 +49,37 @@ class View:
         raw = self.databases.objects.get(self.txn, self.collection(collection), name)
         return None if raw is None else Onode.decode(raw, name)
 
-    def need(self, collection: bytes, name: bytes) -> Onode:
+    def find_at(self, collection: bytes, name: bytes, rev: int) -> Onode | None:
+        """What a read at `rev` is answered from (0: the object as it is), None, or NotFound for the collection."""
+        if rev:
+            kept = next(self.kept(collection, name, rev + 1), None) if rev < REVISION_MAX else None
+            if kept is not None:
+                return kept[1] if kept[1].created_rev <= rev else None
+        live = self.find(collection, name)
+        return None if live is None or (rev and live.created_rev > rev) else live
+
+    def kept(self, collection: bytes, name: bytes, first: int = 0) -> Iterator[tuple[int, Onode]]:
+        """The object's revisions from number `first` on, oldest first."""
+        owner, start = revision_row(self.collection(collection), name, first)
+        _, last = revision_row(0, name, REVISION_MAX)
+        for key, raw in self.databases.objects.items(self.txn, owner, start, last + b"\0"):
+            yield U64.unpack(key[-U64.size :])[0], Onode.decode(raw, name)
+
+    def revised(self, collection: bytes, start: bytes, stop: bytes | None) -> Iterator[bytes]:
+        """Names start <= name < stop that have revisions, in order."""
+        owner = self.collection(collection) | MARK
+        after = ordered_name(start)
+        while (record := next(self.databases.objects.items(self.txn, owner, after, None), None)) is not None:
+            prefix = record[0][: -U64.size]
+            name = plain_name(prefix)
+            if stop is not None and name >= stop:
+                return
+            yield name
+            after = prefix + U64.pack(REVISION_MAX) + b"\0"
+
+    def need(self, collection: bytes, name: bytes, rev: int = 0) -> Onode:
         """The object, or NotFound."""
-        found = self.find(collection, name)
+        found = self.find_at(collection, name, rev) if rev else self.find(collection, name)
         if found is None:
             raise NotFound("object", name)
         return found
@@ -90,6 +128,7 @@ class Applier(View):
         super().__init__(txn, databases)
         self._floors = floors
         self.raised: Floors | None = None
+        self._rev = 0  # that the next operation carries
 
     def apply(self, operation: Operation) -> None:
         """One operation; raises a typed error when it is refused, and has then perhaps changed something."""
@@ -108,60 +147,116 @@ class Applier(View):
     def _remove_collection(self, name: bytes) -> None:
         if not self.databases.objects.is_empty(self.txn, self.collection(name)):
             raise NotEmpty(f"collection {name!r} still holds objects")
+        if not self.databases.objects.is_empty(self.txn, self.collection(name) | MARK):
+            raise NotEmpty(f"collection {name!r} still holds revisions of objects")
         self.txn.delete(name, db=self.databases.collections)
 
     def _create(self, collection: bytes, name: bytes) -> None:
         if self.find(collection, name) is not None:
             raise AlreadyExists("object", name)
-        self._save(collection, name, Onode(self._next_number()))
+        self._make(collection, name)
 
     def _make(self, collection: bytes, name: bytes, *_: int) -> Onode:
         onode = self.find(collection, name)
         if onode is None:
-            onode = Onode(self._next_number())
+            onode = Onode(self._next_number(), created_rev=self._newest(collection, name))
             self._save(collection, name, onode)
         return onode
 
     def _remove(self, collection: bytes, name: bytes) -> None:
         onode = self.need(collection, name)
-        self._clear(onode.number, 0, _LAST_CHUNK * CHUNK)
-        self.databases.attributes.delete_range(self.txn, onode.number, None, None)
-        self.databases.maps.delete_range(self.txn, onode.number, None, None)
+        if onode.created_rev < self._rev:
+            self._save_revision(collection, name, self._rev, onode)
+        else:
+            self._drop(onode)
         self.databases.objects.delete(self.txn, self.collection(collection), name)
 
     def _rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
-        onode = self.need(collection, name)
+        self.need(collection, name)
         if self.find(to_collection, to_name) is not None:
             raise AlreadyExists("object", to_name)
+        onode = self._changed(collection, name)
         self.databases.objects.delete(self.txn, self.collection(collection), name)
-        self._save(to_collection, to_name, onode)
+        created_rev = max(onode.created_rev, self._newest(to_collection, to_name))
+        self._save(to_collection, to_name, onode._replace(created_rev=created_rev))
 
     def _clone(self, collection: bytes, name: bytes, to_name: bytes) -> None:
         origin = self._origin(collection, name, to_name)
-        if self.find(collection, to_name) is not None:
-            self._remove(collection, to_name)
+        replaced = self._for_writing(collection, to_name)
+        self._drop(replaced)
+        self._save(collection, to_name, self._copied(origin)._replace(created_rev=replaced.created_rev))
+
+    # -- revisions -----------------------------------------------------------------------------------------------------
+
+    def _revision(self, rev: int) -> None:
+        self._rev = rev
+
+    def _remove_revision(self, collection: bytes, name: bytes, rev: int) -> None:
+        found = next(self.kept(collection, name, rev), None)
+        if found is None or found[0] != rev:
+            raise NotFound("revision", rev)
+        self._forget_revision(collection, name, *found)
+
+    def _trim_revisions(self, collection: bytes, name: bytes, rev: int) -> None:
+        for number, onode in list(self.kept(collection, name)):
+            if number <= rev:
+                self._forget_revision(collection, name, number, onode)
+
+    def _forget_revision(self, collection: bytes, name: bytes, rev: int, onode: Onode) -> None:
+        self._drop(onode)
+        self.databases.objects.delete(self.txn, *revision_row(self.collection(collection), name, rev))
+
+    def _save_revision(self, collection: bytes, name: bytes, rev: int, onode: Onode) -> None:
+        self.databases.objects.put(self.txn, *revision_row(self.collection(collection), name, rev), onode.encode())
+
+    def _changed(self, collection: bytes, name: bytes) -> Onode:
+        """The object, which must be there, its state before the operation's revision kept."""
+        onode = self.need(collection, name)
+        if onode.created_rev < self._rev:
+            self._save_revision(collection, name, self._rev, self._copied(onode))
+            onode = onode._replace(created_rev=self._rev)
+            self._save(collection, name, onode)
+        return onode
+
+    def _for_writing(self, collection: bytes, name: bytes) -> Onode:
+        """The same, the object made when it is not there."""
+        onode = self._make(collection, name)
+        return onode if onode.created_rev >= self._rev else self._changed(collection, name)
+
+    def _newest(self, collection: bytes, name: bytes) -> int:
+        """The revision that an object made or put there now is created at: no lower than any of the name's revisions."""
+        return max(self._rev, *(rev for rev, _ in self.kept(collection, name)), 0)
+
+    def _copied(self, origin: Onode) -> Onode:
+        """Another object with the same streams."""
         copy = origin._replace(number=self._next_number())
         for offset in [offset for offset, _ in self.chunks(origin.number, 0, origin.size)]:
             self._put_chunk(copy.number, offset, self._chunk(origin.number, offset))
         for table in (self.databases.attributes, self.databases.maps):
             for key, value in list(table.items(self.txn, origin.number, None, None)):
                 table.put(self.txn, copy.number, key, value)
-        self._save(collection, to_name, copy)
+        return copy
+
+    def _drop(self, onode: Onode) -> None:
+        """Free the streams of an object that goes."""
+        self._clear(onode.number, 0, _LAST_CHUNK * CHUNK)
+        self.databases.attributes.delete_range(self.txn, onode.number, None, None)
+        self.databases.maps.delete_range(self.txn, onode.number, None, None)
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def _write(self, collection: bytes, name: bytes, offset: int, data: bytes) -> None:
-        onode = self._make(collection, name)
+        onode = self._for_writing(collection, name)
         if data:
             self._save(collection, name, self._written(onode, offset, data))
 
     def _zero(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
-        onode = self._make(collection, name)
+        onode = self._for_writing(collection, name)
         if length:
             self._save(collection, name, self._zeroed(onode, offset, length))
 
     def _truncate(self, collection: bytes, name: bytes, size: int) -> None:
-        onode = self.need(collection, name)
+        onode = self._changed(collection, name)
         freed = self._clear(onode.number, size, _LAST_CHUNK * CHUNK)
         self._save(collection, name, onode._replace(size=size, allocated=onode.allocated - freed))
 
@@ -169,7 +264,7 @@ class Applier(View):
         self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int
     ) -> None:
         origin = self._origin(collection, name, to_name)
-        copy = self._make(collection, to_name)
+        copy = self._for_writing(collection, to_name)
         length = max(0, min(length, origin.size - source))
         if length:
             copy = self._zeroed(copy, target, length)
@@ -182,38 +277,40 @@ class Applier(View):
     # -- attributes and map --------------------------------------------------------------------------------------------
 
     def _setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
-        onode = self._make(collection, name)
+        onode = self._for_writing(collection, name)
         if self.databases.attributes.put(self.txn, onode.number, attribute, value):
             self._save(collection, name, onode._replace(attributes=onode.attributes + 1))
 
     def _rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         onode = self.need(collection, name)
-        if not self.databases.attributes.delete(self.txn, onode.number, attribute):
+        if self.databases.attributes.get(self.txn, onode.number, attribute) is None:
             raise NotFound("attribute", attribute)
+        onode = self._changed(collection, name)
+        self.databases.attributes.delete(self.txn, onode.number, attribute)
         self._save(collection, name, onode._replace(attributes=onode.attributes - 1))
 
     def _map_set(self, collection: bytes, name: bytes, pairs: list[tuple[bytes, bytes]]) -> None:
-        onode = self._make(collection, name)
+        onode = self._for_writing(collection, name)
         new = sum(self.databases.maps.put(self.txn, onode.number, key, value) for key, value in pairs)
         self._save(collection, name, onode._replace(map_keys=onode.map_keys + new))
 
     def _map_remove(self, collection: bytes, name: bytes, keys: list[bytes]) -> None:
-        onode = self.need(collection, name)
+        onode = self._changed(collection, name)
         gone = sum(self.databases.maps.delete(self.txn, onode.number, key) for key in keys if key)
         self._save(collection, name, onode._replace(map_keys=onode.map_keys - gone))
 
     def _map_remove_range(self, collection: bytes, name: bytes, start: bytes | None, stop: bytes | None) -> None:
-        onode = self.need(collection, name)
+        onode = self._changed(collection, name)
         gone = self.databases.maps.delete_range(self.txn, onode.number, start or _FIRST_KEY, stop)
         self._save(collection, name, onode._replace(map_keys=onode.map_keys - gone))
 
     def _map_clear(self, collection: bytes, name: bytes) -> None:
-        onode = self.need(collection, name)
+        onode = self._changed(collection, name)
         self.databases.maps.delete_range(self.txn, onode.number, None, None)
         self._save(collection, name, onode._replace(map_keys=0))
 
     def _map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
-        self.databases.maps.put(self.txn, self._make(collection, name).number, b"", header)
+        self.databases.maps.put(self.txn, self._for_writing(collection, name).number, b"", header)
 
     def _set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
         if self.raised is None:
@@ -296,6 +393,9 @@ _OPERATIONS: Final[dict[Op, Callable[..., Any]]] = {
     Op.CLONE_RANGE: Applier._clone_range,
     Op.RENAME: Applier._rename,
     Op.ALLOC_HINT: Applier._make,
+    Op.REVISION: Applier._revision,
+    Op.REMOVE_REVISION: Applier._remove_revision,
+    Op.TRIM_REVISIONS: Applier._trim_revisions,
     Op.MAP_SET: Applier._map_set,
     Op.MAP_REMOVE: Applier._map_remove,
     Op.MAP_REMOVE_RANGE: Applier._map_remove_range,

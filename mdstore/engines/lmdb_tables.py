@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from mdstore.errors import CorruptionError
 from mdstore.store.floors import FloorKey
+from mdstore.store.revisions import MARK, ordered_name
 
 FORMAT_VERSION: Final = 1
 DATABASES: Final = (b"meta", b"collections", b"objects", b"attributes", b"maps", b"data", b"floors")
@@ -24,10 +25,10 @@ CHUNK: Final = 64 * 1024  # bytes of data under one key
 KEY_MAX: Final = 511  # LMDB's, unless it was built otherwise
 U64: Final = struct.Struct(">Q")  # big endian: numbers order as their bytes
 HEAD: Final = KEY_MAX - U64.size
-_ONODE: Final = struct.Struct("<BB6xQQQQQ")  # version, 0, number, size, allocated, attributes, map keys
+_ONODE: Final = struct.Struct("<BB6xQQQQQQ")  # version, 0, number, size, allocated, attributes, map keys, created rev
 _BUCKET_RECORD: Final = struct.Struct("<HI")  # length of the rest of the name, length of the value
 
-assert (U64.size, _ONODE.size, _BUCKET_RECORD.size) == (8, 48, 6)
+assert (U64.size, _ONODE.size, _BUCKET_RECORD.size) == (8, 56, 6)
 
 Record = tuple[bytes, bytes]
 
@@ -40,6 +41,7 @@ class Onode(NamedTuple):
     allocated: int = 0  # bytes of stored chunks
     attributes: int = 0
     map_keys: int = 0
+    created_rev: int = 0
 
     def encode(self) -> bytes:
         return _ONODE.pack(FORMAT_VERSION, 0, *self)
@@ -168,6 +170,11 @@ def _expand(head: bytes, raw: bytes) -> list[Record]:
     if len(head) < HEAD:
         return [(head, raw)]
     return [(head + rest, value) for rest, value in decode_bucket(raw, head)]
+
+
+def revision_row(collection: int, name: bytes, rev: int) -> tuple[int, bytes]:
+    """Owner and name of a revision in `objects`: apart from every collection's objects, ordered by name, then by revision."""
+    return collection | MARK, ordered_name(name) + U64.pack(rev)
 
 
 def encode_floor(key: FloorKey) -> tuple[int, bytes]:

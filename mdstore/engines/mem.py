@@ -19,7 +19,7 @@ from threading import RLock
 
 from mdstore.engines.mem_check import check
 from mdstore.engines.mem_state import BLOCK, MemCollection, MemObject, State
-from mdstore.engines.protocol import Capabilities, Commit, ObjectStat
+from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision
 from mdstore.errors import DeviceFailed, InvalidRequest, NotFound, StoreClosed
 from mdstore.store.transaction import Name, Operation, Transaction, collection_name, object_name
 
@@ -201,59 +201,65 @@ class MemStore:
 
     # -- queries -------------------------------------------------------------------------------------------------------
 
-    def exists(self, collection: Name, name: Name) -> bool:
-        """Whether the object is there. NotFound('collection') when its collection is not."""
+    def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool:
+        """Whether the object is there. NotFound('collection') when its collection is not. This and every query below: `rev`
+        asks for it as it was at that revision (0: now)."""
         with self._lock:
-            return self._lookup(collection, name) is not None
+            return self._lookup(collection, name, rev) is not None
 
-    def stat(self, collection: Name, name: Name) -> ObjectStat:
-        """Size, allocated space (whole blocks), number of attributes and of map keys."""
+    def stat(self, collection: Name, name: Name, *, rev: int = 0) -> ObjectStat:
+        """Size, allocated space (whole blocks), number of attributes and of map keys, revision of its creation."""
         with self._lock:
-            found = self._find(collection, name)
-            return ObjectStat(found.size, len(found.blocks) * BLOCK, len(found.attributes), len(found.map))
+            found = self._find(collection, name, rev)
+            counts = len(found.attributes), len(found.map)
+            return ObjectStat(found.size, len(found.blocks) * BLOCK, *counts, found.created_rev)
 
-    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
+    def read(
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
+    ) -> bytes:
         """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
         _check_window(offset, length)
         with self._lock:
-            return self._find(collection, name).read(offset, length)
+            return self._find(collection, name, rev).read(offset, length)
 
     def extents(
-        self, collection: Name, name: Name, offset: int = 0, length: int | None = None
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
     ) -> list[tuple[int, int]]:
         """Ranges (offset, length) inside the window that are not holes, in order, cut at the size."""
         _check_window(offset, length)
         with self._lock:
-            return self._find(collection, name).extents(offset, length)
+            return self._find(collection, name, rev).extents(offset, length)
 
-    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
+    def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes:
         """The attribute's value. NotFound says which was missing: collection, object or attribute."""
         key = _raw(attribute)
         with self._lock:
-            found = self._find(collection, name).attributes.get(key)
+            found = self._find(collection, name, rev).attributes.get(key)
         if found is None:
             raise NotFound("attribute", key)
         return found
 
-    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]:
+    def getattrs(self, collection: Name, name: Name, *, rev: int = 0) -> dict[bytes, bytes]:
         """All attributes, in order of their names."""
         with self._lock:
-            return dict(sorted(self._find(collection, name).attributes.items()))
+            return dict(sorted(self._find(collection, name, rev).attributes.items()))
 
-    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None:
+    def map_get(self, collection: Name, name: Name, key: bytes, *, rev: int = 0) -> bytes | None:
         """The value of one key, None when the map does not have it."""
-        return self.map_get_many(collection, name, [key])[0]
+        return self.map_get_many(collection, name, [key], rev=rev)[0]
 
-    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]:
+    def map_get_many(
+        self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0
+    ) -> list[bytes | None]:
         """The values of the keys, in their order, all of one moment."""
         with self._lock:
-            records = self._find(collection, name).map
+            records = self._find(collection, name, rev).map
             return [records.get(key) for key in keys]
 
-    def map_header(self, collection: Name, name: Name) -> bytes:
+    def map_header(self, collection: Name, name: Name, *, rev: int = 0) -> bytes:
         """The map's header, empty when none was set."""
         with self._lock:
-            return self._find(collection, name).header
+            return self._find(collection, name, rev).header
 
     def map_items(
         self,
@@ -263,11 +269,12 @@ class MemStore:
         stop: bytes | None = None,
         *,
         reverse: bool = False,
+        rev: int = 0,
     ) -> Iterator[tuple[bytes, bytes]]:
         """Records with start <= key < stop in order (reverse: from the end), as they are at this call, whatever is written
         later. Costs the next writer of the object a copy of it."""
         with self._lock:
-            found = self._find(collection, name)
+            found = self._find(collection, name, rev)
             found.freeze()
         if start is not None and stop is not None and start >= stop:
             return iter(())
@@ -288,6 +295,23 @@ class MemStore:
             names = objects.irange(low, high, inclusive=(True, False))
             return [name for name, _ in zip(names, range(limit))] if limit is not None else list(names)
 
+    def revisions(self, collection: Name, name: Name) -> list[Revision]:
+        """The object's revisions, oldest first; the object itself need not exist."""
+        with self._lock:
+            kept = self._collection(collection).kept(object_name(name))
+            return [Revision(rev, found.created_rev) for rev, found in kept.items()]
+
+    def list_revised(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names that have revisions, whether the object exists or not, as `list_objects`."""
+        if limit is not None and limit < 0:
+            raise InvalidRequest(f"limit {limit} must not be negative")
+        low, high = _bound(start) or b"", _bound(stop)
+        with self._lock:
+            names = sorted({name for name, _ in self._collection(collection).revisions})
+        return [name for name in names if low <= name and (high is None or name < high)][:limit]
+
     def list_collections(self) -> list[bytes]:
         """Every collection's name, in order."""
         with self._lock:
@@ -299,8 +323,9 @@ class MemStore:
         with self._lock:
             self._assert_usable()
             entries = list(self._state.collections.values())
-            allocated = sum(len(found.blocks) * BLOCK for entry in entries for found in entry.objects.values())
-            objects = sum(len(entry.objects) for entry in entries)
+            held = [found for entry in entries for found in (*entry.objects.values(), *entry.revisions.values())]
+            allocated = sum(len(found.blocks) * BLOCK for found in held)
+            objects = sum(len(entry.objects) + len(entry.revisions) for entry in entries)
         return {
             "size_bytes": _SIZE_BYTES,
             "free_bytes": max(0, _SIZE_BYTES - allocated),
@@ -323,12 +348,11 @@ class MemStore:
             raise NotFound("collection", name)
         return found
 
-    def _lookup(self, collection: Name, name: Name) -> MemObject | None:
-        found: MemObject | None = self._collection(collection).objects.get(object_name(name))
-        return found
+    def _lookup(self, collection: Name, name: Name, rev: int = 0) -> MemObject | None:
+        return self._collection(collection).find(object_name(name), rev)
 
-    def _find(self, collection: Name, name: Name) -> MemObject:
-        found = self._lookup(collection, name)
+    def _find(self, collection: Name, name: Name, rev: int = 0) -> MemObject:
+        found = self._lookup(collection, name, rev)
         if found is None:
             raise NotFound("object", object_name(name))
         return found

@@ -1,7 +1,7 @@
-"""Would a transaction be accepted? Answered before anything is changed, from names alone.
+"""Would a transaction be accepted? Answered before anything is changed, from names and revision numbers alone.
 
-Which operations are refused depends on nothing but which collections, objects and attributes are there. So a check keeps,
-beside the state, only the names that the operations before it would have added or taken away.
+Which operations are refused depends on nothing but which collections, objects, attributes and revisions are there. So a check
+keeps, beside the state, only those that the operations before it would have added or taken away.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class _Names:
         self._counts: dict[bytes, int | None] = {}
         self._floors: Floors | None = None
         self._attributes: dict[tuple[bytes, bytes], AbstractSet[bytes] | None] = {}
+        self._created: dict[tuple[bytes, bytes], int] = {}
+        self._kept: dict[tuple[bytes, bytes], set[int]] = {}
+        self._rev = 0
 
     def count(self, collection: bytes) -> int | None:
         if collection not in self._counts:
@@ -54,9 +57,30 @@ class _Names:
 
     def put(self, collection: bytes, name: bytes, attributes: AbstractSet[bytes] | None) -> None:
         """Note that the object is there with these attributes, or (None) is not."""
-        change = (attributes is not None) - (self.find(collection, name) is not None)
+        was_there = self.find(collection, name) is not None
+        change = (attributes is not None) - was_there
+        if attributes is not None and not was_there:
+            self._created[collection, name] = max(self._rev, *self.kept(collection, name), 0)
         self._counts[collection] = (self.count(collection) or 0) + change
         self._attributes[collection, name] = attributes
+
+    def kept(self, collection: bytes, name: bytes) -> set[int]:
+        """The numbers of the object's revisions, to look at and to change."""
+        if (collection, name) not in self._kept:
+            entry = self._state.collections.get(collection)
+            self._kept[collection, name] = set(() if entry is None else entry.kept(name))
+        return self._kept[collection, name]
+
+    def created(self, collection: bytes, name: bytes) -> int:
+        """The revision that an object which is there was created at."""
+        found = self._state.find(collection, name)
+        return self._created.get((collection, name), found.created_rev if found is not None else 0)
+
+    def keep(self, collection: bytes, name: bytes) -> None:
+        """The operation changes the object, which is there."""
+        if self.created(collection, name) < self._rev:
+            self.kept(collection, name).add(self._rev)
+            self._created[collection, name] = self._rev
 
     # -- one method for each rule --------------------------------------------------------------------------------------
 
@@ -71,17 +95,30 @@ class _Names:
             raise NotFound("collection", collection)
         if count:
             raise NotEmpty(f"collection {collection!r} holds {count} objects")
+        entry = self._state.collections.get(collection)
+        names = {name for name, _ in entry.revisions} if entry is not None else set()
+        names |= {name for home, name in self._kept if home == collection}
+        if any(self.kept(collection, name) for name in names):
+            raise NotEmpty(f"collection {collection!r} holds revisions of objects")
         self._counts[collection] = None
 
     def makes(self, collection: bytes, name: bytes, *_: Any) -> None:
         if self.find(collection, name) is None:
             self.put(collection, name, frozenset())
 
+    def writes(self, collection: bytes, name: bytes, *_: Any) -> None:
+        self.makes(collection, name)
+        self.keep(collection, name)
+
     def needs(self, collection: bytes, name: bytes, *_: Any) -> AbstractSet[bytes]:
         found = self.find(collection, name)
         if found is None:
             raise NotFound("object", name)
         return found
+
+    def changes(self, collection: bytes, name: bytes, *_: Any) -> None:
+        self.needs(collection, name)
+        self.keep(collection, name)
 
     def lacks(self, collection: bytes, name: bytes) -> None:
         if self.find(collection, name) is not None:
@@ -92,33 +129,55 @@ class _Names:
         self.put(collection, name, frozenset())
 
     def remove(self, collection: bytes, name: bytes) -> None:
-        self.needs(collection, name)
+        self.changes(collection, name)
         self.put(collection, name, None)
 
     def rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
         attributes = self.needs(collection, name)
         self.lacks(to_collection, to_name)
+        self.keep(collection, name)
+        created = self.created(collection, name)
         self.put(collection, name, None)
         self.put(to_collection, to_name, attributes)
+        self._created[to_collection, to_name] = max(created, self._created[to_collection, to_name])
 
     def clone(self, collection: bytes, name: bytes, to_name: bytes) -> None:
         attributes = self.needs(collection, name)
         _differ(name, to_name)
+        self.writes(collection, to_name)
         self.put(collection, to_name, attributes)
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, *_: int) -> None:
         self.needs(collection, name)
         _differ(name, to_name)
-        self.makes(collection, to_name)
+        self.writes(collection, to_name)
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, _: bytes) -> None:
+        self.writes(collection, name)
         self.put(collection, name, {*(self.find(collection, name) or ()), attribute})
 
     def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         attributes = self.needs(collection, name)
         if attribute not in attributes:
             raise NotFound("attribute", attribute)
+        self.keep(collection, name)
         self.put(collection, name, attributes - {attribute})
+
+    def revision(self, rev: int) -> None:
+        self._rev = rev
+
+    def remove_revision(self, collection: bytes, name: bytes, rev: int) -> None:
+        if rev not in self._revisions_of(collection, name):
+            raise NotFound("revision", rev)
+        self.kept(collection, name).discard(rev)
+
+    def trim_revisions(self, collection: bytes, name: bytes, rev: int) -> None:
+        self._kept[collection, name] = {kept for kept in self._revisions_of(collection, name) if kept > rev}
+
+    def _revisions_of(self, collection: bytes, name: bytes) -> set[int]:
+        if self.count(collection) is None:
+            raise NotFound("collection", collection)
+        return self.kept(collection, name)
 
     def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
         if self._floors is None:
@@ -137,9 +196,9 @@ _CHECK: Final[dict[Op, Callable[..., Any]]] = {
     Op.REMOVE_COLLECTION: _Names.remove_collection,
     Op.CREATE: _Names.create,
     Op.TOUCH: _Names.makes,
-    Op.WRITE: _Names.makes,
-    Op.ZERO: _Names.makes,
-    Op.TRUNCATE: _Names.needs,
+    Op.WRITE: _Names.writes,
+    Op.ZERO: _Names.writes,
+    Op.TRUNCATE: _Names.changes,
     Op.REMOVE: _Names.remove,
     Op.SETATTR: _Names.setattr,
     Op.RMATTR: _Names.rmattr,
@@ -147,10 +206,13 @@ _CHECK: Final[dict[Op, Callable[..., Any]]] = {
     Op.CLONE_RANGE: _Names.clone_range,
     Op.RENAME: _Names.rename,
     Op.ALLOC_HINT: _Names.makes,
-    Op.MAP_SET: _Names.makes,
-    Op.MAP_REMOVE: _Names.needs,
-    Op.MAP_REMOVE_RANGE: _Names.needs,
-    Op.MAP_CLEAR: _Names.needs,
-    Op.MAP_SET_HEADER: _Names.makes,
+    Op.REVISION: _Names.revision,
+    Op.REMOVE_REVISION: _Names.remove_revision,
+    Op.TRIM_REVISIONS: _Names.trim_revisions,
+    Op.MAP_SET: _Names.writes,
+    Op.MAP_REMOVE: _Names.changes,
+    Op.MAP_REMOVE_RANGE: _Names.changes,
+    Op.MAP_CLEAR: _Names.changes,
+    Op.MAP_SET_HEADER: _Names.writes,
     Op.SET_FLOOR: _Names.set_floor,
 }

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sortedcontainers import SortedDict
 
+from mdstore.limits import REVISION_MAX
 from mdstore.store.floors import Floors
 from mdstore.store.transaction import Op, Operation
 
@@ -28,10 +29,11 @@ _END: Final = 1 << 62  # past every offset that `limits.OBJECT_SIZE_MAX` allows
 class MemObject:
     """One object: sparse data, attributes, a map with its header. `owner` is the state that may change it in place."""
 
-    __slots__ = ("attributes", "blocks", "header", "map", "owner", "size")
+    __slots__ = ("attributes", "blocks", "created_rev", "header", "map", "owner", "size")
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
+        self.created_rev = 0
         self.size = 0
         self.blocks: dict[int, bytes] = {}
         self.attributes: dict[bytes, bytes] = {}
@@ -41,6 +43,7 @@ class MemObject:
     def copy(self, owner: object) -> MemObject:
         """An equal object that `owner` may change. Blocks and values are immutable and shared."""
         twin = MemObject(owner)
+        twin.created_rev = self.created_rev
         twin.size, twin.blocks, twin.header = self.size, self.blocks.copy(), self.header
         twin.attributes, twin.map = self.attributes.copy(), self.map.copy()
         return twin
@@ -116,13 +119,32 @@ class MemObject:
 
 
 class MemCollection:
-    """An ordered set of named objects."""
+    """An ordered set of named objects, and what is kept of them under (name, revision)."""
 
-    __slots__ = ("objects", "owner")
+    __slots__ = ("objects", "owner", "revisions")
 
-    def __init__(self, owner: object, objects: SortedDict[bytes, MemObject]) -> None:
+    def __init__(self, owner: object) -> None:
         self.owner = owner
-        self.objects = objects
+        self.objects: SortedDict[bytes, MemObject] = SortedDict()
+        self.revisions: SortedDict[tuple[bytes, int], MemObject] = SortedDict()
+
+    def copy(self, owner: object) -> MemCollection:
+        """An equal collection that `owner` may change; its objects are shared until one side writes."""
+        twin = MemCollection(owner)
+        twin.objects, twin.revisions = self.objects.copy(), self.revisions.copy()
+        return twin
+
+    def kept(self, name: bytes) -> dict[int, MemObject]:
+        """The object's revisions by number, oldest first."""
+        return {key[1]: self.revisions[key] for key in self.revisions.irange((name, 0), (name, REVISION_MAX))}
+
+    def find(self, name: bytes, rev: int = 0) -> MemObject | None:
+        """What a read at `rev` is answered from (0: the object as it is), or None."""
+        for number, kept in self.kept(name).items() if rev else ():
+            if rev < number:
+                return kept if kept.created_rev <= rev else None
+        live: MemObject | None = self.objects.get(name)
+        return None if live is None or (rev and live.created_rev > rev) else live
 
 
 class State:
@@ -132,6 +154,7 @@ class State:
         self.owner = object()
         self.collections: SortedDict[bytes, MemCollection] = SortedDict()
         self.floors = Floors()
+        self._rev = 0  # that the next operation carries
 
     def fork(self) -> State:
         """An equal state that goes its own way. Cost: one entry per collection; objects are copied when one side writes."""
@@ -143,29 +166,40 @@ class State:
 
     def apply(self, operations: Iterable[Operation]) -> None:
         """Carry out operations that `mem_check.check` accepted."""
+        self._rev = 0
         for operation in operations:
             _APPLY[operation[0]](self, *operation[1:])
 
     def find(self, collection: bytes, name: bytes) -> MemObject | None:
         """The object, or None when it or its collection is not there."""
         entry = self.collections.get(collection)
-        return None if entry is None else entry.objects.get(name)
+        return None if entry is None else entry.find(name)
 
     # -- inside: copy before change ------------------------------------------------------------------------------------
 
-    def _objects(self, collection: bytes) -> SortedDict[bytes, MemObject]:
-        entry = self.collections[collection]
+    def _collection(self, collection: bytes) -> MemCollection:
+        entry: MemCollection = self.collections[collection]
         if entry.owner is not self.owner:
-            entry = self.collections[collection] = MemCollection(self.owner, entry.objects.copy())
-        return entry.objects
+            entry = self.collections[collection] = entry.copy(self.owner)
+        return entry
+
+    def _make(self, collection: bytes, name: bytes) -> MemObject:
+        """The object, made when it is not there."""
+        home = self._collection(collection)
+        found: MemObject | None = home.objects.get(name)
+        if found is None:
+            found = home.objects[name] = MemObject(self.owner)
+            found.created_rev = max(self._rev, *home.kept(name), 0)
+        elif found.owner is not self.owner:
+            found = home.objects[name] = found.copy(self.owner)
+        return found
 
     def _object(self, collection: bytes, name: bytes) -> MemObject:
-        objects = self._objects(collection)
-        found: MemObject | None = objects.get(name)
-        if found is None:
-            found = objects[name] = MemObject(self.owner)
-        elif found.owner is not self.owner:
-            found = objects[name] = found.copy(self.owner)
+        """The object to change, made when it is not there, its state before the operation's revision kept."""
+        found = self._make(collection, name)
+        if found.created_rev < self._rev:
+            self._collection(collection).revisions[name, self._rev] = found.copy(self.owner)
+            found.created_rev = self._rev
         return found
 
     # -- inside: one method for each operation that is more than a call on its object -----------------------------------
@@ -174,26 +208,43 @@ class State:
         self.floors.raise_to((scope, collection, name), floor)
 
     def _create_collection(self, collection: bytes) -> None:
-        self.collections[collection] = MemCollection(self.owner, SortedDict())
+        self.collections[collection] = MemCollection(self.owner)
 
     def _remove_collection(self, collection: bytes) -> None:
         del self.collections[collection]
 
+    def _revision(self, rev: int) -> None:
+        self._rev = rev
+
+    def _remove_revision(self, collection: bytes, name: bytes, rev: int) -> None:
+        del self._collection(collection).revisions[name, rev]
+
+    def _trim_revisions(self, collection: bytes, name: bytes, rev: int) -> None:
+        home = self._collection(collection)
+        for kept in [kept for kept in home.kept(name) if kept <= rev]:
+            del home.revisions[name, kept]
+
     def _remove(self, collection: bytes, name: bytes) -> None:
-        del self._objects(collection)[name]
+        self._object(collection, name)
+        del self._collection(collection).objects[name]
 
     def _rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
-        self._objects(to_collection)[to_name] = self._objects(collection).pop(name)
+        found, target = self._object(collection, name), self._collection(to_collection)
+        del self._collection(collection).objects[name]
+        found.created_rev = max(found.created_rev, self._rev, *target.kept(to_name))
+        target.objects[to_name] = found
 
     def _clone(self, collection: bytes, name: bytes, to_name: bytes) -> None:
-        objects = self._objects(collection)
-        objects[to_name] = objects[name].copy(self.owner)
+        created_rev = self._object(collection, to_name).created_rev
+        objects = self._collection(collection).objects
+        copy = objects[to_name] = objects[name].copy(self.owner)
+        copy.created_rev = created_rev
 
     def _clone_range(
         self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int
     ) -> None:
         copy = self._object(collection, to_name)
-        copy.copy_range(self._objects(collection)[name], source, length, target)
+        copy.copy_range(self.collections[collection].objects[name], source, length, target)
 
     def _rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         del self._object(collection, name).attributes[attribute]
@@ -224,8 +275,8 @@ _APPLY: Final[dict[Op, Callable[..., Any]]] = {
     Op.NOOP: lambda state: None,
     Op.CREATE_COLLECTION: State._create_collection,
     Op.REMOVE_COLLECTION: State._remove_collection,
-    Op.CREATE: State._object,
-    Op.TOUCH: State._object,
+    Op.CREATE: State._make,
+    Op.TOUCH: State._make,
     Op.WRITE: lambda state, collection, name, offset, data: state._object(collection, name).write(offset, data),
     Op.ZERO: lambda state, collection, name, offset, length: state._object(collection, name).zero(offset, length),
     Op.TRUNCATE: lambda state, collection, name, size: state._object(collection, name).truncate(size),
@@ -235,7 +286,10 @@ _APPLY: Final[dict[Op, Callable[..., Any]]] = {
     Op.CLONE: State._clone,
     Op.CLONE_RANGE: State._clone_range,
     Op.RENAME: State._rename,
-    Op.ALLOC_HINT: lambda state, collection, name, *_: state._object(collection, name),
+    Op.ALLOC_HINT: lambda state, collection, name, *_: state._make(collection, name),
+    Op.REVISION: State._revision,
+    Op.REMOVE_REVISION: State._remove_revision,
+    Op.TRIM_REVISIONS: State._trim_revisions,
     Op.MAP_SET: lambda state, collection, name, pairs: state._object(collection, name).map.update(pairs),
     Op.MAP_REMOVE: State._map_remove,
     Op.MAP_REMOVE_RANGE: State._map_remove_range,

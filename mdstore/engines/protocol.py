@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from mdstore.store.answers import Capabilities, ObjectStat
+from mdstore.store.answers import Capabilities, ObjectStat, Revision
 from mdstore.store.transaction import Name, Transaction
 
-__all__ = ["Capabilities", "Commit", "Name", "ObjectStat", "ObjectStore", "Transaction"]
+__all__ = ["Capabilities", "Commit", "Name", "ObjectStat", "ObjectStore", "Revision", "Transaction"]
 
 
 class Commit(Protocol):
@@ -55,25 +55,38 @@ class ObjectStore(Protocol):
     ) -> bytes:
         """Raise the object's floor (it need not exist) and return its bytes in one step; the floor is durable on return."""
 
-    # -- queries -------------------------------------------------------------------------------------------------------
-    def exists(self, collection: Name, name: Name) -> bool: ...
-    def stat(self, collection: Name, name: Name) -> ObjectStat: ...
-    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes: ...
-    def extents(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+    # -- queries: `rev` asks for an object as it was at that revision, 0 as it is ---------------------------------------
+    def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool: ...
+    def stat(self, collection: Name, name: Name, *, rev: int = 0) -> ObjectStat: ...
+    def read(
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
+    ) -> bytes: ...
+    def extents(
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
+    ) -> list[tuple[int, int]]:
         """Ranges (offset, length) of the data stream that are not holes, in order, block granularity, cut at the size."""
-    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes: ...
-    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]: ...
-    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None: ...
-    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]: ...
-    def map_header(self, collection: Name, name: Name) -> bytes: ...
+    def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes: ...
+    def getattrs(self, collection: Name, name: Name, *, rev: int = 0) -> dict[bytes, bytes]: ...
+    def map_get(self, collection: Name, name: Name, key: bytes, *, rev: int = 0) -> bytes | None: ...
+    def map_get_many(
+        self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0
+    ) -> list[bytes | None]: ...
+    def map_header(self, collection: Name, name: Name, *, rev: int = 0) -> bytes: ...
     def map_items(
-        self, collection: Name, name: Name, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
+        self, collection: Name, name: Name, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
+        rev: int = 0,
+    ) -> Iterator[tuple[bytes, bytes]]:  # fmt: skip
         """start <= key < stop in order (reverse: the same range from its end); stable while writers run."""
     def list_objects(
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names with start <= name < stop, in order, at most `limit`; page on with start = last + b'\\0'."""
+    def revisions(self, collection: Name, name: Name) -> list[Revision]:
+        """The object's revisions, oldest first; the object itself need not exist."""
+    def list_revised(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names that have revisions, whether the object exists or not; as `list_objects`."""
     def list_collections(self) -> list[bytes]: ...
     def statistics(self) -> dict[str, int | float]:
         """At least size_bytes, free_bytes, allocated_bytes, objects (what statfs needs); plain numbers."""

@@ -20,3 +20,11 @@ class ObjectStat(NamedTuple):
     allocated: int  # bytes of space its data takes
     attributes: int  # how many attributes
     map_keys: int  # how many keys in its map
+    created_rev: int = 0  # the revision it was created at or last kept at; 0: none
+
+
+class Revision(NamedTuple):
+    """A kept state of an object: what reads at `created_rev` <= revision < `rev` are answered from."""
+
+    rev: int
+    created_rev: int

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mdstore.limits import OBJECT_SIZE_MAX
-from mdstore.store import data
+from mdstore.store import data, revisions
 from mdstore.store.allocator import Run
 from mdstore.store.collections import Collection, CollectionTable
 from mdstore.store.floors import Floors
 from mdstore.store.objects import ObjectTable
-from mdstore.store.onode import Onode
+from mdstore.store.onode import Onode, object_key
 from mdstore.store.transaction import Op, Operation
 
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -27,9 +27,11 @@ class Applier:
         self._collections = collections
         self._objects = objects
         self._space = objects.space
+        self._rev = 0  # that the next operation of the transaction carries
 
     def apply(self, operations: Sequence[Operation]) -> None:
         """Apply validated operations in order."""
+        self._rev = 0
         for operation in operations:
             _OPERATIONS[operation[0]](self, *operation[1:])
 
@@ -52,9 +54,24 @@ class Applier:
         onode = self._objects.get(home.number, name)
         if onode is None:
             onode = self._objects.create(home.number, name)
+            onode.created_rev = max(self._rev, revisions.newest(self._objects, home.number, name))
             home.objects += 1
             home.dirty = True
         self._objects.mark_dirty(onode)
+        return onode
+
+    def _written(self, collection: bytes, name: bytes) -> Onode:
+        """The object, made when it is not there, its state before the operation's revision kept."""
+        onode = self._make(collection, name)
+        if onode.created_rev < self._rev:
+            self._objects.keep(onode, self._rev)
+        return onode
+
+    def _changed(self, collection: bytes, name: bytes) -> Onode:
+        """The object, which is there, its state before the operation's revision kept."""
+        onode = self._find(collection, name)
+        if onode.created_rev < self._rev:
+            self._objects.keep(onode, self._rev)
         return onode
 
     def _resized(self, onode: Onode, old_size: int) -> None:
@@ -77,26 +94,36 @@ class Applier:
         self._make(collection, name)
 
     def remove(self, collection: bytes, name: bytes) -> None:
-        home = self._collection(collection)
-        self._objects.remove(self._find(collection, name))
+        home, onode = self._collection(collection), self._find(collection, name)
+        if onode.created_rev < self._rev:
+            self._objects.keep_only(onode, self._rev)
+        else:
+            self._objects.remove(onode)
         home.objects -= 1
         home.dirty = True
 
     def rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
         source, target = self._collection(collection), self._collection(to_collection)
-        self._objects.rename(self._find(collection, name), target.number, to_name)
+        onode, objects = self._changed(collection, name), self._objects
+        objects.rekey(onode.key, object_key(target.number, to_name))
+        onode.created_rev = max(onode.created_rev, self._rev, revisions.newest(objects, target.number, to_name))
         source.objects -= 1
         target.objects += 1
         source.dirty = target.dirty = True
 
     def clone(self, collection: bytes, name: bytes, to_name: bytes) -> None:
         home = self._collection(collection)
-        if self._objects.get(home.number, to_name) is not None:
+        source, target = self._find(collection, name), self._objects.get(home.number, to_name)
+        created_rev = 0
+        if target is not None:
+            created_rev = target.created_rev
             self.remove(collection, to_name)
-        self._objects.clone(self._find(collection, name), self._make(collection, to_name))
+        copy = self._make(collection, to_name)
+        copy.created_rev = max(copy.created_rev, created_rev)
+        self._objects.clone(source, copy)
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int) -> None:
-        origin, copy = self._find(collection, name), self._make(collection, to_name)
+        origin, copy = self._find(collection, name), self._written(collection, to_name)
         length = max(0, min(length, origin.size - source))
         old_size = copy.size
         if length:
@@ -128,10 +155,26 @@ class Applier:
     def alloc_hint(self, collection: bytes, name: bytes, object_size: int, write_size: int, flags: int) -> None:
         self._make(collection, name).hint = (object_size, write_size, flags)
 
+    # -- revisions -----------------------------------------------------------------------------------------------------
+
+    def revision(self, rev: int) -> None:
+        self._rev = rev
+
+    def remove_revision(self, collection: bytes, name: bytes, rev: int) -> None:
+        kept = self._objects.at(revisions.revision_key(self._collection(collection).number, name, rev))
+        assert kept is not None, "validated"
+        self._objects.remove(kept)
+
+    def trim_revisions(self, collection: bytes, name: bytes, rev: int) -> None:
+        for kept in revisions.of_object(self._objects, self._collection(collection).number, name):
+            if revisions.rev_of(kept) > rev:
+                break
+            self._objects.remove(kept)
+
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def write(self, collection: bytes, name: bytes, offset: int, content: bytes) -> None:
-        onode = self._make(collection, name)
+        onode = self._written(collection, name)
         if content:
             old_size = onode.size
             data.write(self._space, onode, offset, content, _show(name))
@@ -140,7 +183,7 @@ class Applier:
     def write_mapped(
         self, collection: bytes, name: bytes, logical: int, runs: Sequence[Run], checksums: bytes
     ) -> None:
-        onode = self._make(collection, name)
+        onode = self._written(collection, name)
         old_size = onode.size
         objects = self._objects
         data.write_mapped(self._space, objects.pager, onode, objects.new_tree_id, logical, runs, checksums)
@@ -149,13 +192,13 @@ class Applier:
         self._resized(onode, old_size)
 
     def zero(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
-        onode = self._make(collection, name)
+        onode = self._written(collection, name)
         old_size = onode.size
         data.zero(self._space, onode, offset, length, _show(name))
         self._resized(onode, old_size)
 
     def truncate(self, collection: bytes, name: bytes, size: int) -> None:
-        onode = self._find(collection, name)
+        onode = self._changed(collection, name)
         old_size = onode.size
         data.truncate(self._space, onode, size, _show(name))
         self._resized(onode, old_size)
@@ -163,36 +206,35 @@ class Applier:
     # -- attributes and map --------------------------------------------------------------------------------------------
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
-        self._make(collection, name).attributes[attribute] = value
+        self._written(collection, name).attributes[attribute] = value
         self._objects.changed_attribute_bytes += len(attribute) + len(value)
 
     def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
-        del self._find(collection, name).attributes[attribute]
+        del self._changed(collection, name).attributes[attribute]
 
     def map_set(self, collection: bytes, name: bytes, pairs: Pairs) -> None:
-        onode = self._make(collection, name)
+        onode = self._written(collection, name)
         if pairs:
             self._objects.map_of(onode).update(pairs)
 
     def map_remove(self, collection: bytes, name: bytes, keys: Sequence[bytes]) -> None:
-        onode = self._find(collection, name)
+        onode = self._changed(collection, name)
         if onode.map is not None:
             onode.map.delete_many(keys)
 
     def map_remove_range(self, collection: bytes, name: bytes, start: bytes | None, stop: bytes | None) -> None:
-        onode = self._find(collection, name)
+        onode = self._changed(collection, name)
         if onode.map is not None:
             onode.map.delete_range(start, stop)
 
     def map_clear(self, collection: bytes, name: bytes) -> None:
-        onode = self._find(collection, name)
+        onode = self._changed(collection, name)
         if onode.map is not None:
             onode.map.clear()
             onode.map.user_blob = b""
 
     def map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
-        self._objects.map_of(self._make(collection, name)).user_blob = header
-
+        self._objects.map_of(self._written(collection, name)).user_blob = header
 
     def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
         self._floors.raise_to((scope, collection, name), floor)

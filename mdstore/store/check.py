@@ -6,8 +6,8 @@ itself before and after a checkpoint.
 Numbered as in docs/ARCHITECTURE.md, "What must hold":
 C1 every tree is sound; C2 no block is used twice; C3 used and free blocks together are the whole space; C4 counts are right;
 C5 extents lie inside the image, apart, and before the end of the object; C6 every data block has its recorded checksum (deep);
-C7 shared blocks and groups of clones are counted right; C9 snapshots reach what they should (mdstore/store/check_space.py,
-which also has C2 and C3).
+C7 shared blocks and groups of clones are counted right; C8 revisions of one object do not overlap, and end before it begins;
+C9 snapshots reach what they should (mdstore/store/check_space.py, which also has C2 and C3).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from mdstore.store import data, extents
 from mdstore.store.allocator import Run
 from mdstore.store.check_space import UsedRun, check_reach, check_space
 from mdstore.store.objects import ObjectTable
-from mdstore.store.onode import Onode, split_key
+from mdstore.store.onode import Onode
 from mdstore.store.queries import Queries
+from mdstore.store.revisions import is_revision, newest, object_of, rev_of
 from mdstore.store.snapshots import SnapshotView
 from mdstore.store.store import Store
 from mdstore.store.superblock import Root
@@ -68,16 +69,17 @@ def _contents(store: Queries, use: _Use, *, deep: bool) -> Iterator[str]:
     counts: dict[int, int] = {}
     stored = 0
     for key in list(tables.objects.tree.keys()):
-        number, name_bytes = split_key(key)
-        counts[number] = counts.get(number, 0) + 1
         try:
-            onode = tables.objects.get(number, name_bytes)
+            number, name_bytes = object_of(key)
+            onode = tables.objects.at(key)
         except MdstoreError as error:
-            yield f"C1 object {number}/{name_bytes!r}: {error}"
+            yield f"C1 object {key!r}: {error}"
             continue
         assert onode is not None, "listed"
+        counts[number] = counts.get(number, 0) + (not is_revision(key))
         stored += onode.size
         yield from _check_object(tables.objects, onode, f"{number}/{name_bytes!r}", use, deep=deep)
+    yield from _check_revisions(tables.objects)
     yield from _check_counts(store, counts, stored)
     yield from _check_shares(store, use)
 
@@ -131,6 +133,24 @@ def _check_object(objects: ObjectTable, onode: Onode, name: str, use: _Use, *, d
         yield f"C5 object {name}: extents up to block {end}, size {onode.size}"
     if allocated != onode.allocated:
         yield f"C4 object {name}: {allocated} blocks of data, {onode.allocated} recorded"
+
+
+def _check_revisions(objects: ObjectTable) -> Iterator[str]:
+    """C8: invariants 1 and 2 of mdstore/store/revisions.py."""
+    if not objects.has_revisions:
+        return
+    owner, end = (0, b""), 0
+    for key in list(objects.tree.keys()):
+        onode, (number, name) = objects.at(key), object_of(key)
+        assert onode is not None, "listed"
+        if not is_revision(key):
+            if onode.created_rev < newest(objects, number, name):
+                yield f"C8 object {number}/{name!r}: created at {onode.created_rev}, before its newest revision"
+            continue
+        end = end if (number, name) == owner else 0
+        if not end <= onode.created_rev < rev_of(onode):
+            yield f"C8 revision {rev_of(onode)} of {number}/{name!r}: from {onode.created_rev} on, the one before ends at {end}"
+        owner, end = (number, name), rev_of(onode)
 
 
 def _check_shares(store: Queries, use: _Use) -> Iterator[str]:

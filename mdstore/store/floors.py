@@ -34,6 +34,7 @@ class Scope(IntEnum):
 FloorKey = tuple[int, bytes, bytes]  # scope, collection (empty for the store), name or prefix (empty but for the last two)
 
 _SECOND_TARGET = {Op.CLONE: (1, 3), Op.CLONE_RANGE: (1, 3), Op.RENAME: (3, 4)}  # operands: collection, name also written
+_WRITES_NOTHING = {Op.NOOP, Op.SET_FLOOR, Op.REVISION}
 _ONLY_SECOND = {Op.CLONE, Op.CLONE_RANGE}  # their first object is only read
 
 
@@ -69,9 +70,9 @@ class Floors:
 
     def check(self, epoch: int, operation: Operation) -> None:
         """FencedError when `epoch` is below a floor that holds for what the operation writes."""
-        if not self._rows or len(operation) < 2 or operation[0] == Op.SET_FLOOR:
-            return
         op = operation[0]
+        if not self._rows or op in _WRITES_NOTHING:
+            return
         if op not in _ONLY_SECOND:
             named = op not in (Op.CREATE_COLLECTION, Op.REMOVE_COLLECTION)
             self._check(epoch, operation[1], operation[2] if named else b"")

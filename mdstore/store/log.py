@@ -26,7 +26,7 @@ _OPERANDS: dict[int, int] = {
     Op.NOOP: 0, Op.CREATE_COLLECTION: 1, Op.REMOVE_COLLECTION: 1, Op.CREATE: 2, Op.TOUCH: 2, Op.WRITE: 4, Op.ZERO: 4,
     Op.TRUNCATE: 3, Op.REMOVE: 2, Op.SETATTR: 4, Op.RMATTR: 3, Op.CLONE: 3, Op.CLONE_RANGE: 6, Op.RENAME: 4,
     Op.ALLOC_HINT: 5, Op.WRITE_MAPPED: 5, Op.MAP_SET: 3, Op.MAP_REMOVE: 3, Op.MAP_REMOVE_RANGE: 4, Op.MAP_CLEAR: 2,
-    Op.MAP_SET_HEADER: 3, Op.SET_FLOOR: 4,
+    Op.MAP_SET_HEADER: 3, Op.SET_FLOOR: 4, Op.REVISION: 1, Op.REMOVE_REVISION: 3, Op.TRIM_REVISIONS: 3,
 }  # fmt: skip
 assert set(_OPERANDS) == set(Op), "every operation has its number of operands"
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from mdstore.btree import Descriptor, Pager, Tree
 from mdstore.limits import OBJECT_SIZE_MAX
 from mdstore.store import data
-from mdstore.store.onode import Onode, Record, data_descriptor, map_descriptor, object_key
+from mdstore.store.onode import Onode, Record, data_descriptor, map_descriptor, object_key, split_key
+from mdstore.store.revisions import is_revision, revision_key
 from mdstore.store.space import Space
 
 EMBED_LIMIT = 512
@@ -38,6 +39,7 @@ class ObjectTable:
         self.changed_onodes = 0  # since the last checkpoint, each time one was dirtied
         self.changed_attribute_bytes = 0  # likewise
         self.changes = 0  # odd while a transaction is being applied, and for good once the store is closed or latched
+        self._has_revisions: bool | None = None  # not known before somebody asks
         self._onodes_max = max(ONODES_MIN, onodes_max)
         self._cached: dict[bytes, Onode] = {}
         self._dirty: dict[bytes, Onode] = {}
@@ -54,7 +56,10 @@ class ObjectTable:
 
     def get(self, collection_number: int, name: bytes) -> Onode | None:
         """The object, or None. One descent of the object tree when it is not in memory."""
-        key = object_key(collection_number, name)
+        return self.at(object_key(collection_number, name))
+
+    def at(self, key: bytes) -> Onode | None:
+        """The object or the revision under a key, or None. The same cost."""
         onode = self._cached.get(key)
         if onode is None:
             raw = self.tree.get(key)
@@ -63,6 +68,14 @@ class ObjectTable:
             onode = self._load(key, raw)
         onode.touched = True
         return onode
+
+    @property
+    def has_revisions(self) -> bool:
+        """Whether any object may have a revision: their keys come last. One descent, the first time; False costs nothing."""
+        if self._has_revisions is None:
+            last = next(self.tree.keys(reverse=True), None)
+            self._has_revisions = last is not None and is_revision(last)
+        return self._has_revisions
 
     def _load(self, key: bytes, raw: bytes) -> Onode:
         record = Record(key, raw)
@@ -83,8 +96,11 @@ class ObjectTable:
 
     def create(self, collection_number: int, name: bytes) -> Onode:
         """A new, empty object; it must not exist."""
-        onode = Onode(object_key(collection_number, name))
-        self._cached.pop(onode.key, None)
+        return self._create_at(object_key(collection_number, name))
+
+    def _create_at(self, key: bytes) -> Onode:
+        onode = Onode(key)
+        self._cached.pop(key, None)
         self.tree.put(onode.key, onode.encode(b"", b""))
         return self._remember(onode)
 
@@ -127,16 +143,33 @@ class ObjectTable:
             target.group = source.group
         self.stored_bytes += target.size
 
-    def rename(self, onode: Onode, collection_number: int, name: bytes) -> None:
-        """Give the object another key; nothing else of it moves."""
-        self.flush_one(onode)
-        raw = self.tree.get(onode.key)
+    def keep(self, onode: Onode, rev: int) -> None:
+        """Keep the object as it is as its revision `rev`; it goes on as created at `rev`. O(1), as `clone`."""
+        kept = self._create_at(revision_key(*split_key(onode.key), rev))
+        self._has_revisions = True
+        self.clone(onode, kept)
+        kept.created_rev, onode.created_rev = onode.created_rev, rev
+        self.mark_dirty(kept)
+        self.mark_dirty(onode)
+
+    def keep_only(self, onode: Onode, rev: int) -> None:
+        """Turn an object that goes into its revision `rev`."""
+        self.rekey(onode.key, revision_key(*split_key(onode.key), rev))
+        self._has_revisions = True
+
+    def rekey(self, key: bytes, new_key: bytes) -> None:
+        """Give an object or a revision another key; nothing else of it moves. Takes no block, not even for what is dirty: in
+        replay a later entry of the log may name any free one."""
+        raw = self.tree.get(key)
         assert raw is not None, "invariant 1"
-        self.tree.delete(onode.key)
-        self._forget(onode.key)
-        onode.key = object_key(collection_number, name)
-        self._cached[onode.key] = onode
-        self.tree.put(onode.key, raw)
+        self.tree.delete(key)
+        self.tree.put(new_key, raw)
+        onode = self._cached.pop(key, None)
+        if onode is not None:
+            onode.key = new_key
+            self._cached[new_key] = onode
+            if self._dirty.pop(key, None) is not None:
+                self._dirty[new_key] = onode
 
     def _forget(self, key: bytes) -> None:
         self._cached.pop(key, None)

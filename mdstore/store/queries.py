@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 from mdstore.device.protocol import Device
 from mdstore.errors import InvalidRequest, NotFound
-from mdstore.store import data
-from mdstore.store.answers import ObjectStat
+from mdstore.store import data, revisions
+from mdstore.store.answers import ObjectStat, Revision
 from mdstore.store.onode import Onode, object_key, split_key
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import Tables
@@ -32,22 +33,25 @@ class Queries(ABC):
     def check_usable(self) -> None:
         """Raise why nothing can be asked any more: closed, or failed."""
 
-    def exists(self, collection: Name, name: Name) -> bool:
+    def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool:
+        """Whether the object is there. This and every query below: `rev` asks for it as it was at that revision (0: now)."""
         with self.lock:
-            return self._lookup(collection, name) is not None
+            return self._lookup(collection, name, rev) is not None
 
-    def stat(self, collection: Name, name: Name) -> ObjectStat:
+    def stat(self, collection: Name, name: Name, *, rev: int = 0) -> ObjectStat:
         with self.lock:
-            onode = self._find(collection, name)
+            onode = self._find(collection, name, rev)
             allocated = (onode.allocated + len(onode.blocks)) * self.superblock.block_size
             keys = len(onode.map) if onode.map is not None else 0
-            return ObjectStat(onode.size, allocated, len(onode.attributes), keys)
+            return ObjectStat(onode.size, allocated, len(onode.attributes), keys, onode.created_rev)
 
-    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> bytes:
+    def read(
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
+    ) -> bytes:
         """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked."""
         check_window(offset, length)
         with self.lock:
-            onode = self._find(collection, name)
+            onode = self._find(collection, name, rev)
             wanted = onode.size - offset if length is None else length
             plan = data.ReadPlan(self.tables.space, onode, offset, wanted, f"object {object_name(name)!r}")
             epoch = self.superblock.epoch + 1
@@ -58,45 +62,50 @@ class Queries(ABC):
             with self.lock:
                 self._pins[epoch] -= 1
 
-    def extents(self, collection: Name, name: Name, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+    def extents(
+        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
+    ) -> list[tuple[int, int]]:
         check_window(offset, length)
         with self.lock:
-            onode = self._find(collection, name)
+            onode = self._find(collection, name, rev)
             return data.ranges(self.tables.space, onode, offset, onode.size if length is None else length)
 
-    def getattr(self, collection: Name, name: Name, attribute: Name) -> bytes:
+    def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes:
         key = attribute.encode() if isinstance(attribute, str) else bytes(attribute)
         with self.lock:
-            value = self._find(collection, name).attributes.get(key)
+            value = self._find(collection, name, rev).attributes.get(key)
         if value is None:
             raise NotFound("attribute", key)
         return value
 
-    def getattrs(self, collection: Name, name: Name) -> dict[bytes, bytes]:
+    def getattrs(self, collection: Name, name: Name, *, rev: int = 0) -> dict[bytes, bytes]:
         with self.lock:
-            return dict(sorted(self._find(collection, name).attributes.items()))
+            return dict(sorted(self._find(collection, name, rev).attributes.items()))
 
-    def map_get(self, collection: Name, name: Name, key: bytes) -> bytes | None:
+    def map_get(self, collection: Name, name: Name, key: bytes, *, rev: int = 0) -> bytes | None:
         with self.lock:
-            tree = self._find(collection, name).map
+            tree = self._find(collection, name, rev).map
             return tree.get(key) if tree is not None else None
 
-    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes]) -> list[bytes | None]:
+    def map_get_many(
+        self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0
+    ) -> list[bytes | None]:
         with self.lock:
-            tree = self._find(collection, name).map
+            tree = self._find(collection, name, rev).map
             return tree.get_many(keys) if tree is not None else [None] * len(keys)
 
-    def map_header(self, collection: Name, name: Name) -> bytes:
+    def map_header(self, collection: Name, name: Name, *, rev: int = 0) -> bytes:
         with self.lock:
-            tree = self._find(collection, name).map
+            tree = self._find(collection, name, rev).map
             return tree.user_blob if tree is not None else b""
 
     def map_items(
-        self, collection: Name, name: Name, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
+        self, collection: Name, name: Name, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False,
+        rev: int = 0,
+    ) -> Iterator[tuple[bytes, bytes]]:  # fmt: skip
         """start <= key < stop in order (reverse: from its end): the map as it was at the call, whatever writers do."""
         with self.lock:
-            tree = self._find(collection, name).map
+            tree = self._find(collection, name, rev).map
             return tree.items(start, stop, reverse=reverse) if tree is not None else iter(())
 
     def list_objects(
@@ -113,6 +122,26 @@ class Queries(ABC):
             names = [split_key(key)[1] for key, _ in zip(keys, range(limit))] if limit is not None else None
             return names if names is not None else [split_key(key)[1] for key in keys]
 
+    def revisions(self, collection: Name, name: Name) -> list[Revision]:
+        """The object's revisions, oldest first; the object itself need not exist. Cost: one onode for each."""
+        with self.lock:
+            number, raw = self._collection_number(collection), object_name(name)
+            kept = revisions.of_object(self.tables.objects, number, raw)
+            return [Revision(revisions.rev_of(onode), onode.created_rev) for onode in kept]
+
+    def list_revised(
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
+    ) -> list[bytes]:
+        """Names that have revisions, whether the object exists or not: start <= name < stop in order, at most `limit`.
+        Cost: one descent for each name."""
+        if limit is not None and limit < 0:
+            raise InvalidRequest(f"limit {limit} must not be negative")
+        with self.lock:
+            names = revisions.names(
+                self.tables.objects, self._collection_number(collection), _raw(start or b""), None if stop is None else _raw(stop)
+            )
+            return list(islice(names, limit))
+
     def list_collections(self) -> list[bytes]:
         with self.lock:
             self.check_usable()
@@ -128,11 +157,12 @@ class Queries(ABC):
             raise NotFound("collection", raw)
         return collection.number
 
-    def _lookup(self, collection: Name, name: Name) -> Onode | None:
-        return self.tables.objects.get(self._collection_number(collection), object_name(name))
+    def _lookup(self, collection: Name, name: Name, rev: int = 0) -> Onode | None:
+        number, raw, objects = self._collection_number(collection), object_name(name), self.tables.objects
+        return revisions.find_at(objects, number, raw, rev) if rev else objects.get(number, raw)
 
-    def _find(self, collection: Name, name: Name) -> Onode:
-        onode = self._lookup(collection, name)
+    def _find(self, collection: Name, name: Name, rev: int = 0) -> Onode:
+        onode = self._lookup(collection, name, rev)
         if onode is None:
             raise NotFound("object", object_name(name))
         return onode

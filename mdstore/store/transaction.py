@@ -20,6 +20,7 @@ from mdstore.limits import (
     MAP_VALUE_MAX,
     OBJECT_NAME_MAX,
     OBJECT_SIZE_MAX,
+    REVISION_MAX,
     TRANSACTION_BYTES_MAX,
     TRANSACTION_OPS_MAX,
     USER_BLOB_MAX,
@@ -49,6 +50,9 @@ class Op(IntEnum):
     RENAME = 20
     ALLOC_HINT = 21
     WRITE_MAPPED = 22  # only in the log: a large write whose blocks went to the device before
+    REVISION = 23
+    REMOVE_REVISION = 24
+    TRIM_REVISIONS = 25
     MAP_SET = 30
     MAP_REMOVE = 31
     MAP_REMOVE_RANGE = 32
@@ -60,17 +64,20 @@ class Op(IntEnum):
 class Transaction:
     """A list of operations to hand to `ObjectStore.submit`. Every method appends one operation and returns the transaction.
 
-    `payload_bytes` is the sum of data, keys and values so far; `epoch` tags every write for fencing (None: untagged).
+    `payload_bytes` is the sum of data, keys and values so far; `epoch` tags every write for fencing (None: untagged); `rev`, when
+    not 0, is the first operation: `at_revision(rev)`.
     Names are bytes of any value, or text taken as UTF-8. Buffers are copied when they are mutable, so the caller may reuse them.
     Not safe to build from two threads.
     """
 
     __slots__ = ("epoch", "operations", "payload_bytes")
 
-    def __init__(self, *, epoch: int | None = None) -> None:
+    def __init__(self, *, epoch: int | None = None, rev: int = 0) -> None:
         self.operations: list[Operation] = []
         self.payload_bytes = 0
         self.epoch = epoch
+        if rev:
+            self.at_revision(rev)
 
     def __len__(self) -> int:
         return len(self.operations)
@@ -106,6 +113,21 @@ class Transaction:
     def clone(self, collection: Name, name: Name, to_name: Name) -> Transaction:
         """Replace `to_name` with a copy of `name`, all streams; space is shared until either side is written."""
         return self._object(Op.CLONE, collection, name, object_name(to_name))
+
+    # -- revisions -----------------------------------------------------------------------------------------------------
+
+    def at_revision(self, rev: int) -> Transaction:
+        """The operations after this one carry `rev` (0: none): the first of them that changes or removes an object created or
+        last kept before `rev` keeps what the object was as its revision `rev`. See docs/edge-rules.md, "Revisions"."""
+        return self._add((Op.REVISION, _revision(rev)))
+
+    def remove_revision(self, collection: Name, name: Name, rev: int) -> Transaction:
+        """Drop one revision of an object, which itself need not exist. Refused (NotFound, kind 'revision') without it."""
+        return self._object(Op.REMOVE_REVISION, collection, name, _revision(rev))
+
+    def trim_revisions(self, collection: Name, name: Name, rev: int) -> Transaction:
+        """Drop every revision of an object that no read at `rev` or later is answered from: those up to `rev`. None: no error."""
+        return self._object(Op.TRIM_REVISIONS, collection, name, _revision(rev))
 
     # -- data stream ---------------------------------------------------------------------------------------------------
 
@@ -264,6 +286,12 @@ def _frozen_pairs(pairs: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, b
 
 def _frozen(data: Data) -> bytes:
     return data if type(data) is bytes else bytes(data)
+
+
+def _revision(rev: int) -> int:
+    if not 0 <= rev <= REVISION_MAX:
+        raise InvalidRequest(f"revision {rev} is not a 64-bit number")
+    return rev
 
 
 def _check_range(offset: int, length: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mdstore.btree import Tree, key_size_max
+from mdstore.btree import key_size_max
 from mdstore.errors import (
     AlreadyExists,
     InvalidRequest,
@@ -20,12 +20,34 @@ from mdstore.errors import (
     NotFound,
     TransactionError,
 )
-from mdstore.store import data
+from mdstore.store import data, revisions
 from mdstore.store.collections import CollectionTable
 from mdstore.store.floors import KEY_OVERHEAD, Floors
 from mdstore.store.objects import ObjectTable
 from mdstore.store.onode import Onode, object_key
 from mdstore.store.transaction import Op, Operation
+
+
+class _Shadow:
+    """An object that the transaction looks at, as its operations so far would leave it.
+
+    `onode`: of the store, whose streams it has but for what this transaction changes; None: it has none of there.
+    `attributes`: their names, None before anybody asked. `is_shared`: a clone that the transaction makes shares its data.
+    """
+
+    __slots__ = ("attributes", "created_rev", "is_shared", "onode")
+
+    def __init__(self, onode: Onode | None, created_rev: int) -> None:
+        self.onode = onode
+        self.created_rev = created_rev
+        self.attributes: set[bytes] | None = None
+        self.is_shared = False
+
+    def names(self) -> set[bytes]:
+        """The attributes' names, to look at and to change."""
+        if self.attributes is None:
+            self.attributes = set(self.onode.attributes) if self.onode is not None else set()
+        return self.attributes
 
 
 class Validator:
@@ -42,9 +64,10 @@ class Validator:
         self._objects = objects
         self._block_size = objects.space.block_size
         self._made_collections: dict[bytes, bool] = {}
-        self._made: dict[tuple[bytes, bytes], bool] = {}
-        self._attributes: dict[tuple[bytes, bytes], set[bytes]] = {}
-        self._population: dict[bytes, int] = {}
+        self._shadows: dict[tuple[bytes, bytes], _Shadow | None] = {}  # None: no such object
+        self._population: dict[bytes, int] = {}  # how many objects more than in the store
+        self._revisions: dict[tuple[bytes, bytes], set[int]] = {}
+        self._rev = 0  # that the next operation carries
         self.growth = 4
         self.rewrites = 4
         self.only_frees = True
@@ -67,33 +90,93 @@ class Validator:
         if made is False or (made is None and self._collections.get(name) is None):
             raise NotFound("collection", name)
 
-    def _onode(self, collection: bytes, name: bytes) -> Onode | None:
-        """The object as it stands in the store, or None: only the store's, not the transaction's, content."""
-        known = self._collections.get(collection)
-        if known is None or self._made_collections.get(collection) is False:
-            return None
-        return self._objects.get(known.number, name)
-
-    def _exists(self, collection: bytes, name: bytes) -> bool:
+    def _look(self, collection: bytes, name: bytes) -> _Shadow | None:
+        """The object, or None."""
         self._collection(collection)
-        made = self._made.get((collection, name))
-        return self._onode(collection, name) is not None if made is None else made
+        key = collection, name
+        if key in self._shadows:
+            return self._shadows[key]
+        known = self._collections.get(collection)
+        onode = self._objects.get(known.number, name) if known is not None else None
+        shadow = self._shadows[key] = None if onode is None else _Shadow(onode, onode.created_rev)
+        return shadow
 
-    def _must_exist(self, collection: bytes, name: bytes) -> None:
-        if not self._exists(collection, name):
+    def _need(self, collection: bytes, name: bytes) -> _Shadow:
+        shadow = self._look(collection, name)
+        if shadow is None:
             raise NotFound("object", name)
+        return shadow
 
-    def _make(self, collection: bytes, name: bytes) -> None:
-        """The operation makes the object when it is not there."""
-        if not self._exists(collection, name):
+    def _change(self, collection: bytes, name: bytes) -> _Shadow:
+        """The operation changes an object that must be there."""
+        shadow = self._need(collection, name)
+        self._keep(collection, name, shadow)
+        return shadow
+
+    def _make(self, collection: bytes, name: bytes) -> _Shadow:
+        """The operation makes the object when it is not there, and changes nothing of one that is."""
+        shadow = self._look(collection, name)
+        if shadow is None:
             self._fits("OBJECT_NAME_MAX", name, len(object_key(0, b"")))
-            self._set(collection, name, exists=True)
+            shadow = _Shadow(None, max(self._rev, *self._revisions_of(collection, name), 0))
+            self._put(collection, name, shadow)
         self._grow(2, len(name))
+        return shadow
 
-    def _set(self, collection: bytes, name: bytes, *, exists: bool) -> None:
-        self._made[collection, name] = exists
-        self._attributes[collection, name] = set()
-        self._population[collection] = self._population.get(collection, 0) + (1 if exists else -1)
+    def _write(self, collection: bytes, name: bytes) -> _Shadow:
+        """The operation changes the object, made when it is not there."""
+        shadow = self._make(collection, name)
+        self._keep(collection, name, shadow)
+        return shadow
+
+    def _put(self, collection: bytes, name: bytes, shadow: _Shadow | None) -> None:
+        """Note that the object is there, as the shadow says, or (None) is not."""
+        change = (shadow is not None) - (self._shadows.get((collection, name)) is not None)
+        self._population[collection] = self._population.get(collection, 0) + change
+        self._shadows[collection, name] = shadow
+
+    # -- revisions -----------------------------------------------------------------------------------------------------
+
+    def _keep(self, collection: bytes, name: bytes, shadow: _Shadow) -> None:
+        """The operation's revision may ask for the object to be kept as it is first."""
+        if shadow.created_rev < self._rev:
+            self._fits_revision(name)
+            self._revisions_of(collection, name).add(self._rev)
+            shadow.created_rev = self._rev
+            self._share(shadow)
+            self._grow(2, 2 * len(name))
+
+    def _fits_revision(self, name: bytes) -> None:
+        self._fits("OBJECT_NAME_MAX", name, len(revisions.revision_key(0, name, 0)) - len(name))
+
+    def _share(self, shadow: _Shadow) -> None:
+        """A clone of the object takes room for what is in memory alone, and a write to either of them for counting extents."""
+        shadow.is_shared = True
+        if shadow.onode is not None:
+            self.growth += 4 + len(shadow.onode.blocks) + self._objects.pager.dirty_bytes // self._block_size
+
+    def _revisions_of(self, collection: bytes, name: bytes) -> set[int]:
+        """The numbers of the object's revisions, to look at and to change."""
+        key = collection, name
+        found = self._revisions.get(key)
+        if found is None:
+            known = self._collections.get(collection)
+            number = known.number if known is not None else 0
+            found = self._revisions[key] = set(revisions.numbers(self._objects, number, name))
+        return found
+
+    def _has_revisions(self, collection: bytes) -> bool:
+        """Whether any object of the collection, there or not, has a revision."""
+        if any(found for (home, _), found in self._revisions.items() if home == collection):
+            return True
+        known = self._collections.get(collection)
+        for key in revisions.keys_of_collection(self._objects, known.number) if known is not None else ():
+            _, name, rev = revisions.split_revision_key(key)
+            if rev in self._revisions.get((collection, name), {rev}):
+                return True
+        return False
+
+    # -- room ----------------------------------------------------------------------------------------------------------
 
     def _fits(self, limit: str, name: bytes, overhead: int = 0) -> None:
         """A tree takes keys of a third of an index page: with blocks under 4 KiB that is less than the general limit."""
@@ -104,21 +187,6 @@ class Validator:
         self.only_frees = False
         self.rewrites += 2 * records
         self.growth += 1 + 2 * size // self._block_size
-
-    def _fresh(self, collection: bytes, name: bytes) -> bool:
-        """Whether an earlier operation of this transaction made (or removed) the object."""
-        return (collection, name) in self._made
-
-    def _attribute_names(self, collection: bytes, name: bytes) -> set[bytes]:
-        names = self._attributes.get((collection, name))
-        if names is None:
-            onode = self._onode(collection, name)
-            names = self._attributes[collection, name] = set(onode.attributes) if onode else set()
-        return names
-
-    def _map_tree(self, collection: bytes, name: bytes) -> Tree | None:
-        onode = None if self._fresh(collection, name) else self._onode(collection, name)
-        return None if onode is None else onode.map
 
     # -- one check for each operation ----------------------------------------------------------------------------------
 
@@ -138,10 +206,12 @@ class Validator:
         known = self._collections.get(name)
         if (known.objects if known else 0) + self._population.get(name, 0):
             raise NotEmpty(f"collection {name!r} still holds objects")
+        if self._has_revisions(name):
+            raise NotEmpty(f"collection {name!r} still holds revisions of objects")
         self._made_collections[name] = False
 
     def create(self, collection: bytes, name: bytes) -> None:
-        if self._exists(collection, name):
+        if self._look(collection, name) is not None:
             raise AlreadyExists("object", name)
         self._make(collection, name)
 
@@ -149,109 +219,118 @@ class Validator:
         self._make(collection, name)
 
     def write(self, collection: bytes, name: bytes, offset: int, content: bytes) -> None:
-        self._make(collection, name)
+        shadow = self._write(collection, name)
         self.growth += 2 + len(content) // self._block_size
-        onode = None if self._fresh(collection, name) else self._onode(collection, name)
-        if onode is not None:
-            self._leave_group(onode)
-            data.prefetch(self._objects.space, onode, offset, len(content), _show(name))
+        self._partial(shadow, name, offset, len(content))
 
     def write_mapped(self, collection: bytes, name: bytes, logical: int, runs: Any, checksums: bytes) -> None:
-        self._make(collection, name)
+        self._write(collection, name)
         self._grow(len(runs), len(checksums))
 
     def zero(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
-        self._make(collection, name)
-        self._partial(collection, name, offset, length)
+        self._partial(self._write(collection, name), name, offset, length)
 
     def truncate(self, collection: bytes, name: bytes, size: int) -> None:
-        self._must_exist(collection, name)
+        shadow = self._change(collection, name)
         self.growth += 2
-        self._partial(collection, name, size, 0)
+        self._partial(shadow, name, size, 0)
 
-    def _partial(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
-        onode = None if self._fresh(collection, name) else self._onode(collection, name)
-        if onode is not None:
-            self._leave_group(onode)
-            data.prefetch(self._objects.space, onode, offset, length, _show(name))
-
-    def _leave_group(self, onode: Onode) -> None:
-        """A clone that is written to counts every extent it shares."""
-        if onode.group and onode.data is not None:
+    def _partial(self, shadow: _Shadow, name: bytes, offset: int, length: int) -> None:
+        """Blocks changed in part are read now; a clone that is written to counts every extent it shares."""
+        onode = shadow.onode
+        if onode is None:
+            return
+        if (onode.group or shadow.is_shared) and onode.data is not None:
             self.growth += 4 + len(onode.data) * 64 // self._block_size
+        data.prefetch(self._objects.space, onode, offset, length, _show(name))
 
     def remove(self, collection: bytes, name: bytes) -> None:
-        self._must_exist(collection, name)
-        self._set(collection, name, exists=False)
+        shadow = self._need(collection, name)
+        if shadow.created_rev < self._rev:
+            self._fits_revision(name)
+            self._revisions_of(collection, name).add(self._rev)
+            self._grow(2, 2 * len(name))
+        self._put(collection, name, None)
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
-        self._make(collection, name)
+        shadow = self._write(collection, name)
         self._grow(1, len(attribute) + len(value))
-        self._attribute_names(collection, name).add(attribute)
+        shadow.names().add(attribute)
 
     def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
-        self._must_exist(collection, name)
-        names = self._attribute_names(collection, name)
-        if attribute not in names:
+        shadow = self._need(collection, name)
+        if attribute not in shadow.names():
             raise NotFound("attribute", attribute)
-        names.discard(attribute)
+        self._keep(collection, name, shadow)
+        shadow.names().discard(attribute)
 
     def clone(self, collection: bytes, name: bytes, to_name: bytes) -> None:
-        self._must_exist(collection, name)
+        source = self._need(collection, name)
         if name == to_name:
             raise InvalidRequest(f"object {name!r} cannot be cloned onto itself")
-        attributes = set(self._attribute_names(collection, name))
-        onode = self._onode(collection, name)
-        self._make(collection, to_name)
-        self._attributes[collection, to_name] = attributes
-        if onode is not None:
-            self.growth += 4 + len(onode.blocks) + self._objects.pager.dirty_bytes // self._block_size
+        target = self._write(collection, to_name)
+        self._share(source)
+        copy = _Shadow(source.onode, target.created_rev)
+        copy.attributes, copy.is_shared = set(source.names()), True
+        self._put(collection, to_name, copy)
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int) -> None:
-        self._must_exist(collection, name)
+        origin = self._need(collection, name)
         if name == to_name:
             raise InvalidRequest(f"object {name!r} cannot be cloned onto itself")
-        self._make(collection, to_name)
-        onode = self._onode(collection, name)
-        available = length if onode is None else max(0, min(length, onode.size - source))
+        copy = self._write(collection, to_name)
+        available = length if origin.onode is None else max(0, min(length, origin.onode.size - source))
         self.growth += 2 + available // self._block_size
-        self._partial(collection, to_name, target, length)
+        self._partial(copy, to_name, target, length)
 
     def rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
-        self._must_exist(collection, name)
-        if self._exists(to_collection, to_name):
+        shadow = self._need(collection, name)
+        if self._look(to_collection, to_name) is not None:
             raise AlreadyExists("object", to_name)
-        attributes = self._attribute_names(collection, name)
-        self._set(collection, name, exists=False)
-        self._make(to_collection, to_name)
-        self._attributes[to_collection, to_name] = attributes
+        self._keep(collection, name, shadow)
+        self._put(collection, name, None)
+        target = self._make(to_collection, to_name)
+        shadow.created_rev = max(shadow.created_rev, target.created_rev)
+        self._put(to_collection, to_name, shadow)
 
     def alloc_hint(self, collection: bytes, name: bytes, object_size: int, write_size: int, flags: int) -> None:
         self._make(collection, name)
 
+    def revision(self, rev: int) -> None:
+        self._rev = rev
+
+    def remove_revision(self, collection: bytes, name: bytes, rev: int) -> None:
+        self._collection(collection)
+        found = self._revisions_of(collection, name)
+        if rev not in found:
+            raise NotFound("revision", rev)
+        found.discard(rev)
+
+    def trim_revisions(self, collection: bytes, name: bytes, rev: int) -> None:
+        self._collection(collection)
+        found = self._revisions_of(collection, name)
+        found -= {kept for kept in found if kept <= rev}
+
     def map_set(self, collection: bytes, name: bytes, pairs: list[tuple[bytes, bytes]]) -> None:
-        self._make(collection, name)
-        tree = self._map_tree(collection, name)
+        shadow = self._write(collection, name)
         keys = [key for key, _ in pairs]
         self._fits("MAP_KEY_MAX", max(keys, key=len, default=b""))
         self._grow(len(pairs), sum(map(len, keys)) + sum([len(value) for _, value in pairs]))
-        self._read_leaves(tree, keys)
+        self._read_leaves(shadow, keys)
 
     def map_remove(self, collection: bytes, name: bytes, keys: list[bytes]) -> None:
-        self._must_exist(collection, name)
+        shadow = self._change(collection, name)
         self.rewrites += 2 * len(keys)
-        self._read_leaves(self._map_tree(collection, name), keys)
+        self._read_leaves(shadow, keys)
 
     def map_remove_range(self, collection: bytes, name: bytes, start: bytes | None, stop: bytes | None) -> None:
-        self._must_exist(collection, name)
-        ends = [key for key in (start, stop) if key]
-        self._read_leaves(self._map_tree(collection, name), ends)
+        self._read_leaves(self._change(collection, name), [key for key in (start, stop) if key])
 
     def map_clear(self, collection: bytes, name: bytes) -> None:
-        self._must_exist(collection, name)
+        self._change(collection, name)
 
     def map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
-        self._make(collection, name)
+        self._write(collection, name)
         self._grow(1, len(header))
 
     def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
@@ -261,8 +340,9 @@ class Validator:
         self._raised.raise_to((scope, collection, name), floor)
         self._grow(1, len(collection) + len(name))
 
-    def _read_leaves(self, tree: Tree | None, keys: list[bytes]) -> None:
+    def _read_leaves(self, shadow: _Shadow, keys: list[bytes]) -> None:
         """Have the pages of these keys read and checked before anything changes."""
+        tree = shadow.onode.map if shadow.onode is not None else None
         if tree is not None and tree.height > 1:
             tree.get_many(keys)
 

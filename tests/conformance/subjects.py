@@ -198,27 +198,43 @@ class Content(NamedTuple):
     map: list[tuple[bytes, bytes]]
 
 
-def content(store: ObjectStore, collection: bytes, name: bytes) -> Content:
-    """One object, whole, read through the extents; what lies outside them must be zeros (`test_holes_read_as_zeros`)."""
+def content(store: ObjectStore, collection: bytes | str, name: bytes | str, rev: int = 0) -> Content:
+    """One object (at a revision), whole, read through the extents; what lies outside them must be zeros
+    (`test_holes_read_as_zeros`)."""
     chunks = {}
-    for start, length in store.extents(collection, name):
+    for start, length in store.extents(collection, name, rev=rev):
         for offset in range(start - start % CHUNK, start + length, CHUNK):
-            piece = store.read(collection, name, offset, CHUNK)
+            piece = store.read(collection, name, offset, CHUNK, rev=rev)
             if piece.strip(b"\0"):
                 chunks[offset] = piece
     return Content(
-        store.stat(collection, name).size,
+        store.stat(collection, name, rev=rev).size,
         chunks,
-        store.getattrs(collection, name),
-        store.map_header(collection, name),
-        list(store.map_items(collection, name)),
+        store.getattrs(collection, name, rev=rev),
+        store.map_header(collection, name, rev=rev),
+        list(store.map_items(collection, name, rev=rev)),
     )
 
 
-def everything(store: ObjectStore) -> dict[bytes, dict[bytes, Content]]:
-    """The whole store. Disturbs a `Subject` once."""
+def at_revision(subject: Subject, collection: bytes | str, name: bytes | str, rev: int) -> Content:
+    """One object as it was at a revision. Disturbs the subject once."""
+    subject.exists(collection, name)
+    return content(subject.rig.store, collection, name, rev)
+
+
+def kept(store: ObjectStore, collection: bytes) -> dict[Any, Any]:
+    """Every revision of a collection's objects: (name, number) -> (where it begins, what it holds)."""
+    return {
+        (name, rev): (created_rev, content(store, collection, name, rev - 1) if rev > 1 else None)  # at 0 is now
+        for name in store.list_revised(collection)
+        for rev, created_rev in store.revisions(collection, name)
+    }
+
+
+def everything(store: ObjectStore) -> dict[bytes, dict[Any, Any]]:
+    """The whole store: objects by name, then their revisions by name and number. Disturbs a `Subject` once."""
     plain = store.rig.store if isinstance(store, Subject) else store
     return {
-        collection: {name: content(plain, collection, name) for name in plain.list_objects(collection)}
+        collection: {name: content(plain, collection, name) for name in plain.list_objects(collection)} | kept(plain, collection)
         for collection in plain.list_collections()
     }

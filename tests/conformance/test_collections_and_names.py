@@ -32,7 +32,7 @@ def test_a_removed_collection_is_gone_and_its_name_starts_empty_again(store: Sub
 def test_create_and_touch_make_an_empty_object(store: Subject) -> None:
     store.apply(T().create("c", "made").touch("c", "touched"))
     for name in (b"made", b"touched"):
-        assert store.stat("c", name)[:1] + store.stat("c", name)[2:] == (0, 0, 0)
+        assert store.stat("c", name)[:1] + store.stat("c", name)[2:] == (0, 0, 0, 0)
         assert store.read("c", name) == b""
         assert store.getattrs("c", name) == {}
         assert store.map_header("c", name) == b""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mdstore.btree import key_size_max
 from mdstore.device.memory import MemoryDevice
 from mdstore.errors import LimitExceeded, TransactionError
 from mdstore.limits import MIB
@@ -50,4 +51,26 @@ def test_what_does_not_fit_a_page_is_refused_before_anything_changes(case: str, 
         assert caught.value.index == len(transaction) - 1
         assert everything(store) == before
     store.checkpoint()
+    store.close()
+
+
+@pytest.mark.parametrize("block_size", [256, 512, 1024])
+@pytest.mark.parametrize("change", ["write", "remove", "rename"])
+def test_a_name_too_long_for_a_revision_is_refused_before_anything_changes(block_size: int, change: str) -> None:
+    """A revision's key is longer than its object's: with small blocks the longest names can have none."""
+    store = Store.create(MemoryDevice(8 * MIB), block_size=block_size, background=False)
+    name = b"n" * (key_size_max(block_size) - 8)
+    store.apply(T().create_collection("c").touch("c", name))
+    transaction = T(rev=1)
+    {
+        "write": lambda: transaction.write("c", name, 0, b"x"),
+        "remove": lambda: transaction.remove("c", name),
+        "rename": lambda: transaction.rename("c", name, "c", "short"),
+    }[change]()
+    with pytest.raises(TransactionError) as caught:
+        store.apply(transaction)
+    assert type(caught.value.cause) is LimitExceeded
+    assert store.list_objects("c") == [name]
+    assert store.revisions("c", name) == []
+    store.apply(T().write("c", name, 0, b"x"))
     store.close()

@@ -24,11 +24,12 @@ from tests.conformance.subjects import Content, Rig, content, everything
 Step = tuple[str, tuple[Any, ...]]  # a method of Transaction and its arguments
 
 COLLECTIONS = [b"c"] * 12 + [b"c\0", b"d"]
-NAMES = [b"a", b"a\0", b"b", b"c"] * 3 + [b"\xff", b"long" * 6]
+NAMES = [b"a", b"a\0", b"b", b"c"] * 3 + [b"\xff", b"long" * 3]  # revisions of more would not fit pages of 256 bytes
 ATTRIBUTES = [b"x", b"x\0", b"y", b"z" * 30]
 SMALL = [b"", b"v", b"value", b"w" * 100]
 VALUES = [*SMALL, *SMALL, b"large" * 300, b"huge" * 6000]
 EDGES = [0, 1, 255, 256, 257, 4095, 4096, 4097, 9000, 65536, 70_000]
+REVISIONS = [1, 2, 3, 5, 8, 13, 300]
 LENGTHS = [0, 1, 7, 256, 4096, 5000, 20_000]
 
 
@@ -78,6 +79,8 @@ OPERATIONS: list[tuple[str, tuple[Draw, ...]]] = [
     ("map_remove_range", (a_bound, a_bound)),
     ("map_clear", ()),
     ("map_set_header", (_of(SMALL),)),
+    ("remove_revision", (_of(REVISIONS),)),
+    ("trim_revisions", (_of(REVISIONS),)),
 ]
 
 
@@ -86,6 +89,8 @@ def a_step(rng: Random) -> Step:
     kind = rng.randrange(25)
     if kind == 0:
         return rng.choice(["create_collection", "remove_collection"]), (rng.choice(COLLECTIONS),)
+    if kind == 1 and rng.randrange(2):
+        return "at_revision", (rng.choice([0, *REVISIONS]),)
     if kind == 1:
         return rng.choice([("noop", ()), ("set_floor", (rng.randrange(1, 9), rng.choice([None, *COLLECTIONS])))])
     method, draws = rng.choice(OPERATIONS)
@@ -97,9 +102,9 @@ def some_steps(rng: Random, most: int = 5) -> list[Step]:
     return [a_step(rng) for _ in range(rng.randint(1, most))]
 
 
-def build(steps: list[Step], epoch: int | None = None) -> Transaction:
+def build(steps: list[Step], epoch: int | None = None, rev: int = 0) -> Transaction:
     """The transaction of these steps."""
-    transaction = Transaction(epoch=epoch)
+    transaction = Transaction(epoch=epoch, rev=rev)
     for method, arguments in steps:
         getattr(transaction, method)(*arguments)
     return transaction
@@ -152,7 +157,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Many transactions from one number: far more of them fit an example."""
         rng = Random(seed)
         for _ in range(count):
-            self._transact(some_steps(rng, most), rng.choice([None, None, None, rng.randrange(1, 10)]))
+            epoch, rev = rng.choice([None, None, None, rng.randrange(1, 10)]), rng.choice([0, 0, 0, *REVISIONS])
+            self._transact(some_steps(rng, most), epoch, rev)
 
     @precondition(lambda self: self.bulk < 4)
     @rule(first=st.integers(0, 500), count=st.integers(1, 300), size=st.sampled_from([0, 10, 400]))
@@ -212,6 +218,9 @@ class StoreMachine(RuleBasedStateMachine):
         self._same(lambda store: store.read(*where, offset, length))
         self._same(lambda store: store.read(*where, offset))
         self._same(lambda store: store.getattr(*where, attribute))
+        rev = rng.choice([*REVISIONS, 4, 299])
+        self._same(lambda store: (store.exists(*where, rev=rev), store.revisions(*where)))
+        self._same(lambda store: content(store, *where, rev))
         self._same(lambda store: store.map_get_many(*where, keys))
         self._same(lambda store: [store.map_get(*where, key) for key in keys])
 
@@ -238,6 +247,7 @@ class StoreMachine(RuleBasedStateMachine):
     def list_names(self, rng: Random, limit: int | None) -> None:
         collection, start, stop = rng.choice(COLLECTIONS), rng.choice([None, *NAMES]), rng.choice([None, *NAMES])
         self._same(lambda store: store.list_objects(collection, start, stop, limit))
+        self._same(lambda store: store.list_revised(collection, start, stop, limit))
 
     @invariant()
     def same_collections(self) -> None:
@@ -253,8 +263,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _transact(self, steps: list[Step], epoch: int | None = None) -> None:
-        self._both(build(steps, epoch))
+    def _transact(self, steps: list[Step], epoch: int | None = None, rev: int = 0) -> None:
+        self._both(build(steps, epoch, rev))
         for where in {arguments[:2] for method, arguments in steps if len(arguments) >= 2 and method != "set_floor"}:
             self._compare_object(*where)
 

@@ -24,7 +24,8 @@ _MAGIC = b"mbt1"
 
 
 def store_image(seed: int = 1, *, is_closed: bool = True, objects: int = 60, block_size: int = BLOCK) -> bytes:
-    """Objects with data, attributes and maps, clones among them, values that spill; killed instead of closed on demand."""
+    """Objects with data, attributes and maps, clones and revisions among them, values that spill; killed instead of closed on
+    demand."""
     return store_images(seed, is_closed=is_closed, objects=objects, block_size=block_size)[-1]
 
 
@@ -47,6 +48,8 @@ def store_images(seed: int, *, is_closed: bool, objects: int = 60, block_size: i
             store.apply(Transaction().clone("c", "o0001", "clone").clone("maps", "m1", "m1-clone"))
         if number % 9 == 5:
             store.apply(Transaction().remove("c", f"o{number - 2:04}").truncate("c", name, 7))
+    store.apply(Transaction(rev=7).write("c", "o0001", 5, b"later").remove("c", "o0000"))
+    store.apply(Transaction(rev=9).setattr("c", "o0001", "a", b"").at_revision(8).touch("c", "o0000"))
     store.apply(Transaction().write("c", "last", 100_000, b"behind a hole"))
     return early, _end(store, device, is_closed)
 

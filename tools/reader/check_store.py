@@ -25,15 +25,19 @@ from mdstore.tools.reader.onode import (
     split_object_key,
 )
 from mdstore.tools.reader.problems import Damage, Findings, Place, readable
+from mdstore.tools.reader.revisions import RevisionCheck, collection_of, decode_revision_key
+from mdstore.tools.reader.snapshots import dead_runs
 from mdstore.tools.reader.store import DATA_SHAPE, MAP_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import (
     ROOT_COLLECTIONS,
+    ROOT_DEAD,
     ROOT_FREE,
     ROOT_GROUPS,
     ROOT_NAMES,
     ROOT_OBJECTS,
     ROOT_REFERENCES,
     ROOT_SHARED,
+    ROOT_SNAPSHOTS,
 )
 from mdstore.tools.reader.tree import Tree
 
@@ -65,6 +69,7 @@ class StoreCheck:
         seed: int = 0,
         tick: Callable[[int], None] = lambda _: None,
         observe: Observer | None = None,
+        verified_epoch: int = 0,
     ) -> None:
         self._reader = reader
         self._superblock = reader.superblock
@@ -73,10 +78,13 @@ class StoreCheck:
         self._sample = sample
         self._random = random.Random(seed)
         self._tick = tick
+        self._verified_epoch = verified_epoch  # data written up to it was verified before
         self._is_partial = False
+        self.on_uses: Callable[[Iterator[bytes], bool], None] | None = None  # hears of all that was found in use, at the end
         self._space = Space(reader.superblock, reader.image.size, findings, observe)
         self._shared_pages = SharedPages()
         self._groups = Groups(lambda root: reader.tree(root, DATA_SHAPE).items())
+        self._revisions = RevisionCheck(reader, findings)
         self._names: dict[int, bytes] = {}
         self._extent_max = extent_blocks_max(reader.block_size)
         self.counts = StoreCounts()
@@ -89,6 +97,8 @@ class StoreCheck:
             self._check_objects(collections)
             self._check_space()
             self._groups.judge(self._findings)
+            if self.on_uses is not None:
+                self.on_uses(self._space.uses(), self._is_partial)
         finally:
             self._space.close()
 
@@ -167,25 +177,22 @@ class StoreCheck:
 
     def _check_objects(self, collections: dict[int, Collection]) -> None:
         tree = self._root(ROOT_OBJECTS)
-        current, held, records = -1, 0, 0
+        records = 0
         counted: dict[int, int] = {}
         for key, value in tree.items() if tree is not None else ():
             records += 1
-            number = int.from_bytes(key[:8], "big")
-            if number != current:
-                counted[current] = held
-                current, held = number, 0
-            held += 1
-            self._check_object(key, value)
+            number, is_revision = collection_of(key)
+            counted[number] = counted.get(number, 0) + (not is_revision)
+            self._check_object(key, value, is_revision=is_revision)
             if not records & 0x3FF:
                 self._space.settle()
                 self._tick(0x400)
-        counted[current] = held
+        self._revisions.finish()
         self._tick(records & 0x3FF)
         self._compare_counts(collections, counted)
 
     def _compare_counts(self, collections: dict[int, Collection], counted: dict[int, int]) -> None:
-        for number in sorted(counted.keys() - collections.keys() - {-1}):
+        for number in sorted(counted.keys() - collections.keys()):
             what = f"no collection has number {number}, which {counted[number]} objects belong to"
             self._findings.add("object-stray", what, Place(f"collection number {number}", "objects"))
         if self._is_partial:
@@ -205,13 +212,15 @@ class StoreCheck:
             what = f"superblock says {self._superblock.stored_bytes} stored bytes, there are {self.counts.stored_bytes}"
             self._findings.add("stored-bytes", what, Place("superblock"))
 
-    def _check_object(self, key: bytes, value: bytes) -> None:
+    def _check_object(self, key: bytes, value: bytes, *, is_revision: bool) -> None:
         ordinal = self.counts.objects
         self.counts.objects += 1
         try:
-            if not 8 < len(key) <= 8 + OBJECT_NAME_MAX:
-                split_object_key(key)
             onode = decode_onode(value)
+            if is_revision:
+                self._revisions.see(decode_revision_key(key), onode, self._name(key))
+            elif not 8 < len(key) <= 8 + OBJECT_NAME_MAX:
+                split_object_key(key)
         except Damage as damage:
             self._lost(damage.located(owner=self._name(key), tree="objects"))
             return
@@ -225,8 +234,15 @@ class StoreCheck:
             self._check_map(key, onode.map_root)
 
     def _name(self, key: bytes) -> str:
-        number = int.from_bytes(key[:8], "big")
-        return f"{readable(self._names.get(number, b'#%d' % number))}/{readable(key[8:])}"
+        number, is_revision = collection_of(key)
+        name, suffix = key[8:], ""
+        if is_revision:
+            try:
+                _, name, rev = decode_revision_key(key)
+                suffix = f" at revision {rev}"
+            except Damage:
+                suffix = " (a revision)"
+        return f"{readable(self._names.get(number, b'#%d' % number))}/{readable(name)}{suffix}"
 
     def _check_map(self, key: bytes, root: bytes) -> None:
         name = self._name(key)
@@ -259,7 +275,7 @@ class StoreCheck:
             allocated += extent.blocks
             self._check_extent(key, extent, end, blocks_needed, ordinal if is_counted else -1)
             end = max(end, extent.logical + extent.blocks)
-            if self._is_deep and is_counted:
+            if self._is_deep and is_counted and extent.birth > self._verified_epoch:
                 self._verify(key, extent, onode.size)
         return None if tree.is_partial else allocated
 
@@ -313,10 +329,12 @@ class StoreCheck:
 
     # -- space ---------------------------------------------------------------------------------------------------------
     def _note_free_pages(self) -> bool:
-        """Note the free tree's own pages; False when there is no such tree."""
+        """Note the own pages of the trees of free space, of snapshots and of the dead; False without the first."""
         tree = self._root(ROOT_FREE)
-        for _ in tree.items() if tree is not None else ():
-            pass
+        others = [self._root(kind) for kind in (ROOT_SNAPSHOTS, ROOT_DEAD) if kind in self._superblock.roots]
+        for one in (tree, *others):
+            for _ in one.items() if one is not None else ():
+                pass
         return tree is not None
 
     def _check_space(self) -> None:
@@ -324,7 +342,8 @@ class StoreCheck:
         if not self._note_free_pages():
             return
         free, references, shared = (self._records(kind) for kind in (ROOT_FREE, ROOT_REFERENCES, ROOT_SHARED))
-        self._space.sweep(free, references, shared, self._name_objects, is_partial=self._is_partial)
+        dead = dead_runs(StoreReader(self._reader.image, self._superblock, on_damage=lambda _: None))
+        self._space.sweep(free, references, shared, self._name_objects, dead=dead, is_partial=self._is_partial)
 
     def _name_objects(self, ordinals: set[int]) -> dict[int, str]:
         """Names of objects by their place in the object tree: one more walk, only when something is wrong."""

@@ -76,6 +76,7 @@ _OBJECTS: Final = {
     "unjudged": _note("More may be wrong than what is listed", "restore what is damaged, then check again"),
     "onode": _error("The object cannot be read", _RECOVER),
     "object-stray": _error("The object belongs to no collection: nobody can name it, its space is lost"),
+    "revision": _error("Reads at a revision are answered from the wrong state, or from none"),
     "collection-count": _error("The number of objects shown for the collection is wrong"),
     "collection-number": _error("The next new collection could show another one's objects"),
     "object-count": _error("The number of objects shown is wrong"),
@@ -97,6 +98,8 @@ _SPACE: Final = {
     "space-false-free": _error("The next writes overwrite what lies there: do not write to the image"),
     "references": _error("A count too high leaks space; one too low frees what is in use: do not write to the image"),
     "group": _error("Clones that share one data tree are miscounted: changing one could change or lose the other"),
+    "snapshot": _error("The snapshot cannot be read"),
+    "dead-run": _error("Deleting a snapshot would free what is in use, or leave it behind: delete none"),
     "space-shared": _error("Two owners hold the same block: writing one changes the other"),
 }
 
@@ -144,6 +147,7 @@ _NAMES: Final = {
     "data-orphan": _warning("A crash left bytes that belong to no inode; their space is lost", _REPORT),
     "data-flag": _warning("The inode does not know that it has bytes: removing it would leave them", _REPORT),
     "damage-row": _note("The metadata server met damage here and noted it"),
+    "session-row": _error("A request could be done twice, or a file without a name be lost or never removed"),
     "quota-orphan": _note("A quota of a directory that is gone"),
     "foreign-object": _warning("An object in the file system's collections that is none of its own"),
 }

@@ -7,6 +7,7 @@ against the state it met.
 Invariants
 1. `_objects[(collection, name)]` is None where the log removed the object, a state of its own where the log touched it.
 2. A state never changes what the superblock knows: `DataView` and `MapView` hold references to it and changes over it.
+   `_revisions` likewise, by collection, name and revision.
 3. `_collections[name]` is the superblock's number, None for one the log made, and missing where there is none.
 """
 
@@ -23,6 +24,7 @@ from sortedcontainers import SortedDict
 from mdstore.tools.reader.data import DataSource, DataView, Mapped
 from mdstore.tools.reader.onode import Collection, Onode
 from mdstore.tools.reader.problems import Damage, readable
+from mdstore.tools.reader.revisions import decode_revision_key, revision_bounds
 from mdstore.tools.reader.storelog import LoggedTransaction
 
 _FIRST: Final = itemgetter(0)
@@ -34,6 +36,7 @@ class Base(DataSource, Protocol):
     def collections(self) -> Iterator[tuple[bytes, Collection]]: ...
     def objects(self, number: int, start: bytes = b"") -> Iterator[tuple[bytes, Onode]]: ...
     def find(self, number: int, name: bytes) -> Onode | None: ...
+    def object_records(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, Onode]]: ...
     def map_items(self, onode: Onode, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]: ...
     def map_get(self, onode: Onode, key: bytes) -> bytes | None: ...
     def map_header(self, onode: Onode) -> bytes: ...
@@ -111,6 +114,7 @@ class ObjectState:
         self.data = DataView(onode)
         self.map = MapView(onode)
         self.attributes: dict[bytes, bytes] = dict(onode.attributes) if onode else {}
+        self.created_rev = onode.created_rev if onode else 0
 
     def copy(self) -> ObjectState:
         """A clone: all streams."""
@@ -118,6 +122,7 @@ class ObjectState:
         twin.data = self.data.copy()
         twin.map = self.map.copy()
         twin.attributes = dict(self.attributes)
+        twin.created_rev = self.created_rev
         return twin
 
 
@@ -128,6 +133,8 @@ class Overlay:
         self.base = base
         self._collections: dict[bytes, int | None] = {name: record.number for name, record in base.collections()}
         self._objects: SortedDict[tuple[bytes, bytes], ObjectState | None] = SortedDict()
+        self._revisions: SortedDict[tuple[bytes, bytes, int], ObjectState | None] = SortedDict()
+        self._rev = 0
 
     # -- queries -------------------------------------------------------------------------------------------------------
     @property
@@ -160,6 +167,28 @@ class Overlay:
             if found is not None:
                 yield name, found
 
+    def revisions(self, collection: bytes, name: bytes) -> dict[int, ObjectState]:
+        """What is kept of an object by revision, oldest first."""
+        number = self._collections.get(collection)
+        found: dict[int, ObjectState | None] = {}
+        if number is not None:
+            for key, onode in self.base.object_records(*revision_bounds(number, name)):
+                found[decode_revision_key(key).rev] = ObjectState(onode)
+        for key in self._revisions.irange((collection, name, 0), (collection, name, 1 << 64)):
+            found[key[2]] = self._revisions[key]
+        return {rev: state for rev, state in sorted(found.items()) if state is not None}
+
+    def _has_revisions(self, collection: bytes) -> bool:
+        """Whether any object of the collection has a revision."""
+        number = self._collections.get(collection)
+        if number is not None:
+            low, high = revision_bounds(number, b"")[0][:8], revision_bounds(number + 1, b"")[0][:8]
+            for key, _ in self.base.object_records(low, high):
+                _, name, rev = decode_revision_key(key)
+                if (collection, name, rev) not in self._revisions:
+                    return True
+        return any(self._revisions[key] for key in self._revisions.irange((collection,)) if key[0] == collection)
+
     def attributes_of(self, found: ObjectState | Onode) -> dict[bytes, bytes]:
         """All attributes of an object."""
         return found.attributes if isinstance(found, ObjectState) else dict(found.attributes)
@@ -187,6 +216,7 @@ class Overlay:
     # -- changes -------------------------------------------------------------------------------------------------------
     def apply(self, transaction: LoggedTransaction) -> None:
         """Replay one transaction. Damage (`log-replay`) at the first operation that the state refuses."""
+        self._rev = 0
         for index, operation in enumerate(transaction.operations):
             handler = _HANDLERS.get(operation.name)
             try:
@@ -206,6 +236,21 @@ class Overlay:
         state = self._existing(collection, name)
         if state is None:
             state = self._objects[collection, name] = ObjectState()
+            state.created_rev = max(self._rev, *self.revisions(collection, name), 0)
+        return state
+
+    def _written(self, collection: bytes, name: bytes) -> ObjectState:
+        """The same, what it was before the operation's revision kept."""
+        return self._keep(collection, name, self._touch(collection, name))
+
+    def _changed(self, collection: bytes, name: bytes) -> ObjectState:
+        """An object that must be there, what it was before the operation's revision kept."""
+        return self._keep(collection, name, self._required(collection, name))
+
+    def _keep(self, collection: bytes, name: bytes, state: ObjectState) -> ObjectState:
+        if state.created_rev < self._rev:
+            self._revisions[collection, name, self._rev] = state.copy()
+            state.created_rev = self._rev
         return state
 
     def _existing(self, collection: bytes, name: bytes) -> ObjectState | None:
@@ -233,54 +278,62 @@ class Overlay:
         self._collection(name)
         if next(self.objects(name), None) is not None:
             raise _Refused(f"collection {readable(name)} is not empty")
+        if self._has_revisions(name):
+            raise _Refused(f"collection {readable(name)} holds revisions")
+        for key in [key for key in self._revisions.irange((name,)) if key[0] == name]:
+            del self._revisions[key]  # of a number that is gone
         del self._collections[name]
 
     def _create(self, collection: bytes, name: bytes) -> None:
         self._collection(collection)
         if self._existing(collection, name) is not None:
             raise _Refused(f"object {readable(name)} exists")
-        self._objects[collection, name] = ObjectState()
+        self._touch(collection, name)
 
     def _write(self, collection: bytes, name: bytes, offset: int, data: bytes) -> None:
-        self._touch(collection, name).data.put(offset, len(data), data)
+        self._written(collection, name).data.put(offset, len(data), data)
 
     def _write_mapped(
         self, collection: bytes, name: bytes, logical: int, runs: list[list[int]], checksums: bytes
     ) -> None:
         size = self.base.block_size
         blocks = mapped_blocks(runs, checksums)
-        self._touch(collection, name).data.put(logical * size, len(blocks) * size, Mapped(tuple(blocks)))
+        self._written(collection, name).data.put(logical * size, len(blocks) * size, Mapped(tuple(blocks)))
 
     def _zero(self, collection: bytes, name: bytes, offset: int, length: int) -> None:
-        self._touch(collection, name).data.put(offset, length, None)
+        self._written(collection, name).data.put(offset, length, None)
 
     def _truncate(self, collection: bytes, name: bytes, size: int) -> None:
-        self._required(collection, name).data.truncate(size)
+        self._changed(collection, name).data.truncate(size)
 
     def _remove(self, collection: bytes, name: bytes) -> None:
-        self._required(collection, name)
+        self._changed(collection, name)
         self._objects[collection, name] = None
 
     def _setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
-        self._touch(collection, name).attributes[attribute] = value
+        self._written(collection, name).attributes[attribute] = value
 
     def _rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
-        self._required(collection, name).attributes.pop(attribute, None)
+        self._changed(collection, name).attributes.pop(attribute, None)
 
     def _clone(self, collection: bytes, name: bytes, target: bytes) -> None:
-        self._objects[collection, target] = self._required(collection, name).copy()
+        copy = self._required(collection, name).copy()
+        copy.created_rev = self._written(collection, target).created_rev
+        self._objects[collection, target] = copy
 
     def _clone_range(
         self, collection: bytes, name: bytes, target: bytes, source_offset: int, length: int, offset: int
     ) -> None:
         source = self._required(collection, name)
-        self._touch(collection, target).data.put_range(source.data, source_offset, length, offset)
+        self._written(collection, target).data.put_range(source.data, source_offset, length, offset)
 
     def _rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
-        state = self._required(collection, name)
+        self._required(collection, name)
         self._collection(to_collection)
         if self._existing(to_collection, to_name) is not None:
             raise _Refused(f"object {readable(to_name)} exists")
+        state = self._changed(collection, name)
+        state.created_rev = max(state.created_rev, self._rev, *self.revisions(to_collection, to_name))
         self._objects[collection, name] = None
         self._objects[to_collection, to_name] = state
 
@@ -288,23 +341,38 @@ class Overlay:
         self._touch(collection, name)
 
     def _map_set(self, collection: bytes, name: bytes, pairs: list[list[bytes]]) -> None:
-        state = self._touch(collection, name)
+        state = self._written(collection, name)
         for key, value in pairs:
             state.map.set(key, value)
 
     def _map_remove(self, collection: bytes, name: bytes, keys: list[bytes]) -> None:
-        state = self._required(collection, name)
+        state = self._changed(collection, name)
         for key in keys:
             state.map.set(key, None)
 
     def _map_remove_range(self, collection: bytes, name: bytes, start: bytes | None, stop: bytes | None) -> None:
-        self._required(collection, name).map.remove_range(start, stop)
+        self._changed(collection, name).map.remove_range(start, stop)
 
     def _map_clear(self, collection: bytes, name: bytes) -> None:
-        self._required(collection, name).map.clear()
+        self._changed(collection, name).map.clear()
 
     def _map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
-        self._touch(collection, name).map.set_header(header)
+        self._written(collection, name).map.set_header(header)
+
+    def _revision(self, rev: int) -> None:
+        self._rev = rev
+
+    def _remove_revision(self, collection: bytes, name: bytes, rev: int) -> None:
+        self._collection(collection)
+        if rev not in self.revisions(collection, name):
+            raise _Refused(f"no revision {rev} of object {readable(name)} in {readable(collection)}")
+        self._revisions[collection, name, rev] = None
+
+    def _trim_revisions(self, collection: bytes, name: bytes, rev: int) -> None:
+        self._collection(collection)
+        for kept in self.revisions(collection, name):
+            if kept <= rev:
+                self._revisions[collection, name, kept] = None
 
 
 class _Refused(Exception):
@@ -334,6 +402,9 @@ _HANDLERS: Final[dict[str, Callable[..., object]]] = {
     "RENAME": Overlay._rename,
     "ALLOC_HINT": Overlay._hint,
     "WRITE_MAPPED": Overlay._write_mapped,
+    "REVISION": Overlay._revision,
+    "REMOVE_REVISION": Overlay._remove_revision,
+    "TRIM_REVISIONS": Overlay._trim_revisions,
     "MAP_SET": Overlay._map_set,
     "MAP_REMOVE": Overlay._map_remove,
     "MAP_REMOVE_RANGE": Overlay._map_remove_range,

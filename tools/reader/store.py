@@ -21,6 +21,7 @@ from mdstore.tools.reader.page import COMPARE_BYTES, COMPARE_U64_BE, Shape
 from mdstore.tools.reader.problems import Damage
 from mdstore.tools.reader.superblock import (
     ROOT_COLLECTIONS,
+    ROOT_DEAD,
     ROOT_FLOORS,
     ROOT_FREE,
     ROOT_GROUPS,
@@ -28,6 +29,7 @@ from mdstore.tools.reader.superblock import (
     ROOT_OBJECTS,
     ROOT_REFERENCES,
     ROOT_SHARED,
+    ROOT_SNAPSHOTS,
     Superblock,
 )
 from mdstore.tools.reader.tree import PageCache, Tree
@@ -40,6 +42,8 @@ REFERENCES_SHAPE: Final = Shape(8, 4, COMPARE_U64_BE)
 SHARED_SHAPE: Final = Shape(8, 8, COMPARE_U64_BE)
 GROUPS_SHAPE: Final = Shape(8, 4, COMPARE_U64_BE)
 FLOORS_SHAPE: Final = Shape(-2, 8, COMPARE_BYTES)
+SNAPSHOTS_SHAPE: Final = Shape(-1, -4, COMPARE_BYTES)
+DEAD_SHAPE: Final = Shape(16, 16, COMPARE_BYTES)
 DATA_SHAPE: Final = Shape(8, -2, COMPARE_U64_BE)
 MAP_SHAPE: Final = Shape(-2, -4, COMPARE_BYTES)
 _ROOT_SHAPES: Final = {
@@ -50,6 +54,8 @@ _ROOT_SHAPES: Final = {
     ROOT_SHARED: SHARED_SHAPE,
     ROOT_GROUPS: GROUPS_SHAPE,
     ROOT_FLOORS: FLOORS_SHAPE,
+    ROOT_SNAPSHOTS: SNAPSHOTS_SHAPE,
+    ROOT_DEAD: DEAD_SHAPE,
 }
 
 
@@ -86,6 +92,10 @@ class StoreReader:
             self.on_damage(damage)
             return iter(())
 
+    def root_records(self, kind: int) -> Iterator[tuple[bytes, bytes]]:
+        """The records of one of the superblock's trees; none where it names no such tree."""
+        return self._root_items(kind) if kind in self.superblock.roots else iter(())
+
     # -- streams -------------------------------------------------------------------------------------------------------
     def collections(self) -> Iterator[tuple[bytes, Collection]]:
         """Names and records of all collections."""
@@ -103,6 +113,15 @@ class StoreReader:
             onode = self._decoded(decode_onode, value)
             if onode is not None:
                 yield key[8:], onode
+
+    def object_records(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, Onode]]:
+        """Keys and onodes of the object tree between two keys."""
+        for key, value in self._root_items(ROOT_OBJECTS, start):
+            if key >= stop:
+                return
+            onode = self._decoded(decode_onode, value)
+            if onode is not None:
+                yield key, onode
 
     def find(self, number: int, name: bytes) -> Onode | None:
         """An object's onode, or None."""
