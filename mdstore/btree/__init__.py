@@ -15,6 +15,7 @@ from mdstore.btree._kernel import (
     crc32c,
     crc32c_blocks,
     key_size_max,
+    read_blocks,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "crc32c",
     "crc32c_blocks",
     "key_size_max",
+    "read_blocks",
 ]

@@ -3,7 +3,7 @@
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
 Read in this order: layout.pxi (a page), node.pxi (a page in memory), pager.pxi (cache), tree.pxi (search, insert, delete), seal.pxi
-(addresses, checksums, root record), cursor.pxi, api.pxi (what Python sees).
+(addresses, checksums, root record), cursor.pxi, api.pxi (what Python sees). blocks.pxi (data of objects) stands for itself.
 
 Threads. Everything below api.pxi runs without the interpreter lock and touches no Python object (a device without a
 descriptor is the one exception: it takes the lock for its read). Locks and their order are stated in pager.pxi (G3). A single
@@ -30,6 +30,11 @@ cdef extern from "<unistd.h>" nogil:
     ctypedef long off_t
     ctypedef long ssize_t
     ssize_t pread(int fd, void *buf, size_t count, off_t offset)
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    int pthread_create(pthread_t *thread, const void *attributes, void *(*start)(void *) noexcept nogil, void *argument)
+    int pthread_join(pthread_t thread, void **result)
 
 cdef extern from "crc32c.h" nogil:
     void crc32c_setup()
@@ -83,3 +88,4 @@ include "tree.pxi"
 include "seal.pxi"
 include "cursor.pxi"
 include "api.pxi"
+include "blocks.pxi"

@@ -1,11 +1,13 @@
-/* CRC-32C (Castagnoli, reflected polynomial 0x82f63b78): the processor's instruction where there is one, eight
- * tables elsewhere. The hardware path runs three independent streams, because the instruction has a latency of three
+/* CRC-32C (Castagnoli, reflected polynomial 0x82f63b78): carry-less multiplication (crc32c_wide.h) or the processor's instruction
+ * where there is one, eight tables elsewhere. The hardware path runs three independent streams, because the instruction has a latency of three
  * cycles and a throughput of one; the streams are joined by multiplying with x^(8*n) through tables made at start. */
 #ifndef MDSTORE_CRC32C_H
 #define MDSTORE_CRC32C_H
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "crc32c_wide.h"
 #if defined(__x86_64__)
 #include <nmmintrin.h>
 #endif
@@ -16,7 +18,7 @@
 
 static uint32_t crc32c_table[8][256];
 static uint32_t crc32c_long[4][256], crc32c_short[4][256];
-static int crc32c_hardware;
+static int crc32c_hardware, crc32c_has_wide;
 
 static uint32_t crc32c_software(uint32_t crc, const unsigned char *p, size_t n)
 {
@@ -122,16 +124,24 @@ static void crc32c_setup(void)
     crc32c_make_shift(crc32c_short, CRC32C_SHORT);
 #if defined(__x86_64__)
     crc32c_hardware = __builtin_cpu_supports("sse4.2");
+    crc32c_has_wide = crc32c_hardware && crc32c_wide_setup(CRC32C_POLY);
 #endif
 }
 
 static inline uint32_t crc32c_update(uint32_t value, const void *data, size_t n, int software)
 {
+    const unsigned char *p = (const unsigned char *)data;
     uint32_t crc = ~value;
 #if defined(__x86_64__)
+    if (crc32c_has_wide && n >= CRC32C_WIDE_MIN && !software) {
+        size_t whole = n & ~(size_t)255;
+        crc = crc32c_wide(crc, p, whole);
+        p += whole;
+        n -= whole;
+    }
     if (crc32c_hardware && !software)
-        return ~crc32c_instruction(crc, (const unsigned char *)data, n);
+        return ~crc32c_instruction(crc, p, n);
 #endif
-    return ~crc32c_software(crc, (const unsigned char *)data, n);
+    return ~crc32c_software(crc, p, n);
 }
 #endif

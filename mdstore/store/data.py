@@ -68,19 +68,33 @@ class ReadPlan:
 def _neighbours_joined(pieces: list[Piece]) -> list[Piece]:
     """The pieces in order, extents that follow one another both in the object and on the device made one."""
     joined: list[Piece] = []
+    run: list[Extent] = []
+    blocks = 0
     for logical, piece in sorted(pieces, key=_logical):
-        last = joined[-1][1] if joined else None
-        if isinstance(piece, Extent) and isinstance(last, Extent) and _follows(piece, last):
-            blocks, checksums = last.blocks + piece.blocks, last.checksums + piece.checksums
-            joined[-1] = (last.logical, last._replace(blocks=blocks, checksums=checksums))
-            continue
-        joined.append((logical, piece))
-    return joined
+        if isinstance(piece, Extent):
+            if run and _follows(piece, run[-1]) and blocks + piece.blocks <= _READ_BLOCKS_MAX:
+                run.append(piece)
+                blocks += piece.blocks
+                continue
+            joined += _as_one(run)
+            run, blocks = [piece], piece.blocks
+        else:
+            joined += _as_one(run)
+            run = []
+            joined.append((logical, piece))
+    return joined + _as_one(run)
 
 
 def _follows(extent: Extent, last: Extent) -> bool:
-    apart = extent.logical != last.end or extent.start != last.start + last.blocks
-    return not apart and last.blocks + extent.blocks <= _READ_BLOCKS_MAX
+    return extent.logical == last.logical + last.blocks and extent.start == last.start + last.blocks
+
+
+def _as_one(run: list[Extent]) -> list[Piece]:
+    if len(run) < 2:
+        return [(extent.logical, extent) for extent in run]
+    first, last = run[0], run[-1]
+    checksums = b"".join([extent.checksums for extent in run])
+    return [(first.logical, Extent(first.logical, first.start, last.end - first.logical, first.birth, checksums))]
 
 
 def load_extent(space: Space, extent: Extent, name: str) -> bytes:
@@ -88,14 +102,15 @@ def load_extent(space: Space, extent: Extent, name: str) -> bytes:
     staged = space.staged_within(extent.start, extent.blocks)
     if len(staged) == extent.blocks:
         return b"".join(content for _, content in staged)
-    raw = space.read(extent.start, extent.blocks)
+    raw, checksums = space.read_checked(extent.start, extent.blocks)
     if staged:
         patched = bytearray(raw)
         for address, content in staged:
             at = (address - extent.start) * space.block_size
             patched[at : at + space.block_size] = content
         raw = bytes(patched)
-    extents.verify(raw, extent.checksums, space.block_size, extent, name)
+        checksums = crc32c_blocks(raw, space.block_size)
+    extents.verify(checksums, space.block_size, extent, name)
     return raw
 
 

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from mdstore.btree import Tree, crc32c_blocks
+from mdstore.btree import Tree
 from mdstore.errors import CorruptionError
 from mdstore.store.allocator import Run
 
@@ -43,6 +43,8 @@ class Extent(NamedTuple):
 
     def part(self, first: int, last: int) -> Extent:
         """The part that covers logical blocks first..last (last not included)."""
+        if first == self.logical and last == self.end:
+            return self
         skip = first - self.logical
         cut = self.checksums[skip * _CRC_SIZE : (last - self.logical) * _CRC_SIZE]
         return Extent(first, self.start + skip, last - first, self.birth, cut)
@@ -106,9 +108,9 @@ def put(tree: Tree, extent: Extent) -> None:
     tree.put(_KEY.pack(extent.logical), _HEAD.pack(extent.start, extent.blocks, 0, extent.birth) + extent.checksums)
 
 
-def verify(data: bytes | memoryview, checksums: bytes, block_size: int, extent: Extent, name: str) -> None:
-    """CorruptionError naming the first block of `data` whose checksum is not the recorded one."""
-    found = crc32c_blocks(data, block_size)
+def verify(found: bytes, block_size: int, extent: Extent, name: str) -> None:
+    """CorruptionError naming the first block of an extent whose checksum, among those `found`, is not the recorded one."""
+    checksums = extent.checksums
     if found == checksums:
         return
     for i in range(0, len(checksums), _CRC_SIZE):

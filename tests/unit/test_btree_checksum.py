@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 
 import crc32c as reference
 import crcmod.predefined
 import pytest
 
-from mdstore.btree import crc32c, crc32c_blocks
+from mdstore.btree import crc32c, crc32c_blocks, read_blocks
 from mdstore.btree._kernel import crc32c_table
+from mdstore.errors import InvalidRequest
 
-SIZES = [0, 1, 7, 8, 9, 63, 575, 576, 577, 4079, 4080, 4081, 4092, 4096, 12241, 65536, 100_003]
+SIZES = [
+    0, 1, 7, 8, 9, 63, 255, 511, 512, 513, 575, 576, 577, 767, 768, 1023, 1024, 1025, 4079, 4080, 4081, 4092, 4096, 12241, 65536,
+    100_003,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -42,3 +48,52 @@ def test_blocks_are_packed_little_endian_and_the_last_may_be_short() -> None:
     assert [int.from_bytes(packed[at : at + 4], "little") for at in (0, 4, 8)] == expected
     assert len(packed) == 12
     assert crc32c_blocks(b"", 4096) == b""
+
+
+@pytest.mark.parametrize("value", [0, 1, 0xFFFFFFFF, 0xE3069283])
+def test_any_length_and_alignment_agrees_with_the_tables(value: int) -> None:
+    data = random.Random(value).randbytes(3000)
+    for size in range(500, 1100, 7):
+        for skip in range(0, 64, 9):
+            part = memoryview(data)[skip : skip + size]
+            assert crc32c(part, value) == crc32c_table(part, value)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path, data = tmp_path_factory.mktemp("blocks") / "file", random.Random(7).randbytes((5 << 20) + 4096 + 100)
+    path.write_bytes(data)
+    return path, data
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("block_size", [256, 4096, 65536])
+@pytest.mark.parametrize("blocks", [0, 1, 7, 40])
+def test_blocks_are_read_with_their_checksums(content: tuple[Path, bytes], block_size: int, blocks: int, threads: int) -> None:
+    path, data = content
+    fd = os.open(path, os.O_RDONLY)
+    for offset in (0, 100, 4096):
+        expected = data[offset : offset + blocks * block_size]
+        assert read_blocks(fd, offset, len(expected), block_size, threads) == (expected, crc32c_blocks(expected, block_size))
+    os.close(fd)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_range_is_whole_whoever_reads_which_piece(content: tuple[Path, bytes], threads: int) -> None:
+    path, data = content
+    fd = os.open(path, os.O_RDONLY)
+    whole = data[: 5 << 20]
+    for _ in range(20):
+        assert read_blocks(fd, 0, len(whole), 4096, threads) == (whole, crc32c_blocks(whole, 4096))
+    os.close(fd)
+
+
+def test_blocks_past_the_end_or_of_no_file_are_none(content: tuple[Path, bytes]) -> None:
+    path, data = content
+    fd = os.open(path, os.O_RDONLY)
+    for threads in (1, 2):
+        assert read_blocks(fd, 4096, len(data) // 4096 * 4096, 4096, threads) is None
+    os.close(fd)
+    assert read_blocks(fd, 0, 4096, 4096) is None
+    with pytest.raises(InvalidRequest):
+        read_blocks(0, 0, 4095, 4096)
