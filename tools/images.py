@@ -50,13 +50,14 @@ def opened_store(image: str, *, read_only: bool) -> Iterator[Store]:
 
 
 @contextmanager
-def opened_image(image: str, *, read_only: bool) -> Iterator[MetadataServer]:
+def opened_image(image: str, *, read_only: bool, client: bytes | None = None) -> Iterator[MetadataServer]:
     """The image's name space, recovered. On leaving everything is written back and the image is closed.
 
-    read_only: recovery happens in memory only, and the image may be open read-only elsewhere at the same time.
+    read_only: recovery happens in memory only, and the image may be open read-only elsewhere at the same time. `client`: the
+    name of a session for all that is done, see `MetadataServer.mount`.
     """
     with opened_store(image, read_only=read_only) as store:
-        server = MetadataServer.mount(store, read_only=read_only)
+        server = MetadataServer.mount(store, read_only=read_only, client=client)
         try:
             yield server
         except BaseException:

@@ -9,7 +9,19 @@ from typing import Any
 
 from journal import Entry
 from mdstore.errors import CorruptionError
-from mdstore.mds.events import DirRemove, DirSet, DirTouch, EntryRemove, EntrySet, Kind, Record, decode_event
+from mdstore.mds.events import (
+    ClientRequest,
+    DirRemove,
+    DirSet,
+    DirTouch,
+    EntryRemove,
+    EntrySet,
+    Kind,
+    Record,
+    TableRemove,
+    TableSet,
+    decode_event,
+)
 from mdstore.mds.layout import Tab
 from mdstore.mds.records import entry_ino
 from mdstore.tools.output import json_name, shown
@@ -86,18 +98,24 @@ def inodes_of(records: Iterable[Record]) -> set[int]:
             found |= {record.directory, entry_ino(record.value)}
         elif isinstance(record, EntryRemove | DirTouch | DirSet | DirRemove):
             found.add(record.directory)
-        elif len(record.key) == 8 and record.table != Tab.SERVER:
+        elif isinstance(record, TableSet | TableRemove) and len(record.key) == 8 and record.table not in _NO_INODES:
             found.add(int.from_bytes(record.key, "big"))
     return found
 
 
-_SESSION_TABLES = {tab.value for tab in Tab if tab.name in ("SESSIONS", "REQUESTS")}
+_SESSION_TABLES = {Tab.SESSIONS, Tab.REQUESTS, Tab.OPEN}
+_NO_INODES = {Tab.SERVER, Tab.SESSIONS}  # tables whose keys are something else
 
 
 def clients_of(records: Iterable[Record]) -> set[int]:
-    """Clients whose rows in the session tables an event changes."""
-    rows = (record for record in records if getattr(record, "table", None) in _SESSION_TABLES)
-    return {int.from_bytes(row.key[:8], "big") for row in rows}  # type: ignore[union-attr]
+    """The session that asked for an event, and those whose rows it changes."""
+    found: set[int] = set()
+    for record in records:
+        if isinstance(record, ClientRequest):
+            found.add(record.client)
+        elif isinstance(record, TableSet | TableRemove) and record.table in _SESSION_TABLES:
+            found.add(int.from_bytes(record.key[:8], "big"))
+    return found
 
 
 def line(entry: Entry, *, events: bool) -> str:
@@ -115,6 +133,8 @@ def _words(records: list[Record]) -> str:
             words.append(f"{record.directory:x}/{shown(record.name)} removed")
         elif isinstance(record, DirRemove):
             words.append(f"directory {record.directory:x} removed")
+        elif isinstance(record, ClientRequest):
+            words.append(f"request {record.request} of client {record.client}")
     return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
 
 

@@ -16,6 +16,7 @@ from mdstore.client.mount_options import parse_options
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at, open_device
 from mdstore.device.file import FileDevice
 from mdstore.errors import ImageBusy, MdstoreError
+from mdstore.limits import SESSION_NAME_MAX
 from mdstore.mds.driver import Driver
 from mdstore.tools.images import image_argument, json_option, opened_image
 from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, complain, explain, print_json, print_line, shown
@@ -65,7 +66,11 @@ def mount_command(
 
 def serve(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
     """Open the image, mount it, say so, and serve until the end. Durable when it returns: everything."""
-    with opened_image(image, read_only=options.read_only) as vfs, Driver(vfs, failed=_tell_failure):
+    client = b"mount " + os.fsencode(directory)
+    with (
+        opened_image(image, read_only=options.read_only, client=client[:SESSION_NAME_MAX]) as vfs,
+        Driver(vfs, failed=_tell_failure),
+    ):
         session = mount(vfs, directory, options)
         ready()
         session.run()

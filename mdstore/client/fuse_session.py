@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import Final
+from typing import Final, cast
 
 from mdstore.client.fuse_credentials import CredentialCache
 from mdstore.client.fuse_directories import DirectoryOperations
@@ -47,7 +47,7 @@ from mdstore.client.fuse_reply import ReplyEncoder
 from mdstore.client.fuse_workers import Workers
 from mdstore.client.fuse_xattrs import XattrOperations
 from mdstore.errors import InvalidRequest, MdstoreError, errno_of
-from mdstore.mds.vfs import Credentials, Vfs
+from mdstore.mds.vfs import Credentials, Locking, Vfs
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class FuseSession:
         xattrs = XattrOperations(self._vfs).table()
         table = {**refused_operations(), **names, **files, **directories, **xattrs}
         if self.options.server_locks:
-            table.update(LockOperations(self._answer_waiting).table(files[Opcode.RELEASE]))
+            table.update(LockOperations(cast(Locking, self._vfs), self._answer_waiting).table())
         return table
 
     def _answer_waiting(self, unique: int, reply: bytes | int) -> None:

@@ -28,7 +28,7 @@ from mdstore.client import mount_syscalls as system
 from mdstore.client.fuse_session import FuseSession
 from mdstore.client.mount_options import MountOptions
 from mdstore.client.mount_syscalls import FuseUnavailable, MountRefused
-from mdstore.errors import PosixError
+from mdstore.errors import InvalidRequest, PosixError
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER, SetAttr, Vfs
 
 log = logging.getLogger(__name__)
@@ -143,11 +143,14 @@ def mount(vfs: Vfs, mountpoint: str | os.PathLike[str], options: MountOptions | 
     soon as `run` is called.
 
     A mountpoint that a killed server left behind is cleaned first, with a line in the log. The directory need not be empty.
-    Errors: `FuseUnavailable` (says what to install), `MountRefused` (missing, not a directory, mounted already, no right).
+    Errors: `FuseUnavailable` (says what to install), `MountRefused` (missing, not a directory, mounted already, no right),
+    InvalidRequest (options that the name space cannot keep).
     The caller keeps `vfs` on an error; afterwards `run` closes it.
     """
     options = options or MountOptions()
     path = check_mountpoint(mountpoint)
+    if options.session.server_locks and not hasattr(vfs, "wait_for_lock"):
+        raise InvalidRequest("this name space keeps no locks of its own: mount it with locks=kernel")
     _own_root(vfs, options)
     fd = _mounted_descriptor(path, options)
     fuse = FuseSession(fd, vfs, options.session)

@@ -42,7 +42,7 @@ class Attributes:
             self._data.publish([node])
         self._apply_owner(cred, node, change)
         if change.size is not None:
-            self._resize(cred, node, change, now)
+            self._resize(cred, node, change, now, last=only_size)
         if only_size:
             return node
         self._apply_times(node, change, now)
@@ -91,11 +91,11 @@ class Attributes:
         if self._quota.any and size > node.size:
             self._quota.check(self._quota_directory(node), space=size - node.size)
 
-    def _resize(self, cred: Credentials, node: Inode, change: SetAttr, now: int) -> None:
+    def _resize(self, cred: Credentials, node: Inode, change: SetAttr, now: int, *, last: bool) -> None:
         assert change.size is not None
         if cred.uid:
             drop_set_id(node)
-        self._data.truncate(node, change.size, now)
+        self._data.truncate(node, change.size, now, last=last)
 
     def _quota_directory(self, node: Inode) -> Directory:
         return self._cache.directory(node.home or ROOT_INO)

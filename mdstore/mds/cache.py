@@ -113,9 +113,10 @@ class Cache:
 
     def _by_place(self, ino: int) -> Inode | None:
         place = self._core.where.get(ino)
-        return None if place is None else self._at(ino, *place)
+        return None if place is None else self.at(ino, *place)
 
-    def _at(self, ino: int, parent: int, name: bytes) -> Inode | None:
+    def at(self, ino: int, parent: int, name: bytes) -> Inode | None:
+        """The inode of that number, if it is the one embedded in the entry. ESTALE, ENOTDIR when there is no such directory."""
         entry = self.find(self.directory(parent), name)
         return entry if isinstance(entry, Inode) and entry.ino == ino else None
 
@@ -150,7 +151,7 @@ class Cache:
         try:
             raw = self._store.getattr(DATA, data_object(ino, 0), BACKTRACE_ATTRIBUTE)
             parent, name, _ = decode_backtrace(raw, f"data/{ino:016x}")
-            return self._at(ino, parent, name)
+            return self.at(ino, parent, name)
         except (NotFound, PosixError):
             return None
 

@@ -20,7 +20,7 @@ from typing import Final
 from journal import Journal, JournalError, JournalFenced
 from mdstore.engines.protocol import Commit, ObjectStore
 from mdstore.errors import DeviceFailed, FencedError, MdstoreError, ReadOnly
-from mdstore.mds.events import Kind
+from mdstore.mds.events import CLIENT_KINDS_END, Kind, client_request
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
 from mdstore.mds.tables import Table
@@ -101,15 +101,25 @@ class Core:
         self.damage = self.tables[Tab.DAMAGE]
         self.quotas = self.tables[Tab.QUOTAS]
         self.next_ino = FIRST_FREE_INO
+        self.next_session = 1
+        self.client = 0  # the session for which events are made; 0: nobody's
+        self.request = 0  # its number of the request
+        self.completion: Callable[[], bytes] | None = None  # makes the records that go with a request's last event
+        self.held: dict[int, set[int]] = {}  # inodes without a name, and the sessions that keep them over a restart
         self.first_ino_here = FIRST_FREE_INO  # numbers from here on were given out since the server was opened
 
     # -- the log -------------------------------------------------------------------------------------------------------
 
-    def append(self, kind: int, payload: bytes) -> None:
-        """Put an event in the log. C1: whoever made it has changed memory already, so a failure here is final."""
+    def append(self, kind: int, payload: bytes, *, completes: bool = True) -> None:
+        """Put an event in the log. C1: whoever made it has changed memory already, so a failure here is final.
+        `completes`: the request it is made for is done with it; only then is it remembered as done."""
         journal = self.journal
         if journal is None:
             raise ReadOnly("the file system is open read-only")
+        if self.client and kind < CLIENT_KINDS_END:
+            payload += client_request(self.client, self.request)
+            if completes and self.completion is not None:
+                payload += self.completion()
         try:
             journal.append(payload, kind)
         except JournalError as error:

@@ -31,7 +31,9 @@ class Kind(IntEnum):
     WRITE = 11  # bytes of files were submitted: new sizes and times
     PURGED = 12  # the bytes of removed files are gone
     STATISTICS = 13  # recursive statistics handed to the parent
-    TABLE = 14  # rows of tables only: damage, quotas
+    TABLE = 14  # rows of tables only: damage
+    SESSION = 15  # a session was opened, went stale, came back or ended, or let go of a file
+    REPAIR = 16  # scrub put something right
 
 
 class Rec(IntEnum):
@@ -44,6 +46,7 @@ class Rec(IntEnum):
     ENTRY_REMOVE = 5
     TABLE_SET = 6
     TABLE_REMOVE = 7
+    CLIENT_REQUEST = 8
 
 
 DIR_TOUCH: Final = struct.Struct("<BBHIQQQQqqQQQq")
@@ -53,10 +56,14 @@ DIR_REMOVE: Final = struct.Struct("<BBHIQ")  # code, zero, zero, zero, directory
 ENTRY_SET: Final = struct.Struct("<BBHIQQ")  # code, length of the name, zero, length of the value, directory, version
 ENTRY_REMOVE: Final = struct.Struct("<BBHIQQ")  # the same; no value
 TABLE_ROW: Final = struct.Struct("<BBHI")  # code, table, length of the key, length of the value
+CLIENT_REQUEST: Final = struct.Struct("<BBHIQQ")  # code, zeros, session, request
+CLIENT_REQUEST_SIZE: Final = 24
+CLIENT_KINDS_END: Final = 11  # kinds below it are operations that somebody asked for
 assert DIR_TOUCH.size == DIR_TOUCH_SIZE
 assert DIR_SET.size == DIR_REMOVE.size == 16
 assert ENTRY_SET.size == ENTRY_REMOVE.size == 24
 assert TABLE_ROW.size == 8
+assert CLIENT_REQUEST.size == CLIENT_REQUEST_SIZE
 
 
 class DirTouch(NamedTuple):
@@ -110,7 +117,14 @@ class TableRemove(NamedTuple):
     key: bytes
 
 
-Record = DirTouch | DirSet | DirRemove | EntrySet | EntryRemove | TableSet | TableRemove
+class ClientRequest(NamedTuple):
+    """Who asked for the event: a session, and its number of the request."""
+
+    client: int
+    request: int
+
+
+Record = DirTouch | DirSet | DirRemove | EntrySet | EntryRemove | TableSet | TableRemove | ClientRequest
 
 
 def dir_set(directory: int, fnode: bytes) -> bytes:
@@ -135,6 +149,10 @@ def table_set(table: int, key: bytes, value: bytes) -> bytes:
 
 def table_remove(table: int, key: bytes) -> bytes:
     return TABLE_ROW.pack(Rec.TABLE_REMOVE, table, len(key), 0) + key
+
+
+def client_request(client: int, request: int) -> bytes:
+    return CLIENT_REQUEST.pack(8, 0, 0, 0, client, request)
 
 
 def decode_event(payload: bytes, where: str) -> Iterator[Record]:
@@ -199,6 +217,14 @@ def _read_table(payload: bytes, at: int, where: str) -> tuple[Record, int]:
     return TableSet(table, key, payload[middle : middle + length]), middle + length
 
 
+def _read_client_request(payload: bytes, at: int, where: str) -> tuple[Record, int]:
+    _, zero, zero_too, zero_three, client, request = CLIENT_REQUEST.unpack_from(payload, at)
+    _expect_zero(zero | zero_too | zero_three, where, at)
+    if not client:
+        raise CorruptionError("event", f"{where} offset {at}", "a session", client)
+    return ClientRequest(client, request), at + CLIENT_REQUEST_SIZE
+
+
 def _expect_zero(bits: int, where: str, at: int) -> None:
     if bits:
         raise CorruptionError("event", f"{where} offset {at}", "zeros in reserved bytes", bits)
@@ -207,10 +233,10 @@ def _expect_zero(bits: int, where: str, at: int) -> None:
 _READERS: dict[int, Callable[[bytes, int, str], tuple[Record, int]]] = {
     Rec.DIR_TOUCH: _read_dir_touch, Rec.DIR_SET: _read_dir_set, Rec.DIR_REMOVE: _read_dir_remove,
     Rec.ENTRY_SET: _read_entry_set, Rec.ENTRY_REMOVE: _read_entry_remove,
-    Rec.TABLE_SET: _read_table, Rec.TABLE_REMOVE: _read_table,
+    Rec.TABLE_SET: _read_table, Rec.TABLE_REMOVE: _read_table, Rec.CLIENT_REQUEST: _read_client_request,
 }  # fmt: skip
 _SIZES: dict[int, int] = {
     Rec.DIR_TOUCH: DIR_TOUCH.size, Rec.DIR_SET: DIR_SET.size, Rec.DIR_REMOVE: DIR_REMOVE.size,
     Rec.ENTRY_SET: ENTRY_SET.size, Rec.ENTRY_REMOVE: ENTRY_REMOVE.size,
-    Rec.TABLE_SET: TABLE_ROW.size, Rec.TABLE_REMOVE: TABLE_ROW.size,
+    Rec.TABLE_SET: TABLE_ROW.size, Rec.TABLE_REMOVE: TABLE_ROW.size, Rec.CLIENT_REQUEST: CLIENT_REQUEST_SIZE,
 }  # fmt: skip

@@ -227,8 +227,8 @@ class FileData:
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
-    def truncate(self, node: Inode, size: int, now: int) -> None:
-        """Set the size; appends the event. Bytes cut off never show again, whatever crashes."""
+    def truncate(self, node: Inode, size: int, now: int, *, last: bool = True) -> None:
+        """Set the size; appends the event, the `last` of its request or not. Bytes cut off never show again, whatever crashes."""
         core = self._core
         if size == 0:
             self.discard(node)
@@ -245,7 +245,7 @@ class FileData:
         node.size = file.published = size
         if size == 0:
             node.allocated = 0
-        core.append(Kind.SETATTR, self._changes.inode(node, now, size - old))
+        core.append(Kind.SETATTR, self._changes.inode(node, now, size - old), completes=last)
         if size < old:
             core.push_log()  # a crash may undo the cut, or leave both; never the cut alone
             self._clean_up_behind(node, size)

@@ -64,6 +64,10 @@ class Handles:
             raise PosixError(errno.EBADF if handle is None else errno.ENOTDIR, number)
         return handle
 
+    def get(self, number: int) -> FileHandle | DirectoryHandle | None:
+        """What is open under the number."""
+        return self._open.get(number)
+
     def node(self, number: int) -> Inode:
         """The inode of an open file or directory; EBADF."""
         handle = self._open.get(number)

@@ -2,7 +2,7 @@
 
 No clock, no thread, no I/O: a front calls `acquire`; where that names a conflict it may `wait` with a token of its own, and
 after whatever gave something back it asks `wake` which tokens hold their lock now. The same structure serves POSIX record
-locks (owner: a process) and flock(2) (owner: an open file, the range always whole), in a table each.
+locks (owner: a process) and flock(2) (owner: an open file, the range always whole), in a table each: `FileLocks` has both.
 
 Invariants, checked by `assert_state`:
 1. the ranges one owner holds on an inode do not overlap, and equal neighbours are merged;
@@ -14,7 +14,7 @@ Invariants, checked by `assert_state`:
 from __future__ import annotations
 
 import errno
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final, NamedTuple
 
 from mdstore.errors import PosixError
@@ -107,6 +107,15 @@ class LockTable:
             self.release(ino, owner)
         return touched
 
+    def owners(self) -> set[int]:
+        """Everybody who holds or waits for something."""
+        found = {lock.owner for locks in self._held.values() for lock in locks}
+        return found | {waiter.lock.owner for waiters in self._waiting.values() for waiter in waiters}
+
+    def tokens(self) -> set[Hashable]:
+        """Everything that waits."""
+        return {waiter.token for waiters in self._waiting.values() for waiter in waiters}
+
     def held(self, ino: int) -> list[Lock]:
         """What is held on an inode, by start."""
         return list(self._held.get(ino, ()))
@@ -190,3 +199,75 @@ def _merged(locks: list[Lock], owner: int) -> list[Lock]:
             mine = len(result)
         result.append(lock)
     return result
+
+
+OWNER_MASK: Final = (1 << 64) - 1
+SESSION_SHIFT: Final = 64  # an owner's number is 64 bits of its front; the session that the front speaks for is above
+
+
+def owner_of(session: int, owner: int) -> int:
+    """The number of a front's lock owner among those of all sessions."""
+    return session << SESSION_SHIFT | owner
+
+
+class FileLocks:
+    """The POSIX and flock(2) locks of a name space, and who waits for one. The caller serialises.
+
+    `granted` of a waiter is called once, when its lock is held, by whoever gave back what stood in the way.
+    """
+
+    def __init__(self) -> None:
+        self._posix = LockTable()
+        self._flock = LockTable(detects_deadlock=False)
+        self._granted: dict[Hashable, Callable[[], None]] = {}
+        self._next = 0
+
+    def any_flock(self) -> bool:
+        """Whether closing a file may have to give back a lock."""
+        return bool(self._flock.owners())
+
+    def table(self, *, flock: bool) -> LockTable:
+        """One of the two."""
+        return self._flock if flock else self._posix
+
+    def acquire(self, ino: int, wanted: Lock, *, flock: bool) -> bool:
+        """Take a lock, or change one's own; False where another's is in the way, and nothing is changed."""
+        if self.table(flock=flock).acquire(ino, wanted) is not None:
+            return False
+        self._wake(ino, flock=flock)
+        return True
+
+    def wait(self, ino: int, wanted: Lock, granted: Callable[[], None], *, flock: bool) -> Hashable:
+        """Wait for a lock that conflicts now; what to `cancel`. EDEADLK."""
+        token = self._next
+        self.table(flock=flock).wait(ino, wanted, token)
+        self._next = token + 1
+        self._granted[token] = granted
+        return token
+
+    def cancel(self, token: Hashable) -> bool:
+        """Wait no longer; False where the lock was granted before, or the waiter is gone."""
+        if self._granted.pop(token, None) is None:
+            return False
+        return self._posix.cancel(token) or self._flock.cancel(token)
+
+    def release(self, ino: int, owner: int, start: int = 0, end: int = RANGE_END, *, flock: bool) -> None:
+        """Give back a range, and let in who waited for it."""
+        self.table(flock=flock).release(ino, owner, start, end)
+        self._wake(ino, flock=flock)
+
+    def end_session(self, session: int) -> None:
+        """Drop all that the session's owners hold or wait for."""
+        for flock in (False, True):
+            table = self.table(flock=flock)
+            for owner in [owner for owner in table.owners() if owner >> SESSION_SHIFT == session]:
+                for ino in table.forget_owner(owner):
+                    self._wake(ino, flock=flock)
+        waiting = self._posix.tokens() | self._flock.tokens()
+        self._granted = {token: granted for token, granted in self._granted.items() if token in waiting}
+
+    def _wake(self, ino: int, *, flock: bool) -> None:
+        for token in self.table(flock=flock).wake(ino):
+            granted = self._granted.pop(token, None)
+            if granted is not None:
+                granted()

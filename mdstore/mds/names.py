@@ -16,6 +16,7 @@ from mdstore.mds.cache import Cache, Entry
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind, dir_remove, dir_set, entry_remove, entry_set
 from mdstore.mds.filedata import FileData
+from mdstore.mds.holds import Holds
 from mdstore.mds.inode import MULTIPLE, Directory, Inode
 from mdstore.mds.layout import INO_KEY, LINK_VALUE
 from mdstore.mds.permissions import WX, X, check_name, owner_of_new, require, require_removable
@@ -31,12 +32,15 @@ MAKEABLE: Final = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_I
 class Names:
     """The operations on names. The caller holds the core's lock."""
 
-    def __init__(self, core: Core, cache: Cache, data: FileData, purge: Purge, quota: Quota) -> None:
+    def __init__(
+        self, core: Core, cache: Cache, data: FileData, purge: Purge, quota: Quota, holds: Holds
+    ) -> None:
         self._core = core
         self._cache = cache
         self._data = data
         self._purge = purge
         self._quota = quota
+        self._holds = holds
 
     def lookup(self, cred: Credentials, parent: int, name: bytes) -> Inode:
         """The inode `name` means in `parent`. EACCES, ENOENT, ENOTDIR, ENAMETOOLONG."""
@@ -262,7 +266,7 @@ class Names:
         node.change += 1
         if node.parent != MULTIPLE:
             node.parent, node.name, node.home = MULTIPLE, b"", 0
-            return core.put_unnamed(node) if self._purge.needs_row(node) else b""
+            return self._unnamed(node)
         key = INO_KEY.pack(node.ino)
         records = core.drop_row(core.links, key + INO_KEY.pack(directory.ino) + name)
         if node.nlink:
@@ -270,8 +274,12 @@ class Names:
                 records += self._rehome(node, now)
             return records + core.put_unnamed(node)
         node.home = 0
-        records += core.drop_row(core.inodes, key)
-        return records + core.put_unnamed(node) if self._purge.needs_row(node) else records
+        return records + core.drop_row(core.inodes, key) + self._unnamed(node)
+
+    def _unnamed(self, node: Inode) -> bytes:
+        """The last name went: the records that keep the inode until nobody uses it and its bytes are gone."""
+        held = self._holds.keep(node) if node.handles else b""
+        return held + self._core.put_unnamed(node) if held or self._purge.needs_row(node) else b""
 
     def _rehome(self, node: Inode, now: int) -> bytes:
         """The name whose directory counted the bytes is gone: the directory of another name counts them from now on."""

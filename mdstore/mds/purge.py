@@ -2,12 +2,11 @@
 
 A regular file that may have bytes becomes a row of the stray table with the event that takes its last name. When its last
 handle and reference are gone its bytes are removed, a bounded number of objects per step, and then the row. After a restart
-nobody has anything open, so every row is purged.
+only sessions that last may still have something open (rows of the open table): every other row is purged.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import islice
 from typing import Final
 
@@ -37,7 +36,7 @@ class Purge:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._queue: deque[int] = deque()
+        self._queue: dict[int, None] = {}  # in order; no file twice, however it came here
         self._scan_from: bytes | None = None  # rows from this key on are left over from before the start
 
     def needs_row(self, node: Inode) -> bool:
@@ -51,7 +50,7 @@ class Purge:
     def released(self, node: Inode) -> None:
         """A name, handle or reference of `node` went; when it was the last of all, the inode goes."""
         core = self._core
-        if node.nlink or node.handles or node.ino in core.references:
+        if node.nlink or node.handles or node.ino in core.references or node.ino in core.held:
             return
         core.nodes.pop(node.ino, None)
         core.where.pop(node.ino, None)
@@ -60,7 +59,16 @@ class Purge:
             core.buffered_bytes -= node.file.buffer.size_bytes
             node.file = None
         if self.needs_row(node):
-            self._queue.append(node.ino)
+            self._queue[node.ino] = None
+
+    def let_go(self, ino: int) -> None:
+        """A session keeps the inode without a name no longer."""
+        core = self._core
+        node = core.nodes.get(ino)
+        if node is not None:
+            self.released(node)
+        elif ino not in core.held and ino not in core.references:
+            self._queue[ino] = None
 
     @property
     def backlog(self) -> int:
@@ -97,13 +105,13 @@ class Purge:
             room = STEP_OBJECTS - len(transaction)
             if room <= 0:
                 break
-            ino = self._queue[0]
+            ino = next(iter(self._queue))
             names = self._core.store.list_objects(DATA, b"%016x." % ino, b"%016x/" % ino, room)
             for name in names:
                 transaction.remove(DATA, name)
             if len(names) == room:
                 break  # there may be more of this file: the next step looks again
-            self._queue.popleft()
+            del self._queue[ino]
             done.append(ino)
         return transaction, done
 
@@ -115,5 +123,5 @@ class Purge:
         for key, _ in rows:
             ino = INO_KEY.unpack(key)[0]
             node = self._core.nodes.get(ino)
-            if node is None or not (node.handles or ino in self._core.references):
-                self._queue.append(ino)
+            if ino not in self._core.held and (node is None or not (node.handles or ino in self._core.references)):
+                self._queue[ino] = None

@@ -60,10 +60,10 @@ class Quota:
         key = INO_KEY.pack(ino)
         if allowance == (0, 0):
             self._allowances.pop(ino, None)
-            core.append(Kind.TABLE, core.drop_row(core.quotas, key))
+            core.append(Kind.SETXATTR, core.drop_row(core.quotas, key))
         else:
             self._allowances[ino] = allowance
-            core.append(Kind.TABLE, core.put_row(core.quotas, key, QUOTA.pack(*allowance)))
+            core.append(Kind.SETXATTR, core.put_row(core.quotas, key, QUOTA.pack(*allowance)))
         self.any = bool(self._allowances)
 
     def check(self, directory: Directory, *, files: int = 0, space: int = 0, moved_from: Directory | None = None) -> None:

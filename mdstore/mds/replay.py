@@ -14,14 +14,17 @@ from journal import Entry, Journal
 from mdstore.errors import CorruptionError, NotFound
 from mdstore.mds.core import Core
 from mdstore.mds.events import (
+    CLIENT_REQUEST_SIZE,
     DIR_TOUCH,
     DIR_TOUCH_SIZE,
     ENTRY_SET,
+    ClientRequest,
     DirRemove,
     DirSet,
     DirTouch,
     EntryRemove,
     EntrySet,
+    Rec,
     Record,
     TableRemove,
     TableSet,
@@ -88,9 +91,12 @@ class Replay:
             _, name_length, _, length, ino, version = ENTRY_SET.unpack_from(payload, DIR_TOUCH_SIZE)
             start = DIR_TOUCH_SIZE + ENTRY_SET.size
             middle = start + name_length
-            if middle + length == len(payload) and ino == touch[1] and not zero | zero_too:
+            end = middle + length
+            left = len(payload) - end
+            alone = left == 0 or (left == CLIENT_REQUEST_SIZE and payload[end] == Rec.CLIENT_REQUEST)
+            if alone and ino == touch[1] and not zero | zero_too:
                 self._touch(touch, position)
-                self._entry(ino, version, payload[start:middle], payload[middle:], position)
+                self._entry(ino, version, payload[start:middle], payload[middle:end], position)
                 return
         for record in decode_event(payload, f"position {position}"):
             self._record(record, position)
@@ -106,6 +112,8 @@ class Replay:
             self._header(record, position)
         elif isinstance(record, DirRemove):
             self._remove(record, position)
+        elif isinstance(record, ClientRequest):
+            return  # for people; what is remembered of requests is rows of a table
         else:
             self._row(record, position)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from secrets import token_bytes
 
@@ -28,6 +28,7 @@ from mdstore.errors import (
 from mdstore.mds.attributes import Attributes
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
+from mdstore.mds.clients import Clients
 from mdstore.mds.core import Core, Limits
 from mdstore.mds.damage import Damage, forget_damage, list_damage
 from mdstore.mds.directories import Directories
@@ -35,6 +36,7 @@ from mdstore.mds.events import Kind
 from mdstore.mds.filedata import FileData
 from mdstore.mds.files import Files
 from mdstore.mds.handles import Handles
+from mdstore.mds.holds import Holds
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import (
     DATA,
@@ -51,6 +53,7 @@ from mdstore.mds.layout import (
     directory_object,
     encode_server,
 )
+from mdstore.mds.locks import OWNER_MASK, RANGE_END, FileLocks, Lock, owner_of
 from mdstore.mds.names import Names
 from mdstore.mds.objectio import StoreObjects
 from mdstore.mds.purge import Purge
@@ -58,6 +61,7 @@ from mdstore.mds.quota import Quota
 from mdstore.mds.rename import Rename
 from mdstore.mds.replay import RecoveryReport, Replay
 from mdstore.mds.scrub import Scrub
+from mdstore.mds.sessions import Sessions
 from mdstore.mds.space import Space
 from mdstore.mds.statistics import Statistics
 from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, SetAttr, StatFs
@@ -94,7 +98,13 @@ class MetadataServer:
         self._space = Space(core, self._settle)
         self._handles = Handles()
         self._writeback = WriteBack(core, self._cache, self._statistics, self._purge)
-        self._names = Names(core, self._cache, self._data, self._purge, self._quota)
+        self._holds = Holds(core)
+        self._locks = FileLocks()
+        self._sessions = Sessions(core, self._holds, self._purge)
+        self.clients = Clients(
+            core, self._cache, self, self._sessions, self._holds, self._handles, self._locks, counts=count_references
+        )  # fmt: skip
+        self._names = Names(core, self._cache, self._data, self._purge, self._quota, self._holds)
         self._rename = Rename(
             core, self._cache, self._names, self._data, self._changes, self._purge, self._quota
         )  # fmt: skip
@@ -139,11 +149,12 @@ class MetadataServer:
     @classmethod
     def mount(
         cls, store: ObjectStore, *, clock: Callable[[], int] = time.time_ns, read_only: bool = False,
-        limits: Limits | None = None, count_references: bool = True,
+        limits: Limits | None = None, count_references: bool = True, client: bytes | None = None,
     ) -> MetadataServer:  # fmt: skip
         """Recover and serve. `recovery` tells what was replayed. NotAnImage, UnsupportedFormat, CorruptionError.
 
-        read_only: nothing is written, neither now nor later; what the log holds is replayed in memory only.
+        read_only: nothing is written, neither now nor later; what the log holds is replayed in memory only. `client`: the name
+        of the session that the methods called here are for; it ends with `close`, or when the file system is next mounted.
         """
         try:
             server = decode_server(store.map_header(META, TABLE_OBJECTS[Tab.SERVER]))
@@ -153,6 +164,8 @@ class MetadataServer:
         core = Core(store, server, lowered, clock)
         self = cls(core, count_references=count_references)
         self._recover(read_only=read_only or store.read_only)
+        if client is not None and core.journal is not None:
+            core.client = self._sessions.open(client, 0).number
         return self
 
     def _recover(self, *, read_only: bool) -> None:
@@ -176,6 +189,7 @@ class MetadataServer:
             core.journal = journal
             self._writeback.resettle()
             self._purge.start_from_table()
+        self._sessions.load()
         self.recovery.seconds = time.monotonic() - began
 
     # -- what every verb does first ------------------------------------------------------------------------------------
@@ -185,6 +199,8 @@ class MetadataServer:
         core = self._core
         if core.failed is not None or core.journal is None:
             core.assert_writable()
+        if core.completion is None:
+            core.request += 1
         if core.changes >= core.limits.dirty_entries or (core.counters.events & 255 == 0 and self._writeback.due()):
             self._writeback.relieve()
         if len(core.nodes) > self._cache.nodes_max:
@@ -384,6 +400,9 @@ class MetadataServer:
     def release(self, handle: int) -> None:
         """See `Vfs`. EBADF. Nothing becomes durable by it."""
         with self._lock:
+            if self._locks.any_flock():
+                ino = self._handles.node(handle).ino
+                self._locks.release(ino, owner_of(self._core.client, handle), flock=True)
             if self._core.failed is not None:
                 self._handles.remove(handle)
                 return
@@ -408,6 +427,41 @@ class MetadataServer:
         with self._lock:
             self._before_change()
             return self._files.copy(source, source_offset, target, target_offset, length)
+
+    # -- locks ---------------------------------------------------------------------------------------------------------
+
+    def test_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> Lock | None:
+        """See `Locking`. EBADF."""
+        with self._lock:
+            ino, wanted = self._lockable(handle, wanted, flock=flock)
+            found = self._locks.table(flock=flock).conflict(ino, wanted)
+            return found if found is None else found._replace(owner=found.owner & OWNER_MASK)
+
+    def take_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> bool:
+        """See `Locking`. EBADF."""
+        with self._lock:
+            return self._locks.acquire(*self._lockable(handle, wanted, flock=flock), flock=flock)
+
+    def wait_for_lock(self, handle: int, wanted: Lock, granted: Callable[[], None], *, flock: bool = False) -> Hashable:
+        """See `Locking`. `granted` is called under the server's lock. EBADF, EDEADLK."""
+        with self._lock:
+            return self._locks.wait(*self._lockable(handle, wanted, flock=flock), granted, flock=flock)
+
+    def cancel_lock(self, token: Hashable) -> bool:
+        """See `Locking`."""
+        with self._lock:
+            return self._locks.cancel(token)
+
+    def drop_lock(self, handle: int, owner: int, start: int = 0, end: int = RANGE_END, *, flock: bool = False) -> None:
+        """See `Locking`. EBADF."""
+        with self._lock:
+            ino, lock = self._lockable(handle, Lock(owner, start, end, exclusive=False), flock=flock)
+            self._locks.release(ino, lock.owner, start, end, flock=flock)
+
+    def _lockable(self, handle: int, lock: Lock, *, flock: bool) -> tuple[int, Lock]:
+        """The inode, and the lock under its owner's number among all sessions': of flock(2) the owner is the open file."""
+        owner = owner_of(self._core.client, handle if flock else lock.owner)
+        return self._handles.node(handle).ino, lock._replace(owner=owner)
 
     # -- directories ---------------------------------------------------------------------------------------------------
 
@@ -469,6 +523,8 @@ class MetadataServer:
                 return
             lost = self._data.publish_what_fits()
             self._files.publish_all()
+            if core.client:
+                self._sessions.end(core.client)
             self._writeback.everything()
             try:
                 journal.close()
@@ -494,6 +550,7 @@ class MetadataServer:
         with self._lock:
             if not core.is_writable():
                 return
+            self._sessions.tick(now_ns)
             self._purge.step()
             if core.changes >= core.limits.dirty_entries_low:
                 self._writeback.step()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from sortedcontainers import SortedDict
 
 from mdstore.engines.protocol import ObjectStore
+from mdstore.errors import NotFound
 from mdstore.mds.events import table_remove, table_set
 from mdstore.mds.layout import META, TABLE_OBJECTS, Tab
 
@@ -33,7 +34,10 @@ class Table:
         if key in self.changed:
             changed: bytes | None = self.changed[key]
             return changed
-        return self.store.map_get(META, self.object_name, key)
+        try:
+            return self.store.map_get(META, self.object_name, key)
+        except NotFound:  # a table that the file system was not made with, and that has no row yet
+            return None
 
     def put(self, key: bytes, value: bytes) -> bytes:
         """Set a row; returns the record for the event that makes it last."""
@@ -50,7 +54,7 @@ class Table:
         assert isinstance(self.changed, SortedDict), "the inode table is not read in order"
         newer = [(key, self.changed[key]) for key in self.changed.irange(start, stop, inclusive=(True, False))]
         newer.reverse()
-        for key, value in self.store.map_items(META, self.object_name, start, stop):
+        for key, value in self._stored(start, stop):
             while newer and newer[-1][0] < key:
                 ahead, row = newer.pop()
                 if row is not None:
@@ -64,3 +68,9 @@ class Table:
         for key, row in reversed(newer):
             if row is not None:
                 yield key, row
+
+    def _stored(self, start: bytes | None, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            yield from self.store.map_items(META, self.object_name, start, stop)
+        except NotFound:
+            return

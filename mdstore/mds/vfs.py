@@ -8,7 +8,10 @@ waits for the medium except `fsync`, `syncfs`, `close` and reads of what is not 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import NamedTuple, Protocol
+
+from mdstore.mds.locks import Lock
 
 ROOT_INO = 1
 RENAME_NOREPLACE = 1  # as in renameat2(2)
@@ -144,3 +147,20 @@ class Vfs(Protocol):
         """On return everything done before survives a crash."""
     def close(self) -> None:
         """Write everything back and stop. No handle may be used afterwards."""
+
+
+class Locking(Protocol):
+    """What a name space that keeps advisory locks itself has beside `Vfs`. None of it waits; `granted` is called when a lock that
+    was waited for is held. POSIX record locks belong to the owner the front names (a process) and go with `drop_lock`, when that
+    closes the file; flock(2) locks (`flock`) belong to the open file and go with its handle. All go with the session."""
+
+    def test_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> Lock | None:
+        """The lock in the way, if there is one."""
+    def take_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> bool:
+        """Take a lock, or change one; False where another's is in the way."""
+    def wait_for_lock(self, handle: int, wanted: Lock, granted: Callable[[], None], *, flock: bool = False) -> Hashable:
+        """Wait for what `take_lock` just refused; what to hand to `cancel_lock`. EDEADLK."""
+    def cancel_lock(self, token: Hashable) -> bool:
+        """Wait no longer; False where it is granted already."""
+    def drop_lock(self, handle: int, owner: int, start: int, end: int, *, flock: bool = False) -> None:
+        """Give back a range, of which both ends are inside."""

@@ -37,6 +37,7 @@ from mdstore.mds.vfs import (
     StatFs,
 )
 from tests.model.memory_file import SparseBytes
+from tests.model.memory_locks import MemoryLocks
 from tests.model.memory_nodes import (
     EXECUTE,
     READ,
@@ -79,10 +80,11 @@ class _Handle:
         self.superuser = cred.uid == 0
 
 
-class MemoryVfs:
+class MemoryVfs(MemoryLocks):
     """A name space that lives as long as the object. `clock` gives nanoseconds since 1970."""
 
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        super().__init__(lambda handle: self._open(handle).node.ino)
         self._clock = clock
         self._lock = threading.RLock()
         self._nodes: dict[int, Node] = {}
@@ -395,6 +397,7 @@ class MemoryVfs:
     @_locked
     def release(self, handle: int) -> None:
         node = self._open(handle).node
+        self.locks.release(node.ino, handle, flock=True)
         del self._handles[handle]
         node.opens -= 1
         self._drop_if_unused(node)

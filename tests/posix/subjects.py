@@ -17,7 +17,7 @@ def served() -> Vfs:
     """A fresh metadata server over an engine in memory."""
     store = MemStore()
     MetadataServer.format(store, now_ns=time.time_ns())
-    return MetadataServer.mount(store)
+    return MetadataServer.mount(store, client=b"posix suite")
 
 
 SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs, "served": served}
@@ -25,4 +25,4 @@ SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs, "served": served}
 
 def from_image(path: str) -> Vfs:
     """The metadata server over an image file, recovered."""
-    return MetadataServer.mount(Store.open(FileDevice.open(path)))
+    return MetadataServer.mount(Store.open(FileDevice.open(path)), client=b"posix suite")

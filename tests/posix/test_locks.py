@@ -21,15 +21,15 @@ EX, SH, UN, NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
 
 @pytest.fixture(scope="module")
 def served_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A mount whose locks are the server's, not the kernel's."""
+    """A mount whose locks are the metadata server's, not the kernel's."""
     path = tmp_path_factory.mktemp("locks") / "mount"
-    with Server("memory", path, "locks=server"):
+    with Server("served", path, "locks=server"):
         yield path
 
 
 @pytest.fixture(params=["kernel's", "server's"])
 def locking(mounted: tuple[str, Path], root: Path, request: pytest.FixtureRequest) -> Path:
-    """A file to lock: in each subject with the kernel's lock tables, in the model also with ours."""
+    """A file to lock: in each subject with the kernel's lock tables, and, next to the model, in the server's own."""
     if request.param == "server's" and mounted[0] == "memory":
         root = request.getfixturevalue("served_locks") / root.name
         root.mkdir()
@@ -180,6 +180,20 @@ def test_closing_any_descriptor_gives_back_the_processes_record_locks(locking: P
         assert outcome(fcntl.lockf, file, EX | NB) == "EAGAIN"
         assert other.does("close") == "OK"
         assert outcome(fcntl.lockf, file, EX | NB) == "OK"
+    other.end()
+
+
+def test_a_flock_ends_with_the_last_descriptor_of_its_open_file(locking: Path) -> None:
+    other = Other(locking)
+    fd = os.open(locking, os.O_RDWR)
+    again = os.dup(fd)
+    fcntl.flock(fd, EX)
+    os.close(fd)
+    assert other.does("flock", EX | NB) == "EAGAIN", "the open file lives on in the second descriptor"
+    other.start("flock", EX)
+    _wait_until_blocked(other.pid)
+    os.close(again)
+    assert other.answer() == "OK"
     other.end()
 
 

@@ -151,12 +151,16 @@ def test_an_exception_nobody_expected_becomes_eio_and_the_session_goes_on(
     assert kernel.ask(Opcode.GETATTR, bytes(16))[0] == 0
 
 
+FIRST_HANDLE = 1
+
+
 def _lock(kind: int, owner: int, start: int = 0, end: int = 99, flags: int = 0) -> bytes:
-    return protocol.LK_IN.pack(0, owner, start, end, kind, owner, flags)
+    return protocol.LK_IN.pack(FIRST_HANDLE, owner, start, end, kind, owner, flags)
 
 
-def test_a_waiting_lock_is_answered_when_granted_and_when_interrupted(kernel: Kernel) -> None:
+def test_a_waiting_lock_is_answered_when_granted_and_when_interrupted(kernel: Kernel, vfs: MemoryVfs) -> None:
     write, unlock = 1, 2
+    assert vfs.create(SUPERUSER, 1, b"file", 0o644, os.O_RDWR)[1] == FIRST_HANDLE
     assert kernel.ask(Opcode.SETLK, _lock(write, 10)) == (0, b"")
     assert kernel.ask(Opcode.SETLK, _lock(write, 20))[0] == errno.EAGAIN
     first = kernel.send(Opcode.SETLKW, _lock(write, 20))
@@ -167,7 +171,7 @@ def test_a_waiting_lock_is_answered_when_granted_and_when_interrupted(kernel: Ke
     assert sorted([kernel.reply(), kernel.reply()]) == [(first, 0, b""), (released, 0, b"")]
     kernel.send(Opcode.INTERRUPT, protocol.INTERRUPT_IN.pack(first))  # it came too late: nothing happens
     assert kernel.ask(Opcode.SETLKW, _lock(write, 20))[0] == 0
-    assert kernel.ask(Opcode.FLUSH, protocol.FLUSH_IN.pack(0, 20))[0] == 0
+    assert kernel.ask(Opcode.FLUSH, protocol.FLUSH_IN.pack(FIRST_HANDLE, 20))[0] == 0
     assert kernel.ask(Opcode.SETLK, _lock(write, 40))[0] == 0
 
 

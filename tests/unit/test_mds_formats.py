@@ -11,7 +11,17 @@ import pytest
 
 from mdstore.errors import CorruptionError, MdstoreError, NotAnImage, UnsupportedFormat
 from mdstore.mds import events, fnode, layout, records
-from mdstore.mds.events import Kind, decode_event, dir_remove, dir_set, entry_remove, entry_set, table_remove, table_set
+from mdstore.mds.events import (
+    Kind,
+    client_request,
+    decode_event,
+    dir_remove,
+    dir_set,
+    entry_remove,
+    entry_set,
+    table_remove,
+    table_set,
+)
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import Tab
 
@@ -40,7 +50,9 @@ def rows(page: str, heading: str) -> list[tuple[int, int, str]]:
         ("mds-events.md", "### DIR_SET", events.DIR_SET.size),
         ("mds-events.md", "### ENTRY_SET", events.ENTRY_SET.size),
         ("mds-events.md", "### TABLE_SET", events.TABLE_ROW.size),
+        ("mds-events.md", "### CLIENT_REQUEST", events.CLIENT_REQUEST.size),
         ("mds-tables.md", "## Server record", layout.SERVER.size),
+        ("mds-tables.md", "## Session", layout.SESSION.size),
     ],
 )
 def test_the_page_gives_every_byte_of_the_struct(page: str, heading: str, size: int) -> None:
@@ -117,6 +129,7 @@ def event_sample() -> bytes:
         [
             sample_root().touch_record(), entry_set(1, 2, b"a", value), entry_remove(1, 2, b"b"),
             dir_set(1, sample_root().encode_header()), dir_remove(9), table_set(2, b"key", b"value"), table_remove(3, b"k"),
+            client_request(7, 1 << 40),
         ]
     )  # fmt: skip
 
@@ -132,6 +145,8 @@ def encode_record(record: events.Record) -> bytes:
         return entry_set(*record)
     if isinstance(record, events.EntryRemove):
         return entry_remove(*record)
+    if isinstance(record, events.ClientRequest):
+        return client_request(*record)
     return table_set(*record) if isinstance(record, events.TableSet) else table_remove(*record)
 
 
@@ -158,6 +173,14 @@ def again_backtrace(raw: bytes) -> bytes:
     return layout.encode_backtrace(*layout.decode_backtrace(raw, "sample"))
 
 
+def again_session(raw: bytes) -> bytes:
+    return layout.encode_session(layout.decode_session(raw, "sample"))
+
+
+def again_done(raw: bytes) -> bytes:
+    return layout.encode_done(layout.decode_done(raw, "sample"))
+
+
 SAMPLES: list[tuple[Callable[[bytes], bytes], bytes]] = [
     (again_event, event_sample()),
     (again_entry, sample_file().entry_value()),
@@ -165,6 +188,9 @@ SAMPLES: list[tuple[Callable[[bytes], bytes], bytes]] = [
     (again_fnode, sample_root().encode_header()),
     (again_server, example("mds-tables.md")),
     (again_backtrace, layout.encode_backtrace(1, b"name", sample_file().encode())),
+    (again_session, layout.encode_session(layout.SessionRecord(layout.SessionState.STALE, 1 << 33, MOMENT, b"client"))),
+    (again_done, layout.encode_done(layout.Done(17, 1, b"name"))),
+    (again_done, layout.encode_done(layout.NOTHING_MADE)),
 ]
 
 

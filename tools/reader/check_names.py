@@ -28,6 +28,7 @@ from mdstore.tools.reader.check_links import (
     Links,
     Names,
 )  # fmt: skip
+from mdstore.tools.reader.check_sessions import check_sessions
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.mds_directory import COLLECTION, Header, decode_header, ino_of, object_name
 from mdstore.tools.reader.mds_inode import (
@@ -92,6 +93,7 @@ class NameCheck(Names):
             self._check_inode_rows()
             self._check_link_rows()
             self._check_other_rows()
+            check_sessions(self._names, self._findings)
             self._check_data()
             next_ino = self._next_ino()
             Links(self, self._findings, next_ino).judge(self._links, self._statistics, self._parents)

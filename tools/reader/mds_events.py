@@ -24,13 +24,16 @@ KINDS: Final = {
     12: "PURGED",
     13: "STATISTICS",
     14: "TABLE",
+    15: "SESSION",
+    16: "REPAIR",
 }
 
 _TOUCH: Final = struct.Struct("<BBHIQQQQqqQQQq")
 _DIRECTORY: Final = struct.Struct("<BBHIQ")
 _ENTRY: Final = struct.Struct("<BHBIQQ")
 _TABLE: Final = struct.Struct("<BBHI")
-assert (_TOUCH.size, _DIRECTORY.size, _ENTRY.size, _TABLE.size) == (88, 16, 24, 8)
+_CLIENT: Final = struct.Struct("<BBHIQQ")
+assert (_TOUCH.size, _DIRECTORY.size, _ENTRY.size, _TABLE.size, _CLIENT.size) == (88, 16, 24, 8, 24)
 
 
 class DirTouch(NamedTuple):
@@ -73,18 +76,25 @@ class TableSet(NamedTuple):
     value: bytes | None
 
 
-Record: TypeAlias = DirTouch | DirSet | EntrySet | TableSet
+class ClientRequest(NamedTuple):
+    """Who asked for the event; it changes nothing."""
+
+    client: int
+    request: int
+
+
+Record: TypeAlias = DirTouch | DirSet | EntrySet | TableSet | ClientRequest
 
 
 def decode_event(kind: int, payload: bytes) -> list[Record]:
     """The records of one event. Damage (`event`)."""
     if kind not in KINDS:
-        raise Damage("event", "kind of an event", "1 .. 14", kind)
+        raise Damage("event", "kind of an event", "1 .. 16", kind)
     records, at = [], 0
     while at < len(payload):
         decoder = _DECODERS.get(payload[at])
         if decoder is None:
-            raise Damage("event", f"record code at offset {at}", "1 .. 7", payload[at])
+            raise Damage("event", f"record code at offset {at}", "1 .. 8", payload[at])
         record, at = decoder(payload, at)
         records.append(record)
     return records
@@ -125,7 +135,7 @@ def _table(payload: bytes, at: int) -> tuple[Record, int]:
     code, table, key_length, length = _unpack(_TABLE, payload, at)
     at += _TABLE.size
     if table not in TABLES:
-        raise Damage("event", f"table at offset {at}", "1 .. 6", table)
+        raise Damage("event", f"table at offset {at}", "1 .. 9", table)
     key = _take(payload, at, key_length)
     value = _take(payload, at + key_length, length)
     if code == 7:
@@ -133,7 +143,15 @@ def _table(payload: bytes, at: int) -> tuple[Record, int]:
     return TableSet(table, key, value if code == 6 else None), at + key_length + length
 
 
-_DECODERS: Final = {1: _touch, 2: _directory, 3: _directory, 4: _entry, 5: _entry, 6: _table, 7: _table}
+def _client(payload: bytes, at: int) -> tuple[Record, int]:
+    fields = _unpack(_CLIENT, payload, at)
+    _spare(fields[1] or fields[2] or fields[3], at)
+    if not fields[4]:
+        raise Damage("event", f"session at offset {at}", "not 0", 0)
+    return ClientRequest(*fields[4:]), at + _CLIENT.size
+
+
+_DECODERS: Final = {1: _touch, 2: _directory, 3: _directory, 4: _entry, 5: _entry, 6: _table, 7: _table, 8: _client}
 
 
 def _unpack(layout: struct.Struct, payload: bytes, at: int) -> tuple[int, ...]:

@@ -19,6 +19,9 @@ LINKS: Final = 3
 STRAYS: Final = 4
 DAMAGE: Final = 5
 QUOTAS: Final = 6
+SESSIONS: Final = 7
+REQUESTS: Final = 8
+OPEN: Final = 9
 TABLES: Final = {
     SERVER: b"table.server",
     INODES: b"table.inodes",
@@ -26,12 +29,17 @@ TABLES: Final = {
     STRAYS: b"table.strays",
     DAMAGE: b"table.damage",
     QUOTAS: b"table.quotas",
+    SESSIONS: b"table.sessions",
+    REQUESTS: b"table.requests",
+    OPEN: b"table.open",
 }
 NEXT_INO: Final = b"next_ino"
+NEXT_SESSION: Final = b"next_session"
 
 _SERVER: Final = struct.Struct("<6sH16sqQQQQ")
 _BACKTRACE: Final = struct.Struct("<BBHIQ")
-assert (_SERVER.size, _BACKTRACE.size) == (64, 16)
+_SESSION: Final = struct.Struct("<BBHIqq")
+assert (_SERVER.size, _BACKTRACE.size, _SESSION.size) == (64, 16, 24)
 
 
 class ServerRecord(NamedTuple):
@@ -86,6 +94,32 @@ def number_of(key: bytes) -> int:
     if len(key) != 8:
         raise Damage("table-row", "key of a table", "8 bytes", key)
     return int.from_bytes(key, "big")
+
+
+class Session(NamedTuple):
+    """A client, as its row says. `timeout` in nanoseconds, 0: it ends with its server."""
+
+    state: int
+    timeout: int
+    opened_at: int
+    name: bytes
+
+
+def decode_session(data: bytes) -> Session:
+    """A row of the session table. Damage (`table-row`)."""
+    if len(data) < _SESSION.size:
+        raise Damage("table-row", "session cut short", f"at least {_SESSION.size} bytes", len(data))
+    layout, state, name_length, spare, timeout, opened_at = _SESSION.unpack_from(data)
+    if layout != 1 or state not in (1, 2) or spare or timeout < 0 or len(data) != _SESSION.size + name_length:
+        raise Damage("table-row", "session", "layout 1, state 1 or 2, spare 0, a name", data[: _SESSION.size])
+    return Session(state, timeout, opened_at, data[_SESSION.size :])
+
+
+def split_session_key(key: bytes) -> tuple[int, int]:
+    """(session, request or inode) of a key of the request or open table. Damage (`table-row`)."""
+    if len(key) != 16:
+        raise Damage("table-row", "key of a session's table", "16 bytes", key)
+    return int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
 
 
 def decode_backtrace(data: bytes, ino: int) -> Backtrace:

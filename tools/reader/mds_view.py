@@ -20,7 +20,7 @@ from typing import Final
 from sortedcontainers import SortedDict
 
 from mdstore.tools.reader.mds_directory import COLLECTION, Header, decode_header, ino_of, object_name
-from mdstore.tools.reader.mds_events import DirSet, DirTouch, EntrySet, Record, TableSet
+from mdstore.tools.reader.mds_events import ClientRequest, DirSet, DirTouch, EntrySet, Record, TableSet
 from mdstore.tools.reader.mds_inode import TAG_PRIMARY
 from mdstore.tools.reader.mds_tables import INODES, STRAYS, TABLES
 from mdstore.tools.reader.onode import Onode
@@ -62,7 +62,7 @@ class NameSpace:
                     self.highest_ino = max(self.highest_ino, int.from_bytes(record.key[:8], "big"))
             elif isinstance(record, DirSet):
                 self._apply_header(record)
-            else:
+            elif not isinstance(record, ClientRequest):
                 directory = self._directory(record.directory)
                 self._note_number(record)
                 if record.version > directory.stored_version:
