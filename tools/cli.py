@@ -46,6 +46,7 @@ _VERBS: Final = {
     "mount": _Verb("mdstore.tools.mounting", "mount_command", "Serve an image as a directory (FUSE)."),
     "umount": _Verb("mdstore.tools.mounting", "umount_command", "End a mount."),
     "fsck": _Verb("mdstore.tools.fsck", "fsck_command", "Check an image with a second, independent reader."),
+    "repair": _Verb("mdstore.tools.repair.command", "repair_command", "Set a damaged image right; a dry run unless told so."),
     "dump": _Verb("mdstore.tools.dump", "dump_command", "Show an image's structures in words."),
     "journal": _Verb("mdstore.tools.journal_commands", "journal", "Look into the logs of an image."),
     "bench": _Verb("mdstore.tools.bench_commands", "bench_command", "Measure, against the alternative one would pick."),

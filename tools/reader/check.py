@@ -11,17 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from mdstore.errors import NotFound
 from mdstore.tools.reader.check_events import open_name_space
 from mdstore.tools.reader.check_log import LogCheck, LogState
 from mdstore.tools.reader.check_names import NameCheck
+from mdstore.tools.reader.check_snapshots import SnapshotFindings, SnapshotsCheck
 from mdstore.tools.reader.check_space import Observer
 from mdstore.tools.reader.check_store import StoreCheck
 from mdstore.tools.reader.check_superblock import check_superblocks
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.overlay import Overlay
 from mdstore.tools.reader.problems import Damage, Findings, Place, Problem
+from mdstore.tools.reader.snapshots import Snapshot, find_snapshot
 from mdstore.tools.reader.store import StoreReader
-from mdstore.tools.reader.superblock import ROOT_COLLECTIONS, ROOT_FREE, ROOT_OBJECTS, Superblock
+from mdstore.tools.reader.superblock import ROOT_COLLECTIONS, ROOT_FREE, ROOT_OBJECTS, ROOT_SNAPSHOTS, Superblock
 
 QUICK: Final = "quick"
 NORMAL: Final = "normal"
@@ -37,6 +40,7 @@ class Options:
     level: str = NORMAL
     sample: float = 1.0
     seed: int = 0
+    snapshot: bytes | None = None  # check this snapshot and nothing else; another process may be writing the image
     watch: Callable[[Superblock, int], Observer] | None = None  # given the superblock and the size, says who is told of runs
 
 
@@ -62,9 +66,12 @@ def check_image(
 ) -> Result:
     """Check the image at `path`; every problem goes to `sink` as it is found.
 
-    Reads only. NotFound, NotAnImage, UnsupportedFormat or DeviceFailed when there is nothing that could be checked.
+    Reads only. NotFound (of the image, of the snapshot), NotAnImage, UnsupportedFormat or DeviceFailed when there is nothing
+    that could be checked.
     """
     with Image(path) as image:
+        if options.snapshot is not None:
+            return _check_snapshot(image, options.snapshot, options, sink, progress)
         return check_opened(image, options, sink, progress)
 
 
@@ -76,7 +83,7 @@ def check_opened(
     result = Result(options.level, image.size)
     candidates = check_superblocks(image, findings)
     if candidates:
-        superblock = _choose(image, candidates, findings)
+        superblock = choose_superblock(image, candidates, findings)
         result.epoch, result.is_clean = superblock.epoch, superblock.is_clean
         _check(image, superblock, options, findings, progress, result)
     result.severities = dict(findings.by_severity)
@@ -84,7 +91,7 @@ def check_opened(
     return result
 
 
-def _choose(image: Image, candidates: list[Superblock], findings: Findings) -> Superblock:
+def choose_superblock(image: Image, candidates: list[Superblock], findings: Findings) -> Superblock:
     """The newest superblock whose trees can be opened; the newest of all when none can."""
     for superblock in candidates:
         reader = StoreReader(image, superblock)
@@ -119,7 +126,31 @@ def _check(
         tick=_ticker(progress, "objects", superblock.objects),
         observe=None if options.watch is None else options.watch(superblock, image.size),
     )
+    snapshots = None
+    if ROOT_SNAPSHOTS in superblock.roots:
+        snapshots = SnapshotsCheck(strict, findings, is_deep=is_deep, tick=_ticker(progress, "objects of snapshots", 0))
+        store.on_uses = snapshots.note_live
     store.run()
+    _note_store(store, result)
+    if snapshots is not None:
+        snapshots.run()
+        result.counts.update(snapshots=len(snapshots.snapshots), snapshot_pages=snapshots.pages)
+    # Damage met from here on was reported by the walk above: it is read around.
+    overlay = Overlay(StoreReader(image, superblock, on_damage=lambda _: None))
+    _note_log(LogCheck(image, superblock, findings, strict, is_deep=is_deep).run(overlay), result)
+    _check_names(overlay, findings, progress, result)
+
+
+def _check_names(overlay: Overlay, findings: Findings, progress: Progress, result: Result) -> None:
+    names = open_name_space(overlay, findings)
+    if names is None:
+        return
+    check = NameCheck(names, findings, _ticker(progress, "names", 0))
+    check.run()
+    result.counts.update(check.counts)
+
+
+def _note_store(store: StoreCheck, result: Result) -> None:
     result.counts.update(
         collections=store.counts.collections,
         objects=store.counts.objects,
@@ -129,15 +160,50 @@ def _check(
         data_blocks=store.counts.data_blocks,
         verified_blocks=store.counts.verified_blocks,
     )
-    # Damage met from here on was reported by the walk above: it is read around.
-    overlay = Overlay(StoreReader(image, superblock, on_damage=lambda _: None))
-    _note_log(LogCheck(image, superblock, findings, strict, is_deep=is_deep).run(overlay), result)
-    names = open_name_space(overlay, findings)
-    if names is None:
-        return
-    check = NameCheck(names, findings, _ticker(progress, "names", 0))
-    check.run()
-    result.counts.update(check.counts)
+
+
+def _check_snapshot(
+    image: Image, name: bytes, options: Options, sink: Callable[[Problem], None], progress: Progress
+) -> Result:
+    """What one snapshot keeps, and the name space in it. It does not change, whoever writes the image."""
+    found = _find_snapshot(image, name)
+    result = Result(options.level, image.size, found.superblock.epoch, is_clean=True)
+    findings = SnapshotFindings(Findings(sink), name)
+    if options.level != QUICK:
+        store = StoreCheck(
+            StoreReader(image, found.superblock),
+            findings,
+            is_deep=options.level == DEEP,
+            sample=options.sample,
+            seed=options.seed,
+            tick=_ticker(progress, "objects", found.superblock.objects),
+            observe=None if options.watch is None else options.watch(found.superblock, image.size),
+        )
+        store.run()
+        _note_store(store, result)
+        overlay = Overlay(StoreReader(image, found.superblock, on_damage=lambda _: None))
+        _check_names(overlay, findings, progress, result)
+    result.severities, result.codes = dict(findings.by_severity), dict(findings.by_code)
+    return result
+
+
+def _find_snapshot(image: Image, name: bytes) -> Snapshot:
+    """Its record, by the newest superblock that has one that reads: a writer may be reusing what an older one names."""
+    error: Damage | None = None
+    for _ in range(_LOOKS):
+        for superblock in check_superblocks(image, Findings(lambda _: None)):
+            try:
+                found = find_snapshot(StoreReader(image, superblock), name)
+            except Damage as damage:
+                error = error or damage
+                continue
+            if found.is_deleting:
+                raise NotFound("snapshot (it is being deleted)", name)
+            return found
+    raise error or Damage("superblock-none", "no copy of the superblock can be used")
+
+
+_LOOKS: Final = 5  # at an image that another process may be writing
 
 
 def _note_log(state: LogState, result: Result) -> None:

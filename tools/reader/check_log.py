@@ -117,15 +117,22 @@ class LogCheck:
         is_durable = entry.header.end <= self._durable
         if self._blocks is None or (is_durable and not self._is_deep):
             return True
-        for operation in transaction.operations:
-            if operation.name != "WRITE_MAPPED":
-                continue
-            runs, checksums = cast("tuple[list[list[int]], bytes]", operation.operands[3:5])
-            for block, checksum in mapped_blocks(runs, checksums):
-                try:
-                    self._blocks.read_block(block, checksum)
-                except Damage as damage:
-                    code = "log-mapped" if is_durable else "log-mapped-tail"
-                    self._findings.add(code, damage.sentence, Place(place.owner, byte=damage.place.byte))
-                    return is_durable
-        return True
+        damage = mapped_damage(self._blocks, transaction)
+        if damage is not None:
+            code = "log-mapped" if is_durable else "log-mapped-tail"
+            self._findings.add(code, damage.sentence, Place(place.owner, byte=damage.place.byte))
+        return damage is None or is_durable
+
+
+def mapped_damage(blocks: DataSource, transaction: LoggedTransaction) -> Damage | None:
+    """What is wrong with the first block that is, of those that the transaction names."""
+    for operation in transaction.operations:
+        if operation.name != "WRITE_MAPPED":
+            continue
+        runs, checksums = cast("tuple[list[list[int]], bytes]", operation.operands[3:5])
+        for block, checksum in mapped_blocks(runs, checksums):
+            try:
+                blocks.read_block(block, checksum)
+            except Damage as damage:
+                return damage
+    return None

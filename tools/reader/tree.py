@@ -264,6 +264,10 @@ class Tree:
         return self._image.read(address * self._page_size, self._page_size)
 
     # -- spilled values ------------------------------------------------------------------------------------------------
+    def value_of(self, value: bytes | Spill) -> bytes:
+        """The bytes of a record's value. Damage (`overflow`)."""
+        return self._read_spill(value) if isinstance(value, Spill) else value
+
     def _read_spill(self, spill: Spill) -> bytes:
         """A value from its pages. Damage (`overflow`)."""
         first = spill.entries[0].addresses[0] if spill.entries else 0

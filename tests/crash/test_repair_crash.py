@@ -1,0 +1,99 @@
+"""A repair that is killed at any write: run again it leads to the same bytes, taken back it leads to the bytes before.
+
+Every crash state of the carrying out (and of the taking back) is tried with the faulty device, both ways. REPAIR_SEED=n replays.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mdstore.device.crashstates import Plan, crash_states
+from mdstore.device.faulty import FaultyDevice
+from mdstore.device.memory import MemoryDevice
+from mdstore.tools.repair import perform
+from mdstore.tools.repair.bench import RepairOptions
+from mdstore.tools.repair.planning import plan
+from mdstore.tools.repair.record import FileState, RepairFile
+from tests.crash.test_damage_matrix import Subject
+
+SEED = int(os.environ.get("REPAIR_SEED", "7"))
+FEW = Plan(drops=1, subsets=1, tears=1)
+
+
+class Repair:
+    """A damaged image, its repair file, and the image after."""
+
+    def __init__(self, folder: Path) -> None:
+        subject = Subject(folder)
+        damaged = bytearray(subject.image)
+        for structure in ("superblock, older, primary", "log entry, middle", "object tree, leaf", "free tree, root page"):
+            for at, length in subject.places[structure]:
+                damaged[at : at + length] = bytes(length)
+        self.before = bytes(damaged)
+        made = plan(MemoryDevice.from_bytes(self.before), RepairOptions())
+        assert made.steps
+        assert not made.left
+        self.path = folder / "repair"
+        perform.write_file(str(self.path), made.bench.shadow, [step.title for step in made.steps]).close()
+        self.after = made.bench.shadow.read(0, len(self.before))
+        self.folder = folder
+
+    def file(self) -> RepairFile:
+        """The file as it was before anything was written, a copy."""
+        shutil.copy(self.path, self.folder / "copy")
+        return RepairFile.open(str(self.folder / "copy"))
+
+
+@pytest.fixture(scope="module")
+def repair(tmp_path_factory: pytest.TempPathFactory) -> Repair:
+    print(f"REPAIR_SEED={SEED}")
+    return Repair(tmp_path_factory.mktemp("repair"))
+
+
+def test_the_file_is_ready_before_anything_is_written_and_leads_to_both_sides(repair: Repair) -> None:
+    file = repair.file()
+    assert file.state() is FileState.READY
+    device = MemoryDevice.from_bytes(repair.before)
+    perform.carry_out(file, device)
+    assert file.state() is FileState.DONE
+    assert device.image() == repair.after
+    perform.take_back(file, device)
+    assert file.state() is FileState.UNDONE
+    assert device.image() == repair.before
+    file.close()
+
+
+def test_a_repair_killed_at_any_write_is_finished_or_taken_back(repair: Repair) -> None:
+    device = FaultyDevice(repair.before, seed=SEED)
+    file = repair.file()
+    perform.carry_out(file, device)
+    file.close()
+    tried = 0
+    for state in crash_states(device.log, seed=SEED, plan=FEW):
+        image = state.image.to_bytes()
+        tried += 1
+        for act, expected in ((perform.carry_out, repair.after), (perform.take_back, repair.before)):
+            again, medium = repair.file(), MemoryDevice.from_bytes(image)
+            act(again, medium)
+            again.close()
+            assert medium.image() == expected, f"{state.state_id}, {act.__name__}"
+    assert tried > 40
+
+
+def test_taking_back_killed_at_any_write_is_taken_back_again(repair: Repair) -> None:
+    device = FaultyDevice(repair.after, seed=SEED)
+    file = repair.file()
+    perform.take_back(file, device)
+    file.close()
+    tried = 0
+    for state in crash_states(device.log, seed=SEED, plan=FEW):
+        again, medium = repair.file(), MemoryDevice.from_bytes(state.image.to_bytes())
+        tried += 1
+        perform.take_back(again, medium)
+        again.close()
+        assert medium.image() == repair.before, str(state.state_id)
+    assert tried > 5

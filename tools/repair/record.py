@@ -1,0 +1,174 @@
+"""The repair file: everything a repair overwrites and everything it writes. Page: docs/format/repair-file.md.
+
+It is complete and durable before the first byte of the image changes. From then on the image can be brought to either side: to
+what it was (`OLD` records) or to what the repair makes of it (`NEW` records, in order).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import BinaryIO, Final, NamedTuple
+
+from crc32c import crc32c
+
+from mdstore.errors import CorruptionError
+
+MAGIC: Final = b"MDSREPR\0"
+VERSION: Final = 1
+PAYLOAD_MAX: Final = 1 << 26
+
+_HEADER: Final = struct.Struct("<8sIIQ16s20sI")
+_RECORD: Final = struct.Struct("<B3sIQII")
+_CRC_AT: Final = 60
+HEADER_SIZE: Final = 64
+RECORD_SIZE: Final = 24
+assert (_HEADER.size, _RECORD.size) == (HEADER_SIZE, RECORD_SIZE)
+
+
+class RecordKind(IntEnum):
+    """Types of records. On-disk numbers."""
+
+    OLD = 1
+    NEW = 2
+    FLUSH = 3
+    NOTE = 4
+    READY = 5
+    DONE = 6
+    UNDONE = 7
+
+
+class FileState(IntEnum):
+    """How far a repair came, as its file tells."""
+
+    PLANNED = 0  # not complete: the image is untouched
+    READY = 1  # the image may hold some of the changes
+    DONE = 2
+    UNDONE = 3  # taken back
+
+
+class Record(NamedTuple):
+    """One record: `offset` is a byte of the image for OLD and NEW, else 0."""
+
+    kind: RecordKind
+    offset: int
+    payload: bytes
+
+
+class FileHeader(NamedTuple):
+    """What image a repair file belongs to."""
+
+    image_size: int
+    uuid: bytes
+
+
+def encode_header(header: FileHeader) -> bytes:
+    """The file's first 64 bytes."""
+    body = _HEADER.pack(MAGIC, VERSION, 0, header.image_size, header.uuid, bytes(20), 0)[:_CRC_AT]
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def decode_header(data: bytes, where: str) -> FileHeader:
+    """CorruptionError when it is no repair file, or a damaged one."""
+    if len(data) < HEADER_SIZE or data[:8] != MAGIC:
+        raise CorruptionError("repair file", where, MAGIC, data[:8])
+    _, version, zero, size, uuid, spare, crc = _HEADER.unpack(data[:HEADER_SIZE])
+    if crc32c(data[:_CRC_AT]) != crc:
+        raise CorruptionError("repair file's header", where, f"{crc:08x}", f"{crc32c(data[:_CRC_AT]):08x}")
+    if version != VERSION or zero or any(spare):
+        raise CorruptionError("repair file's header", where, f"version {VERSION}, zeros", (version, zero))
+    return FileHeader(size, uuid)
+
+
+def encode_record(record: Record) -> bytes:
+    """A record's bytes: 24, then the payload."""
+    head = _RECORD.pack(record.kind, bytes(3), len(record.payload), record.offset, crc32c(record.payload), 0)
+    return head[:20] + crc32c(head[:20]).to_bytes(4, "little") + record.payload
+
+
+def read_records(stream: BinaryIO) -> Iterator[tuple[int, Record]]:
+    """(position behind it, record) of every whole record after the header. Stops at the first that is none: a write cut short."""
+    at = HEADER_SIZE
+    stream.seek(at)
+    while True:
+        head = stream.read(RECORD_SIZE)
+        if len(head) < RECORD_SIZE or crc32c(head[:20]) != int.from_bytes(head[20:], "little"):
+            return
+        kind, spare, length, offset, crc, _ = _RECORD.unpack(head)
+        if any(spare) or length > PAYLOAD_MAX or kind not in RecordKind._value2member_map_:
+            return
+        payload = stream.read(length)
+        if len(payload) < length or crc32c(payload) != crc:
+            return
+        at += RECORD_SIZE + length
+        yield at, Record(RecordKind(kind), offset, payload)
+        stream.seek(at)
+
+
+class RepairFile:
+    """An open repair file. Appends go to its end; nothing is durable before `sync`."""
+
+    def __init__(self, stream: BinaryIO, path: str, header: FileHeader) -> None:
+        self._stream = stream
+        self.path = path
+        self.header = header
+
+    @classmethod
+    def create(cls, path: str, header: FileHeader) -> RepairFile:
+        """A new file that must not exist; its name is durable on return."""
+        stream = open(path, "x+b")  # noqa: SIM115 (closed by `close`)
+        stream.write(encode_header(header))
+        made = cls(stream, path, header)
+        made.sync()
+        descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return made
+
+    @classmethod
+    def open(cls, path: str) -> RepairFile:
+        """An existing one. CorruptionError when it is none."""
+        stream = open(path, "r+b")  # noqa: SIM115 (closed by `close`)
+        try:
+            return cls(stream, path, decode_header(stream.read(HEADER_SIZE), path))
+        except BaseException:
+            stream.close()
+            raise
+
+    def records(self) -> Iterator[Record]:
+        """All records in order."""
+        for _, record in read_records(self._stream):
+            yield record
+
+    def state(self) -> FileState:
+        """How far the repair came. Cost: reads the file."""
+        marks = {RecordKind.READY: FileState.READY, RecordKind.DONE: FileState.DONE, RecordKind.UNDONE: FileState.UNDONE}
+        state = FileState.PLANNED
+        for record in self.records():
+            state = marks.get(record.kind, state)
+        return state
+
+    def append(self, record: Record) -> None:
+        """At the end of the file. `seal` and `mark` make it durable."""
+        self._stream.seek(0, os.SEEK_END)
+        self._stream.write(encode_record(record))
+
+    def mark(self, kind: RecordKind) -> None:
+        """Append a mark behind the last whole record, durable on return."""
+        end = max((position for position, _ in read_records(self._stream)), default=HEADER_SIZE)
+        self._stream.seek(end)
+        self._stream.truncate()
+        self._stream.write(encode_record(Record(kind, 0, b"")))
+        self.sync()
+
+    def sync(self) -> None:
+        """Everything appended is durable."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        self._stream.close()
