@@ -13,7 +13,7 @@ from mdstore.device.explore import History, Workload
 from mdstore.device.protocol import Device
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore
-from mdstore.errors import TransactionError
+from mdstore.errors import CorruptionError, DeviceFailed, TransactionError
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 from mdstore.tools.crash.verify import Inconsistent, require, require_sound
@@ -38,6 +38,10 @@ def content_of(store: ObjectStore) -> Content:
             content[f"{where} data"] = (store.stat(collection, name)[0], store.read(collection, name))
             content[f"{where} attributes"] = store.getattrs(collection, name)
             content[f"{where} map"] = (store.map_header(collection, name), list(store.map_items(collection, name)))
+        for name in store.list_revised(collection):
+            for rev, created_rev in store.revisions(collection, name):
+                data = store.read(collection, name, rev=rev - 1) if rev > 1 else b""
+                content[f"{collection!r}/{name!r} revision {rev}"] = (created_rev, data)
     return content
 
 
@@ -102,19 +106,29 @@ class Mixed:
         collection, name = self._target()
         transaction.clone(collection, name, self._random.choice(NAMES))
 
+    def revise(self, transaction: Transaction) -> None:
+        transaction.at_revision(self._random.randrange(12)).write(*self._target(), 0, self._bytes(600))
+
+    def trim(self, transaction: Transaction) -> None:
+        transaction.trim_revisions(*self._target(), self._random.randrange(12))
+
 
 _STEPS: tuple[Callable[[Mixed, Transaction], None], ...] = (
     Mixed.write, Mixed.write_large, Mixed.zero, Mixed.truncate, Mixed.setattr, Mixed.map_set, Mixed.map_set_large,
     Mixed.map_header, Mixed.map_remove, Mixed.remove, Mixed.rename, Mixed.clone,
+    Mixed.revise, Mixed.trim,
 )  # fmt: skip
-_WEIGHTS = (6, 2, 2, 2, 3, 6, 1, 1, 1, 2, 1, 1)
+_WEIGHTS = (6, 2, 2, 2, 3, 6, 1, 1, 1, 2, 1, 1, 2, 1)
 
 
 def outcome(store: ObjectStore, transaction: Transaction) -> tuple[int, type] | None:
-    """Submit; None when applied, else which operation was refused and for what kind of reason."""
+    """Submit; None when applied, else which operation was refused and for what kind of reason. Damage and a failed device
+    are no refusal: CorruptionError and DeviceFailed come through."""
     try:
         store.submit(transaction)
     except TransactionError as error:
+        if isinstance(error.cause, CorruptionError | DeviceFailed):
+            raise error.cause from error
         return error.index, type(error.cause)
     return None
 
