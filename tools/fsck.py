@@ -15,6 +15,7 @@ import click
 from mdstore.errors import MdstoreError
 from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, Progress, Result, check_image
 from mdstore.tools.reader.problems import Problem
+from mdstore.tools.reader.views import as_bytes
 from mdstore.tools.report.fsck_report import Mapper, write_report
 
 EXIT_CLEAN: Final = 0
@@ -34,18 +35,27 @@ EXIT_FAILED: Final = 8
     help="With --deep: N percent of the data extents.",
 )
 @click.option("--seed", type=int, default=0, help="Which extents --sample takes.")
+@click.option(
+    "--snapshot",
+    metavar="NAME",
+    help="This snapshot of the store and nothing else; IMAGE may be mounted: what a snapshot keeps does not change.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @click.option("--html", "html", type=click.Path(dir_okay=False), metavar="FILE", help="Write a page with a map as well.")
-def fsck_command(image: str, level: str | None, sample: float, seed: int, as_json: bool, html: str | None) -> None:
+def fsck_command(
+    image: str, level: str | None, sample: float, seed: int, snapshot: str | None, as_json: bool, html: str | None
+) -> None:
     """Check IMAGE and report every problem: what, where, what follows from it, what to do.
 
-    Reads only; works on an image that was not closed (its logs are replayed in memory).
+    Reads only; works on an image that was not closed (its logs are replayed in memory). Snapshots of the store are checked with
+    it; with --snapshot one of them alone, also while another process has the image open.
 
     \b
     Exit codes: 0 clean (warnings and notes do not count), 4 errors, 8 could not check
     (not an image, no permission, unknown format).
     """
-    options = Options(level or NORMAL, sample / 100, seed)
+    wanted = None if snapshot is None else as_bytes(snapshot)
+    options = Options(level or NORMAL, sample / 100, seed, wanted)
     sys.exit(run_fsck(image, options, as_json=as_json, html=html))
 
 

@@ -13,6 +13,7 @@ from heapq import merge
 from typing import Final, NamedTuple
 
 from mdstore.tools.reader.problems import Damage, Findings, Place
+from mdstore.tools.reader.snapshots import DeadRun
 from mdstore.tools.reader.sorting import Sorter
 from mdstore.tools.reader.superblock import SIZE, Superblock
 
@@ -23,8 +24,9 @@ SPARE: Final = 2  # in a spare run of the superblock
 PAGE: Final = 3  # a page of the tree of that id
 OVERFLOW: Final = 4  # a large value of the tree of that id
 DATA: Final = 5  # an extent of the object of that ordinal number
-PAGE_CLAIM: Final = 6  # not an owner: the references tree claims that many extra references
-DATA_CLAIM: Final = 7  # not an owner: the shared tree does
+DEAD: Final = 6  # reached by snapshots alone, the last of them that of this epoch
+PAGE_CLAIM: Final = 7  # not an owner: the references tree claims that many extra references
+DATA_CLAIM: Final = 8  # not an owner: the shared tree does
 _NAMED_MAX: Final = 1000  # findings for which names of objects are looked up in one walk
 
 Records = Iterator[tuple[bytes, bytes]]
@@ -95,7 +97,14 @@ class Space:
         self._used.close()
 
     def sweep(
-        self, free: Records, references: Records, shared: Records, name_objects: Namer, *, is_partial: bool = False
+        self,
+        free: Records,
+        references: Records,
+        shared: Records,
+        name_objects: Namer,
+        *,
+        dead: Iterator[DeadRun],
+        is_partial: bool = False,
     ) -> None:
         """Report every block that nobody holds, that is both held and free, or whose count is wrong.
 
@@ -103,7 +112,8 @@ class Space:
         """
         self._is_partial = is_partial
         spare = (RUN.pack(start, blocks, owner(SPARE)) for start, blocks in self._spare_runs())
-        streams = (self._used, self._free_runs(free), spare, self._page_claims(references), self._data_claims(shared))
+        claims = self._page_claims(references), self._data_claims(shared)
+        streams = (self._used, self._free_runs(free), spare, *claims, self._dead_runs(dead))
         at, active = self.first, list[_Held]()
         for record in merge(*streams):
             start, blocks, code = RUN.unpack(record)
@@ -174,6 +184,21 @@ class Space:
             self._free_blocks += blocks
             yield RUN.pack(start, blocks, owner(FREE))
 
+    def _dead_runs(self, dead: Iterator[DeadRun]) -> Iterator[bytes]:
+        """By address: they come snapshot by snapshot."""
+        runs = Sorter(RUN.size)
+        try:
+            for run in dead:
+                if not self.holds(run.start, run.blocks):
+                    what = f"dead run of {run.blocks} blocks at block {run.start}"
+                    self._findings.add("dead-run", what, Place(tree="dead", byte=run.start * self._superblock.block_size))
+                    continue
+                runs.add(RUN.pack(run.start, run.blocks, owner(DEAD, run.epoch)))
+                runs.settle()
+            yield from runs
+        finally:
+            runs.close()
+
     def _page_claims(self, references: Records) -> Iterator[bytes]:
         for key, value in references:
             start, extra = int.from_bytes(key, "big"), int.from_bytes(value, "little")
@@ -223,6 +248,8 @@ def _sentence(
         return "space-leaked", f"{where} are neither used nor free"
     words = " and ".join(_words(held, names) for held in owners[:4]) + (" and others" if len(owners) > 4 else "")
     kinds = {held.kind for held in owners}
+    if DEAD in kinds and len(owners) > 1:
+        return "dead-run", f"{where} belong to {words}"
     if kinds & {FREE, SPARE} and len(owners) > 1:
         return "space-false-free", f"{where} belong to {words}"
     if len(owners) > 1 and not claims:
@@ -234,5 +261,5 @@ def _sentence(
 def _words(held: _Held, names: dict[int, str]) -> str:
     if held.kind == DATA:
         return names.get(held.number, f"object number {held.number} of the object tree")
-    words = {FREE: "the free tree", SPARE: "a spare run", PAGE: f"tree {held.number}"}
+    words = {FREE: "the free tree", SPARE: "a spare run", PAGE: f"tree {held.number}", DEAD: f"the dead of epoch {held.number}"}
     return words.get(held.kind, f"a large value of tree {held.number}")

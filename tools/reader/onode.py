@@ -51,6 +51,7 @@ class Extent(NamedTuple):
     start: int
     blocks: int
     checksums: bytes
+    birth: int = 0  # the epoch that wrote it
 
     def checksum(self, index: int) -> int:
         """CRC-32C of block `index` of the run."""
@@ -122,12 +123,12 @@ def decode_extent(key: bytes, value: bytes) -> Extent:
     """A record of a data tree. Damage (`extent`)."""
     if len(key) != 8 or len(value) < _EXTENT.size:
         raise Damage("extent", "extent record length", f"8 and at least {_EXTENT.size}", f"{len(key)} and {len(value)}")
-    start, blocks, flags, _birth = _EXTENT.unpack_from(value)
+    start, blocks, flags, birth = _EXTENT.unpack_from(value)
     if not blocks or flags:
         raise Damage("extent", "extent blocks and flags", "at least 1 block, flags 0", f"{blocks}, {flags:#x}")
     if len(value) != _EXTENT.size + 4 * blocks:
         raise Damage("extent", "extent record length", _EXTENT.size + 4 * blocks, len(value))
-    return Extent(int.from_bytes(key, "big"), start, blocks, value[_EXTENT.size :])
+    return Extent(int.from_bytes(key, "big"), start, blocks, value[_EXTENT.size :], birth)
 
 
 def extent_blocks_max(block_size: int) -> int:

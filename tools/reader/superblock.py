@@ -24,7 +24,12 @@ ROOT_REFERENCES: Final = 4
 ROOT_SHARED: Final = 5
 ROOT_GROUPS: Final = 6
 ROOT_FLOORS: Final = 7
-ROOT_NAMES: Final = {1: "objects", 2: "collections", 3: "free", 4: "references", 5: "shared", 6: "groups", 7: "floors"}
+ROOT_SNAPSHOTS: Final = 8
+ROOT_DEAD: Final = 9
+FEATURE_SNAPSHOTS: Final = 1
+ROOT_NAMES: Final = {
+    1: "objects", 2: "collections", 3: "free", 4: "references", 5: "shared", 6: "groups", 7: "floors", 8: "snapshots", 9: "dead",
+}  # fmt: skip
 
 _HEAD: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24sH")
 _RUN: Final = struct.Struct("<QQ")
@@ -95,7 +100,7 @@ def decode(data: bytes, offset: int = 0) -> Superblock:
         raise NotAnImage(f"no superblock at byte {offset}: it begins with {magic!r}")
     if crc32c(data[12:]) != crc:
         raise Damage("superblock", "superblock checksum", f"{crc:08x}", f"{crc32c(data[12:]):08x}", byte=offset)
-    if version != VERSION or fields[6]:
+    if version != VERSION or fields[6] & ~FEATURE_SNAPSHOTS:
         raise UnsupportedFormat(f"superblock version {version}, incompatible features {fields[6]:#x}")
     return _checked(fields, data, offset)
 
@@ -140,6 +145,8 @@ def _checked(fields: tuple[Any, ...], data: bytes, offset: int) -> Superblock:
     roots, at = _roots(data, at, offset)
     if data[at:] != bytes(SIZE - at):
         raise Damage("superblock", "superblock tail", "zeros", "other bytes", byte=offset + at)
+    if bool(roots.keys() & {ROOT_SNAPSHOTS, ROOT_DEAD}) and not fields[6] & FEATURE_SNAPSHOTS:
+        raise Damage("superblock", "superblock incompatible features", FEATURE_SNAPSHOTS, fields[6], byte=offset + 48)
     superblock = Superblock(*(VERSION, *fields[3:22], spare_runs, roots))
     _check_geometry(superblock, offset)
     return superblock

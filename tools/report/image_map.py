@@ -127,4 +127,5 @@ class ImageMap:
 _KINDS: Final = {
     check_space.FREE: Kind.FREE, check_space.SPARE: Kind.FREE, check_space.PAGE: Kind.OBJECT_TREES,
     check_space.OVERFLOW: Kind.LARGE_VALUES, check_space.DATA: Kind.DATA,
+    check_space.DEAD: Kind.SNAPSHOTS,
 }  # fmt: skip

@@ -1,0 +1,124 @@
+"""Snapshots and their dead: docs/format/snapshots.md."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from mdstore.errors import MdstoreError, NotFound
+from mdstore.tools.reader.problems import Damage, Place, readable
+from mdstore.tools.reader.store import StoreReader
+from mdstore.tools.reader.superblock import ROOT_DEAD, ROOT_SNAPSHOTS, SIZE, Superblock, decode
+
+NAME_MAX: Final = 255
+FLAG_DELETING: Final = 1
+_HEAD: Final = struct.Struct("<BBHIq")
+_DEAD_KEY: Final = struct.Struct(">QQ")
+_DEAD: Final = struct.Struct("<QQ")
+assert (_HEAD.size, _DEAD_KEY.size, _DEAD.size) == (16, 16, 16)
+
+
+class Snapshot(NamedTuple):
+    """A superblock that is kept."""
+
+    name: bytes
+    created_ns: int
+    is_deleting: bool
+    superblock: Superblock
+
+
+class DeadRun(NamedTuple):
+    """Blocks born in epoch `birth` that died after the snapshot of `epoch` and before the next."""
+
+    epoch: int
+    start: int
+    blocks: int
+    birth: int
+
+
+def decode_snapshot(name: bytes, value: bytes) -> Snapshot:
+    """A record of the tree of snapshots. Damage (`snapshot`)."""
+    owner = f"snapshot {readable(name)}"
+    if not 0 < len(name) <= NAME_MAX:
+        raise Damage("snapshot", "length of a snapshot's name", f"1 .. {NAME_MAX}", len(name), owner=owner)
+    if len(value) < _HEAD.size:
+        raise Damage("snapshot", "length of a snapshot's record", f"at least {_HEAD.size}", len(value), owner=owner)
+    version, flags, zero, length, created_ns = _HEAD.unpack_from(value)
+    if version != 1 or flags & ~FLAG_DELETING or zero:
+        raise Damage("snapshot", "version, flags and zeros", "1, 0 or 1, 0", f"{version}, {flags}, {zero}", owner=owner)
+    if length != len(value) - _HEAD.size or length > SIZE:
+        raise Damage("snapshot", "length of the superblock kept", len(value) - _HEAD.size, length, owner=owner)
+    try:
+        superblock = decode(value[_HEAD.size :].ljust(SIZE, b"\0"))
+    except MdstoreError as error:
+        what = error.sentence if isinstance(error, Damage) else str(error)
+        raise Damage("snapshot", f"superblock kept: {what}", owner=owner) from error
+    return Snapshot(name, created_ns, bool(flags & FLAG_DELETING), superblock)
+
+
+def decode_dead(key: bytes, value: bytes) -> DeadRun:
+    """A record of the tree of dead runs. Damage (`dead-run`)."""
+    (epoch, start), (blocks, birth) = _DEAD_KEY.unpack(key), _DEAD.unpack(value)
+    if not blocks or not 0 < birth <= epoch:
+        what = f"dead run of {blocks} blocks at block {start}, born in {birth}, under epoch {epoch}"
+        raise Damage("dead-run", what, tree="dead")
+    return DeadRun(epoch, start, blocks, birth)
+
+
+def snapshots_of(reader: StoreReader) -> Iterator[Snapshot]:
+    """Every snapshot whose record reads, by name. Damage to the others goes to the reader's `on_damage`, or is raised."""
+    for name, value in reader.root_records(ROOT_SNAPSHOTS):
+        try:
+            found = decode_snapshot(name, value)
+            _check_kept(found, reader.superblock)
+        except Damage as damage:
+            if reader.on_damage is None:
+                raise
+            reader.on_damage(damage)
+            continue
+        yield found
+
+
+def find_snapshot(reader: StoreReader, name: bytes) -> Snapshot:
+    """The snapshot of that name. NotFound, Damage."""
+    for found in snapshots_of(reader):
+        if found.name == name:
+            return found
+    raise NotFound("snapshot", name)
+
+
+def dead_runs(reader: StoreReader) -> Iterator[DeadRun]:
+    """Every dead run that reads, by snapshot and address."""
+    for key, value in reader.root_records(ROOT_DEAD):
+        try:
+            yield decode_dead(key, value)
+        except Damage as damage:
+            if reader.on_damage is None:
+                raise
+            reader.on_damage(damage)
+
+
+def _check_kept(found: Snapshot, newest: Superblock) -> None:
+    """A kept superblock is an older one of the same image."""
+    kept = found.superblock
+    for field, expected, value in (
+        ("uuid", newest.uuid.hex(), kept.uuid.hex()),
+        ("block_size", newest.block_size, kept.block_size),
+        ("log_start", newest.log_start, kept.log_start),
+        ("log_blocks", newest.log_blocks, kept.log_blocks),
+    ):
+        if value != expected:
+            raise Damage("snapshot", f"{field} of the superblock kept", expected, value, owner=_owner(found.name))
+    if not kept.epoch < newest.epoch or kept.blocks > newest.blocks:
+        what = f"superblock kept, of epoch {kept.epoch} and {kept.blocks} blocks"
+        raise Damage("snapshot", what, f"before {newest.epoch}, at most {newest.blocks}", owner=_owner(found.name))
+
+
+def _owner(name: bytes) -> str:
+    return f"snapshot {readable(name)}"
+
+
+def place_in(name: bytes, place: Place) -> Place:
+    """A place inside a snapshot."""
+    return place._replace(owner=f"{_owner(name)}, {place.owner}" if place.owner else _owner(name))
