@@ -91,7 +91,7 @@ def test_rot_in_what_only_a_snapshot_reaches_names_the_snapshot(tmp_path: Path) 
     store.snapshot("d")
     at = device.image().rindex(Random(7).randbytes(400))
     store.apply(Transaction().remove("alpha", "victim"))
-    store.close()
+    store.checkpoint()
     device.write(at, [b"rot"])
     _, problems = fsck(tmp_path / "image", device, Options(DEEP))
     (problem,) = [problem for problem in problems if problem.severity == "error"]
@@ -105,9 +105,9 @@ def test_dump_shows_snapshots_and_dead(tmp_path: Path) -> None:
     store, device = store_with_snapshots()
     (tmp_path / "image").write_bytes(device.image())
     with Image(str(tmp_path / "image")) as image:
-        kept, dead = snapshots_view(Source(image))
-        assert [row["name"] for row in kept.rows] == ["a", "b", "c"]
-        runs = sum(int(str(row["blocks"])) for row in dead.rows)
+        sections = {section.name: list(section.rows) for section in snapshots_view(Source(image))}
+    assert [row["name"] for row in sections["snapshots"]] == ["a", "b", "c"]
+    runs = sum(int(str(row["blocks"])) for row in sections["dead"])
     assert runs == sum(run.blocks for run in store.tables.space.snapshots.all_dead())
 
 

@@ -19,10 +19,10 @@ from mdstore.tools.reader.page import KIND_NAMES, Reference, Root, Spill, decode
 from mdstore.tools.reader.problems import Damage, Findings, Problem, readable
 from mdstore.tools.reader.ring import Ring
 from mdstore.tools.reader.scan import Scan
-from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.snapshots import dead_runs, snapshots_of
+from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.storelog import decode_transaction
-from mdstore.tools.reader.superblock import ROOT_FLOORS, ROOT_NAMES, Superblock, read_copies, usable
+from mdstore.tools.reader.superblock import ROOT_NAMES, Superblock, read_copies, usable
 
 Facts = dict[str, object]
 
@@ -151,9 +151,6 @@ def moment(nanoseconds: int) -> str:
         return str(nanoseconds)
 
 
-# -- trees and objects -------------------------------------------------------------------------------------------------
-def trees_view(source: Source) -> Iterator[Section]:
-    """The superblock's own trees."""
 def snapshots_view(source: Source) -> Iterator[Section]:
     """The snapshots of the store, and what only they hold."""
     kept = sorted(snapshots_of(source.reader), key=lambda found: found.superblock.epoch)
@@ -174,6 +171,9 @@ def snapshots_view(source: Source) -> Iterator[Section]:
     yield Section("dead", rows=(run._asdict() for run in dead_runs(source.reader)))
 
 
+# -- trees and objects -------------------------------------------------------------------------------------------------
+def trees_view(source: Source) -> Iterator[Section]:
+    """The superblock's own trees."""
     yield Section("trees", rows=[_tree_row(source, kind) for kind in source.superblock.roots])
 
 
