@@ -16,8 +16,8 @@ writes an image cannot hide itself in the code that checks it. `mdstore.errors` 
 | mds*         | docs/format/mds-*.md                     | the metadata server's objects and events                  |
 
 The checks (`check` runs them): check_superblock, check_log, check_store (trees and objects), check_space and
-check_sharing (space and reference counts, docs/format/space.md, shares.md), check_snapshots, check_events, check_names and check_links
-(the name space). `kinds` says what each finding means; `views` and `mds_views` are what `mdstore dump` shows.
+check_sharing (space and reference counts, docs/format/space.md, shares.md), check_snapshots, check_events, check_names and
+check_links (the name space). `kinds` says what each finding means; `views` and `mds_views` are what `mdstore dump` shows.
 
 Decoders raise `Damage`, which carries a code of `problems.KINDS`; checkers turn it into a `Problem` and go on.
 """
