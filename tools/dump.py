@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Final
 
 import click
 
 from mdstore.errors import InvalidRequest, MdstoreError
 from mdstore.tools.fsck import progress_display
+from mdstore.tools.present import printer
 from mdstore.tools.reader.check import Options, check_image
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.mds_views import inode_view, journal_view, tree_view
 from mdstore.tools.reader.views import (
-    Facts,
     Section,
     Source,
     collections_view,
+    floors_view,
     log_view,
     object_view,
     objects_view,
     page_view,
+    raw_view,
+    snapshots_view,
     superblock_view,
     trees_view,
 )
@@ -34,8 +35,6 @@ EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
 EXIT_DAMAGED: Final = 4
 EXIT_FAILED: Final = 8
-_WIDTHS_FROM: Final = 200  # rows looked at to choose the widths of the columns; the others stream
-_CELL_MAX: Final = 100
 
 View = Callable[..., Iterator[Section]]
 
@@ -44,10 +43,13 @@ _VIEWS: Final[dict[str, tuple[str, View]]] = {
     "superblock": ("", superblock_view),
     "trees": ("", trees_view),
     "collections": ("", collections_view),
+    "snapshots": ("", snapshots_view),
     "log": ("", log_view),
     "objects": ("", objects_view),
     "object": ("COLLECTION NAME", object_view),
     "page": ("N", page_view),
+    "raw": ("N", raw_view),
+    "floors": ("", floors_view),
     "journal": ("", journal_view),
     "inode": ("INO", inode_view),
     "tree": ("PATH", tree_view),
@@ -68,10 +70,13 @@ def dump_command(image: str, what: tuple[str, ...], as_json: bool, as_map: bool,
       (nothing)               superblock, trees and collections
       superblock              the superblock and the state of its four copies
       trees | collections     the store's own trees; its collections
+      snapshots               snapshots of the store, and the blocks that only they hold
       log                     the store's log: head, entries after the checkpoint, tail
       objects                 all objects
       object COLLECTION NAME  onode, attributes, extents, map (0x... for names that are no text)
       page N                  the page at block N, decoded
+      raw N                   the bytes of block N
+      floors                  the lowest epochs that writers must carry
       journal                 the metadata server's log: head, events, tail
       inode INO               one inode, logs applied
       tree PATH               a directory and everything below it
@@ -98,7 +103,7 @@ def run_map(path: str, *, as_json: bool = False, html: str | None = None) -> int
         click.echo(f"dump: {error}", err=True)
         return EXIT_FAILED
     if mapper.image_map is not None:
-        (_print_json if as_json else _print_text)(map_sections(mapper.image_map))
+        printer(as_json=as_json)(map_sections(mapper.image_map))
     if html:
         write_report(html, path, result, time.monotonic() - started, mapper)
     if result.errors:
@@ -112,7 +117,7 @@ def run_dump(path: str, what: tuple[str, ...], *, as_json: bool = False) -> int:
         with Image(path) as image:
             source = Source(image)
             sections = _sections(source, what)
-            (_print_json if as_json else _print_text)(sections)
+            printer(as_json=as_json)(sections)
     except InvalidRequest as error:
         click.echo(f"dump: {error}", err=True)
         return EXIT_USAGE
@@ -136,70 +141,3 @@ def _sections(source: Source, what: tuple[str, ...]) -> Iterator[Section]:
     if len(what) - 1 != len(usage.split()):
         raise InvalidRequest(f"usage: mdstore dump IMAGE {what[0]} {usage}".rstrip())
     yield from view(source, *what[1:])
-
-
-# -- JSON --------------------------------------------------------------------------------------------------------------
-def _print_json(sections: Iterator[Section]) -> None:
-    """One object: a key for each section, an object or an array each; rows are written as they are read."""
-    click.echo("{", nl=False)
-    for index, section in enumerate(sections):
-        click.echo(("," if index else "") + f"\n{json.dumps(section.name)}: ", nl=False)
-        if section.facts is not None:
-            click.echo(json.dumps(section.facts), nl=False)
-            continue
-        click.echo("[", nl=False)
-        for number, row in enumerate(section.rows):
-            click.echo((",\n  " if number else "\n  ") + json.dumps(row), nl=False)
-        click.echo("]", nl=False)
-    click.echo("\n}")
-
-
-# -- text --------------------------------------------------------------------------------------------------------------
-def _print_text(sections: Iterator[Section]) -> None:
-    for index, section in enumerate(sections):
-        if index:
-            click.echo()
-        click.echo(click.style(section.name.replace("_", " "), bold=True))
-        if section.facts is not None:
-            _print_facts(section.facts)
-        else:
-            _print_rows(iter(section.rows))
-
-
-def _print_facts(facts: Facts) -> None:
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        click.echo(f"  {name.replace('_', ' '):<{width}}  {_cell(value)}")
-
-
-def _print_rows(rows: Iterator[Facts]) -> None:
-    """A table whose widths come from its first rows; the rest streams, so that memory does not grow with it."""
-    first = list(islice(rows, _WIDTHS_FROM))
-    if not first:
-        click.echo("  (none)")
-        return
-    names = list(first[0])
-    widths = [max(len(name), *(len(_cell(row.get(name))) for row in first)) for name in names]
-    widths[-1] = 0
-    click.echo(
-        "  " + "  ".join(f"{name.replace('_', ' '):<{width}}" for name, width in zip(names, widths, strict=True))
-    )
-    for chunk in (iter(first), rows):
-        for row in chunk:
-            cells = (f"{_cell(row.get(name)):<{width}}" for name, width in zip(names, widths, strict=True))
-            click.echo("  " + "  ".join(cells))
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = (
-        f"{value:,}"
-        if isinstance(value, int)
-        else "; ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
-    )
-    return text if len(text) <= _CELL_MAX else text[: _CELL_MAX - 3] + "..."

@@ -123,6 +123,28 @@ def test_a_flipped_data_bit_is_found_by_deep_alone(image: bytes, tmp_path: Path)
     assert found[0].place.owner in ("c/o0001", "c/clone")
 
 
+def test_a_large_table_of_floors_is_clean_and_a_wrong_row_is_found(tmp_path: Path) -> None:
+    def guard(store: Store) -> None:
+        for number in range(400):
+            store.submit(Transaction().set_floor(number + 1, "c", prefix=f"writer-{number:04}."))
+
+    assert check(changed(store_image(), guard), tmp_path, DEEP) == []
+    wrong = changed(store_image(), lambda store: store.tables.floors_tree.put(b"\x09\x01c", bytes(8)))
+    assert codes(check(wrong, tmp_path)) == {"floor"}
+
+
+@pytest.mark.parametrize("slots", [(0,), (1,), (0, 1)])
+def test_a_head_of_another_images_log_is_not_taken_for_this_ones(slots: tuple[int, ...], image: bytes, tmp_path: Path) -> None:
+    other = store_image(2)
+    mixed = bytearray(image)
+    start = newest(image).log_start * BLOCK
+    for slot in slots:
+        at = start + slot * max(BLOCK, 512)
+        mixed[at : at + 132] = other[at : at + 132]
+    found = check(bytes(mixed), tmp_path)
+    assert codes(found) == ({"journal-head"} if len(slots) == 1 else {"journal-head", "journal-no-head"})
+
+
 def test_a_leaked_block_is_found(image: bytes, tmp_path: Path) -> None:
     _, at = largest_free(image, tmp_path)
     blocks = int.from_bytes(image[at : at + 8], "little")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mdstore.tools.reader.check_sharing import Groups, SharedPages
 from mdstore.tools.reader.check_space import DATA, OVERFLOW, PAGE, Observer, Space, owner
 from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.floors import decode_floor
 from mdstore.tools.reader.onode import (
     OBJECT_NAME_MAX,
     Collection,
@@ -31,6 +32,7 @@ from mdstore.tools.reader.store import DATA_SHAPE, MAP_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import (
     ROOT_COLLECTIONS,
     ROOT_DEAD,
+    ROOT_FLOORS,
     ROOT_FREE,
     ROOT_GROUPS,
     ROOT_NAMES,
@@ -93,6 +95,7 @@ class StoreCheck:
         """Walk everything, then compare used with free."""
         try:
             self._check_counting_trees()
+            self._check_floors()
             collections = self._check_collections()
             self._check_objects(collections)
             self._check_space()
@@ -137,6 +140,14 @@ class StoreCheck:
                     self._shared_pages.add(int.from_bytes(key, "big"))
                 elif kind == ROOT_GROUPS:
                     self._groups.claim(int.from_bytes(key, "big"), int.from_bytes(value, "little"))
+
+    def _check_floors(self) -> None:
+        tree = self._root(ROOT_FLOORS) if ROOT_FLOORS in self._superblock.roots else None
+        for key, value in tree.items() if tree is not None else ():
+            try:
+                decode_floor(key, value)
+            except Damage as damage:
+                self._findings.add_damage(damage.located(owner="superblock"))
 
     def _records(self, kind: int) -> Iterator[tuple[bytes, bytes]]:
         """A root tree's records once more, what was reported not again."""

@@ -91,6 +91,7 @@ _OBJECTS: Final = {
 }
 
 _SPACE: Final = {
+    "floor": _error("The image cannot be opened: a writer that was replaced could be let in again"),
     "free-extent": _error("The image cannot be opened: its free space makes no sense"),
     "free-adjacent": _error("Free pieces that should be one are two: large files fragment"),
     "free-count": _error("The free space shown is wrong"),

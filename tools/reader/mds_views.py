@@ -139,7 +139,7 @@ def tree_view(source: Source, path: str) -> Iterator[Section]:
         if entry is None or entry.tag != 3:
             raise NotFound("directory", path)
         ino = entry.ino
-    yield Section("tree", rows=_tree_rows(names, ino, path.rstrip("/"), frozenset()))
+    yield Section("tree", rows=_tree_rows(names, ino, path.rstrip("/"), frozenset()), is_tree=True)
 
 
 def _entry(names: NameSpace, ino: int, name: bytes) -> Entry | None:

@@ -26,6 +26,7 @@ class Ring:
         if self.body_size <= 0:
             raise Damage("log-ring", "store log too short for its heads", 3 * block, length, byte=self.start)
         self.oldest = superblock.log_position
+        self._identity = int.from_bytes(superblock.uuid[:4], "little") | 1
 
     def read(self, position: int, length: int) -> bytes:
         """Bytes of the stream, around the ring's end where they wrap."""
@@ -65,6 +66,8 @@ class Ring:
                 raise Damage("journal-head", "journal head missing", "a head", "zeros")
             if head.number % 2 != slot:
                 raise Damage("journal-head", "journal head in the wrong slot", head.number % 2, slot)
+            if head.log != self._identity:
+                raise Damage("journal-head", "journal head of another log", f"{self._identity:08x}", f"{head.log:08x}")
             if head.capacity != self.body_size:
                 raise Damage("journal-head", "journal head capacity", self.body_size, head.capacity)
             return head

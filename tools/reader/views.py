@@ -11,6 +11,7 @@ from mdstore.errors import InvalidRequest, NotAnImage, NotFound
 from mdstore.tools.reader.check_events import open_name_space
 from mdstore.tools.reader.check_log import LogCheck
 from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.floors import decode_floor
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.mds_view import NameSpace
 from mdstore.tools.reader.onode import Onode, decode_extent
@@ -22,18 +23,20 @@ from mdstore.tools.reader.scan import Scan
 from mdstore.tools.reader.snapshots import dead_runs, snapshots_of
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.storelog import decode_transaction
-from mdstore.tools.reader.superblock import ROOT_NAMES, Superblock, read_copies, usable
+from mdstore.tools.reader.superblock import ROOT_FLOORS, ROOT_NAMES, Superblock, read_copies, usable
 
 Facts = dict[str, object]
 
 
 @dataclass(slots=True)
 class Section:
-    """A titled part of a view: `facts` (one record) or `rows` (many, read as they are shown)."""
+    """A titled part of a view: `facts` (one record) or `rows` (many, read as they are shown). `is_tree`: each row has a
+    `path`, and comes after the row of what holds it."""
 
     name: str
     facts: Facts | None = None
     rows: Iterable[Facts] = field(default_factory=list)
+    is_tree: bool = False
 
 
 class Source:
@@ -289,6 +292,46 @@ def page_view(source: Source, number: str) -> Iterator[Section]:
         yield Section(
             "entries", rows=[{"page": entry.addresses[0], "crc": f"{entry.crc:08x}"} for entry in page.entries]
         )
+
+
+def raw_view(source: Source, number: str) -> Iterator[Section]:
+    """The bytes of one block, sixteen to a row."""
+    address, size = as_number(number), source.superblock.block_size
+    if not 0 <= address < source.image.size // size:
+        raise InvalidRequest(f"block {address}: the image has blocks 0 to {source.image.size // size - 1}")
+    data = source.image.read(address * size, size)
+    yield Section("block", {"block": address, "byte": address * size, "bytes": size, "crc_of_all": f"{crc32c(data):08x}"})
+    yield Section(
+        "bytes",
+        rows=(
+            {"byte": address * size + at, "hex": data[at : at + 16].hex(" "), "text": _printable(data[at : at + 16])}
+            for at in range(0, size, 16)
+        ),
+    )
+
+
+def _printable(data: bytes) -> str:
+    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
+
+
+def floors_view(source: Source) -> Iterator[Section]:
+    """The lowest epochs that writers must carry, as of the superblock."""
+    rows = source.reader.root_tree(ROOT_FLOORS).items() if ROOT_FLOORS in source.superblock.roots else iter(())
+    yield Section("floors", rows=(_floor_facts(source, key, value) for key, value in rows))
+
+
+def _floor_facts(source: Source, key: bytes, value: bytes) -> Facts:
+    try:
+        floor = decode_floor(key, value)
+    except Damage as damage:
+        source.findings.add_damage(damage)
+        return {"scope": "(damaged)", "collection": key.hex(), "name": "", "floor": None}
+    return {
+        "scope": floor.scope,
+        "collection": readable(floor.collection),
+        "name": readable(floor.name),
+        "floor": floor.floor,
+    }
 
 
 # What most trees of objects look like: for pages whose tree is not one of the superblock's own.
