@@ -11,6 +11,7 @@
 | ReadOnly            | reopen writable, or stop writing                                         |
 | CorruptionError     | stop relying on the thing named; run `mdstore fsck`, then repair          |
 | NotAnImage          | check the path; nothing of ours is there                                 |
+| UnsupportedOperation| do without, or use an engine whose `capabilities` name it                 |
 | UnsupportedFormat   | use the version of mdstore that wrote it, or upgrade                     |
 | ImageBusy           | stop the process named, or wait for it                                   |
 | SnapshotBusy        | close whatever reads the snapshot, then try again                         |
@@ -130,6 +131,12 @@ class NotAnImage(MdstoreError):
     """The file or device holds no mdstore image."""
 
     errno = errno.EINVAL
+
+
+class UnsupportedOperation(MdstoreError):
+    """The engine has no such thing; its `capabilities` say so."""
+
+    errno = errno.EOPNOTSUPP
 
 
 class UnsupportedFormat(MdstoreError):

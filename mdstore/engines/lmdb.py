@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from threading import RLock
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Never, TypeVar
 from weakref import WeakSet
 
 from mdstore.device.lock import lock_image
@@ -38,7 +38,7 @@ from mdstore.engines.lmdb_tables import (
     Table,
     decode_floor,
 )
-from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision
+from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision, SnapshotInfo
 from mdstore.errors import (
     DeviceFailed,
     InvalidRequest,
@@ -50,6 +50,7 @@ from mdstore.errors import (
     StoreClosed,
     TransactionError,
     UnsupportedFormat,
+    UnsupportedOperation,
 )
 from mdstore.limits import GIB, MIB, TIB
 from mdstore.store.floors import Floors, Scope
@@ -106,13 +107,28 @@ class LmdbStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything: LMDB's transactions are atomic, durable and ordered."""
+        """Everything but snapshots: LMDB's transactions are atomic, durable and ordered."""
         return Capabilities(multi_object_transactions=True, durable=True, ordered_commits=True)
 
     @property
     def read_only(self) -> bool:
         """Whether changes are refused."""
         return self._read_only
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: Name) -> Never:
+        """UnsupportedOperation, as the three below: LMDB keeps one state, and older ones only while they are being read."""
+        raise UnsupportedOperation(f"lmdb:{self._directory} keeps no snapshots; btree: does")
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        return self.snapshot(b"")
+
+    def open_snapshot(self, name: Name) -> Never:
+        self.snapshot(name)
+
+    def delete_snapshot(self, name: Name) -> Never:
+        self.snapshot(name)
 
     # -- changes -------------------------------------------------------------------------------------------------------
 

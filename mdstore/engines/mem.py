@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import RLock
 
 from mdstore.engines.mem_check import check
+from mdstore.engines.mem_snapshots import Kept, KeptStates
 from mdstore.engines.mem_state import BLOCK, MemCollection, MemObject, State
-from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision
-from mdstore.errors import DeviceFailed, InvalidRequest, NotFound, StoreClosed
+from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision, SnapshotInfo
+from mdstore.errors import DeviceFailed, InvalidRequest, NotFound, ReadOnly, StoreClosed
+from mdstore.store.snapshot_table import snapshot_name
 from mdstore.store.transaction import Name, Operation, Transaction, collection_name, object_name
 
 _SIZE_BYTES = 1 << 40  # what `statistics` calls the size of memory
@@ -65,6 +67,8 @@ class MemStore:
         self._pending: deque[tuple[Operation, ...]] = deque()
         self._callbacks: deque[tuple[int, DoneCallback]] = deque()
         self._error: DeviceFailed | StoreClosed | None = None
+        self._snapshots = KeptStates()
+        self._view_of: Kept | None = None
 
     @classmethod
     def _holding(cls, state: State, *, delayed: bool) -> MemStore:
@@ -75,12 +79,12 @@ class MemStore:
     @property
     def capabilities(self) -> Capabilities:
         """Only a delayed store calls itself durable: for it, `crash` stands for the crash."""
-        return Capabilities(multi_object_transactions=True, durable=self._delayed, ordered_commits=True)
+        return Capabilities(multi_object_transactions=True, durable=self._delayed, ordered_commits=True, snapshots=True)
 
     @property
     def read_only(self) -> bool:
-        """Always False."""
-        return False
+        """Whether this is a snapshot."""
+        return self._view_of is not None
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
@@ -89,7 +93,7 @@ class MemStore:
         Cost: what the operations touch, and a copy of each object that a fork or an open iterator also holds."""
         operations = tuple(transaction.operations)
         with self._lock:
-            self._assert_usable()
+            self._assert_writable()
             check(self._state, operations, transaction.epoch)
             self._state.apply(operations)
             self._sequence += 1
@@ -130,6 +134,41 @@ class MemStore:
             if self._error is None:
                 self.sync()
             self._error = StoreClosed("the store in memory was closed")
+            if self._view_of is not None:
+                self._view_of.readers -= 1
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: Name) -> None:
+        """Keep everything as it is, durably, with all submitted before. Cost: one entry per collection; objects are copied when
+        they change. AlreadyExists, InvalidRequest, LimitExceeded."""
+        raw = snapshot_name(name)
+        with self._lock:
+            self._assert_writable()
+            self.sync()
+            self._snapshots.take(raw, self._state.fork())
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """All of them, oldest first; `epoch` is the number of the snapshot."""
+        with self._lock:
+            self._assert_usable()
+            return self._snapshots.rows()
+
+    def open_snapshot(self, name: Name) -> MemStore:
+        """A snapshot as a store that never changes; until it is closed, it is not deleted. NotFound."""
+        with self._lock:
+            self._assert_usable()
+            kept = self._snapshots.get(snapshot_name(name))
+            kept.readers += 1
+            view = self._holding(kept.state.fork(), delayed=False)
+            view._view_of, view._lock = kept, self._lock  # which guards the count of readers
+            return view
+
+    def delete_snapshot(self, name: Name) -> None:
+        """Forget a snapshot. NotFound, SnapshotBusy."""
+        with self._lock:
+            self._assert_writable()
+            self._snapshots.delete(snapshot_name(name))
 
     # -- durability: what a commit asks of its store -------------------------------------------------------------------
 
@@ -170,6 +209,7 @@ class MemStore:
         its calls raise StoreClosed, and no callback that still waits is ever called."""
         with self._lock:
             survivor = self._holding((self._durable if self._delayed else self._state).fork(), delayed=self._delayed)
+            survivor._snapshots = self._snapshots.survive()
             self._error = StoreClosed("the store in memory has crashed")
             self._callbacks.clear()
             return survivor
@@ -181,7 +221,8 @@ class MemStore:
             self._assert_usable()
             state = (self._durable if self._delayed else self._state).fork()
             pending = tuple(self._pending)
-        return self._prefixes(state, pending)
+            snapshots = self._snapshots.survive()
+        return self._prefixes(state, pending, snapshots)
 
     def fail(self, error: DeviceFailed) -> None:
         """Break the medium: what is not durable never will be, its callbacks get `error`, and so does every later call."""
@@ -193,11 +234,14 @@ class MemStore:
         for callback in due:
             callback(error)
 
-    def _prefixes(self, state: State, pending: Sequence[tuple[Operation, ...]]) -> Iterator[MemStore]:
-        yield self._holding(state.fork(), delayed=self._delayed)
-        for operations in pending:
+    def _prefixes(
+        self, state: State, pending: Sequence[tuple[Operation, ...]], snapshots: KeptStates
+    ) -> Iterator[MemStore]:
+        for operations in ((), *pending):
             state.apply(operations)
-            yield self._holding(state.fork(), delayed=self._delayed)
+            store = self._holding(state.fork(), delayed=self._delayed)
+            store._snapshots = snapshots.survive()
+            yield store
 
     # -- queries -------------------------------------------------------------------------------------------------------
 
@@ -335,6 +379,11 @@ class MemStore:
         }
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _assert_writable(self) -> None:
+        self._assert_usable()
+        if self._view_of is not None:
+            raise ReadOnly("a snapshot never changes")
 
     def _assert_usable(self) -> None:
         if self._error is not None:

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from mdstore.store.answers import Capabilities, ObjectStat, Revision
+from mdstore.store.answers import Capabilities, ObjectStat, Revision, SnapshotInfo
 from mdstore.store.transaction import Name, Transaction
 
-__all__ = ["Capabilities", "Commit", "Name", "ObjectStat", "ObjectStore", "Revision", "Transaction"]
+__all__ = ["Capabilities", "Commit", "Name", "ObjectStat", "ObjectStore", "Revision", "SnapshotInfo", "Transaction"]
 
 
 class Commit(Protocol):
@@ -54,6 +54,17 @@ class ObjectStore(Protocol):
         self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
     ) -> bytes:
         """Raise the object's floor (it need not exist) and return its bytes in one step; the floor is durable on return."""
+
+    # -- snapshots: UnsupportedOperation from an engine whose `capabilities` say that it has none -------------------------
+    def snapshot(self, name: Name) -> None:
+        """Keep everything as it is under a name (1 to SNAPSHOT_NAME_MAX bytes); durable on return, with all submitted before.
+        AlreadyExists, InvalidRequest, LimitExceeded, NoSpace, ReadOnly."""
+    def snapshots(self) -> list[SnapshotInfo]:
+        """All of them, oldest first."""
+    def open_snapshot(self, name: Name) -> ObjectStore:
+        """A snapshot as a store that answers every query, refuses every change (ReadOnly) and never changes. NotFound."""
+    def delete_snapshot(self, name: Name) -> None:
+        """Forget a snapshot; durable on return. NotFound, SnapshotBusy while it is open, ReadOnly."""
 
     # -- queries: `rev` asks for an object as it was at that revision, 0 as it is ---------------------------------------
     def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool: ...

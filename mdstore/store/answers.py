@@ -11,6 +11,7 @@ class Capabilities(NamedTuple):
     multi_object_transactions: bool  # a transaction over several objects is one atom
     durable: bool  # `Commit.wait` means that a crash cannot undo it
     ordered_commits: bool  # transactions become durable in the order of their submission, over all collections
+    snapshots: bool = False  # `snapshot` and the calls that belong to it; without, they raise UnsupportedOperation
 
 
 class ObjectStat(NamedTuple):
@@ -21,6 +22,17 @@ class ObjectStat(NamedTuple):
     attributes: int  # how many attributes
     map_keys: int  # how many keys in its map
     created_rev: int = 0  # the revision it was created at or last kept at; 0: none
+
+
+class SnapshotInfo(NamedTuple):
+    """What `snapshots` tells of one."""
+
+    name: bytes
+    epoch: int  # of two, the one with the higher epoch is newer
+    created_ns: int  # since 1970
+    objects: int
+    held_bytes: int  # what deleting it would free
+    is_deleting: bool  # a deletion has begun and not ended: it cannot be opened, and deleting it again goes on
 
 
 class Revision(NamedTuple):

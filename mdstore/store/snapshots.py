@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Never
+from typing import TYPE_CHECKING, Never
 
 from mdstore.device.protocol import Device
 from mdstore.errors import CorruptionError, NoSpace, NotFound, ReadOnly, SnapshotBusy
 from mdstore.limits import MIB
 from mdstore.store import log, recovery, statistics, superblock, tables
-from mdstore.store.answers import Capabilities
+from mdstore.store.answers import Capabilities, SnapshotInfo
 from mdstore.store.queries import Queries
 from mdstore.store.recovery import Recovery
 from mdstore.store.snapshot_table import Kept, snapshot_name
@@ -39,17 +39,6 @@ _STEP_RUNS = 4096  # dead runs given up by one checkpoint
 _STEP_FIXED_BLOCKS = 12  # which the paths to the first of them, to the record and to free space take
 _RECORD_BLOCKS = 8
 _LOOKS = 5  # at an image that another process writes
-
-
-class SnapshotInfo(NamedTuple):
-    """What `snapshots` tells of one."""
-
-    name: bytes
-    epoch: int  # of the superblock it keeps: of two, the one with the higher epoch is newer
-    created_ns: int  # since 1970
-    objects: int
-    held_bytes: int  # what deleting it would free
-    is_deleting: bool
 
 
 class Snapshots:
@@ -180,7 +169,7 @@ class SnapshotView(Queries):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(multi_object_transactions=True, durable=True, ordered_commits=True)
+        return Capabilities(multi_object_transactions=True, durable=True, ordered_commits=True, snapshots=False)
 
     def submit(self, transaction: Transaction) -> Never:
         """ReadOnly."""
@@ -200,6 +189,24 @@ class SnapshotView(Queries):
     def sync(self) -> None:
         """Nothing: all of it is durable."""
         self.check_usable()
+
+    def snapshot(self, name: Name) -> None:
+        """ReadOnly."""
+        self.submit(Transaction())
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """None: those of the store are the store's."""
+        self.check_usable()
+        return []
+
+    def open_snapshot(self, name: Name) -> Never:
+        """NotFound."""
+        self.check_usable()
+        raise NotFound("snapshot", snapshot_name(name))
+
+    def delete_snapshot(self, name: Name) -> None:
+        """ReadOnly."""
+        self.submit(Transaction())
 
     def statistics(self) -> dict[str, int | float]:
         """Sizes in bytes and counts as they were, and the counters of the view's own page cache."""

@@ -31,7 +31,7 @@ from mdstore.errors import (
 )
 from mdstore.limits import BLOCK_SIZE_DEFAULT, KIB, MIB
 from mdstore.store import log, making, recovery, resize, statistics, superblock, tables
-from mdstore.store.answers import Capabilities
+from mdstore.store.answers import Capabilities, SnapshotInfo
 from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
 from mdstore.store.commit import Commit, Committer
@@ -40,7 +40,7 @@ from mdstore.store.onode import Onode
 from mdstore.store.queries import Queries, check_window
 from mdstore.store.recovery import Recovery
 from mdstore.store.snapshots import CACHE_BYTES as SNAPSHOT_CACHE_BYTES
-from mdstore.store.snapshots import RESERVE_BLOCKS, SnapshotInfo, Snapshots, SnapshotView
+from mdstore.store.snapshots import RESERVE_BLOCKS, Snapshots, SnapshotView
 from mdstore.store.superblock import Superblock
 from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name
 from mdstore.store.validate import Validator
@@ -155,7 +155,7 @@ class Store(Queries):
     @property
     def capabilities(self) -> Capabilities:
         """Transactions are whole over any objects, durable when `wait` says so, and durable in the order of submission."""
-        return Capabilities(multi_object_transactions=True, durable=True, ordered_commits=True)
+        return Capabilities(multi_object_transactions=True, durable=True, ordered_commits=True, snapshots=True)
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
