@@ -33,6 +33,7 @@ from mdstore.errors import InvalidRequest
 STATES_PER_POINT: Final = 17  # what the default plan makes of a point with several pending writes
 FINDINGS_KEPT: Final = 20
 SUMMARY_PREFIX: Final = "crash exploration: "  # of the first and the last line said
+IN_RECOVERY: Final = " then in its recovery "  # between the two parts of the name of a crash of a recovery
 NESTED_PLAN: Final = Plan(drops=1, subsets=1, tears=1)
 
 
@@ -286,7 +287,7 @@ class Exploration:
             if (digest, acknowledged, begun) not in self._judged:
                 self._judged.add((digest, acknowledged, begun))
                 self._images.add(digest)
-                name = f"{state.state_id} then in its recovery {inner.state_id}"
+                name = f"{state.state_id}{IN_RECOVERY}{inner.state_id}"
                 findings += self._open_and_judge(inner.device(), name, acknowledged, begun)
         self.report.distinct = len(self._images)
         return findings

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from random import Random
 from threading import Lock
-from typing import Literal
+from typing import Final, Literal
 
 from mdstore.device.crashlog import CrashLog, Flush, Resize, Rot, Write
 from mdstore.device.images import PagedImage
@@ -46,7 +46,7 @@ class Effect(Enum):
     CRASH = "crash"  # the call raises Crashed; nothing of it happened, and everything after it raises too
 
 
-_ALLOWED = {
+ALLOWED_EFFECTS: Final[dict[OperationName, set[Effect]]] = {
     "read": {Effect.EIO, Effect.FLIP, Effect.CRASH},
     "write": set(Effect),
     "flush": {Effect.EIO, Effect.ENOSPC, Effect.LOST, Effect.CRASH},
@@ -68,7 +68,7 @@ class Fault:
     sticky: bool = False
 
     def __post_init__(self) -> None:
-        if self.effect not in _ALLOWED[self.operation]:
+        if self.effect not in ALLOWED_EFFECTS[self.operation]:
             raise InvalidRequest(f"a {self.operation} cannot suffer {self.effect.value}")
 
 

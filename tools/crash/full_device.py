@@ -71,7 +71,12 @@ class _Run:
     def _submit(self, transaction: Transaction) -> bool:
         """False when it was refused for want of room, which only the store knows; every other answer must be the model's."""
         issued_at = self._history.point
-        found = outcome(self.store, transaction)
+        try:
+            found = outcome(self.store, transaction)
+        except BaseException:  # of a device that failed: the transaction may be in the log
+            outcome(self.model, transaction)
+            self._history.begin(content_of(self.model), issued_at)
+            raise
         if found is not None and found[1] is NoSpace:
             return False
         expected = outcome(self.model, transaction)

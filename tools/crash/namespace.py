@@ -13,7 +13,7 @@ from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER, Credentials
 from mdstore.store.store import Store
 from mdstore.tools.crash.names import DIRECTORY, EXCHANGE, FILE, SYMLINK, Entry, Step, Tree, pattern
-from mdstore.tools.crash.verify import require, require_sound
+from mdstore.tools.crash.verify import Unsound, require, require_sound
 
 SIZE: Final = 4 << 20
 GEOMETRY: Final[dict[str, Any]] = {"block_size": 512, "log_bytes": 64 * 1024}
@@ -51,7 +51,8 @@ class NamesSession:
         tree = tree_of(self._server)
         self._server.purge_all()
         wrong = [found for found in self._server.scrub().run() if found.check != OLD_BACKTRACE]
-        require(not wrong, *(f"{found.check} inode {found.ino}: {found.message}" for found in wrong))
+        if wrong:
+            raise Unsound("; ".join(f"{found.check} inode {found.ino}: {found.message}" for found in wrong))
         self._server.close()
         require_sound(self._store)
         self._server = _mounted(self._store)

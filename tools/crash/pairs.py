@@ -28,10 +28,11 @@ _MAP: Final = b"map"
 
 
 class PairsSession:
-    """An `ObjectStore` that is worked with; every `BATCH`-th transaction is waited for."""
+    """An `ObjectStore` that is worked with; every `batch`-th transaction is waited for."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, batch: int = BATCH) -> None:
         self._store = store
+        self._batch = batch
         self._applied = 0
         self._durable = 0
         self._commits: list[Commit] = []
@@ -47,7 +48,7 @@ class PairsSession:
             transaction.touch(_COLLECTION, operation.key).remove(_COLLECTION, operation.key)
         self._commits.append(self._store.submit(transaction))
         self._applied += 1
-        if self._applied % BATCH == 0:
+        if self._applied % self._batch == 0:
             for commit in self._commits:
                 commit.wait()
             self._commits.clear()
@@ -57,9 +58,13 @@ class PairsSession:
         return self._durable
 
     def dump(self) -> dict[bytes, bytes]:
-        """Check, and read every pair in both of its places."""
+        """Check, and read every pair."""
         if isinstance(self._store, Store):
             require_sound(self._store)
+        return self.pairs()
+
+    def pairs(self) -> dict[bytes, bytes]:
+        """Every pair, read in both of its places. Changes nothing on the medium."""
         store = self._store
         pairs = dict(store.map_items(_COLLECTION, _MAP)) if store.exists(_COLLECTION, _MAP) else {}
         objects = set(store.list_objects(_COLLECTION)) - {_MAP}
@@ -80,15 +85,18 @@ def begun(store: ObjectStore) -> PairsSession:
 
 
 class StoreOnDevice:
-    """The store on a device, everything in the calling thread."""
+    """The store on a device, everything in the calling thread. `batch`: operations to an acknowledgement, once reopened."""
 
     medium = "device"
+
+    def __init__(self, batch: int = BATCH) -> None:
+        self._batch = batch
 
     def format(self, device: Device) -> PairsSession:
         return begun(Store.create(device, **GEOMETRY, **SMALL, background=False))
 
     def open(self, device: Device) -> PairsSession:
-        return PairsSession(Store.open(device, **SMALL, background=False))
+        return PairsSession(Store.open(device, **SMALL, background=False), self._batch)
 
 
 class StoreInFile:

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from journal import Journal, JournalFenced, Layout, StripedMedium
 from journal.medium import Buffer
-from journal.simulation import Operation, Stepped
+from journal.schedules import Stepped
+from journal.simulation import Operation
 from mdstore.device.explore import History, Workload
 from mdstore.device.protocol import Device
 from mdstore.mds.objectio import StoreObjects

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mdstore.device.explore import Reopen, Workload
+from mdstore.device.explore import Recording, Reopen, Workload, record
+from mdstore.device.faulty import Fault
 from mdstore.device.subject import Script, Subject, key_value_script, reopen_of, workload_of
 from mdstore.errors import InvalidRequest, NotFound
-from mdstore.tools.crash import full_device, namespace, pairs, takeover, transactions
+from mdstore.tools.crash import full_device, namespace, pairs, restarts, takeover, transactions
 from mdstore.tools.crash.names import names_script
+from mdstore.tools.crash.verify import checked_by_fsck
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class CrashWorkload:
     steps: int  # unless told otherwise
     workload: Callable[[int, int], Workload]  # of a seed and a number of steps
     reopen: Reopen
+
+    def record(self, seed: int, steps: int, faults: Iterable[Fault] = ()) -> Recording:
+        """Run it once. Errors: those of the engine; Inconsistent."""
+        return record(self.workload(seed, steps), self.size_bytes, seed, faults=faults)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,10 @@ CRASH_WORKLOADS: Final = {
             _of_subject(_PAIRS, key_value_script), reopen_of(_PAIRS),
         ),
         CrashWorkload(
+            "restarts", "the store on what an earlier crash left, crashed again", pairs.SIZE, 30,
+            restarts.workload_of_restarts, reopen_of(_PAIRS),
+        ),
+        CrashWorkload(
             "takeover", "a journal over the store's objects that changes hands; a step is an owner", takeover.SIZE, 8,
             takeover.workload_of_takeover, takeover.reopen_log,
         ),
@@ -84,11 +94,37 @@ KILL_WORKLOADS: Final = {
 }
 
 
+def chosen_workload(name: str, engine: str = "", *, fsck: bool = False) -> CrashWorkload:
+    """The workload `name`, or the keys of `pairs` in somebody else's engine. `fsck`: the second reader checks every state too."""
+    chosen = crash_workload(name) if not engine else _workload_of_engine(engine)
+    return replace(chosen, reopen=checked_by_fsck(chosen.reopen)) if fsck else chosen
+
+
+def _workload_of_engine(place: str) -> CrashWorkload:
+    subject = engine_of(place)
+    if medium_of(subject) != "device":
+        raise InvalidRequest(f"{place} works on a path")
+    size_bytes = int(getattr(subject, "size_bytes", pairs.SIZE))
+    return CrashWorkload(
+        "pairs", f"keys in {place}", size_bytes, 80, _of_subject(subject, key_value_script), reopen_of(subject)
+    )
+
+
 def crash_workload(name: str) -> CrashWorkload:
     """NotFound, with the names there are, for any other."""
     if name not in CRASH_WORKLOADS:
         raise NotFound("workload", f"{name}; there are {', '.join(CRASH_WORKLOADS)}")
     return CRASH_WORKLOADS[name]
+
+
+def chosen_kill_workload(name: str, engine: str = "") -> KillWorkload:
+    """The workload `name`, or the keys of `pairs` in somebody else's engine, which works on a path."""
+    if not engine:
+        return kill_workload(name)
+    subject = engine_of(engine)
+    if medium_of(subject) != "path":
+        raise InvalidRequest(f"{engine} works on a device: only a process with files of its own can be killed")
+    return KillWorkload("pairs", f"keys in {engine}", 80, subject, pairs_script)
 
 
 def kill_workload(name: str) -> KillWorkload:
@@ -104,7 +140,7 @@ def engine_of(place: str) -> Any:
     module_name, colon, factory_name = place.partition(":")
     try:
         subject = getattr(importlib.import_module(module_name), factory_name)() if colon else None
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InvalidRequest(f"no engine {place}: {error}") from error
     if not (hasattr(subject, "format") and hasattr(subject, "open")):
         raise InvalidRequest(f"{place} is no engine: write MODULE:FACTORY of a function that returns an adapter")
