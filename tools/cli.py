@@ -49,6 +49,7 @@ _VERBS: Final = {
     "repair": _Verb("mdstore.tools.repair.command", "repair_command", "Set a damaged image right; a dry run unless told so."),
     "dump": _Verb("mdstore.tools.dump", "dump_command", "Show an image's structures in words."),
     "journal": _Verb("mdstore.tools.journal_commands", "journal", "Look into the logs of an image."),
+    "crash": _Verb("mdstore.tools.crash_commands", "crash", "Crash the engines on purpose, and judge what recovers."),
     "bench": _Verb("mdstore.tools.bench_commands", "bench_command", "Measure, against the alternative one would pick."),
 }
 
