@@ -8,14 +8,15 @@ that only flushed operations are certain. Everything random comes from the `rand
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from journal.errors import JournalError, JournalFenced
+from journal.errors import JournalFenced
 from journal.medium import Buffer
 
 SECTOR = 512
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +170,13 @@ class ObjectsView:
     def __init__(self, store: CrashObjects, epoch: int, hook: Hook | None) -> None:
         self.epoch = epoch
         self.hook = hook
+        self.touched: set[str] = set()  # written and not flushed
+        self.seen = 0  # a digest of every answer so far
         self._store = store
-        self._touched: set[str] = set()
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         self._see("read", name)
-        return self._peek(name, offset, length)
+        return self._answer(self._peek(name, offset, length))
 
     def write(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None:
         self._do(Operation("write", name, offset, b"".join(buffers)))
@@ -188,17 +190,17 @@ class ObjectsView:
     def stat(self, name: str) -> int | None:
         self._see("read", name)
         data = self._store.objects.get(name)
-        return None if data is None else len(data)
+        return self._answer(None if data is None else len(data))
 
     def list_names(self, prefix: str) -> list[str]:
         self._see("list", prefix)
-        return [name for name in self._store.objects if name.startswith(prefix)]
+        return self._answer(sorted(name for name in self._store.objects if name.startswith(prefix)))
 
     def flush(self) -> None:
         self._see("flush", "")
-        for name in self._touched:
+        for name in self.touched:
             self._check(name)
-        self._touched.clear()
+        self.touched.clear()
         self._store.operations.append(Operation("flush"))
 
     def set_floor(self, prefix: str, floor: int) -> None:
@@ -208,19 +210,25 @@ class ObjectsView:
     def set_floor_and_read(self, name: str, floor: int, offset: int, length: int) -> bytes:
         self._see("floor", name)
         self._raise_floor(name, floor)
-        return self._peek(name, offset, length)
+        return self._answer(self._peek(name, offset, length))
+
+    def _answer(self, answer: Answer) -> Answer:
+        self.seen = hash((self.seen, repr(answer)))
+        return answer
 
     def _peek(self, name: str, offset: int, length: int) -> bytes:
         return bytes(self._store.objects.get(name, b"")[offset : offset + length])
 
     def _raise_floor(self, prefix: str, floor: int) -> None:
         if floor < self._store.floor_of(prefix):
+            self._answer("fenced")
             raise JournalFenced(prefix, floor, self._store.floor_of(prefix))
         self._store.floors[prefix] = floor
 
     def _check(self, name: str) -> None:
         floor = self._store.floor_of(name)
         if self.epoch < floor:
+            self._answer("fenced")
             raise JournalFenced(name, self.epoch, floor)
 
     def _see(self, kind: str, name: str) -> None:
@@ -231,52 +239,6 @@ class ObjectsView:
         if self.hook is not None:
             self.hook(operation)
         self._check(operation.name)
-        self._touched.add(operation.name)
+        self.touched.add(operation.name)
         apply_operation(self._store.objects, operation)
         self._store.operations.append(operation)
-
-
-STEP_TIMEOUT_S = 20
-
-
-class Stepped:
-    """Runs `program` in a thread that stops before each operation until told to go on: no schedule is left to chance.
-
-    `program` is called with the hook to give to its medium. `error` is the `JournalError` it ended with, if any.
-    """
-
-    def __init__(self, program: Callable[[Callable[[Operation], None]], None]) -> None:
-        self.error: BaseException | None = None
-        self.done = False
-        self.steps = 0
-        self._program = program
-        self._go = threading.Semaphore(0)
-        self._stopped = threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._stopped.acquire(timeout=STEP_TIMEOUT_S)
-
-    def _run(self) -> None:
-        try:
-            self._program(self._hook)
-        except JournalError as error:
-            self.error = error
-        finally:
-            self.done = True
-            self._stopped.release()
-
-    def _hook(self, operation: Operation) -> None:
-        self._stopped.release()
-        self._go.acquire()
-        self.steps += 1
-
-    def step(self) -> None:
-        """Do the operation it stopped before, and stop before the next."""
-        if not self.done:
-            self._go.release()
-            assert self._stopped.acquire(timeout=STEP_TIMEOUT_S)
-
-    def finish(self) -> None:
-        while not self.done:
-            self.step()
-        self._thread.join(STEP_TIMEOUT_S)

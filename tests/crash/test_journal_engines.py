@@ -8,7 +8,8 @@ import pytest
 
 from journal import Journal, JournalFenced, Layout, Options, StripedMedium
 from journal.medium import Buffer
-from journal.simulation import Hook, Operation, Stepped
+from journal.schedules import Stepped
+from journal.simulation import Hook, Operation
 from mdstore.device.memory import MemoryDevice
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore

@@ -1,15 +1,20 @@
-"""An old writer that is not quite dead: paused at every step, replaced, resumed."""
+"""An old writer that is not quite dead: paused at every step, replaced, resumed.
+
+Small cases are explored in every order (journal/schedules.py); how many states that are is asserted, so that an exploration that
+misses some, or a program that takes other steps, is noticed. Long ones are sampled, from a seed.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from itertools import combinations_with_replacement
+from typing import Any
 
 import pytest
 
 from journal import Journal, JournalFenced, Layout, MemoryMedium, Options, StripedMedium
-from journal.simulation import CrashObjects, Operation, Stepped
+from journal.schedules import Stepped, explore, store_state
+from journal.simulation import CrashObjects, ObjectsView, Operation
 
 LAYOUT = Layout(64, 2, 128)
 Program = Callable[[Journal, list[bytes]], None]
@@ -41,7 +46,7 @@ def old_writer(journal: Journal, acknowledged: list[bytes]) -> None:
 def prepared() -> CrashObjects:
     """A store with a log that an epoch-1 writer has begun."""
     store = CrashObjects()
-    journal = Journal.create(medium(store, 1))
+    journal = Journal.create(medium(store, 1), log=7)
     journal.append(b"begun")
     journal.flush()
     return store
@@ -125,58 +130,163 @@ def one_append(journal: Journal, acknowledged: list[bytes]) -> None:
     acknowledged.append(b"only" * 20)
 
 
-def step_counts() -> tuple[int, int]:
-    """Steps of the old writer's append, opening included, and of a takeover after it."""
-    store = prepared()
-    old = start_old(store, [], one_append)
-    old.finish()
-    takeover = Stepped(lambda hook: taken([], store, hook))
-    takeover.finish()
-    return old.steps, takeover.steps
+def append_trim_append(journal: Journal, acknowledged: list[bytes]) -> None:
+    """Everything that a writer does: append, flush, head, trim, prezero, a large entry, close."""
+    one_append(journal, acknowledged)
+    journal.write_head()
+    acknowledged.clear()  # expired: nobody needs those any more
+    journal.set_expire(journal.safe)
+    journal.trim()
+    journal.wait(journal.append(b"large" * 40))
+    acknowledged.append(b"large" * 40)
+    journal.close()
 
 
-def test_every_interleaving_of_the_last_two_steps_of_an_append_with_a_takeover() -> None:
-    """The last steps are the write of the entry's last piece, and the flush; they fall everywhere among the takeover's."""
-    old_steps, new_steps = step_counts()
-    for gaps in combinations_with_replacement(range(new_steps + 1), 2):
-        interleave(gaps, old_steps - 2)
+class Takeover:
+    """An old writer; a new one that takes over from it, and may append; and after those a last one, which looks.
+
+    The same for all schedules of a scene: `old_steps` the old writer has done before; `asleep`: it goes on only when all
+    others have ended; `crashes`: every crash that a state allows is looked at, too, and these are the ones that were.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        crashes: set[Any] | None = None,
+        *,
+        old_steps: int = 0,
+        asleep: bool = False,
+        appends: bool = False,
+        takeovers: int = 1,
+    ) -> None:
+        self.store = prepared()
+        self.acknowledged: dict[int, list[bytes]] = {1: []}
+        self.replayed: dict[int, list[bytes]] = {}
+        self.views: list[ObjectsView] = []
+        self.runners = [self._run(1, lambda view: program(Journal.open(log_of(view)), self.acknowledged[1]))]
+        for _ in range(old_steps):
+            self.runners[0].step()
+        for epoch in range(2, 2 + takeovers):
+            self.runners.append(self._run(epoch, lambda view: self._take_over(view, appends=appends)))
+        self._everybody = list(self.runners)
+        if asleep:
+            del self.runners[0], self.views[0]
+        self._crashes = crashes
+        self._before = contents(self.store)
+
+    def _run(self, epoch: int, program: Callable[[ObjectsView], None]) -> Stepped:
+        view = self.store.view(epoch)
+        self.views.append(view)
+
+        def run(hook: Callable[[Operation], None]) -> None:
+            view.hook = hook
+            program(view)
+
+        return Stepped(run)
+
+    def _take_over(self, view: ObjectsView, *, appends: bool) -> None:
+        journal = Journal.take_over(log_of(view))
+        self.replayed[view.epoch] = [entry.payload for entry in journal.entries()]
+        if appends:
+            journal.wait(journal.append(b"new"))
+            self.acknowledged[view.epoch] = [b"new"]
+
+    def stepped(self, index: int) -> None:
+        """Nothing changed that only a newer writer may change."""
+        epoch = self.views[index].epoch
+        now = contents(self.store)
+        for name in now.keys() | self._before.keys():
+            if self.store.floor_of(name) > epoch:
+                assert now.get(name) == self._before.get(name), f"the writer of epoch {epoch} changed {name} above its floor"
+        self._before = now
+
+    def _acknowledged(self, below: int) -> list[bytes]:
+        return [payload for epoch, payloads in self.acknowledged.items() if epoch < below for payload in payloads]
+
+    def reached(self) -> None:
+        for epoch, replayed in self.replayed.items():
+            assert is_suffix_superset(replayed, self._acknowledged(epoch)), f"epoch {epoch} lacks what was acknowledged"
+        if self._crashes is None:
+            return
+        acknowledged = self._acknowledged(9)
+        scene = (store_state(self.store), tuple(acknowledged))
+        if scene not in self._crashes:
+            self._crashes.add(scene)
+            for image in self.store.images(len(self.store.operations), random.Random(0)):
+                found = [entry.payload for entry in Journal.take_over(medium(image, 9)).entries()]
+                assert is_suffix_superset(found, acknowledged), "a crash takes back what was acknowledged"
+
+    def ended(self) -> None:
+        """Who is the newest has got the log; whoever comes after it reads what it read, and what it appended."""
+        newest = self.runners[-1]
+        assert newest.error is None
+        now = contents(self.store)
+        self._everybody[0].finish()  # where it was asleep until now
+        assert contents(self.store) == now
+        assert all(runner.error is None or isinstance(runner.error, JournalFenced) for runner in self._everybody)
+        epoch = self.views[-1].epoch
+        expected = self.replayed[epoch] + self.acknowledged.get(epoch, [])
+        last = Journal.take_over(medium(self.store, 9))
+        assert [entry.payload for entry in last.entries()] == expected
+
+    def close(self) -> None:
+        for runner in self._everybody:
+            runner.abandon()
+
+
+def log_of(view: ObjectsView) -> StripedMedium:
+    return StripedMedium(view, "log", LAYOUT, prezero_periods=1)
+
+
+def test_every_interleaving_of_an_append_with_a_takeover_and_every_crash_in_it() -> None:
+    """Opening, the first steps of a generation, the entry's pieces, the flush: all of the old writer's steps."""
+    crashes: set[Any] = set()
+    found = explore(lambda: Takeover(one_append, crashes))
+    assert (found.states, found.ends) == (1251, 21)
+    assert len(crashes) == 66
+
+
+def test_every_interleaving_of_append_head_trim_prezero_and_close_with_a_takeover() -> None:
+    crashes: set[Any] = set()
+    found = explore(lambda: Takeover(append_trim_append, crashes))
+    assert (found.states, found.ends) == (2596, 38)
+    assert len(crashes) == 161
+
+
+def test_every_interleaving_of_an_append_with_a_takeover_that_appends() -> None:
+    crashes: set[Any] = set()
+    found = explore(lambda: Takeover(one_append, crashes, appends=True))
+    assert (found.states, found.ends) == (2361, 58)
+    assert len(crashes) == 101
+
+
+@pytest.mark.parametrize(("old_steps", "states", "ends"), [(11, 1052, 22), (20, 1655, 29), (22, 1463, 23)])
+def test_every_interleaving_of_two_takeovers_from_a_writer_asleep(old_steps: int, states: int, ends: int) -> None:
+    """Two both think that it is their turn. The old writer stopped between its first head's copies, after the first of
+    its entry's three pieces, or before its flush, and wakes up when both are done."""
+    found = explore(lambda: Takeover(one_append, old_steps=old_steps, asleep=True, takeovers=2))
+    assert (found.states, found.ends) == (states, ends)
+
+
+def test_canary_the_exploration_notices_a_store_that_ignores_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ObjectsView, "_check", lambda self, name: None)
+    with pytest.raises(AssertionError, match="above its floor"):
+        explore(lambda: Takeover(one_append))
 
 
 @pytest.mark.parametrize("seed", [3])
-def test_interleavings_of_a_whole_append_with_a_takeover(seed: int) -> None:
-    """All steps of an append, those of its new generation included, at random places among the takeover's."""
+def test_interleavings_of_a_long_program_with_two_takeovers_at_random(seed: int) -> None:
+    """Too long to try every order: at each point any one of the three goes on."""
     print(f"seed {seed}")
     rng = random.Random(seed)
-    old_steps, new_steps = step_counts()
-    for _ in range(250):
-        moved = rng.randrange(3, old_steps - 3)
-        interleave(tuple(sorted(rng.randrange(new_steps + 1) for _ in range(moved))), old_steps - moved)
-
-
-def taken(replayed: list[bytes], store: CrashObjects, hook: Callable[[Operation], None] | None) -> None:
-    journal = Journal.take_over(medium(store, 2, hook))
-    replayed.extend(entry.payload for entry in journal.entries())
-
-
-def interleave(gaps: tuple[int, ...], before: int) -> None:
-    """Old step i happens before the takeover's step `gaps[i]`; `before` of its steps are done at the start."""
-    store, acknowledged, replayed = prepared(), list[bytes](), list[bytes]()
-    old = start_old(store, acknowledged, one_append)
-    for _ in range(before):
-        old.step()
-    takeover = Stepped(lambda hook: taken(replayed, store, hook))
-    done = 0
-    for gap in gaps:
-        while done < gap:
-            takeover.step()
-            done += 1
-        old.step()
-    takeover.finish()
-    assert takeover.error is None
-    old.finish()
-    assert is_suffix_superset(replayed, [b"begun", *acknowledged]), (gaps, replayed, acknowledged)
-    third = [entry.payload for entry in Journal.take_over(medium(store, 3)).entries()]
-    assert third == replayed, gaps
+    for _ in range(120):
+        race = Takeover(old_writer, old_steps=rng.randrange(100), takeovers=2, appends=True)
+        while choices := [index for index, runner in enumerate(race.runners) if not runner.done]:
+            index = rng.choice(choices)
+            race.runners[index].step()
+            race.stepped(index)
+            race.reached()
+        race.ended()
 
 
 @pytest.mark.parametrize("seed", [11])
