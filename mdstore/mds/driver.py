@@ -11,16 +11,19 @@ from typing import Final, Protocol
 from mdstore.errors import MdstoreError
 
 EVERY_S: Final = 0.5
+WORK_PAUSE_S: Final = 0.01  # between two pieces of background work, which leaves most of the time to everybody else
 
 
 class Ticking(Protocol):
-    """What is driven: `MetadataServer.tick`."""
+    """What is driven: `MetadataServer`."""
 
     def tick(self, now_ns: int) -> None: ...
+    def background_work(self) -> bool: ...
 
 
 class Driver:
-    """Calls `tick` every so often, in a thread of its own, from `__enter__` to `__exit__`.
+    """Calls `tick` every so often, in a thread of its own, from `__enter__` to `__exit__`; in between, background work, piece by
+    piece, while there is any.
 
     A tick that fails ends it: the server is latched then and tells everybody itself; `error` keeps the reason and `failed` is
     told once. What was written before the last tick but one is durable, give or take the time a flush takes.
@@ -53,8 +56,16 @@ class Driver:
         while not self._ended.wait(self._every_s):
             try:
                 self._server.tick(self._clock())
+                self._work()
             except MdstoreError as error:
                 self.error = error
                 if self._failed is not None:
                     self._failed(error)
+                return
+
+    def _work(self) -> None:
+        """Background work for as long as it is not time for the next tick."""
+        pieces = max(1, int(self._every_s / (2 * WORK_PAUSE_S)))
+        for _ in range(pieces):
+            if not self._server.background_work() or self._ended.wait(WORK_PAUSE_S):
                 return

@@ -1,8 +1,9 @@
 """Scrub: what directories, links and backtraces say of each other, checked while the file system is in use.
 
-One directory is looked at under the lock at a time, so each is judged at one moment; others may change in between. Statistics
+A page of a directory is looked at under the lock at a time. One that has changed before its last page is looked at again, and
+whole under the lock when it changes every time: so each is judged as it was at one moment, while others may change. Statistics
 are handed up first. With `repair` a wrong count is set right by an event like any other change, so a crash in between loses
-nothing. Numbers of the checks, as `Problem.check` gives them:
+nothing. What cannot be repaired goes into the damage table. Numbers of the checks, as `Problem.check` gives them:
 
  S1  a directory's entries can be read
  S2  its size is the number of its entries, its nlink 2 and its subdirectories
@@ -16,21 +17,25 @@ nothing. Numbers of the checks, as `Problem.check` gives them:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mdstore.errors import CorruptionError, NotFound, PosixError
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
 from mdstore.mds.core import Core
+from mdstore.mds.damage import note_damage
 from mdstore.mds.directories import Directories
 from mdstore.mds.events import Kind
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, INO_KEY, LINK_VALUE, data_object, decode_backtrace
+from mdstore.mds.purge import Purge
 from mdstore.mds.records import FLAG_DATA, TYPE_DIRECTORY
 from mdstore.mds.statistics import Statistics
 from mdstore.mds.vfs import ROOT_INO
 
-PAGE = 1000  # entries read at a time
+PAGE: Final = 1000  # entries looked at under the lock at a time
+RESTARTS: Final = 2  # of a directory that changes meanwhile, before it is looked at whole
+LINKS_AT_ONCE: Final = 64  # inodes whose links are counted in one step
 
 
 class Problem(NamedTuple):
@@ -53,99 +58,173 @@ class Progress(NamedTuple):
 class _Sums:
     """What a directory's entries add up to."""
 
-    __slots__ = ("entries", "homed", "rbytes", "rdirs", "rfiles", "subdirectories")
+    __slots__ = ("entries", "homed", "rbytes", "rdirs", "rfiles", "subdirectories", "unreadable")
 
     def __init__(self) -> None:
-        self.entries = self.subdirectories = self.rbytes = self.rfiles = self.rdirs = 0
+        self.entries = self.subdirectories = self.rbytes = self.rfiles = self.rdirs = self.unreadable = 0
         self.homed: set[int] = set()
 
 
+class _Look:
+    """A directory being looked at, which stays in memory meanwhile."""
+
+    __slots__ = ("after", "below", "directory", "restarts", "sums", "version")
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.restarts = -1
+        self.begin()
+
+    def begin(self) -> None:
+        """From the first entry on, once more."""
+        self.restarts += 1
+        self.version = self.directory.version
+        self.after: bytes | None = None
+        self.below: list[int] = []
+        self.sums = _Sums()
+
+
 class Scrub:
-    """One pass over the name space from the root. Iterate over it; each step holds the lock for one directory."""
+    """One pass over the name space from the root: `step` until it says that there is nothing left, or iterate over `run`."""
 
     def __init__(
-        self, core: Core, cache: Cache, directories: Directories, statistics: Statistics, changes: Changes, *, repair: bool
-    ) -> None:
+        self, core: Core, cache: Cache, directories: Directories, statistics: Statistics, changes: Changes, purge: Purge,
+        *, repair: bool,
+    ) -> None:  # fmt: skip
         self._core = core
         self._cache = cache
         self._directories = directories
         self._statistics = statistics
         self._changes = changes
+        self._purge = purge
         self._repair = repair
         self._waiting = [ROOT_INO]
+        self._look: _Look | None = None
+        self._links_after: bytes | None = None
+        self._noted: set[tuple[str, int, str]] = set()  # of the directory at hand, which may be looked at more than once
         self._found: list[Problem] = []
         self.progress = Progress(0, 1, 0)
 
     def run(self, told: Callable[[Progress], None] | None = None) -> Iterator[Problem]:
         """Every problem, directory by directory. Cost: one read of every directory, and of every file's backtrace."""
-        while self._waiting:
-            ino = self._waiting.pop()
-            with self._core.lock:
-                self._one(ino)
-            if told is not None:
-                told(self.progress)
-            yield from self._take()
-        yield from self._link_counts()
+        try:
+            while self.step():
+                if told is not None:
+                    told(self.progress)
+                yield from self.take()
+            yield from self.take()
+        finally:
+            self.close()
 
-    def _take(self) -> list[Problem]:
+    def step(self) -> bool:
+        """Look at up to `PAGE` entries, or count the links of some inodes; False when everything was looked at."""
+        with self._core.lock:
+            if self._look is None and not self._waiting:
+                return self._count_links()
+            try:
+                self._step_in_directory()
+            except CorruptionError as error:
+                ino = self._look.directory.ino if self._look is not None else self._waiting.pop()
+                self.close()
+                self._note("S1", ino, str(error))
+        return True
+
+    def take(self) -> list[Problem]:
+        """What was found since the last call."""
         found, self._found = self._found, []
         return found
 
+    def close(self) -> None:
+        """Let go of the directory at hand; for a scrub that does not go on."""
+        look, self._look = self._look, None
+        self._noted.clear()
+        if look is not None:
+            with self._core.lock:
+                look.directory.handles -= 1
+                self._purge.released(look.directory)
+
     def _note(self, check: str, ino: int, message: str, *, repaired: bool = False) -> None:
-        self._found.append(Problem(check, ino, message, repaired))
+        key = (check, ino, message)
+        if key not in self._noted:
+            self._noted.add(key)
+            self._found.append(Problem(check, ino, message, repaired))
 
     # -- one directory -------------------------------------------------------------------------------------------------
 
-    def _one(self, ino: int) -> None:
-        sums = _Sums()
-        try:
-            if self._core.journal is not None:
-                self._statistics.settle()
-            directory = self._cache.directory(ino)
-            if directory.nlink == 0:
+    def _step_in_directory(self) -> None:
+        look = self._look
+        if look is None:
+            look = self._begin()
+            if look is None:
                 return
-            self._entries(directory, sums)
-        except CorruptionError as error:
-            self._note("S1", ino, str(error))
+        directory = look.directory
+        if not self._page(look):
             return
-        except PosixError:
-            return  # removed since it was found
-        self._judge(directory, sums)
-        self.progress = Progress(
-            self.progress.directories + 1, self.progress.directories_known + sums.subdirectories,
-            self.progress.entries + sums.entries,
-        )  # fmt: skip
+        if directory.version != look.version:
+            look.begin()
+            if look.restarts < RESTARTS:
+                return
+            while not self._page(look):  # it changes whenever one looks: all of it at once
+                pass
+        if directory.nlink:
+            self._judge(directory, look.sums)
+            self._waiting += look.below
+            done = self.progress
+            self.progress = Progress(
+                done.directories + 1, done.directories_known + len(look.below), done.entries + look.sums.entries
+            )
+        self.close()
 
-    def _entries(self, directory: Directory, sums: _Sums) -> None:
-        directory.handles += 1  # it stays in memory while its entries come and go
+    def _begin(self) -> _Look | None:
+        if self._core.is_writable():
+            self._statistics.settle()
         try:
-            for name, node in self._children(directory):
-                sums.entries += 1
-                self._entry(directory, name, node, sums)
-        finally:
-            directory.handles -= 1
+            directory = self._cache.directory(self._waiting[-1])
+        except PosixError:
+            self._waiting.pop()
+            return None  # removed since it was found
+        self._waiting.pop()
+        if directory.nlink == 0:
+            return None
+        directory.handles += 1
+        self._look = _Look(directory)
+        return self._look
 
-    def _children(self, directory: Directory) -> Iterator[tuple[bytes, Inode | None]]:
-        """Names with inodes; None for a link that leads nowhere."""
-        after: bytes | None = None
-        while page := self._directories.names_after(directory, after, PAGE):
-            self._cache.evict_excess()
-            for name in page:
+    def _page(self, look: _Look) -> bool:
+        """Look at the next entries; True when there are no more."""
+        directory = look.directory
+        names = self._directories.names_after(directory, look.after, PAGE) if directory.nlink else []
+        self._cache.evict_excess()
+        for name in names:
+            entry = None
+            try:
                 entry = self._cache.find(directory, name)
-                if entry is None:
-                    continue
-                try:
-                    yield name, self._cache.resolve(entry)
-                except PosixError:
-                    yield name, None
-            after = page[-1]
+                if entry is not None:
+                    look.sums.entries += 1
+                    self._entry(look, name, self._resolved(entry))
+            except CorruptionError as error:
+                look.sums.entries += entry is None
+                look.sums.unreadable += 1
+                self._note("S1", directory.ino, str(error))
+        if names:
+            look.after = names[-1]
+        return len(names) < PAGE
 
-    def _entry(self, directory: Directory, name: bytes, node: Inode | None, sums: _Sums) -> None:
+    def _resolved(self, entry: Inode | int) -> Inode | None:
+        """The inode; None for a link that leads nowhere."""
+        try:
+            return self._cache.resolve(entry)
+        except PosixError:
+            return None
+
+    def _entry(self, look: _Look, name: bytes, node: Inode | None) -> None:
+        directory, sums = look.directory, look.sums
         if node is None:
-            self._note("S5", directory.ino, f"entry {name!r} links to an inode that is not there")
+            self._lost(directory.ino, name, "S5", "links to an inode that is not there")
+            sums.rfiles += 1
             return
         if isinstance(node, Directory):
-            self._subdirectory(directory, name, node, sums)
+            self._subdirectory(look, name, node)
             return
         sums.rfiles += 1
         size = node.size if node.file is None else node.file.published
@@ -158,7 +237,14 @@ class Scrub:
             self._link(directory, name, node)
         self._backtrace(node)
 
-    def _subdirectory(self, directory: Directory, name: bytes, node: Directory, sums: _Sums) -> None:
+    def _lost(self, directory: int, name: bytes, check: str, message: str) -> None:
+        """Something that no repair brings back: it is damage from here on."""
+        self._note(check, directory, f"entry {name!r} {message}")
+        where = f"meta/{directory:016x} entry {name!r}"
+        note_damage(self._core, directory, name, CorruptionError("directory entry", where, "an inode", message))
+
+    def _subdirectory(self, look: _Look, name: bytes, node: Directory) -> None:
+        directory, sums = look.directory, look.sums
         sums.subdirectories += 1
         sums.rdirs += 1 + node.accounted_dirs
         sums.rfiles += node.accounted_files
@@ -169,13 +255,13 @@ class Scrub:
                 node.parent, node.name = directory.ino, name
                 self._save(node)
             self._note("S4", node.ino, message, repaired=self._repair)
-        self._waiting.append(node.ino)
+        look.below.append(node.ino)
 
     def _link(self, directory: Directory, name: bytes, node: Inode) -> None:
         key = INO_KEY.pack(node.ino) + INO_KEY.pack(directory.ino) + name
         if self._core.links.get(key) is None:
             if self._repair:
-                self._core.append(Kind.TABLE, self._core.put_row(self._core.links, key, LINK_VALUE))
+                self._core.append(Kind.REPAIR, self._core.put_row(self._core.links, key, LINK_VALUE))
             self._note("S5", node.ino, f"{name!r} of {directory.ino} is not in the link table", repaired=self._repair)
 
     def _backtrace(self, node: Inode) -> None:
@@ -193,8 +279,9 @@ class Scrub:
             self._note("S7", node.ino, f"its bytes say {name!r} of {parent}", repaired=self._repair)
 
     def _judge(self, directory: Directory, sums: _Sums) -> None:
-        wrong = [
-            ("S2", "size", sums.entries), ("S2", "nlink", 2 + sums.subdirectories), ("S3", "rbytes", sums.rbytes),
+        wrong = [("S2", "size", sums.entries)]
+        wrong += [] if sums.unreadable else [
+            ("S2", "nlink", 2 + sums.subdirectories), ("S3", "rbytes", sums.rbytes),
             ("S3", "rfiles", sums.rfiles), ("S3", "rdirs", sums.rdirs),
         ]  # fmt: skip
         wrong = [row for row in wrong if getattr(directory, row[1]) != row[2]]
@@ -208,22 +295,21 @@ class Scrub:
 
     def _save(self, directory: Directory) -> None:
         now = self._core.clock()
-        self._core.append(Kind.SETATTR, self._changes.directory(directory, now))
+        self._core.append(Kind.REPAIR, self._changes.directory(directory, now))
 
     # -- links ---------------------------------------------------------------------------------------------------------
 
-    def _link_counts(self) -> Iterator[Problem]:
-        """S6, one inode under the lock at a time."""
-        after: bytes | None = None
-        while True:
-            with self._core.lock:
-                first = next(iter(self._core.links.rows(after)), None)
-                if first is None:
-                    return
-                ino = INO_KEY.unpack_from(first[0])[0]
-                after = INO_KEY.pack(ino + 1)
-                self._count(ino, sum(1 for _ in self._core.links.rows(INO_KEY.pack(ino), after)))
-            yield from self._take()
+    def _count_links(self) -> bool:
+        """S6, some inodes of several names; False when there are no more."""
+        links = self._core.links
+        for _ in range(LINKS_AT_ONCE):
+            first = next(iter(links.rows(self._links_after)), None)
+            if first is None:
+                return False
+            ino = INO_KEY.unpack_from(first[0])[0]
+            self._links_after = INO_KEY.pack(ino + 1)
+            self._count(ino, sum(1 for _ in links.rows(INO_KEY.pack(ino), self._links_after)))
+        return True
 
     def _count(self, ino: int, names: int) -> None:
         try:
@@ -239,5 +325,5 @@ class Scrub:
         message = f"nlink is {node.nlink}, should be {names}"
         if self._repair:
             node.nlink = names
-            self._core.append(Kind.SETATTR, self._changes.inode(node, self._core.clock()))
+            self._core.append(Kind.REPAIR, self._changes.inode(node, self._core.clock()))
         self._note("S6", ino, message, repaired=self._repair)

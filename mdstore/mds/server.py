@@ -29,6 +29,7 @@ from mdstore.mds.attributes import Attributes
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
 from mdstore.mds.clients import Clients
+from mdstore.mds.control import Control
 from mdstore.mds.core import Core, Limits
 from mdstore.mds.damage import Damage, forget_damage, list_damage
 from mdstore.mds.directories import Directories
@@ -61,12 +62,13 @@ from mdstore.mds.quota import Quota
 from mdstore.mds.rename import Rename
 from mdstore.mds.replay import RecoveryReport, Replay
 from mdstore.mds.scrub import Scrub
+from mdstore.mds.scrubrun import ScrubRun
 from mdstore.mds.sessions import Sessions
 from mdstore.mds.space import Space
 from mdstore.mds.statistics import Statistics
 from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, SetAttr, StatFs
 from mdstore.mds.writeback import WriteBack
-from mdstore.mds.xattrs import Xattrs
+from mdstore.mds.xattrs import OWN, Xattrs
 from mdstore.store.transaction import Transaction
 
 O_EXCL = 0o200
@@ -109,8 +111,10 @@ class MetadataServer:
             core, self._cache, self._names, self._data, self._changes, self._purge, self._quota
         )  # fmt: skip
         self._attributes = Attributes(core, self._cache, self._data, self._changes, self._handles, self._quota)
-        self._xattrs = Xattrs(core, self._cache, self._data, self._changes, self._statistics, self._quota)
         self._directories = Directories(core, self._cache, self._handles)
+        self.scrubbing = ScrubRun(core, lambda repair: self.scrub(repair=repair))
+        control = Control(core, self._sessions, self.scrubbing, self.counters)
+        self._xattrs = Xattrs(core, self._cache, self._data, self._changes, self._statistics, self._quota, control)
         self._files = Files(
             core, self._cache, self._data, self._changes, self._handles, self._purge, self._quota, self._space
         )
@@ -332,7 +336,8 @@ class MetadataServer:
         """See `Vfs` and `Xattrs.set`."""
         with self._lock:
             self._before_change()
-            self._space.reserve(1024 + len(value))
+            if not name.startswith(OWN):
+                self._space.reserve(1024 + len(value))
             self._xattrs.set(cred, ino, name, bytes(value), flags)
 
     def getxattr(self, cred: Credentials, ino: int, name: bytes) -> bytes:
@@ -485,6 +490,19 @@ class MetadataServer:
             self._before_read()
             return self._cache.directory(ino).parent
 
+    def path_of(self, ino: int) -> bytes:
+        """Where a directory hangs, as a path from the root. ENOENT when it was removed, ENOTDIR."""
+        with self._lock:
+            self._before_read()
+            names = []
+            while ino != ROOT_INO:
+                directory = self._cache.directory(ino)
+                if directory.nlink == 0:
+                    raise PosixError(errno.ENOENT, ino, "the directory was removed")
+                names.append(directory.name)
+                ino = directory.parent
+            return b"/" + b"/".join(reversed(names))
+
     def releasedir(self, handle: int) -> None:
         """See `Vfs`. EBADF."""
         with self._lock:
@@ -556,6 +574,10 @@ class MetadataServer:
                 self._writeback.step()
             self._writeback.retire()
 
+    def background_work(self) -> bool:
+        """A small piece of what was asked to be done beside everything else (a scrub); False when there is none."""
+        return self.scrubbing.step()
+
     def purge_all(self) -> None:
         """Remove the bytes of every file that has no name and no user. Cost: one transaction per few hundred objects."""
         with self._lock:
@@ -590,7 +612,7 @@ class MetadataServer:
     def scrub(self, *, repair: bool = False) -> Scrub:
         """A check of the name space against itself, beside whatever else goes on; iterate over `Scrub.run`."""
         return Scrub(
-            self._core, self._cache, self._directories, self._statistics, self._changes, repair=repair
+            self._core, self._cache, self._directories, self._statistics, self._changes, self._purge, repair=repair
         )  # fmt: skip
 
     def counters(self) -> dict[str, int | str]:

@@ -10,6 +10,7 @@ from mdstore.errors import PosixError
 from mdstore.limits import XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
+from mdstore.mds.control import Control
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
 from mdstore.mds.filedata import FileData
@@ -30,20 +31,22 @@ class Xattrs:
     """The operations. The caller holds the core's lock."""
 
     def __init__(
-        self, core: Core, cache: Cache, data: FileData, changes: Changes, statistics: Statistics, quota: Quota
-    ) -> None:
+        self, core: Core, cache: Cache, data: FileData, changes: Changes, statistics: Statistics, quota: Quota,
+        control: Control,
+    ) -> None:  # fmt: skip
         self._core = core
         self._cache = cache
         self._data = data
         self._changes = changes
         self._statistics = statistics
         self._quota = quota
+        self._control = control
 
     def get(self, cred: Credentials, ino: int, name: bytes) -> bytes:
         """The value. ENODATA, EOPNOTSUPP (a name space nobody keeps), EPERM, EACCES."""
         node = self._cache.node(ino)
         if name.startswith(OWN):
-            return self._own(node, name)
+            return self._control.read(cred, name) if self._control.is_ours(ino, name) else self._own(node, name)
         self._check_access(cred, node, name, R)
         value = (node.xattrs or {}).get(name)
         if value is None:
@@ -53,6 +56,9 @@ class Xattrs:
     def set(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int) -> None:
         """Set one. EEXIST and ENODATA by `flags`, ERANGE, E2BIG, ENOSPC, EOPNOTSUPP, EPERM, EACCES."""
         node = self._cache.node(ino)
+        if self._control.is_ours(ino, name):
+            self._control.write(cred, name, value)
+            return
         if name.startswith(OWN):
             self._set_quota(cred, node, name, value)
             return

@@ -20,6 +20,7 @@ class Counting:
         self.enough = enough
         self.failure = failure
         self.reached = threading.Event()
+        self.pieces = 0
 
     def tick(self, now_ns: int) -> None:
         self.moments.append(now_ns)
@@ -27,6 +28,10 @@ class Counting:
             self.reached.set()
             if self.failure is not None:
                 raise self.failure
+
+    def background_work(self) -> bool:
+        self.pieces += 1
+        return self.pieces % 3 != 0
 
 
 def test_ticks_come_until_the_end_and_none_after_it() -> None:
@@ -36,6 +41,7 @@ def test_ticks_come_until_the_end_and_none_after_it() -> None:
     seen = list(driven.moments)
     assert set(seen) == {42}
     assert driven.moments == seen
+    assert driven.pieces >= len(seen)
 
 
 def test_the_first_failure_ends_it_and_is_told_once() -> None:
