@@ -194,6 +194,12 @@ class Tree(TreeView):
         page its address (children before parents, neighbours side by side), compute the checksums up to the root, and
         return the root record. No I/O. Later writes copy the pages they touch. With no dirty page `allocate` is not
         called."""
+    def seal_leaves(self, allocate: Callable[[int], Sequence[Run]], start: int, pages: int) -> int:
+        """Do a part of the next `seal` ahead of it: give at most `pages` dirty leaves their addresses and checksums, beginning
+        below the `start`-th dirty page of the level above them (first 0). Returns where to go on, -1 when all were passed.
+
+        The tree stays dirty, and nothing is reached by the addresses before `seal` has run in the same generation. A leaf that
+        is written again gets a copy, and its address is freed. Addresses that were not needed are freed at once. No I/O."""
     def root(self) -> bytes:
         """The root record of the last seal (InvalidRequest while the tree is dirty and never sealed)."""
     def check(self) -> list[str]:

@@ -1309,6 +1309,40 @@ cdef class Tree(TreeView):
             unlock_tree(t)
             free(plan.addresses)
 
+    def seal_leaves(self, allocate, int64_t start, int64_t pages):
+        cdef TreeCore *t = self.open_core()
+        cdef Plan plan
+        cdef Fault fault
+        cdef int code = OK
+        cdef int64_t at = 0, i, k
+        memset(&plan, 0, sizeof(Plan))
+        memset(&fault, 0, sizeof(Fault))
+        plan.t = t
+        if start < 0 or pages < 1:
+            raise InvalidRequest(f"seal_leaves from {start} on, {pages} pages")
+        plan.total = min(pages, dirty_below_root(t))
+        if not plan.total:
+            return -1
+        try:
+            take_addresses(&plan, allocate, 0, plan.total * t.s.copies)
+            lock_tree(t)
+            try:
+                if t.root != NULL and t.root.level and at_get8(&t.root.state) == DIRTY:
+                    with nogil:
+                        code = seal_reserve(&plan, &fault)
+                        if code == OK:
+                            code = seal_leaves_below(&plan, t.root, start, &at, &fault)
+                for k in range(t.s.copies):
+                    for i in range(plan.next_page, plan.total):
+                        freed_add(t.p, plan.addresses[k * plan.total + i], 1, t.p.generation)
+            finally:
+                unlock_tree(t)
+            if code != OK:
+                raised(&fault)
+            return at if plan.next_page == plan.total else -1
+        finally:
+            free(plan.addresses)
+
     def root(self):
         if self._root is None or self.core == NULL:
             raise InvalidRequest("the tree was never sealed")
@@ -1325,6 +1359,16 @@ cdef class Tree(TreeView):
 
     def pages(self):
         return PageWalk(self.view())
+
+
+cdef int64_t dirty_below_root(TreeCore *t) except -1:
+    """How many pages of a tree of several levels no seal has reached, the root not counted."""
+    cdef int64_t n = 0
+    lock_tree(t)
+    if t.root != NULL and t.root.level and at_get8(&t.root.state) == DIRTY:
+        n = t.dirty_nodes - 1
+    unlock_tree(t)
+    return n
 
 
 cdef int64_t lock_with_addresses(Plan *plan, object allocate) except -1:

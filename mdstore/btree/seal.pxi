@@ -198,6 +198,49 @@ cdef int seal_node(Plan *plan, Node *n, uint8_t *ref, Fault *f) noexcept nogil:
     return OK
 
 
+cdef int seal_reserve(Plan *plan, Fault *f) noexcept nogil:
+    """Make room in the queue and the map for all pages of the plan."""
+    cdef PagerCore *p = plan.t.p
+    cdef int code
+    spin_lock(&p.spin)
+    code = writes_reserve(p, plan.total * plan.t.s.copies)
+    if code == OK:
+        code = map_reserve(p, plan.total)
+    spin_unlock(&p.spin)
+    return code if code == OK else fail(f, code, "seal")
+
+
+cdef int seal_leaves_below(Plan *plan, Node *n, int64_t start, int64_t *at, Fault *f) noexcept nogil:
+    """Seal dirty leaves below the dirty index page `n` until the plan's addresses are used up. `at` counts the dirty pages of level 1
+    that were passed; those before the `start`-th are left as they are. Leaves with spilled values that have no address yet are left."""
+    cdef TreeCore *t = plan.t
+    cdef Node *kid
+    cdef int i, code = OK
+    if n.level == 1:
+        if at[0] < start:
+            at[0] += 1
+            return OK
+        for i in range(node_count(n)):
+            kid = n.kids[i]
+            if kid == NULL or at_get8(&kid.state) != DIRTY or kid.spills or <int> kid.cap < t.s.page_size:
+                continue
+            if plan.next_page == plan.total:
+                return OK
+            code = seal_node(plan, kid, ref_at(page_of(n), i), f)
+            if code != OK:
+                return code
+            t.dirty_nodes -= 1
+        at[0] += 1
+        return OK
+    for i in range(node_count(n)):
+        kid = n.kids[i]
+        if kid != NULL and at_get8(&kid.state) == DIRTY:
+            code = seal_leaves_below(plan, kid, start, at, f)
+            if code != OK or plan.next_page == plan.total:
+                return code
+    return OK
+
+
 cdef int seal_all(Plan *plan, Fault *f) noexcept nogil:
     """Seal a tree whose root is a page. Room in the queue and the map is made first."""
     cdef TreeCore *t = plan.t
@@ -209,13 +252,9 @@ cdef int seal_all(Plan *plan, Fault *f) noexcept nogil:
         if root == NULL:
             return fail(f, E_MEMORY, "page")
         node_swap(p, &t.root, root)
-    spin_lock(&p.spin)
-    code = writes_reserve(p, plan.total * t.s.copies)
-    if code == OK:
-        code = map_reserve(p, plan.total)
-    spin_unlock(&p.spin)
+    code = seal_reserve(plan, f)
     if code != OK:
-        return fail(f, code, "seal")
+        return code
     plan.next_page = 0
     plan.next_spill = t.dirty_nodes
     code = seal_node(plan, t.root, t.ref, f)

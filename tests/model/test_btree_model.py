@@ -127,6 +127,17 @@ class Trees(RuleBasedStateMachine):
         assert list(view.keys(reverse=True)) == sorted(model, reverse=True)
         view.close()
 
+    @rule(which=st.integers(0, 4), start=st.integers(0, 3), pages=st.integers(1, 12), write=st.booleans())
+    def seal_leaves(self, which: int, start: int, pages: int, write: bool) -> None:
+        """Ahead of a checkpoint; what is sealed may be written before it too, and changed again."""
+        tree = self.pick(which).tree
+        dirty = tree.dirty_pages
+        following = tree.seal_leaves(self.world.allocate, start, pages)
+        assert following == -1 or following >= start
+        assert dirty - pages * tree.descriptor.copies <= tree.dirty_pages <= dirty
+        if write:
+            self.world.pager.write_sealed()
+
     @rule(write=st.booleans(), reopen=st.booleans())
     def checkpoint(self, write: bool, reopen: bool) -> None:
         for subject in self.subjects:
@@ -165,6 +176,33 @@ Trees.TestCase.settings = settings(
 TestTrees = Trees.TestCase
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_leaves_sealed_in_steps_beside_writes_leave_little_for_the_seal(copies: int) -> None:
+    world = World(5, cache_bytes=20000)
+    tree = Tree(world.pager, Descriptor(copies=copies), 2)
+    model = {b"%05d" % key: b"v%d" % key for key in range(3000)}
+    tree.update(model)
+    before, at, steps = tree.dirty_pages, 0, 0
+    while at >= 0:
+        at = tree.seal_leaves(world.allocate, at, 10)
+        key = b"%05d" % world.random.randrange(3000)
+        model[key] = b"again"
+        tree.put(key, model[key])
+        steps += 1
+        assert tree.is_dirty
+        assert world.pager.write_sealed(4096) > 0 or at < 0
+    assert steps > before // copies // 20, "a step is bounded"
+    assert tree.dirty_pages < before * 0.7, "index pages, and what was written again"
+    assert tree.seal_leaves(world.allocate, 0, 10**6) == -1
+    world.seal(tree)
+    world.write()
+    world.drain_freed()
+    assert world.reached(tree) == world.held
+    opened = Tree.open(world.pager, tree.root())
+    assert dict(opened.items()) == model
+    assert opened.check() == []
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_long_random_history_with_tiny_pages(seed: int) -> None:
     """The machine's short histories seldom grow four levels; this one does, at fan-out 3 to 5 with rotations at index level."""
@@ -183,6 +221,8 @@ def test_long_random_history_with_tiny_pages(seed: int) -> None:
             else:
                 key = rng.choice(sorted(model)) if model and rng.random() < 0.8 else key
                 assert tree.delete(key) == (model.pop(key, None) is not None)
+            if rng.random() < 0.02:
+                tree.seal_leaves(world.allocate, rng.randrange(3), rng.randrange(1, 40))
         world.seal(tree)
         world.write()
         world.drain_freed()
