@@ -46,6 +46,7 @@ _VERBS: Final = {
     "mount": _Verb("mdstore.tools.mounting", "mount_command", "Serve an image as a directory (FUSE)."),
     "umount": _Verb("mdstore.tools.mounting", "umount_command", "End a mount."),
     "snapshot": _Verb("mdstore.tools.snapshot_commands", "snapshot", "Freeze directories; look into them later."),
+    "snapshot": _Verb("mdstore.tools.snapshot_commands", "snapshot", "Freeze directories; look into them later."),
     "fsck": _Verb("mdstore.tools.fsck", "fsck_command", "Check an image with a second, independent reader."),
     "repair": _Verb("mdstore.tools.repair.command", "repair_command", "Set a damaged image right; a dry run unless told so."),
     "scrub": _Verb("mdstore.tools.care", "scrub_command", "Check a name space in use, and repair its counts."),

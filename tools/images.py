@@ -14,6 +14,7 @@ import click
 from mdstore.device.file import FileDevice
 from mdstore.errors import MdstoreError
 from mdstore.mds.server import MetadataServer
+from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.store.store import Store
 
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
@@ -56,15 +57,31 @@ def opened_image(image: str, *, read_only: bool, client: bytes | None = None) ->
     read_only: recovery happens in memory only, and the image may be open read-only elsewhere at the same time. `client`: the
     name of a session for all that is done, see `MetadataServer.mount`.
     """
-    with opened_store(image, read_only=read_only) as store:
-        server = MetadataServer.mount(store, read_only=read_only, client=client)
+    with opened_store(image, read_only=read_only) as store, _mounted(store, read_only=read_only, client=client) as server:
+        yield server
+
+
+@contextmanager
+def _mounted(store: Store, *, read_only: bool, client: bytes | None) -> Iterator[MetadataServer]:
+    server = MetadataServer.mount(store, read_only=read_only, client=client)
+    try:
+        yield server
+    except BaseException:
+        with suppress(MdstoreError):  # write back what can be; the failure on its way out says more than one met here
+            server.close()
+        raise
+    server.close()
+
+
+@contextmanager
+def opened_names(image: str, *, read_only: bool, client: bytes | None = None) -> Iterator[SnapshotVfs]:
+    """`opened_image` with its snapshots: paths may lead through `.snap`."""
+    with opened_store(image, read_only=read_only) as store, _mounted(store, read_only=read_only, client=client) as server:
+        vfs = SnapshotVfs(server, store)
         try:
-            yield server
-        except BaseException:
-            with suppress(MdstoreError):  # write back what can be; the failure on its way out says more than one met here
-                server.close()
-            raise
-        server.close()
+            yield vfs
+        finally:
+            vfs.snapshots.close()
 
 
 def now_ns() -> int:

@@ -14,9 +14,9 @@ from typing import Any, Final
 import click
 
 from mdstore.errors import PosixError
-from mdstore.mds.server import MetadataServer
+from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.mds.vfs import SUPERUSER, Attr, DirEntry, Vfs
-from mdstore.tools.images import image_argument, json_option, opened_image
+from mdstore.tools.images import image_argument, json_option, opened_names
 from mdstore.tools.locate import entries, image_path, opened_file, resolve
 from mdstore.tools.output import (
     count_text,
@@ -47,7 +47,7 @@ def ls_command(image: str, path: str, long: bool, as_json: bool) -> None:
     mdstore ls -l photos.img /2024
     mdstore ls photos.img --json | jq '.[].name'
     """
-    with opened_image(image, read_only=True) as vfs:
+    with opened_names(image, read_only=True) as vfs:
         listed = _listed(vfs, image_path(path))
         if as_json:
             print_json_list(_described(vfs, name, attr) for name, attr in listed)
@@ -84,7 +84,7 @@ def tree_command(image: str, path: str, depth: int | None, as_json: bool) -> Non
 
     With --json: one array, an object with `path` for each file and directory, in the order a walk meets them.
     """
-    with opened_image(image, read_only=True) as vfs:
+    with opened_names(image, read_only=True) as vfs:
         top = image_path(path)
         attr = resolve(vfs, top)
         if as_json:
@@ -146,7 +146,7 @@ def stat_command(image: str, path: str | None, as_json: bool) -> None:
 
     A symlink is described itself, not what it points to.
     """
-    with opened_image(image, read_only=True) as vfs:
+    with opened_names(image, read_only=True) as vfs:
         if path is None:
             _show_figures(_figures(image, vfs), as_json=as_json)
             return
@@ -175,7 +175,7 @@ def _xattrs(vfs: Vfs, ino: int) -> dict[str, str]:
     return {json_name(name): json_name(vfs.getxattr(SUPERUSER, ino, name)) for name in vfs.listxattr(ino)}
 
 
-def _figures(image: str, vfs: MetadataServer) -> dict[str, Any]:
+def _figures(image: str, vfs: SnapshotVfs) -> dict[str, Any]:
     space = vfs.statfs()
     return {
         "image": image,
@@ -207,7 +207,7 @@ def cat_command(image: str, paths: tuple[str, ...], as_json: bool) -> None:
 
     With --json: an array with `path`, `size` and `base64`, the content, for each file.
     """
-    with opened_image(image, read_only=True) as vfs:
+    with opened_names(image, read_only=True) as vfs:
         files = [(image_path(path), _file_at(vfs, image_path(path))) for path in paths]
         for number, (path, attr) in enumerate(files):
             if as_json:

@@ -18,7 +18,8 @@ from mdstore.device.file import FileDevice
 from mdstore.errors import ImageBusy, MdstoreError
 from mdstore.limits import SESSION_NAME_MAX
 from mdstore.mds.driver import Driver
-from mdstore.tools.images import image_argument, json_option, opened_image
+from mdstore.mds.vfs import Vfs
+from mdstore.tools.images import image_argument, json_option, opened_names
 from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, complain, explain, print_json, print_line, shown
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,17 @@ _LOOK_EVERY_S: Final = 0.05
 _WRITE_BACK_TIMEOUT_S: Final = 120.0
 
 
+Serve = Callable[[Callable[[], None]], int]  # serves until the mount ends, calls its argument once it works; the exit code
+background_option = click.option(
+    "--background", is_flag=True, help="Return once the mount works; the server goes on by itself."
+)
+
+
 @click.command("mount")
 @image_argument
 @click.argument("directory", type=click.Path(readable=False))
 @click.option("-o", "options", default="", metavar="OPTIONS", help="As for mount(8): ro,noatime,attr_timeout=10 ...")
-@click.option("--background", is_flag=True, help="Return once the mount works; the server goes on by itself.")
+@background_option
 @click.option("--read-only", is_flag=True, help="Change nothing in the image, not even to recover it.")
 @click.option("--log", "log_path", type=click.Path(dir_okay=False), metavar="FILE", help="Append the server's messages to FILE.")
 @json_option
@@ -56,11 +63,18 @@ def mount_command(
         os.close(open_device())  # FUSE missing is said before the image is opened and recovered
     image = os.path.abspath(image)
     chosen = parse_options(options, MountOptions(read_only=read_only, source=image, allow_other=os.geteuid() == 0))
+    return in_foreground_or_not(
+        lambda ready: serve(image, path, chosen, ready), lambda: announce(image, path, as_json=as_json), background=background
+    )
+
+
+def in_foreground_or_not(serve_until_end: Serve, say: Callable[[], None], *, background: bool) -> int:
+    """Serve here, or in a process of its own; `say` that it works once it does. The exit code."""
     if not background:
-        return serve(image, path, chosen, lambda: _announce(image, path, as_json=as_json))
-    code = in_background(lambda ready: _serve_or_complain(image, path, chosen, ready))
+        return serve_until_end(say)
+    code = in_background(lambda ready: _or_complain(serve_until_end, ready))
     if code == EXIT_OK:
-        _announce(image, path, as_json=as_json)
+        say()
     return code
 
 
@@ -68,12 +82,17 @@ def serve(image: str, directory: str, options: MountOptions, ready: Callable[[],
     """Open the image, mount it, say so, and serve until the end. Durable when it returns: everything."""
     client = b"mount " + os.fsencode(directory)
     with (
-        opened_image(image, read_only=options.read_only, client=client[:SESSION_NAME_MAX]) as vfs,
-        Driver(vfs, failed=_tell_failure),
+        opened_names(image, read_only=options.read_only, client=client[:SESSION_NAME_MAX]) as vfs,
+        Driver(vfs.server, failed=_tell_failure),
     ):
-        session = mount(vfs, directory, options)
-        ready()
-        session.run()
+        return serve_at(vfs, directory, options, ready)
+
+
+def serve_at(vfs: Vfs, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
+    """Mount a name space, say so, and serve until the end."""
+    session = mount(vfs, directory, options)
+    ready()
+    session.run()
     return EXIT_OK
 
 
@@ -81,9 +100,9 @@ def _tell_failure(error: MdstoreError) -> None:
     log.error("nothing more is written: %s", explain(error))
 
 
-def _serve_or_complain(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
+def _or_complain(serve_until_end: Serve, ready: Callable[[], None]) -> int:
     try:
-        return serve(image, directory, options, ready)
+        return serve_until_end(ready)
     except (MdstoreError, OSError) as error:
         complain(explain(error))
         return EXIT_FAILED
@@ -97,7 +116,8 @@ def _log_to(path: str | None) -> None:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", filename=path)
 
 
-def _announce(image: str, directory: str, *, as_json: bool) -> None:
+def announce(image: str, directory: str, *, as_json: bool) -> None:
+    """Say that it works."""
     if as_json:
         print_json({"image": image, "mounted_at": directory})
     else:

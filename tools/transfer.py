@@ -14,7 +14,7 @@ import click
 
 from mdstore.mds.vfs import Vfs
 from mdstore.tools.export_tree import Exporter
-from mdstore.tools.images import image_argument, json_option, opened_image
+from mdstore.tools.images import image_argument, json_option, opened_image, opened_names
 from mdstore.tools.import_entry import Imported
 from mdstore.tools.import_tree import Acknowledger, Importer
 from mdstore.tools.locate import image_path, make_directories, resolve
@@ -120,7 +120,7 @@ def export_command(image: str, path: str, directory: str, force: bool, as_json: 
     run as root. DIRECTORY must not exist yet, or be empty, unless --force is given. The image is not changed.
     """
     started = time.monotonic()
-    with opened_image(image, read_only=True) as vfs:
+    with opened_names(image, read_only=True) as vfs:
         name = image_path(path)
         source = resolve(vfs, name)
         target = _export_target(name, directory, is_directory=stat.S_ISDIR(source.mode), force=force)

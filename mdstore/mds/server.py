@@ -503,6 +503,19 @@ class MetadataServer:
                 ino = directory.parent
             return b"/" + b"/".join(reversed(names))
 
+    def path_of(self, ino: int) -> bytes:
+        """Where a directory hangs, as a path from the root. ENOENT when it was removed, ENOTDIR."""
+        with self._lock:
+            self._before_read()
+            names = []
+            while ino != ROOT_INO:
+                directory = self._cache.directory(ino)
+                if directory.nlink == 0:
+                    raise PosixError(errno.ENOENT, ino, "the directory was removed")
+                names.append(directory.name)
+                ino = directory.parent
+            return b"/" + b"/".join(reversed(names))
+
     def releasedir(self, handle: int) -> None:
         """See `Vfs`. EBADF."""
         with self._lock:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from mdstore.device.file import FileDevice
 from mdstore.engines.mem import MemStore
 from mdstore.mds.server import MetadataServer
+from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.mds.vfs import Vfs
 from mdstore.store.store import Store
 from tests.model.memory_vfs import MemoryVfs
@@ -17,7 +18,7 @@ def served() -> Vfs:
     """A fresh metadata server over an engine in memory."""
     store = MemStore()
     MetadataServer.format(store, now_ns=time.time_ns())
-    return MetadataServer.mount(store, client=b"posix suite")
+    return SnapshotVfs(MetadataServer.mount(store, client=b"posix suite"), store)
 
 
 SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs, "served": served}
@@ -25,4 +26,5 @@ SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs, "served": served}
 
 def from_image(path: str) -> Vfs:
     """The metadata server over an image file, recovered."""
-    return MetadataServer.mount(Store.open(FileDevice.open(path)), client=b"posix suite")
+    store = Store.open(FileDevice.open(path))
+    return SnapshotVfs(MetadataServer.mount(store, client=b"posix suite"), store)

@@ -1,0 +1,418 @@
+"""`SnapshotVfs`: a name space with `.snap` in each directory.
+
+    mkdir .snap/before          freeze the directory as it is
+    ls .snap                    its snapshots
+    cp .snap/before/a .         look into one; everything in it is read-only
+    rmdir .snap/before          forget it
+
+`.snap` is found by name and never listed, so what walks the tree does not walk into it. Making and removing a snapshot is the
+directory's owner's right, and the superuser's: a snapshot holds space that is everybody's.
+
+Numbers: those of living inodes stay as they are (below 2**44); a snapshot's inodes carry its slot in the bits above, and
+`.snap` of directory D is D with the highest bit. Handles likewise.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Hashable
+from typing import Final, cast
+
+from mdstore.engines.protocol import ObjectStore
+from mdstore.errors import PosixError
+from mdstore.mds.frozen import INO_BITS, INO_MASK, refuse
+from mdstore.mds.locks import RANGE_END, Lock
+from mdstore.mds.server import MetadataServer
+from mdstore.mds.snapshots import Snapshots, View
+from mdstore.mds.vfs import Attr, Credentials, DirEntry, SetAttr, StatFs
+
+SNAP: Final = b".snap"
+SNAPDIR: Final = 1 << 63
+LIVING: Final = 1 << INO_BITS  # numbers and handles below belong to the living name space
+
+
+class SnapshotVfs:
+    """Implements `Vfs` and `Locking` over a metadata server and the store it is in; both are the caller's, `close` closes the server."""
+
+    def __init__(self, server: MetadataServer, store: ObjectStore) -> None:
+        self.server = server
+        self.snapshots = Snapshots(server, store)
+        self._listings: dict[int, int] = {}  # open handles of `.snap` directories
+        self._next_listing = 1
+        self._lock = threading.Lock()
+
+    # -- whose it is ---------------------------------------------------------------------------------------------------
+
+    def _view(self, number: int) -> View:
+        """The snapshot that a number or handle belongs to. EROFS for `.snap` itself, which has neither bytes nor targets."""
+        if number >= SNAPDIR:
+            refuse(SNAP)
+        return self.snapshots.view(number >> INO_BITS, SNAPDIR)
+
+    def _handed(self, view: View, attr: Attr) -> Attr:
+        with self._lock:
+            view.references += 1
+        return attr
+
+    def _opened(self, view: View, handles: int) -> None:
+        with self._lock:
+            view.handles += handles
+
+    def _snapdir(self, directory: int) -> Attr:
+        """What stat tells of `.snap`: the directory's own attributes, and how many snapshots there are."""
+        attr = self.server.getattr(directory)
+        if not stat.S_ISDIR(attr.mode):
+            raise PosixError(errno.ENOTDIR, SNAP)
+        count = len(self.snapshots.of(directory))
+        return attr._replace(ino=SNAPDIR | directory, nlink=2, size=count, mode=attr.mode & ~0o7000)
+
+    def _owned(self, cred: Credentials, directory: int) -> None:
+        """EPERM unless the directory's owner, or the superuser, asks."""
+        if cred.uid not in (0, self.server.getattr(directory).uid):
+            raise PosixError(errno.EPERM, SNAP, "only the directory's owner makes and removes its snapshots")
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def lookup(self, cred: Credentials, parent: int, name: bytes) -> Attr:
+        """See `Vfs`."""
+        if parent < LIVING:
+            if name != SNAP:
+                return self.server.lookup(cred, parent, name)
+            found = self._snapdir(parent)
+            self.server.access(cred, parent, os.X_OK)
+            return found
+        if parent >= SNAPDIR:
+            return self._top(cred, parent ^ SNAPDIR, name)
+        view = self._view(parent)
+        return self._handed(view, view.frozen.lookup(cred, parent, name))
+
+    def _top(self, cred: Credentials, directory: int, name: bytes) -> Attr:
+        """`.snap/NAME`: the directory as it was."""
+        self.server.access(cred, directory, os.X_OK)
+        slot = self.snapshots.slot(directory, name)
+        view = self.snapshots.view(slot, SNAPDIR)
+        return self._handed(view, view.frozen.getattr(slot << INO_BITS | directory))
+
+    def create(self, cred: Credentials, parent: int, name: bytes, mode: int, flags: int) -> tuple[Attr, int]:
+        """See `Vfs`."""
+        if parent < LIVING:
+            _not_snap(name)
+            return self.server.create(cred, parent, name, mode, flags)
+        view = self._view(parent)
+        found, handle = view.frozen.create(cred, parent, name, mode, flags)
+        self._opened(view, 1)
+        return self._handed(view, found), handle
+
+    def mkdir(self, cred: Credentials, parent: int, name: bytes, mode: int) -> Attr:
+        """See `Vfs`; in `.snap` this makes a snapshot, durable on return (`Snapshots.create`)."""
+        if parent < LIVING:
+            _not_snap(name)
+            return self.server.mkdir(cred, parent, name, mode)
+        if parent < SNAPDIR:
+            refuse(name)
+        directory = parent ^ SNAPDIR
+        self._owned(cred, directory)
+        self.snapshots.create(directory, name)
+        return self._top(cred, directory, name)
+
+    def mknod(self, cred: Credentials, parent: int, name: bytes, mode: int, rdev: int = 0) -> Attr:
+        """See `Vfs`."""
+        _changeable(parent, name)
+        return self.server.mknod(cred, parent, name, mode, rdev)
+
+    def symlink(self, cred: Credentials, parent: int, name: bytes, target: bytes) -> Attr:
+        """See `Vfs`."""
+        _changeable(parent, name)
+        return self.server.symlink(cred, parent, name, target)
+
+    def link(self, cred: Credentials, ino: int, parent: int, name: bytes) -> Attr:
+        """See `Vfs`."""
+        _changeable(parent, name)
+        if ino >= LIVING:
+            raise PosixError(errno.EXDEV, name, "a file in a snapshot gets no name outside")
+        return self.server.link(cred, ino, parent, name)
+
+    def unlink(self, cred: Credentials, parent: int, name: bytes) -> None:
+        """See `Vfs`."""
+        if parent >= SNAPDIR:
+            raise PosixError(errno.EISDIR, name, "snapshots are removed with rmdir")
+        if parent >= LIVING:
+            refuse(name)
+        self.server.unlink(cred, parent, name)
+
+    def rmdir(self, cred: Credentials, parent: int, name: bytes) -> None:
+        """See `Vfs`; in `.snap` this removes a snapshot. ENOTEMPTY for a directory that has snapshots."""
+        if parent >= SNAPDIR:
+            self._owned(cred, parent ^ SNAPDIR)
+            self.snapshots.delete(parent ^ SNAPDIR, name)
+            return
+        if parent >= LIVING:
+            refuse(name)
+        if name == SNAP:
+            raise PosixError(errno.EBUSY, name, "`.snap` comes with the directory")
+        self._without_snapshots(cred, parent, name)
+        self.server.rmdir(cred, parent, name)
+
+    def _without_snapshots(self, cred: Credentials, parent: int, name: bytes) -> None:
+        """ENOTEMPTY when the directory of that name has snapshots, which would be out of reach without it."""
+        if not self.snapshots.any:
+            return
+        try:
+            found = self.server.lookup(cred, parent, name)
+        except PosixError:
+            return  # the verb itself says what is wrong
+        self.server.forget(found.ino, 1)
+        if self.snapshots.any_of(found.ino):
+            raise PosixError(errno.ENOTEMPTY, name, "the directory has snapshots; remove them first (rmdir .snap/*)")
+
+    def rename(
+        self, cred: Credentials, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+    ) -> None:
+        """See `Vfs`. A directory keeps its snapshots when it is moved."""
+        _changeable(parent, name)
+        _changeable(new_parent, new_name)
+        self._without_snapshots(cred, new_parent, new_name)
+        self.server.rename(cred, parent, name, new_parent, new_name, flags)
+
+    # -- inodes --------------------------------------------------------------------------------------------------------
+
+    def getattr(self, ino: int) -> Attr:
+        """See `Vfs`."""
+        if ino < LIVING:
+            return self.server.getattr(ino)
+        return self._snapdir(ino ^ SNAPDIR) if ino >= SNAPDIR else self._view(ino).frozen.getattr(ino)
+
+    def setattr(self, cred: Credentials, ino: int, change: SetAttr) -> Attr:
+        """See `Vfs`."""
+        if ino >= LIVING:
+            refuse(ino)
+        return self.server.setattr(cred, ino, change)
+
+    def access(self, cred: Credentials, ino: int, mask: int) -> None:
+        """See `Vfs`."""
+        if ino < LIVING:
+            self.server.access(cred, ino, mask)
+        elif ino >= SNAPDIR:
+            self.server.access(cred, ino ^ SNAPDIR, mask)
+        else:
+            self._view(ino).frozen.access(cred, ino, mask)
+
+    def readlink(self, ino: int) -> bytes:
+        """See `Vfs`."""
+        return self.server.readlink(ino) if ino < LIVING else self._view(ino).frozen.readlink(ino)
+
+    def setxattr(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """See `Vfs`."""
+        if ino >= LIVING:
+            refuse(ino)
+        self.server.setxattr(cred, ino, name, value, flags)
+
+    def getxattr(self, cred: Credentials, ino: int, name: bytes) -> bytes:
+        """See `Vfs`; `.snap` itself has none."""
+        if ino < LIVING:
+            return self.server.getxattr(cred, ino, name)
+        if ino >= SNAPDIR:
+            raise PosixError(errno.ENODATA, name)
+        return self._view(ino).frozen.getxattr(cred, ino, name)
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        """See `Vfs`."""
+        if ino < LIVING:
+            return self.server.listxattr(ino)
+        return [] if ino >= SNAPDIR else self._view(ino).frozen.listxattr(ino)
+
+    def removexattr(self, cred: Credentials, ino: int, name: bytes) -> None:
+        """See `Vfs`."""
+        if ino >= LIVING:
+            refuse(ino)
+        self.server.removexattr(cred, ino, name)
+
+    def forget(self, ino: int, lookups: int) -> None:
+        """See `Vfs`."""
+        if ino < LIVING:
+            self.server.forget(ino, lookups)
+            return
+        view = self.snapshots.open_view(ino >> INO_BITS)
+        if ino < SNAPDIR and view is not None:
+            view.frozen.forget(ino, lookups)
+            with self._lock:
+                view.references -= lookups
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def open(self, cred: Credentials, ino: int, flags: int) -> int:
+        """See `Vfs`."""
+        if ino < LIVING:
+            return self.server.open(cred, ino, flags)
+        view = self._view(ino)
+        handle = view.frozen.open(cred, ino, flags)
+        self._opened(view, 1)
+        return handle
+
+    def read(self, handle: int, offset: int, length: int) -> bytes:
+        """See `Vfs`."""
+        if handle < LIVING:
+            return self.server.read(handle, offset, length)
+        return self._view(handle).frozen.read(handle, offset, length)
+
+    def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
+        """See `Vfs`."""
+        if handle < LIVING:
+            return self.server.write(handle, offset, data)
+        return self._view(handle).frozen.write(handle, offset, data)
+
+    def fsync(self, handle: int, *, data_only: bool = False) -> None:
+        """See `Vfs`."""
+        if handle < LIVING:
+            self.server.fsync(handle, data_only=data_only)
+
+    def release(self, handle: int) -> None:
+        """See `Vfs`."""
+        if handle < LIVING:
+            self.server.release(handle)
+            return
+        view = self._view(handle)
+        view.frozen.release(handle)
+        self._opened(view, -1)
+
+    def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+        """See `Vfs`."""
+        if handle >= LIVING:
+            raise PosixError(errno.EBADF, handle & INO_MASK)
+        self.server.fallocate(handle, mode, offset, length)
+
+    def lseek(self, handle: int, offset: int, whence: int) -> int:
+        """See `Vfs`."""
+        if handle < LIVING:
+            return self.server.lseek(handle, offset, whence)
+        return self._view(handle).frozen.lseek(handle, offset, whence)
+
+    def copy_file_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
+        """See `Vfs`. EXDEV out of a snapshot: the kernel then copies by reading and writing."""
+        if target >= LIVING:
+            raise PosixError(errno.EBADF, target & INO_MASK)
+        if source >= LIVING:
+            raise PosixError(errno.EXDEV, source & INO_MASK)
+        return self.server.copy_file_range(source, source_offset, target, target_offset, length)
+
+    # -- locks ---------------------------------------------------------------------------------------------------------
+
+    def _locking(self, handle: int) -> MetadataServer:
+        return self.server if handle < LIVING else self._view(handle).server
+
+    def test_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> Lock | None:
+        """See `Locking`."""
+        return self._locking(handle).test_lock(handle & INO_MASK, wanted, flock=flock)
+
+    def take_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> bool:
+        """See `Locking`."""
+        return self._locking(handle).take_lock(handle & INO_MASK, wanted, flock=flock)
+
+    def wait_for_lock(self, handle: int, wanted: Lock, granted: Callable[[], None], *, flock: bool = False) -> Hashable:
+        """See `Locking`."""
+        keeper = self._locking(handle)
+        return keeper, keeper.wait_for_lock(handle & INO_MASK, wanted, granted, flock=flock)
+
+    def cancel_lock(self, token: Hashable) -> bool:
+        """See `Locking`."""
+        keeper, inner = cast(tuple[MetadataServer, Hashable], token)
+        return keeper.cancel_lock(inner)
+
+    def drop_lock(self, handle: int, owner: int, start: int = 0, end: int = RANGE_END, *, flock: bool = False) -> None:
+        """See `Locking`."""
+        self._locking(handle).drop_lock(handle & INO_MASK, owner, start, end, flock=flock)
+
+    # -- directories ---------------------------------------------------------------------------------------------------
+
+    def opendir(self, cred: Credentials, ino: int) -> int:
+        """See `Vfs`."""
+        if ino < LIVING:
+            return self.server.opendir(cred, ino)
+        if ino < SNAPDIR:
+            view = self._view(ino)
+            handle = view.frozen.opendir(cred, ino)
+            self._opened(view, 1)
+            return handle
+        self.server.access(cred, ino ^ SNAPDIR, os.R_OK)
+        with self._lock:
+            number = self._next_listing
+            self._next_listing = number + 1
+            self._listings[number] = ino ^ SNAPDIR
+        return SNAPDIR | number
+
+    def readdir(
+        self, handle: int, after: bytes | None, limit: int, *, count_lookups: bool = False
+    ) -> list[DirEntry]:
+        """See `Vfs`."""
+        if handle < LIVING:
+            return self.server.readdir(handle, after, limit, count_lookups=count_lookups)
+        if handle >= SNAPDIR:
+            return self._listing(handle ^ SNAPDIR, after, limit, count_lookups=count_lookups)
+        view = self._view(handle)
+        page = view.frozen.readdir(handle, after, limit, count_lookups=count_lookups)
+        if count_lookups:
+            with self._lock:
+                view.references += len(page)
+        return page
+
+    def _listing(self, number: int, after: bytes | None, limit: int, *, count_lookups: bool) -> list[DirEntry]:
+        directory = self._listings.get(number)
+        if directory is None:
+            raise PosixError(errno.EBADF, number)
+        names = [one.name for one in self.snapshots.of(directory) if after is None or one.name > after]
+        page = []
+        for name in names[:limit]:
+            slot = self.snapshots.slot(directory, name)
+            view = self.snapshots.view(slot, SNAPDIR)
+            attr = view.frozen.getattr(slot << INO_BITS | directory)
+            page.append(DirEntry(name, self._handed(view, attr) if count_lookups else attr))
+        return page
+
+    def parent_of(self, ino: int) -> int:
+        """See `Vfs`."""
+        if ino < LIVING:
+            return self.server.parent_of(ino)
+        return ino ^ SNAPDIR if ino >= SNAPDIR else self._view(ino).frozen.parent_of(ino)
+
+    def releasedir(self, handle: int) -> None:
+        """See `Vfs`."""
+        if handle < LIVING:
+            self.server.releasedir(handle)
+        elif handle >= SNAPDIR:
+            with self._lock:
+                self._listings.pop(handle ^ SNAPDIR, None)
+        else:
+            view = self._view(handle)
+            view.frozen.releasedir(handle)
+            self._opened(view, -1)
+
+    # -- whole ---------------------------------------------------------------------------------------------------------
+
+    def statfs(self) -> StatFs:
+        """See `Vfs`."""
+        return self.server.statfs()
+
+    def syncfs(self) -> None:
+        """See `Vfs`."""
+        self.server.syncfs()
+
+    def close(self) -> None:
+        """See `Vfs`."""
+        self.snapshots.close()
+        self.server.close()
+
+
+def _not_snap(name: bytes) -> None:
+    """EEXIST for `.snap`, which every directory has."""
+    if name == SNAP:
+        raise PosixError(errno.EEXIST, name, "the name is that of the directory's snapshots")
+
+
+def _changeable(parent: int, name: bytes) -> None:
+    """EROFS in a snapshot and in `.snap`; EEXIST for the name `.snap`."""
+    if parent >= LIVING:
+        refuse(name)
+    _not_snap(name)

@@ -1,0 +1,128 @@
+"""`.snap` through the kernel: made with mkdir, read with what reads anything, removed with rmdir; killed in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mdstore.tools.cli import run as mdstore
+from tests.posix.calls import OTHER, make, outcome, outcome_as
+from tests.posix.conftest import Server, need_fuse
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    need_fuse()
+    path = tmp_path / "image"
+    assert run("mkfs", path, "--size", "64M") == 0
+    return path
+
+
+def run(*arguments: object) -> int:
+    """The exit code of `mdstore ARGUMENTS`."""
+    return mdstore([str(argument) for argument in arguments])
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file below `path` with its content."""
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+def test_a_tree_is_frozen_changed_and_taken_back(image: Path, tmp_path: Path) -> None:
+    with Server(f"image:{image}", tmp_path / "mount") as server:
+        work = server.mountpoint / "work"
+        (work / "deep" / "er").mkdir(parents=True)
+        for number in range(50):
+            make(work / "deep" / f"f{number}", b"%d" % number * number * 100)
+        make(work / "deep" / "er" / "x", b"x" * 200_000)
+        before = tree(work)
+        (work / ".snap" / "before").mkdir()
+        for number in range(0, 50, 2):
+            (work / "deep" / f"f{number}").unlink()
+        make(work / "deep" / "er" / "x", b"changed")
+        os.rename(work / "deep", work / "moved")
+
+        assert os.listdir(work) == ["moved"]
+        assert os.listdir(work / ".snap") == ["before"]
+        assert tree(work / ".snap" / "before") == before
+        assert subprocess.run(["cp", "-a", work / ".snap" / "before", server.mountpoint / "back"]).returncode == 0
+        assert tree(server.mountpoint / "back") == before
+        assert subprocess.run(["rm", "-rf", work / "moved"]).returncode == 0, "rm does not see .snap"
+        assert outcome(os.rmdir, work) == "ENOTEMPTY"
+        (work / ".snap" / "before").rmdir()
+        work.rmdir()
+
+
+def test_a_snapshot_is_read_only_for_everyone_and_its_owners_to_make(image: Path, tmp_path: Path) -> None:
+    with Server(f"image:{image}", tmp_path / "mount") as server:
+        top = server.mountpoint
+        make(top / "f", b"frozen")
+        (top / ".snap" / "s").mkdir()
+        inside = top / ".snap" / "s"
+        assert outcome(os.open, inside / "f", os.O_RDWR) == "EROFS"
+        assert outcome(os.unlink, inside / "f") == "EROFS"
+        assert outcome(os.mkdir, inside / "d") == "EROFS"
+        assert outcome(os.chmod, inside / "f", 0o600) == "EROFS"
+        assert outcome(os.truncate, inside / "f", 0) == "EROFS"
+        assert outcome(os.rename, top / "f", inside / "g") == "EROFS"
+        assert outcome_as(OTHER, top, os.mkdir, ".snap/t") in ("EPERM", "EACCES")
+        assert os.listdir(top / ".snap") == ["s"]
+
+
+def test_snapshots_survive_kill_9_and_fsck_finds_nothing_wrong(image: Path, tmp_path: Path) -> None:
+    with Server(f"image:{image}", tmp_path / "mount") as server:
+        make(server.mountpoint / "f", b"first")
+        (server.mountpoint / ".snap" / "s").mkdir()
+        make(server.mountpoint / "f", b"second")
+        assert server.process is not None
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+    assert run("fsck", "--deep", image) == 0
+    with Server(f"image:{image}", tmp_path / "mount") as server:
+        assert (server.mountpoint / ".snap" / "s" / "f").read_bytes() == b"first"
+
+
+def test_the_command_line_makes_lists_exports_mounts_and_deletes(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    make(source / "d" / "f", b"first")
+    assert run("import", image, source) == 0
+    assert run("snapshot", "create", image, "s", "/d") == 0
+    make(source / "d" / "f", b"second")
+    assert run("import", image, source) == 0
+    capsys.readouterr()
+    assert run("cat", image, "/d/.snap/s/f", "/d/f") == 0
+    assert capsys.readouterr().out == "firstsecond"
+    assert run("snapshot", "list", image) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 1
+    assert listed[0].endswith("s  /d")
+    assert run("export", image, "/d/.snap/s", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "f").read_bytes() == b"first"
+
+    at = tmp_path / "then"
+    at.mkdir()
+    command = [sys.executable, "-m", "mdstore.tools.cli", "snapshot", "mount", image, "s", at, "--path", "/d"]
+    served = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert served.stdout is not None
+        assert b"mounted" in served.stdout.readline()
+        assert os.listdir(at) == ["f"]
+        assert (at / "f").read_bytes() == b"first"
+        assert outcome(os.open, at / "f", os.O_WRONLY) == "EROFS"
+    finally:
+        run("umount", at)
+        assert served.wait(30) == 0
+
+    assert run("snapshot", "delete", image, "s", "/d") == 0
+    assert run("snapshot", "delete", image, "s", "/d") == 1
+    assert run("fsck", "--deep", image) == 0

@@ -1,0 +1,261 @@
+"""Snapshots of directories through `Vfs`: what is in them, who may make them, what they survive."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from mdstore.device.memory import MemoryDevice
+from mdstore.engines.mem import MemStore
+from mdstore.engines.protocol import ObjectStore
+from mdstore.errors import PosixError
+from mdstore.mds.server import MetadataServer
+from mdstore.mds.snapdir import SnapshotVfs
+from mdstore.mds.snapshots import NAME_MAX
+from mdstore.mds.vfs import ROOT_INO, SUPERUSER, Credentials, SetAttr
+from mdstore.store.store import Store
+
+USER = Credentials(1000, 1000)
+
+
+def _store(kind: str) -> ObjectStore:
+    return MemStore() if kind == "mem" else Store.create(MemoryDevice(64 << 20))
+
+
+@pytest.fixture(params=["mem", "btree"])
+def vfs(request: pytest.FixtureRequest) -> Iterator[SnapshotVfs]:
+    store = _store(request.param)
+    MetadataServer.format(store, now_ns=1)
+    served = SnapshotVfs(MetadataServer.mount(store), store)
+    yield served
+    served.server.assert_state()
+    served.close()
+    store.close()
+
+
+def write(vfs: SnapshotVfs, parent: int, name: bytes, data: bytes) -> int:
+    """A file of that content; its number."""
+    attr, handle = vfs.create(SUPERUSER, parent, name, 0o644, os.O_RDWR | os.O_TRUNC)
+    vfs.write(handle, 0, data)
+    vfs.release(handle)
+    return attr.ino
+
+
+def read(vfs: SnapshotVfs, parent: int, *path: bytes) -> bytes:
+    """The content of the file at `path`."""
+    for name in path:
+        parent = vfs.lookup(SUPERUSER, parent, name).ino
+    handle = vfs.open(SUPERUSER, parent, os.O_RDONLY)
+    data = vfs.read(handle, 0, 1 << 20)
+    vfs.release(handle)
+    return data
+
+
+def names(vfs: SnapshotVfs, parent: int, *path: bytes) -> list[bytes]:
+    """The entries of the directory at `path`."""
+    for name in path:
+        parent = vfs.lookup(SUPERUSER, parent, name).ino
+    handle = vfs.opendir(SUPERUSER, parent)
+    found: list[bytes] = []
+    while page := vfs.readdir(handle, found[-1] if found else None, 2):
+        found += [entry.name for entry in page]
+    vfs.releasedir(handle)
+    return found
+
+
+def snap(vfs: SnapshotVfs, directory: int, name: bytes, cred: Credentials = SUPERUSER) -> int:
+    """Freeze `directory`; the number of `.snap/NAME`."""
+    return vfs.mkdir(cred, vfs.lookup(cred, directory, b".snap").ino, name, 0o755).ino
+
+
+def refused(number: int, call: object, *arguments: object) -> None:
+    with pytest.raises(PosixError) as raised:
+        call(*arguments)  # type: ignore[operator]
+    assert raised.value.errno == number, raised.value
+
+
+def test_a_snapshot_keeps_what_was_there(vfs: SnapshotVfs) -> None:
+    home = vfs.mkdir(SUPERUSER, ROOT_INO, b"home", 0o755).ino
+    deep = vfs.mkdir(SUPERUSER, home, b"deep", 0o755).ino
+    write(vfs, home, b"a", b"first")
+    write(vfs, deep, b"b", b"below" * 5000)
+    vfs.symlink(SUPERUSER, home, b"link", b"a")
+    snap(vfs, home, b"before")
+
+    write(vfs, home, b"a", b"second, and longer")
+    vfs.unlink(SUPERUSER, deep, b"b")
+    vfs.rmdir(SUPERUSER, home, b"deep")
+    write(vfs, home, b"new", b"")
+
+    assert names(vfs, home) == [b"a", b"link", b"new"]
+    assert names(vfs, home, b".snap", b"before") == [b"a", b"deep", b"link"]
+    assert read(vfs, home, b".snap", b"before", b"a") == b"first"
+    assert read(vfs, home, b".snap", b"before", b"deep", b"b") == b"below" * 5000
+    assert read(vfs, home, b"a") == b"second, and longer"
+    frozen = vfs.lookup(SUPERUSER, vfs.lookup(SUPERUSER, home, b".snap").ino, b"before").ino
+    assert vfs.readlink(vfs.lookup(SUPERUSER, frozen, b"link").ino) == b"a"
+
+
+def test_snapshots_are_listed_by_directory_and_hidden_from_listings(vfs: SnapshotVfs) -> None:
+    one, two = (vfs.mkdir(SUPERUSER, ROOT_INO, name, 0o755).ino for name in (b"one", b"two"))
+    for name in (b"c", b"a", b"b"):
+        snap(vfs, one, name)
+    assert names(vfs, one, b".snap") == [b"a", b"b", b"c"]
+    assert names(vfs, two, b".snap") == []
+    assert names(vfs, one) == []
+    assert vfs.getattr(vfs.lookup(SUPERUSER, one, b".snap").ino).size == 3
+
+
+def test_several_snapshots_each_show_their_moment(vfs: SnapshotVfs) -> None:
+    for number in range(6):
+        write(vfs, ROOT_INO, b"f", b"%d" % number * 1000)
+        snap(vfs, ROOT_INO, b"s%d" % number)
+    for number in (3, 0, 5):
+        vfs.rmdir(SUPERUSER, vfs.lookup(SUPERUSER, ROOT_INO, b".snap").ino, b"s%d" % number)
+    for number in (1, 2, 4):
+        assert read(vfs, ROOT_INO, b".snap", b"s%d" % number, b"f") == b"%d" % number * 1000
+    assert names(vfs, ROOT_INO, b".snap") == [b"s1", b"s2", b"s4"]
+
+
+def test_files_of_several_names_and_open_ones_are_as_they_were(vfs: SnapshotVfs) -> None:
+    far = vfs.mkdir(SUPERUSER, ROOT_INO, b"far", 0o755).ino
+    near = vfs.mkdir(SUPERUSER, ROOT_INO, b"near", 0o755).ino
+    ino = write(vfs, far, b"f", b"shared")
+    vfs.link(SUPERUSER, ino, near, b"g")
+    handle = vfs.open(SUPERUSER, ino, os.O_RDWR)
+    vfs.write(handle, 0, b"SHARED, buffered")
+    frozen = snap(vfs, near, b"s")
+    vfs.write(handle, 0, b"later")
+    vfs.release(handle)
+    vfs.unlink(SUPERUSER, far, b"f")
+
+    assert read(vfs, frozen, b"g") == b"SHARED, buffered"
+    assert vfs.getattr(vfs.lookup(SUPERUSER, frozen, b"g").ino).nlink == 2
+    assert vfs.getattr(vfs.lookup(SUPERUSER, near, b"g").ino).nlink == 1
+
+
+def test_nothing_in_a_snapshot_can_be_changed(vfs: SnapshotVfs) -> None:
+    write(vfs, ROOT_INO, b"f", b"x")
+    live = vfs.lookup(SUPERUSER, ROOT_INO, b"f").ino
+    frozen = snap(vfs, ROOT_INO, b"s")
+    inside = vfs.lookup(SUPERUSER, frozen, b"f").ino
+    snapdir = vfs.lookup(SUPERUSER, ROOT_INO, b".snap").ino
+    for parent in (frozen, snapdir):
+        refused(errno.EROFS, vfs.symlink, SUPERUSER, parent, b"n", b"t")
+        refused(errno.EROFS, vfs.mknod, SUPERUSER, parent, b"n", 0o100644)
+        refused(errno.EROFS, vfs.create, SUPERUSER, parent, b"n", 0o644, os.O_RDWR)
+        refused(errno.EROFS, vfs.link, SUPERUSER, live, parent, b"n")
+        refused(errno.EROFS, vfs.rename, SUPERUSER, ROOT_INO, b"f", parent, b"n")
+        refused(errno.EROFS, vfs.setattr, SUPERUSER, parent, SetAttr(mode=0o700))
+        refused(errno.EROFS, vfs.setxattr, SUPERUSER, parent, b"user.a", b"b")
+        refused(errno.EROFS, vfs.removexattr, SUPERUSER, parent, b"user.a")
+    refused(errno.EROFS, vfs.mkdir, SUPERUSER, frozen, b"n", 0o755)
+    refused(errno.EROFS, vfs.unlink, SUPERUSER, frozen, b"f")
+    refused(errno.EROFS, vfs.rmdir, SUPERUSER, frozen, b"f")
+    refused(errno.EROFS, vfs.rename, SUPERUSER, frozen, b"f", ROOT_INO, b"n")
+    refused(errno.EROFS, vfs.open, SUPERUSER, inside, os.O_RDWR)
+    refused(errno.EROFS, vfs.open, SUPERUSER, inside, os.O_TRUNC)
+    refused(errno.EROFS, vfs.setattr, SUPERUSER, inside, SetAttr(size=0))
+    refused(errno.EROFS, vfs.access, SUPERUSER, inside, os.W_OK)
+    refused(errno.EXDEV, vfs.link, SUPERUSER, inside, ROOT_INO, b"n")
+    refused(errno.EISDIR, vfs.unlink, SUPERUSER, snapdir, b"s")
+    assert vfs.create(SUPERUSER, frozen, b"f", 0o644, os.O_RDONLY)[0].size == 1, "what is there can be opened"
+
+
+def test_the_name_is_taken_and_a_directory_with_snapshots_stays(vfs: SnapshotVfs) -> None:
+    home = vfs.mkdir(SUPERUSER, ROOT_INO, b"home", 0o755).ino
+    write(vfs, ROOT_INO, b"f", b"")
+    refused(errno.EEXIST, vfs.mkdir, SUPERUSER, home, b".snap", 0o755)
+    refused(errno.EEXIST, vfs.create, SUPERUSER, home, b".snap", 0o644, os.O_RDWR)
+    refused(errno.EEXIST, vfs.rename, SUPERUSER, ROOT_INO, b"f", home, b".snap")
+    refused(errno.EBUSY, vfs.rmdir, SUPERUSER, home, b".snap")
+    refused(errno.ENOTDIR, vfs.lookup, SUPERUSER, vfs.lookup(SUPERUSER, ROOT_INO, b"f").ino, b".snap")
+    snap(vfs, home, b"s")
+    refused(errno.EEXIST, snap, vfs, home, b"s")
+    refused(errno.ENAMETOOLONG, snap, vfs, home, b"s" * (NAME_MAX + 1))
+    refused(errno.ENOTEMPTY, vfs.rmdir, SUPERUSER, ROOT_INO, b"home")
+    vfs.mkdir(SUPERUSER, ROOT_INO, b"other", 0o755)
+    refused(errno.ENOTEMPTY, vfs.rename, SUPERUSER, ROOT_INO, b"other", ROOT_INO, b"home")
+    vfs.rename(SUPERUSER, ROOT_INO, b"home", ROOT_INO, b"moved")
+    assert names(vfs, ROOT_INO, b"moved", b".snap") == [b"s"]
+    vfs.rmdir(SUPERUSER, vfs.lookup(SUPERUSER, home, b".snap").ino, b"s")
+    vfs.rmdir(SUPERUSER, ROOT_INO, b"moved")
+    refused(errno.ENOENT, vfs.snapshots.get, home, b"s")
+
+
+def test_only_the_owner_makes_and_removes_snapshots(vfs: SnapshotVfs) -> None:
+    mine = vfs.mkdir(SUPERUSER, ROOT_INO, b"mine", 0o755).ino
+    vfs.setattr(SUPERUSER, mine, SetAttr(uid=1000, gid=1000))
+    snap(vfs, mine, b"s", USER)
+    root_snaps = vfs.lookup(USER, ROOT_INO, b".snap").ino
+    refused(errno.EPERM, vfs.mkdir, USER, root_snaps, b"s", 0o755)
+    snap(vfs, ROOT_INO, b"r")
+    refused(errno.EPERM, vfs.rmdir, USER, root_snaps, b"r")
+    secret = vfs.mkdir(SUPERUSER, ROOT_INO, b"secret", 0o700).ino
+    refused(errno.EACCES, vfs.lookup, USER, secret, b".snap")
+    frozen = vfs.lookup(USER, root_snaps, b"r").ino
+    refused(errno.ENOENT, vfs.lookup, USER, frozen, b"secret")
+
+
+def test_what_is_open_keeps_its_snapshot_and_what_is_gone_is_stale(vfs: SnapshotVfs) -> None:
+    write(vfs, ROOT_INO, b"f", b"kept")
+    frozen = snap(vfs, ROOT_INO, b"s")
+    inside = vfs.lookup(SUPERUSER, frozen, b"f").ino
+    handle = vfs.open(SUPERUSER, inside, os.O_RDONLY)
+    snapdir = vfs.lookup(SUPERUSER, ROOT_INO, b".snap").ino
+    refused(errno.EBUSY, vfs.rmdir, SUPERUSER, snapdir, b"s")
+    assert vfs.read(handle, 0, 10) == b"kept"
+    vfs.release(handle)
+    vfs.rmdir(SUPERUSER, snapdir, b"s")
+    refused(errno.ESTALE, vfs.getattr, inside)
+    vfs.forget(inside, 1)
+    snap(vfs, ROOT_INO, b"s")
+    refused(errno.ESTALE, vfs.getattr, inside)
+
+
+def test_more_snapshots_are_looked_into_than_are_kept_open(vfs: SnapshotVfs) -> None:
+    for number in range(20):
+        write(vfs, ROOT_INO, b"f", b"%d" % number)
+        snap(vfs, ROOT_INO, b"s%02d" % number)
+    for _ in range(2):
+        for number in range(20):
+            assert read(vfs, ROOT_INO, b".snap", b"s%02d" % number, b"f") == b"%d" % number
+
+
+def test_parents_lead_back_to_the_living(vfs: SnapshotVfs) -> None:
+    home = vfs.mkdir(SUPERUSER, ROOT_INO, b"home", 0o755).ino
+    vfs.mkdir(SUPERUSER, home, b"deep", 0o755)
+    frozen = snap(vfs, home, b"s")
+    deep = vfs.lookup(SUPERUSER, frozen, b"deep").ino
+    snapdir = vfs.lookup(SUPERUSER, home, b".snap").ino
+    assert vfs.parent_of(deep) == frozen
+    assert vfs.parent_of(frozen) == snapdir
+    assert vfs.parent_of(snapdir) == home
+
+
+def test_snapshots_are_there_after_a_clean_end_and_after_a_crash() -> None:
+    device = MemoryDevice(64 << 20)
+    store = Store.create(device)
+    MetadataServer.format(store, now_ns=1)
+    vfs = SnapshotVfs(MetadataServer.mount(store), store)
+    write(vfs, ROOT_INO, b"f", b"first")
+    snap(vfs, ROOT_INO, b"s")
+    write(vfs, ROOT_INO, b"f", b"second")
+    vfs.syncfs()
+    crashed = Store.open(MemoryDevice.from_bytes(device.image()))
+    after = SnapshotVfs(MetadataServer.mount(crashed), crashed)
+    assert names(after, ROOT_INO, b".snap") == [b"s"]
+    assert read(after, ROOT_INO, b".snap", b"s", b"f") == b"first"
+    assert read(after, ROOT_INO, b"f") == b"second"
+    after.close()
+    crashed.close()
+    vfs.close()
+    store.close()
+    with Store.open(MemoryDevice.from_bytes(device.image())) as again:
+        last = SnapshotVfs(MetadataServer.mount(again), again)
+        assert read(last, ROOT_INO, b".snap", b"s", b"f") == b"first"
+        last.rmdir(SUPERUSER, last.lookup(SUPERUSER, ROOT_INO, b".snap").ino, b"s")
+        last.close()

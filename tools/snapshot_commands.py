@@ -1,0 +1,207 @@
+"""`mdstore snapshot`: freeze a directory, list what is frozen, look into it, let go of it.
+
+A target is an image that nobody has mounted, or a directory inside a mount: there `.snap` does the same with mkdir, ls and rmdir.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import click
+
+from mdstore.client.mount import MountOptions, check_mountpoint
+from mdstore.client.mount_options import parse_options
+from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at
+from mdstore.errors import PosixError
+from mdstore.mds.frozen import FrozenVfs
+from mdstore.mds.snapdir import SNAP, SNAPDIR, SnapshotVfs
+from mdstore.mds.snapshots import DirectorySnapshot
+from mdstore.mds.vfs import ROOT_INO
+from mdstore.tools.images import image_argument, json_option, opened_names
+from mdstore.tools.locate import image_path, resolve
+from mdstore.tools.mounting import announce, background_option, in_foreground_or_not, serve_at
+from mdstore.tools.output import (
+    CommandFailed,
+    json_name,
+    print_json,
+    print_json_list,
+    print_line,
+    shown,
+    size_text,
+    time_text,
+)
+
+target_argument = click.argument("target", type=click.Path(readable=False))
+name_argument = click.argument("name")
+path_argument = click.argument("path", default="/")
+
+
+@click.group("snapshot")
+def snapshot() -> None:
+    """Freeze directories as they are; look into them later; give the space back.
+
+    TARGET is an image file that is not mounted, or a directory of a mount. In a mount, plain commands do as well:
+
+    \b
+    mkdir .snap/before; ls .snap; cp .snap/before/a .; rmdir .snap/before
+    """
+
+
+@snapshot.command("create")
+@target_argument
+@name_argument
+@path_argument
+@json_option
+def create_command(target: str, name: str, path: str, as_json: bool) -> None:
+    """Freeze the directory PATH (default: the root) of TARGET under NAME. Durable when the command is done.
+
+    \b
+    mdstore snapshot create photos.img before-cleanup /2024
+    mdstore snapshot create /mnt/photos/2024 before-cleanup
+
+    Nothing is copied: a snapshot costs what is changed after it.
+    """
+    if os.path.isdir(target):
+        os.mkdir(_inside_mount(target, path, name))
+    else:
+        with opened_names(target, read_only=False) as vfs:
+            vfs.snapshots.create(_directory(vfs, path), os.fsencode(name))
+    if as_json:
+        print_json({"target": target, "path": path, "created": name})
+
+
+@snapshot.command("list")
+@target_argument
+@click.argument("path", required=False)
+@json_option
+def list_command(target: str, path: str | None, as_json: bool) -> None:
+    """List the snapshots of TARGET, or only those of its directory PATH.
+
+    \b
+    mdstore snapshot list photos.img
+    mdstore snapshot list photos.img /2024 --json
+    """
+    rows = _rows_of_mount(target, path or "") if os.path.isdir(target) else _rows_of_image(target, path)
+    if as_json:
+        print_json_list(row.as_json() for row in rows)
+        return
+    for row in rows:
+        print_line(row.as_text())
+
+
+@snapshot.command("delete")
+@target_argument
+@name_argument
+@path_argument
+@json_option
+def delete_command(target: str, name: str, path: str, as_json: bool) -> None:
+    """Forget snapshot NAME of the directory PATH (default: the root) of TARGET; what it alone kept becomes free.
+
+    \b
+    mdstore snapshot delete photos.img before-cleanup /2024
+    """
+    if os.path.isdir(target):
+        os.rmdir(_inside_mount(target, path, name))
+    else:
+        with opened_names(target, read_only=False) as vfs:
+            vfs.snapshots.delete(_directory(vfs, path), os.fsencode(name))
+    if as_json:
+        print_json({"target": target, "path": path, "deleted": name})
+
+
+@snapshot.command("mount")
+@image_argument
+@name_argument
+@click.argument("directory", type=click.Path(readable=False))
+@click.option("--path", default="/", help="The directory that was frozen (default: the root).")
+@click.option("-o", "options", default="", metavar="OPTIONS", help="As for `mdstore mount`.")
+@background_option
+@json_option
+def mount_command(
+    image: str, name: str, directory: str, path: str, options: str, background: bool, as_json: bool
+) -> int:
+    """Serve snapshot NAME of IMAGE at DIRECTORY, read-only, until it is unmounted.
+
+    \b
+    mdstore snapshot mount photos.img before-cleanup /mnt/then --path /2024 --background
+    mdstore umount /mnt/then
+
+    Of an image that is mounted already, look into .snap there instead.
+    """
+    at = check_mountpoint(directory)
+    image = os.path.abspath(image)
+    chosen = parse_options(options, MountOptions(read_only=True, source=image, allow_other=os.geteuid() == 0))
+
+    def serve(ready: Callable[[], None]) -> int:
+        with opened_names(image, read_only=True) as vfs:
+            return serve_at(_frozen(vfs, path, name), at, chosen, ready)
+
+    return in_foreground_or_not(serve, lambda: announce(image, at, as_json=as_json), background=background)
+
+
+def _frozen(vfs: SnapshotVfs, path: str, name: str) -> FrozenVfs:
+    """The directory as it was, as a name space whose root it is."""
+    directory = _directory(vfs, path)
+    slot = vfs.snapshots.slot(directory, os.fsencode(name))
+    inner = vfs.snapshots.view(slot, SNAPDIR).frozen.inner
+    return FrozenVfs(inner, top=directory, top_as=ROOT_INO)
+
+
+def _directory(vfs: SnapshotVfs, path: str) -> int:
+    found = resolve(vfs, image_path(path))
+    if not stat.S_ISDIR(found.mode):
+        raise CommandFailed(f"{shown(path)}: only directories have snapshots")
+    return found.ino
+
+
+def _inside_mount(target: str, path: str, name: str) -> str:
+    """Where `.snap` of a mounted directory has that snapshot. CommandFailed where nothing of ours is mounted."""
+    where = os.path.join(target, path.strip("/"))
+    at = os.path.realpath(where)
+    while not os.path.ismount(at) and at != os.path.dirname(at):
+        at = os.path.dirname(at)
+    found = mounted_at(at)
+    if found is None or found.fs_type != FILE_SYSTEM_TYPE:
+        raise CommandFailed(f"{shown(where)} is in no mounted image; give the image file, or mount it first")
+    return os.path.join(where, os.fsdecode(SNAP), name)
+
+
+class _Row(NamedTuple):
+    """One line of the list. `directory`: its path, None where it is not in the name space any more."""
+
+    directory: str | None
+    name: str
+    created_ns: int | None
+    held_bytes: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"path": self.directory, "name": self.name, "created_ns": self.created_ns, "held_bytes": self.held_bytes}
+
+    def as_text(self) -> str:
+        where = "(directory removed)" if self.directory is None else shown(self.directory)
+        if self.created_ns is None or self.held_bytes is None:
+            return f"{shown(self.name)}  {where}"
+        return f"{time_text(self.created_ns)[:19]}  {size_text(self.held_bytes):>10}  {shown(self.name)}  {where}"
+
+
+def _rows_of_image(image: str, path: str | None) -> list[_Row]:
+    with opened_names(image, read_only=True) as vfs:
+        only = None if path is None else _directory(vfs, path)
+        return [_row(vfs, found) for found in vfs.snapshots.all() if only in (None, found.directory)]
+
+
+def _row(vfs: SnapshotVfs, found: DirectorySnapshot) -> _Row:
+    try:
+        where: str | None = json_name(vfs.server.path_of(found.directory))
+    except PosixError:
+        where = None
+    return _Row(where, json_name(found.name), found.created_ns, found.held_bytes)
+
+
+def _rows_of_mount(target: str, path: str) -> list[_Row]:
+    """Names only: that is what a listing tells."""
+    where = _inside_mount(target, path, "")
+    return [_Row(os.path.dirname(where.rstrip("/")), name, None, None) for name in sorted(os.listdir(where))]
