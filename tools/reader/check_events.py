@@ -8,7 +8,7 @@ from __future__ import annotations
 from mdstore.tools.reader.mds_directory import COLLECTION
 from mdstore.tools.reader.mds_events import decode_event
 from mdstore.tools.reader.mds_log import Stripes, read_head
-from mdstore.tools.reader.mds_tables import LOG, SERVER, TABLES, decode_server
+from mdstore.tools.reader.mds_tables import DATA, LOG, LOG_NAME, SERVER, TABLES, decode_server, split_data_name
 from mdstore.tools.reader.mds_view import NameSpace
 from mdstore.tools.reader.overlay import Overlay
 from mdstore.tools.reader.problems import Damage, Findings, Place
@@ -26,8 +26,8 @@ def open_name_space(store: Overlay, findings: Findings) -> NameSpace | None:
         findings.add_damage(damage)
         return None
     if found is None:
-        if next(iter(store.objects(COLLECTION)), None) is not None if COLLECTION in store.collections() else False:
-            findings.add("server-record", "no server record, though directories are there", Place("meta/table.server"))
+        if has_file_system(store):
+            findings.add("server-record", "no server record, though a file system is there", Place("meta/table.server"))
         return None
     names = NameSpace(store)
     try:
@@ -38,6 +38,16 @@ def open_name_space(store: Overlay, findings: Findings) -> NameSpace | None:
     for ino in names.unknown():
         findings.add("event-directory", f"events change directory {ino}, which is nowhere", Place("log"))
     return names
+
+
+def has_file_system(store: Overlay) -> bool:
+    """Whether what is there can only be a file system, its record lost or not: directories, or bytes of files and a log."""
+    there = store.collections()
+    if COLLECTION in there and next(store.objects(COLLECTION), None) is not None:
+        return True
+    heads = [LOG_NAME + b".head%d" % slot for slot in (0, 1)]
+    has_log = LOG in there and any(store.find(LOG, name) is not None for name in heads)
+    return has_log and DATA in there and any(split_data_name(name) is not None for name, _ in store.objects(DATA))
 
 
 def _apply_events(store: Overlay, names: NameSpace, findings: Findings) -> None:

@@ -88,8 +88,12 @@ class NameCheck(Names):
     def run(self) -> None:
         """Both halves."""
         try:
+            has_root = False
             for ino, found, change in self._names.directories():
+                has_root = has_root or ino == ROOT
                 self._check_directory(ino, found, change)
+            if not has_root:
+                self._findings.add("directory", "no root directory", Place("directory 1 (/)"))
             self._check_inode_rows()
             self._check_link_rows()
             self._check_other_rows()

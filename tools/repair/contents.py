@@ -1,4 +1,4 @@
-"""Bytes of objects: blocks that do not match their checksum become holes, when that is asked for; bytes behind an end become zeros.
+"""Bytes of objects: blocks that do not match their checksum become holes, when asked for; bytes behind an end become zeros.
 
 A damaged block answers with an error for as long as it is left alone, which is better than zeros that nobody asked for.
 """

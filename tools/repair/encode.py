@@ -1,7 +1,7 @@
 """Pages, roots, records and superblocks as bytes, from the format pages alone.
 
 The counterpart of `mdstore.tools.reader`: what is written here is read back by that and by the engine, which know nothing of it.
-docs/format/page.md, tree-root.md, superblock.md, onode.md.
+docs/format/page.md, tree-root.md, superblock.md, onode.md, mds-*.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Final
 
 from mdstore.errors import UnsupportedFormat
 from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.mds_directory import Header
+from mdstore.tools.reader.mds_inode import Inode
+from mdstore.tools.reader.mds_tables import ServerRecord
 from mdstore.tools.reader.page import (
     COMPARE_BYTES,
     COMPARE_U64_BE,
@@ -43,8 +46,12 @@ _TWO: Final = struct.Struct("<QQ")
 _SUPERBLOCK: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24sH")
 _ONODE: Final = struct.Struct("<BBHQQQQ")
 _EXTENT: Final = struct.Struct("<QHHQ")
+_INODE: Final = struct.Struct("<BBHIQIIIIQQQqqqqQHHI")
+_LINK: Final = struct.Struct("<BBHQ")
+_HEADER: Final = struct.Struct("<BBHIQQQQQqQQQq")
 _HAS_PAGES: Final = 2
 assert (_PAGE.size, _ROOT.size, _SUPERBLOCK.size, _ONODE.size) == (HEADER_SIZE, 32, 194, 36)
+assert (_INODE.size, _LINK.size, _HEADER.size) == (104, 12, 88)
 
 
 # -- superblock --------------------------------------------------------------------------------------------------------
@@ -180,3 +187,41 @@ def extent_piece(value: bytes, skip: int, count: int) -> bytes:
 def collection(number: int, objects: int) -> bytes:
     """A collection's record."""
     return struct.pack("<BBHQQ", 1, 0, 0, number, objects)
+
+
+# -- the name space ----------------------------------------------------------------------------------------------------
+def inode(record: Inode) -> bytes:
+    """An inode record."""
+    core = _INODE.pack(
+        1, record.flags, 0, record.mode, record.ino, record.generation, record.nlink, record.uid, record.gid, record.rdev,
+        record.size, record.allocated, record.atime, record.mtime, record.ctime, record.btime, record.change,
+        len(record.target), 0, len(record.xattrs),
+    )  # fmt: skip
+    return core + record.target + record.xattrs
+
+
+def link(tag: int, file_type: int, ino: int) -> bytes:
+    """An entry whose inode lives elsewhere."""
+    return _LINK.pack(tag, file_type, 0, ino)
+
+
+def directory_header(header: Header) -> bytes:
+    """A directory's map header."""
+    head = _HEADER.pack(
+        1, 0, len(header.name), 0, header.version, header.parent, header.rbytes, header.rfiles, header.rdirs, header.rctime,
+        header.accounted_bytes, header.accounted_files, header.accounted_dirs, header.accounted_ctime,
+    )  # fmt: skip
+    return head + header.name + inode(header.inode)
+
+
+def backtrace(directory: int, name: bytes, record: Inode) -> bytes:
+    """The attribute of a file's first object."""
+    return struct.pack("<BBHIQ", 1, 0, len(name), 0, directory) + name + inode(record)
+
+
+def server_record(record: ServerRecord) -> bytes:
+    """The map header of `table.server`."""
+    return struct.pack(
+        "<6sH16sqQQQQ", b"mdsfs\0", 1, record.identity, record.made_at, record.object_size, record.log_unit,
+        record.log_object_size, 0,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from mdstore.device.protocol import Device
 from mdstore.errors import MdstoreError
 from mdstore.tools.reader.problems import Damage
-from mdstore.tools.repair import contents, ring, settle, superblocks, trees
+from mdstore.tools.repair import contents, events, name_space, ring, settle, superblocks, trees
 from mdstore.tools.repair.bench import Bench, Progress, RepairOptions, Step, Verdict
 
 _RUNS_MAX: Final = 4  # of one part: what it did not set right by then it never will
@@ -33,6 +33,11 @@ _PARTS: Final = (
     _Part("trees", trees.TREE_CODES, trees.run_trees),
     _Part("counts", trees.COUNT_CODES, trees.run_counts),
     _Part("log entries", ring.REFUSED_CODES, ring.skip_refused),
+    _Part("server record", events.SERVER_CODES, events.mend_server),
+    _Part("event heads", events.HEAD_CODES, events.mend_heads),
+    _Part("event log", events.ROT_CODES, events.skip_damaged),
+    _Part("events", events.REFUSED_CODES, events.skip_refused),
+    _Part("names", name_space.CODES, name_space.run),
     _Part("data", contents.TAIL_CODES, contents.run),
     _Part("damaged data", contents.DAMAGE_CODES, contents.run),
     _Part("checkpoint", settle.CODES, settle.checkpoint),
