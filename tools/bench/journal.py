@@ -10,6 +10,7 @@ the machine does; waiting for the disk is not in it, so it only makes sense for 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -36,6 +37,7 @@ except ImportError:  # an optional peer
 EVENT: Final = bytes(range(200))
 BATCH: Final = 1000
 RING_BYTES: Final = 128 << 20
+WAITING: Final = 16  # threads, or tasks
 Timed = Callable[[], float]  # runs once, returns seconds
 Clock = Callable[[], float]
 
@@ -240,17 +242,78 @@ def _level_recovery(place: Path, clock: Clock, events: int) -> Timed:
     return run
 
 
-def measure_threads(place: Path, clock: Clock, rounds: int, each: int) -> list[Row]:
-    """16 appenders, each waiting for its own event to be durable, against one."""
-    ours = Ours(place)
+def measure_waiting(place: Path, clock: Clock, rounds: int, each: int) -> list[Row]:
+    """16 who each wait for their own event to be durable, against one: threads, and tasks of one event loop.
 
-    def run(threads: int) -> float:
-        ours.room(threads * each)
-        workers = [threading.Thread(target=_repeat, args=(lambda: ours.batch(1), each)) for _ in range(threads)]
+    Free to run on every processor, and on one: threads of Python take turns, and a turn handed to another processor costs more.
+    """
+    ours = Ours(place)
+    found: list[Row] = []
+    processors = os.sched_getaffinity(0)
+    for where, allowed in (("", processors), (", one processor", {min(processors)})):
+        os.sched_setaffinity(0, allowed)
+        try:
+            found += _waiting(ours, clock, rounds, each, where)
+        finally:
+            os.sched_setaffinity(0, processors)
+    return found
+
+
+def _waiting(ours: Ours, clock: Clock, rounds: int, each: int, where: str) -> list[Row]:
+    def threads(count: int) -> float:
+        ours.room(count * each)
+        workers = [threading.Thread(target=_repeat, args=(lambda: ours.batch(1), each)) for _ in range(count)]
         return timed(clock, lambda: _run_all(workers))
 
-    found = turns({"ours": lambda: run(16) / 16, "one appender": lambda: run(1)}, rounds)
-    return rows("16 durable appenders", each, found, {"one appender": 5.0})
+    def tasks(count: int) -> float:
+        ours.room(count * each)
+        return timed(clock, lambda: asyncio.run(_run_tasks(ours.journal, count, each)))
+
+    times = turns(
+        {
+            "threads": lambda: threads(WAITING) / WAITING, "one appender": lambda: threads(1),
+            "tasks": lambda: tasks(WAITING) / WAITING, "one task": lambda: tasks(1),
+        },
+        rounds,
+    )  # fmt: skip
+    found: list[Row] = []
+    for many, one, work in (("threads", "one appender", "16 durable appenders"), ("tasks", "one task", "16 durable tasks")):
+        found += rows(f"{work}{where}", each, {"ours": times[many], one: times[one]}, {one: 5.0})
+    return found
+
+
+async def _run_tasks(journal: Journal, count: int, each: int) -> None:
+    """Tasks that wait by callback; a thread of its own flushes, as long as anything waits."""
+    wanted, done = threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def flusher() -> None:
+        while wanted.wait() and not done.is_set():
+            wanted.clear()
+            journal.flush()
+
+    async def append() -> None:
+        durable: asyncio.Future[BaseException | None] = loop.create_future()
+
+        def told(error: BaseException | None) -> None:
+            loop.call_soon_threadsafe(durable.set_result, error)
+
+        journal.add_waiter(journal.append(EVENT), told)
+        wanted.set()
+        assert await durable is None
+
+    async def task() -> None:
+        for _ in range(each):
+            await append()
+
+    thread = threading.Thread(target=flusher)
+    thread.start()
+    try:
+        await asyncio.gather(*(task() for _ in range(count)))
+    finally:
+        done.set()
+        wanted.set()
+        thread.join()
 
 
 def _run_all(workers: list[threading.Thread]) -> None:
@@ -268,7 +331,7 @@ def measure(place: Path, *, quick: bool = False, cpu: bool = False) -> list[Row]
         found = measure_appends(path, clock, singles=100 if quick else 600, batches=8 if quick else 60)
         found += measure_replay(path, clock, 3 if quick else 9, 20_000 if quick else 100_000)
         (path / "threads").mkdir()
-        return found + measure_threads(path / "threads", clock, 5 if quick else 15, 20 if quick else 40)
+        return found + measure_waiting(path / "threads", clock, 5 if quick else 15, 20 if quick else 40)
 
 
 @click.command()
@@ -284,7 +347,7 @@ def main(as_json: bool, quick: bool, cpu: bool, place: Path) -> None:
         return
     for row in found:
         reach = f"(reach {row.reach:.2f})" if row.reach else ""
-        print_line(f"{row.work:<32} {row.ours_per_s:>10,.0f}/s  {row.ratio:>6.2f} x {row.peer} {row.peer_per_s:,.0f}/s {reach}")
+        print_line(f"{row.work:<36} {row.ours_per_s:>10,.0f}/s  {row.ratio:>6.2f} x {row.peer} {row.peer_per_s:,.0f}/s {reach}")
 
 
 if __name__ == "__main__":
