@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -87,6 +88,29 @@ def test_snapshots_survive_kill_9_and_fsck_finds_nothing_wrong(image: Path, tmp_
     assert run("fsck", "--deep", image) == 0
     with Server(f"image:{image}", tmp_path / "mount") as server:
         assert (server.mountpoint / ".snap" / "s" / "f").read_bytes() == b"first"
+
+
+def test_a_mounted_image_is_checked_by_a_snapshot_of_it_while_it_changes(image: Path, tmp_path: Path) -> None:
+    with Server(f"image:{image}", tmp_path / "mount") as server:
+        top = server.mountpoint
+        for number in range(200):
+            make(top / f"f{number}", b"%d" % number * 5000)
+        (top / ".snap" / "now").mkdir()
+        checking = subprocess.Popen(
+            [sys.executable, "-m", "mdstore.tools.cli", "fsck", "--deep", "--json", "--snapshot", "now", image],
+            stdout=subprocess.PIPE,
+        )
+        number = 0
+        while checking.poll() is None:
+            make(top / f"f{number % 200}", b"%d" % number * 7000)
+            number += 1
+        assert checking.stdout is not None
+        found = json.loads(checking.stdout.read())
+        checking.stdout.close()
+        assert checking.returncode == 0, found
+        assert found["counts"]["entries"] == 200
+        assert number, "the image changed meanwhile"
+        assert run("fsck", "--snapshot", "never", image) == 8
 
 
 def test_the_command_line_makes_lists_exports_mounts_and_deletes(

@@ -6,13 +6,14 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from mdstore.errors import MdstoreError, NotFound
+from mdstore.errors import InvalidRequest, MdstoreError, NotFound
 from mdstore.tools.reader.problems import Damage, Place, readable
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.superblock import ROOT_DEAD, ROOT_SNAPSHOTS, SIZE, Superblock, decode
 
 NAME_MAX: Final = 255
 FLAG_DELETING: Final = 1
+_DIRECTORY: Final = b"dir\0"  # then the directory's number, 8 bytes
 _HEAD: Final = struct.Struct("<BBHIq")
 _DEAD_KEY: Final = struct.Struct(">QQ")
 _DEAD: Final = struct.Struct("<QQ")
@@ -81,11 +82,23 @@ def snapshots_of(reader: StoreReader) -> Iterator[Snapshot]:
 
 
 def find_snapshot(reader: StoreReader, name: bytes) -> Snapshot:
-    """The snapshot of that name. NotFound, Damage."""
-    for found in snapshots_of(reader):
-        if found.name == name:
-            return found
-    raise NotFound("snapshot", name)
+    """The snapshot of that name, or the only one of a directory that is called so. NotFound, InvalidRequest, Damage."""
+    every = list(snapshots_of(reader))
+    exact = [found for found in every if found.name == name]
+    of_directories = [found for found in every if directory_name(found.name) == name]
+    chosen = exact or of_directories
+    if len(chosen) > 1:
+        directories = ", ".join(f"0x{found.name.hex()}" for found in chosen)
+        raise InvalidRequest(f"several directories have a snapshot {readable(name)!r}; say which in full: {directories}")
+    if not chosen:
+        raise NotFound("snapshot", name)
+    return chosen[0]
+
+
+def directory_name(name: bytes) -> bytes | None:
+    """What a directory's snapshot is called in its `.snap` (docs/format/mds-tables.md); None for another snapshot's name."""
+    prefix = len(_DIRECTORY) + 8
+    return name[prefix:] if name.startswith(_DIRECTORY) and len(name) > prefix else None
 
 
 def dead_runs(reader: StoreReader) -> Iterator[DeadRun]:
