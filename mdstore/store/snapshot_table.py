@@ -104,6 +104,7 @@ class SnapshotTable:
         self._kept = {name: decode(name, raw) for name, raw in records.items()}
         self._died: list[Death] = []
         self.newest = 0
+        self._fan = max(4, records.pager.page_size // (_DEAD_KEY.size + _DEAD.size) - 3)  # records of a leaf, and some room
         self._find_newest()
 
     def __len__(self) -> int:
@@ -176,6 +177,14 @@ class SnapshotTable:
     def died(self, start: int, blocks: int, birth: int) -> None:
         """The live state stopped reaching blocks that a snapshot may reach."""
         self._died.append((start, blocks, birth))
+
+    def burial(self, blocks: int) -> int:
+        """Pages that listing the dead may take, when so many blocks are replaced at the next checkpoint beside what died already:
+        each may be a run of its own and belong into another leaf, leaves are half full, and so are those added."""
+        if not self.newest:
+            return 0
+        runs = blocks + len(self._died)
+        return 2 * runs // self._fan + min(runs, 2 * len(self.dead) // self._fan)
 
     def bury(self, allocator: Allocator) -> bool:
         """Bring the tree of dead runs up to date with what died; True when something had."""

@@ -32,13 +32,17 @@ if TYPE_CHECKING:
     from mdstore.store.checkpoint import Freezer
     from mdstore.store.store import Store
 
-RESERVE_BLOCKS = 24  # beside the store's own: so that deleting a snapshot finds its room in a full image
 CACHE_BYTES = 16 * MIB
 ONODES = 1024
 _STEP_RUNS = 4096  # dead runs given up by one checkpoint
-_STEP_FIXED_BLOCKS = 12  # which the paths to the first of them, to the record and to free space take
-_RECORD_BLOCKS = 8
+_STEP_BLOCKS = 6  # that giving up one more dead run may take: leaves of it before and after, of free space, and what they replace
 _LOOKS = 5  # at an image that another process writes
+
+
+def reserve_blocks(block_size: int) -> int:
+    """Blocks that are kept back, beside the store's own reserve, while there are snapshots: so that deleting one finds its room
+    in a full image. The paths to a few records of each tree, and the record of a snapshot, whatever the size of pages."""
+    return 24 + 4 * superblock.SLOT_SIZE // block_size
 
 
 class Snapshots:
@@ -74,7 +78,7 @@ class Snapshots:
     def _make_room(self, checkpoint: Freezer) -> None:
         """NoSpace unless both checkpoints, and a deletion afterwards, find theirs. What waits in limbo is had by two more."""
         store = self._store
-        needed = RESERVE_BLOCKS + _RECORD_BLOCKS + superblock.SLOT_SIZE // store.superblock.block_size
+        needed = 2 * reserve_blocks(store.superblock.block_size)
         for attempt in range(3):
             with store.lock:
                 room = store.room()
@@ -131,6 +135,8 @@ class Snapshots:
     def _give_up_some(self, name: bytes, checkpoint: Freezer) -> tuple[int, bool]:
         """One step and its checkpoint: (dead runs given up, whether the snapshot is gone)."""
         store, table = self._store, self._store.tables.space.snapshots
+        if store.room() < _STEP_RUNS:
+            checkpoint(None)  # so that the step has to itself what little there is
         with store.lock:
             store.check_usable()
             kept = table.get(name)
@@ -138,8 +144,9 @@ class Snapshots:
                 raise SnapshotBusy(name, self._readers[name])
             if not kept.is_deleting:
                 table.mark_deleting(kept)
-            room = store.tables.allocator.free_blocks - store.pending_blocks() - _STEP_FIXED_BLOCKS
-            given, is_gone = table.give_up(kept, store.tables.allocator, max(1, min(_STEP_RUNS, room // 4)))
+            fixed = reserve_blocks(store.superblock.block_size) // 2
+            room = store.tables.allocator.free_blocks - store.pending_blocks() - fixed
+            given, is_gone = table.give_up(kept, store.tables.allocator, max(1, min(_STEP_RUNS, room // _STEP_BLOCKS)))
         checkpoint(None)
         return given, is_gone
 

@@ -40,7 +40,7 @@ from mdstore.store.onode import Onode
 from mdstore.store.queries import Queries, check_window
 from mdstore.store.recovery import Recovery
 from mdstore.store.snapshots import CACHE_BYTES as SNAPSHOT_CACHE_BYTES
-from mdstore.store.snapshots import RESERVE_BLOCKS, Snapshots, SnapshotView
+from mdstore.store.snapshots import Snapshots, SnapshotView, reserve_blocks
 from mdstore.store.superblock import Superblock
 from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name
 from mdstore.store.validate import Validator
@@ -339,6 +339,7 @@ class Store(Queries):
         allocator = self.tables.allocator
         used = self.superblock.blocks - self.superblock.first_block - allocator.free_blocks
         needed = min(validator.rewrites, used) + max(0, validator.growth - placed_blocks)
+        needed += self.tables.space.snapshots.burial(needed)
         needed += self.pending_blocks() + self._kept_back(only_frees=validator.only_frees)
         if needed <= allocator.free_blocks:
             return None
@@ -354,14 +355,15 @@ class Store(Queries):
         not given back), so it has a reserve of its own, and so has deleting a snapshot."""
         if not len(self.tables.space.snapshots):
             return self._reserve
-        return (self._reserve + RESERVE_BLOCKS) // (2 if only_frees else 1)
+        return (self._reserve + reserve_blocks(self.superblock.block_size)) // (2 if only_frees else 1)
 
     def pending_blocks(self) -> int:
         """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve)."""
         dirty_pages = self.tables.pager.dirty_bytes // self.superblock.block_size
         objects = self.tables.objects
         records = objects.dirty_onodes * _RECORD_BYTES + 2 * objects.changed_attribute_bytes
-        return self.tables.space.changed_blocks + dirty_pages + records // self.superblock.block_size
+        changing = self.tables.space.changed_blocks + dirty_pages + records // self.superblock.block_size
+        return changing + self.tables.space.snapshots.burial(changing)
 
     def _apply_and_log(self, operations: list[Operation], payload: bytes) -> int:
         objects = self.tables.objects

@@ -459,3 +459,39 @@ def test_the_checker_sees_a_wrong_entry_among_the_dead(
         table.dead.put(epoch.to_bytes(8, "big") + start.to_bytes(8, "big"), value)
     problems = check(store)
     assert any(found[:2] in problem.split("|") for found in problems), problems
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_store_that_is_full_all_the_time_never_fails(seed: int) -> None:
+    """Snapshots, writes, clones and removals in a store that refuses half of them: no checkpoint may meet NoSpace."""
+    random = Random(seed)
+    device = MemoryDevice(random.choice([300 << 10, 512 << 10, 1 << 20]))
+    store = Store.create(device, block_size=random.choice([512, 1024]), log_bytes=64 * 1024, background=False)
+    store.apply(Transaction().create_collection("c"))
+    taken: list[str] = []
+    refused = 0
+    for step in range(600):
+        name, other, chance = f"o{random.randrange(300)}", f"p{random.randrange(300)}", random.random()
+        transaction = Transaction()
+        if chance < 0.55:
+            transaction.write("c", name, random.randrange(3000), random.randbytes(random.choice([10, 300, 2000, 9000])))
+        elif chance < 0.7:
+            pairs = {random.randbytes(3): random.randbytes(random.choice([5, 80, 900])) for _ in range(random.randrange(1, 30))}
+            transaction.map_set("c", name, pairs)
+        else:
+            transaction = transaction.clone("c", name, other) if chance < 0.75 else transaction.remove("c", name)
+        if chance < 0.9:
+            refused += outcome(store, transaction) == (0, NoSpace)
+        elif chance < 0.95:
+            try:
+                store.snapshot(f"s{step}")
+                taken.append(f"s{step}")
+            except NoSpace:
+                refused += 1
+        elif taken:
+            store.delete_snapshot(taken.pop(random.randrange(len(taken))))
+    assert refused
+    assert not check(store)
+    for name in taken:
+        store.delete_snapshot(name)
+    assert not check(store)
