@@ -7,6 +7,7 @@ that have no `Device` to put in their way.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def _round(
     if not was_killed and end != 0:
         report.findings.append(Finding(where, Problem.ERROR, f"the working process ended with status {end}"))
         return model
-    found, error = _verify(subject, path)
+    found, error = verify_in_process(subject, path)
     if error:
         report.findings.append(Finding(where, Problem.ERROR, error))
         return model
@@ -164,8 +165,9 @@ def _work(subject: Subject[str], script: Script, path: str, fresh: bool, pipe: C
     session.close()
 
 
-def _verify(subject: Subject[str], path: str) -> tuple[object, str]:
-    """(what is there, what went wrong), from a process of its own: a recovery that crashes or hangs is a finding."""
+def verify_in_process(subject: Subject[str], path: str) -> tuple[object, str]:
+    """(what is there, what went wrong), from a process of its own: a recovery that crashes or hangs is a finding. Must be called
+    from a process without other threads (it forks)."""
     ours, theirs = _processes.Pipe(duplex=False)
     verifier = _processes.Process(target=_send_dump, args=(subject, path, theirs), daemon=True)
     verifier.start()
@@ -183,6 +185,7 @@ def _verify(subject: Subject[str], path: str) -> tuple[object, str]:
 
 
 def _send_dump(subject: Subject[str], path: str, pipe: Connection) -> None:
+    faulthandler.disable()  # an engine that dies of what it finds is an answer, told over the pipe
     try:
         session: Session = subject.open(path)
         found = session.dump()

@@ -95,7 +95,10 @@ class FaultReport:
 
 
 def fault_cases(chosen: CrashWorkload, seed: int, steps: int) -> list[Case]:
-    """Every effect at every call that the workload, and a recovery from its middle, make. Runs both once."""
+    """Every effect at every call that the workload, and a recovery from its middle, make. Runs both once.
+    InvalidRequest for an engine that works on files."""
+    if chosen.is_recorded:
+        raise InvalidRequest("faults are injected into a device, and this engine works on files: explore or kill it")
     device, _ = _recorded(chosen, seed, steps)
     recovering = _middle(chosen, seed, device.log).device()
     chosen.reopen(recovering)

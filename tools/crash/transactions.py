@@ -109,6 +109,14 @@ class Mixed:
     def revise(self, transaction: Transaction) -> None:
         transaction.at_revision(self._random.randrange(12)).write(*self._target(), 0, self._bytes(600))
 
+    def split(self, transaction: Transaction) -> None:
+        bits, (one, other) = self._random.randrange(3), self._random.sample(COLLECTIONS, 2)
+        transaction.split(one, bits, self._random.randrange(1 << bits), other)
+
+    def merge(self, transaction: Transaction) -> None:
+        one, other = self._random.sample(COLLECTIONS, 2)
+        transaction.merge(one, other).create_collection(one)
+
     def trim(self, transaction: Transaction) -> None:
         transaction.trim_revisions(*self._target(), self._random.randrange(12))
 
@@ -116,9 +124,9 @@ class Mixed:
 _STEPS: tuple[Callable[[Mixed, Transaction], None], ...] = (
     Mixed.write, Mixed.write_large, Mixed.zero, Mixed.truncate, Mixed.setattr, Mixed.map_set, Mixed.map_set_large,
     Mixed.map_header, Mixed.map_remove, Mixed.remove, Mixed.rename, Mixed.clone,
-    Mixed.revise, Mixed.trim,
+    Mixed.revise, Mixed.trim, Mixed.split, Mixed.merge,
 )  # fmt: skip
-_WEIGHTS = (6, 2, 2, 2, 3, 6, 1, 1, 1, 2, 1, 1, 2, 1)
+_WEIGHTS = (6, 2, 2, 2, 3, 6, 1, 1, 1, 2, 1, 1, 2, 1, 1, 1)
 
 
 def outcome(store: ObjectStore, transaction: Transaction) -> tuple[int, type] | None:

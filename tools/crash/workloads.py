@@ -13,6 +13,7 @@ from mdstore.device.subject import Script, Subject, key_value_script, reopen_of,
 from mdstore.errors import InvalidRequest, NotFound
 from mdstore.tools.crash import full_device, namespace, pairs, restarts, takeover, transactions
 from mdstore.tools.crash.names import names_script
+from mdstore.tools.crash.recorded import recorded_workload, reopen_recorded
 from mdstore.tools.crash.verify import checked_by_fsck
 
 
@@ -26,6 +27,7 @@ class CrashWorkload:
     steps: int  # unless told otherwise
     workload: Callable[[int, int], Workload]  # of a seed and a number of steps
     reopen: Reopen
+    is_recorded: bool = False  # beneath files of the engine's, where it meets no `Device`
 
     def record(self, seed: int, steps: int, faults: Iterable[Fault] = ()) -> Recording:
         """Run it once. Errors: those of the engine; Inconsistent."""
@@ -102,12 +104,18 @@ def chosen_workload(name: str, engine: str = "", *, fsck: bool = False) -> Crash
 
 def _workload_of_engine(place: str) -> CrashWorkload:
     subject = engine_of(place)
-    if medium_of(subject) != "device":
-        raise InvalidRequest(f"{place} works on a path")
-    size_bytes = int(getattr(subject, "size_bytes", pairs.SIZE))
+    about = f"keys in {place}"
+    if medium_of(subject) == "device":
+        size_bytes = int(getattr(subject, "size_bytes", pairs.SIZE))
+        return CrashWorkload(
+            "pairs", about, size_bytes, 80, _of_subject(subject, key_value_script), reopen_of(subject)
+        )
+    size_bytes = int(getattr(subject, "size_bytes", pairs.FILE_SIZE))
     return CrashWorkload(
-        "pairs", f"keys in {place}", size_bytes, 80, _of_subject(subject, key_value_script), reopen_of(subject)
-    )
+        "pairs", about, size_bytes, 80,
+        lambda seed, steps: recorded_workload(subject, key_value_script(seed, steps)), reopen_recorded(subject),
+        is_recorded=True,
+    )  # fmt: skip
 
 
 def crash_workload(name: str) -> CrashWorkload:
@@ -135,8 +143,9 @@ def kill_workload(name: str) -> KillWorkload:
 
 
 def engine_of(place: str) -> Any:
-    """The adapter that `MODULE:FACTORY` returns, a `Subject` with `medium` "device" or "path". InvalidRequest when there is
-    no such thing."""
+    """The adapter that `MODULE:FACTORY` returns, a `Subject` with `medium` "device" or "path"; `lmdb:` is the engine of that
+    name. InvalidRequest when there is no such thing."""
+    place = {"lmdb:": f"{pairs.__name__}:{pairs.LmdbInDirectory.__name__}"}.get(place, place)
     module_name, colon, factory_name = place.partition(":")
     try:
         subject = getattr(importlib.import_module(module_name), factory_name)() if colon else None
