@@ -30,6 +30,7 @@ from mdstore.mds.records import Link, decode_entry, decode_inode
 from mdstore.mds.vfs import ROOT_INO
 
 NODE_BYTES: Final = 700  # what an inode, its numbers, its name and its two dictionary slots take, measured
+RECALLS_AT_ONCE: Final = 16384
 Entry = Inode | int  # what a directory knows of a name: see inode.py, I3
 
 
@@ -197,6 +198,19 @@ class Cache:
             else:  # looked at last the next time
                 del self._nodes[node.ino]
                 self._nodes[node.ino] = node
+        self._recall()
+
+    def _recall(self) -> None:
+        """Where a front holds too many numbers, ask it to let go of those it has held longest and that are not in memory."""
+        core = self._core
+        excess = len(core.references) - core.limits.references_max
+        if core.recall is None or excess <= 0:
+            return
+        for ino, place in list(islice(core.where.items(), min(excess, RECALLS_AT_ONCE))):
+            del core.where[ino]
+            core.where[ino] = place  # asked last the next time
+            core.recall(*place)
+            core.counters.recalled += 1
 
     def drop_all(self) -> None:
         """Drop every inode that can be dropped, and then the directories that have become empty in memory."""

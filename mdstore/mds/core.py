@@ -33,6 +33,7 @@ class Limits:
     """How much the server keeps before it writes back. All may be changed freely between two openings."""
 
     cache_bytes: int = 64 << 20  # inodes and directory entries in memory, about
+    references_max: int = 262144  # numbers a front may hold before it is asked to let go of some; about 350 bytes each
     dirty_entries: int = 32768  # changed entries before the oldest directories are written back
     dirty_entries_low: int = 16384  # and how many are left when that stops
     log_bytes: int = 32 << 20  # log to replay after a crash, at most; the same in seconds at 100,000 events per second
@@ -64,6 +65,7 @@ class Counters:
     data_bytes_written: int = 0
     data_bytes_read: int = 0
     evicted: int = 0
+    recalled: int = 0
     purged_files: int = 0
     purged_objects: int = 0
     fsyncs: int = 0
@@ -88,7 +90,9 @@ class Core:
         self.nodes: dict[int, Inode] = {}
         self.where: dict[int, tuple[int, bytes]] = {}  # where inodes that somebody refers to are, though not in memory
         self.references: dict[int, int] = {}  # how often a front was handed an inode's number
+        self.recall: Callable[[int, bytes], None] | None = None  # asks the front to let go of a name in a directory
         self.dirty: dict[int, Directory] = {}
+        self.news: dict[int, Directory] | None = None  # whose statistics changed since they were handed up; None: not kept
         self.buffered: dict[int, Inode] = {}  # files with bytes not submitted yet, the oldest first
         self.buffered_bytes = 0
         self.stale_backtraces: dict[int, None] = {}
@@ -212,6 +216,8 @@ class Core:
         self.changes += 1
         if directory.since < 0:
             self.mark(directory)
+        if self.news is not None:
+            self.news[directory.ino] = directory
         return directory.touch_record()
 
     # -- numbers and rows ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ a file's end, submitted but never published, are cut off when the size next grow
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from mdstore.engines.protocol import Commit
 from mdstore.errors import NotFound, TransactionError
@@ -22,6 +22,17 @@ from mdstore.mds.records import FLAG_DATA, FLAG_SPARSE
 from mdstore.store.transaction import Transaction
 
 EVENT_FILES: Final = 256  # files published by one event
+
+
+class Wanted(NamedTuple):
+    """A range of a file that the store has bytes of. `change`: the inode's counter when it was asked for; `buffered`: newer bytes
+    wait in memory."""
+
+    node: Inode
+    change: int
+    offset: int
+    length: int
+    buffered: bool
 
 
 class _Batch:
@@ -189,13 +200,40 @@ class FileData:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def read(self, node: Inode, offset: int, length: int) -> bytes:
-        """Bytes of the file, short at its end; holes are zeros."""
+    def begin_read(self, node: Inode, offset: int, length: int) -> bytes | Wanted:
+        """Bytes of the file, short at its end, holes as zeros; or, where the store has some of them, what to ask it for."""
         length = min(length, node.size - offset)
         if length <= 0:
             return b""
-        stored = self._stored(node.ino, offset, length) if node.flags & FLAG_DATA else bytes(length)
         self._core.counters.data_bytes_read += length
+        file = node.file
+        if file is not None and file.buffer:
+            if file.buffer.covers(offset, offset + length):
+                return file.buffer.over(offset, bytes(length))
+            if not node.flags & FLAG_DATA or offset >= file.published:
+                return file.buffer.over(offset, bytes(length))
+            return Wanted(node, node.change, offset, length, buffered=True)
+        if not node.flags & FLAG_DATA:
+            return bytes(length)
+        return Wanted(node, node.change, offset, length, buffered=False)
+
+    def fetch(self, wanted: Wanted) -> bytes | None:
+        """The bytes, without the lock; None where the file has changed meanwhile, or its buffer has a part: `finish_read`.
+
+        The store answers for each object as it is at one moment. What cuts bytes off changes the inode first, so bytes that are
+        read after a cut are not believed."""
+        if wanted.buffered:
+            return None
+        data = self._stored(wanted.node.ino, wanted.offset, wanted.length)
+        return data if wanted.node.change == wanted.change else None
+
+    def finish_read(self, wanted: Wanted) -> bytes:
+        """The bytes, with the lock held."""
+        node, offset = wanted.node, wanted.offset
+        length = min(wanted.length, node.size - offset)
+        if length <= 0:
+            return b""
+        stored = self._stored(node.ino, offset, length) if node.flags & FLAG_DATA else bytes(length)
         file = node.file
         if file is None:
             return stored

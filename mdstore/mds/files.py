@@ -13,7 +13,7 @@ from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
-from mdstore.mds.filedata import FileData
+from mdstore.mds.filedata import FileData, Wanted
 from mdstore.mds.handles import FileHandle, Handles
 from mdstore.mds.inode import Inode
 from mdstore.mds.permissions import R, W, require
@@ -68,8 +68,8 @@ class Files:
         """A handle of a file that was made just now: whatever its mode says, its maker may use it."""
         return self._handles.add(FileHandle(node, flags, cred.uid))
 
-    def read(self, number: int, offset: int, length: int) -> bytes:
-        """Bytes, short at the end. EBADF, EISDIR, EINVAL."""
+    def begin_read(self, number: int, offset: int, length: int) -> bytes | Wanted:
+        """The bytes, short at the end, where memory has them; else what to ask the store for. EBADF, EISDIR, EINVAL."""
         handle = self._handles.file(number)
         if not handle.readable:
             raise PosixError(errno.EBADF, number, "not open for reading")
@@ -77,9 +77,13 @@ class Files:
         require_regular(node)
         if offset < 0 or length < 0:
             raise PosixError(errno.EINVAL, node.ino)
-        data = self._data.read(node, offset, length)
         self._note_access(node)
-        return data
+        return self._data.begin_read(node, offset, length)
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """Bytes, short at the end; may wait for the medium with the lock held. EBADF, EISDIR, EINVAL."""
+        found = self.begin_read(number, offset, length)
+        return found if isinstance(found, bytes) else self._data.finish_read(found)
 
     def _note_access(self, node: Inode) -> None:
         """Move the access time as relatime does: when it is behind the last change, or a day old."""
@@ -112,8 +116,7 @@ class Files:
             return 0
         self._space.reserve(len(data) if node.ino in self._core.buffered else len(data) + FILE_COST)
         if self._quota.any and end > node.size:
-            pending = 0 if node.file is None else node.size - node.file.published
-            self._quota.check(self._cache.directory(node.home or ROOT_INO), space=end - node.size + pending)
+            self._quota.check(self._cache.directory(node.home or ROOT_INO), space=end - node.size)
         if handle.uid and node.mode & 0o6000:
             drop_set_id(node)
         self._data.write(node, offset, data, self._core.clock())

@@ -1,20 +1,24 @@
 """Quotas: how much may lie below a directory, in bytes and in files (directories count as files).
 
-Usage comes from the recursive statistics, handed up before every check while few directories have news. With many, that is
-done at every hundredth check; then what is exact is the way from the directory asked about up to the one with the quota, and
-what other branches made since may exceed it.
+Usage is a directory's recursive statistics, what directories below it have not handed up yet, and what files below it hold in
+their buffers. While there are quotas the few directories that have news are known (`Core.news`), so a check adds all up; where
+they or the files are many they are handed up, or published, first. So nothing is let in that exceeds a quota, in however many
+directories below it something is made. Only a removal can: when the name whose directory counted a file's bytes goes, the
+directory of another name counts them.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from mdstore.errors import PosixError
 from mdstore.mds.cache import Cache
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
+from mdstore.mds.filedata import FileData
 from mdstore.mds.inode import Directory
 from mdstore.mds.layout import INO_KEY
 from mdstore.mds.statistics import Statistics
@@ -22,8 +26,7 @@ from mdstore.mds.vfs import ROOT_INO
 
 QUOTA: Final = struct.Struct("<QQ")  # bytes, files; 0: no limit
 assert QUOTA.size == 16
-SETTLED_AT_ONCE: Final = 32  # directories with news, at most, for which every check hands statistics up
-SETTLE_EVERY: Final = 100  # checks, where there are more
+NEWS_MAX: Final = 32  # directories, and files, that a check adds up
 
 
 class Allowance(NamedTuple):
@@ -36,11 +39,11 @@ class Allowance(NamedTuple):
 class Quota:
     """The quotas of the file system, all in memory. The caller holds the core's lock."""
 
-    def __init__(self, core: Core, cache: Cache, statistics: Statistics) -> None:
+    def __init__(self, core: Core, cache: Cache, data: FileData, statistics: Statistics) -> None:
         self._core = core
         self._cache = cache
+        self._data = data
         self._statistics = statistics
-        self._checks = 0
         self._allowances: dict[int, Allowance] = {}
         self.any = False
 
@@ -48,7 +51,7 @@ class Quota:
         """Read the table, after recovery."""
         for key, raw in self._core.quotas.rows():
             self._allowances[INO_KEY.unpack(key)[0]] = Allowance(*QUOTA.unpack(raw))
-        self.any = bool(self._allowances)
+        self._note_any()
 
     def get(self, ino: int) -> Allowance:
         """The quota set on the directory itself."""
@@ -64,35 +67,68 @@ class Quota:
         else:
             self._allowances[ino] = allowance
             core.append(Kind.SETXATTR, core.put_row(core.quotas, key, QUOTA.pack(*allowance)))
+        self._note_any()
+
+    def _note_any(self) -> None:
         self.any = bool(self._allowances)
+        if self._core.journal is not None:
+            self._statistics.keep_news(wanted=self.any)
 
     def check(self, directory: Directory, *, files: int = 0, space: int = 0, moved_from: Directory | None = None) -> None:
         """EDQUOT when so much more below `directory` is over a quota of it or of a directory above. Where something is moved,
         quotas that hold both places do not count."""
-        self._checks += 1
-        if len(self._core.dirty) <= SETTLED_AT_ONCE or self._checks % SETTLE_EVERY == 0:
+        limited = self._limited(directory, moved_from)
+        if not limited:
+            return
+        if len(self._core.buffered) > NEWS_MAX:
+            self._data.publish(list(self._core.buffered.values()))
+        if self._core.news is not None and len(self._core.news) > NEWS_MAX:
             self._statistics.settle()
+        waiting = self._not_handed_up()
+        for node, allowance in limited:
+            used_files, used_bytes = node.rfiles + node.rdirs, node.rbytes
+            for above, more_files, more_bytes in waiting:
+                if node.ino in above:
+                    used_files += more_files
+                    used_bytes += more_bytes
+            if files > 0 and 0 < allowance.max_files < used_files + files:
+                raise PosixError(errno.EDQUOT, node.ino, f"{allowance.max_files} files are allowed below")
+            if space > 0 and 0 < allowance.max_bytes < used_bytes + space:
+                raise PosixError(errno.EDQUOT, node.ino, f"{allowance.max_bytes} bytes are allowed below")
+
+    def hand_up(self) -> None:
+        """Before a directory is moved: it takes along what its parent knows of it, so that must be all."""
+        self._statistics.settle()
+
+    def _limited(self, directory: Directory, moved_from: Directory | None) -> list[tuple[Directory, Allowance]]:
+        """The directories with a quota, from this one up to the root, that do not hold the other too."""
         exempt = self._chain(moved_from) if moved_from is not None else set()
-        pending_files = pending_bytes = 0
-        node = directory
-        while True:
+        found = []
+        for node in self._upward(directory):
             allowance = self._allowances.get(node.ino)
             if allowance is not None and node.ino not in exempt:
-                used_files = node.rfiles + node.rdirs + pending_files
-                used_bytes = node.rbytes + pending_bytes
-                if files > 0 and 0 < allowance.max_files < used_files + files:
-                    raise PosixError(errno.EDQUOT, node.ino, f"{allowance.max_files} files are allowed below")
-                if space > 0 and 0 < allowance.max_bytes < used_bytes + space:
-                    raise PosixError(errno.EDQUOT, node.ino, f"{allowance.max_bytes} bytes are allowed below")
-            if node.ino == ROOT_INO:
-                return
-            pending_files += node.rfiles + node.rdirs - node.accounted_files - node.accounted_dirs
-            pending_bytes += node.rbytes - node.accounted_bytes
-            node = self._cache.directory(node.parent)
+                found.append((node, allowance))
+        return found
+
+    def _not_handed_up(self) -> list[tuple[set[int], int, int]]:
+        """What the directories above do not know yet: which these are, files, bytes."""
+        found = []
+        for node in (self._core.news or {}).values():
+            if node.ino != ROOT_INO and node.nlink and node.unsettled:
+                files = node.rfiles + node.rdirs - node.accounted_files - node.accounted_dirs
+                above = {directory.ino for directory in self._upward(self._cache.directory(node.parent))}
+                found.append((above, files, node.rbytes - node.accounted_bytes))
+        for file in self._core.buffered.values():
+            if file.file is not None and file.home and file.size > file.file.published:
+                found.append((self._chain(self._cache.directory(file.home)), 0, file.size - file.file.published))
+        return found
 
     def _chain(self, node: Directory) -> set[int]:
-        found = {node.ino}
+        return {directory.ino for directory in self._upward(node)}
+
+    def _upward(self, node: Directory) -> Iterator[Directory]:
+        """The directory and all above it."""
+        yield node
         while node.ino != ROOT_INO:
             node = self._cache.directory(node.parent)
-            found.add(node.ino)
-        return found
+            yield node

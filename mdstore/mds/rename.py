@@ -132,6 +132,9 @@ class Rename:
 
     def _check_quota(self, source: Place, target: Place) -> None:
         if self._quota.any and source.directory is not target.directory and source.node is not None:
+            if source.node.is_directory:
+                self._quota.hand_up()
+            self._data.publish([source.node])
             files, dirs, space = self._names.weight(source.directory, source.node)
             self._quota.check(target.directory, files=files + dirs, space=space, moved_from=source.directory)
 

@@ -294,8 +294,10 @@ class Scrub:
             self._save(directory)
 
     def _save(self, directory: Directory) -> None:
-        now = self._core.clock()
-        self._core.append(Kind.REPAIR, self._changes.directory(directory, now))
+        core = self._core
+        if core.news is not None:
+            core.news[directory.ino] = directory
+        core.append(Kind.REPAIR, self._changes.directory(directory, core.clock()))
 
     # -- links ---------------------------------------------------------------------------------------------------------
 

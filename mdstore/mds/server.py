@@ -71,6 +71,7 @@ from mdstore.mds.writeback import WriteBack
 from mdstore.mds.xattrs import OWN, Xattrs
 from mdstore.store.transaction import Transaction
 
+PIECE_ENTRIES = 1024  # changed entries written back before others have their turn
 O_EXCL = 0o200
 O_TRUNC = 0o1000
 S_IFREG = 0o100000
@@ -96,7 +97,7 @@ class MetadataServer:
         self._data = FileData(core, self._changes)
         self._purge = Purge(core)
         self._statistics = Statistics(core, self._cache)
-        self._quota = Quota(core, self._cache, self._statistics)
+        self._quota = Quota(core, self._cache, self._data, self._statistics)
         self._space = Space(core, self._settle)
         self._handles = Handles()
         self._writeback = WriteBack(core, self._cache, self._statistics, self._purge)
@@ -372,6 +373,11 @@ class MetadataServer:
             if node is not None and node.nlink == 0:
                 self._purge.released(node)
 
+    def recall_through(self, recall: Callable[[int, bytes], None]) -> None:
+        """See `Recalling`."""
+        with self._lock:
+            self._core.recall = recall
+
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def open(self, cred: Credentials, ino: int, flags: int) -> int:
@@ -381,10 +387,28 @@ class MetadataServer:
             return self._files.open(cred, self._cache.node(ino), flags)
 
     def read(self, handle: int, offset: int, length: int) -> bytes:
-        """See `Vfs`. EBADF, EISDIR, EINVAL."""
+        """See `Vfs`. The store is read without the server's lock. EBADF, EISDIR, EINVAL."""
         with self._lock:
             self._before_read()
+            found = self._files.begin_read(handle, offset, length)
+        if isinstance(found, bytes):
+            return found
+        data = self._data.fetch(found)
+        if data is not None:
+            return data
+        with self._lock:
             return self._files.read(handle, offset, length)
+
+    def read_cached(self, handle: int, offset: int, length: int) -> bytes | None:
+        """`read`, or None where it would wait: for the medium, or for whoever holds the server's lock."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._before_read()
+            found = self._files.begin_read(handle, offset, length)
+            return found if isinstance(found, bytes) else None
+        finally:
+            self._lock.release()
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """See `Vfs`. `data` is copied. EBADF, EFBIG, ENOSPC, EDQUOT; nothing was written then."""
@@ -503,19 +527,6 @@ class MetadataServer:
                 ino = directory.parent
             return b"/" + b"/".join(reversed(names))
 
-    def path_of(self, ino: int) -> bytes:
-        """Where a directory hangs, as a path from the root. ENOENT when it was removed, ENOTDIR."""
-        with self._lock:
-            self._before_read()
-            names = []
-            while ino != ROOT_INO:
-                directory = self._cache.directory(ino)
-                if directory.nlink == 0:
-                    raise PosixError(errno.ENOENT, ino, "the directory was removed")
-                names.append(directory.name)
-                ino = directory.parent
-            return b"/" + b"/".join(reversed(names))
-
     def releasedir(self, handle: int) -> None:
         """See `Vfs`. EBADF."""
         with self._lock:
@@ -568,8 +579,8 @@ class MetadataServer:
     # -- care ----------------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
-        """What time brings: bytes and events older than a second go to the medium, some removed files are purged, some dirty
-        directories written back. Waits for the medium without holding the lock."""
+        """What time brings: bytes and events older than a second go to the medium, some removed files are purged. Waits for
+        the medium without holding the lock."""
         core = self._core
         with self._lock:
             if not core.is_writable():
@@ -583,13 +594,17 @@ class MetadataServer:
                 return
             self._sessions.tick(now_ns)
             self._purge.step()
-            if core.changes >= core.limits.dirty_entries_low:
-                self._writeback.step()
             self._writeback.retire()
 
     def background_work(self) -> bool:
-        """A small piece of what was asked to be done beside everything else (a scrub); False when there is none."""
-        return self.scrubbing.step()
+        """A small piece of what is to be done beside everything else: writing back, once much is dirty; a scrub. False when there
+        is nothing more. Cost: some milliseconds under the lock; call it again after a pause."""
+        core = self._core
+        with self._lock:
+            writes = core.is_writable() and core.changes >= core.limits.dirty_entries_low
+            if writes:
+                self._writeback.step(PIECE_ENTRIES)
+        return self.scrubbing.step() or writes
 
     def purge_all(self) -> None:
         """Remove the bytes of every file that has no name and no user. Cost: one transaction per few hundred objects."""

@@ -27,7 +27,11 @@ class Statistics:
 
     def settle(self) -> None:
         """Every directory's statistics contain everything below it. Cost: one record per directory that has news."""
-        waiting = [d for d in self._core.dirty.values() if d.ino != ROOT_INO and d.nlink and d.unsettled]
+        core = self._core
+        changed = core.dirty if core.news is None else core.news
+        waiting = [d for d in changed.values() if d.ino != ROOT_INO and d.nlink and d.unsettled]
+        if core.news is not None:
+            core.news = {}
         if not waiting:
             return
         heap = [(-self._depth(d), d.ino) for d in waiting]
@@ -48,6 +52,16 @@ class Statistics:
                 records.clear()
         if records:
             self._core.append(Kind.STATISTICS, b"".join(records))
+        if core.news is not None:
+            core.news = {}
+
+    def keep_news(self, *, wanted: bool) -> None:
+        """From here on know at once whose statistics are not handed up, for whoever must ask often."""
+        if wanted and self._core.news is None:
+            self.settle()
+            self._core.news = {}
+        elif not wanted:
+            self._core.news = None
 
     def _depth(self, directory: Directory) -> int:
         depth = 0

@@ -9,7 +9,7 @@ waits for the medium except `fsync`, `syncfs`, `close` and reads of what is not 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mdstore.mds.locks import Lock
 
@@ -147,6 +147,15 @@ class Vfs(Protocol):
         """On return everything done before survives a crash."""
     def close(self) -> None:
         """Write everything back and stop. No handle may be used afterwards."""
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """What a name space that bounds the numbers it has handed out has beside `Vfs`."""
+
+    def recall_through(self, recall: Callable[[int, bytes], None]) -> None:
+        """`recall(directory, name)` will be called, with locks held, for what the front should let go of if nobody uses it:
+        it then forgets the number. It must return at once."""
 
 
 class Locking(Protocol):

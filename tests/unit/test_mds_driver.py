@@ -73,6 +73,9 @@ def test_what_nobody_synced_is_durable_after_a_while() -> None:
             server.tick(now_ns)
             done.set()
 
+        def background_work(self) -> bool:
+            return server.background_work()
+
     with Driver(Told(), every_s=0.001, clock=lambda: 10**12):
         assert done.wait(10)
     assert MetadataServer.mount(store.crash()).getattr(attr.ino).size == 5
