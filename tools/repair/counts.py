@@ -13,20 +13,26 @@ from typing import Final
 
 from mdstore.tools.reader.page import COMPARE_BYTES, COMPARE_U64_BE, Root, decode_root
 from mdstore.tools.reader.problems import Damage
+from mdstore.tools.reader.snapshots import DeadRun
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.superblock import (
+    FEATURE_SNAPSHOTS,
     FLAG_CLEAN,
     ROOT_COLLECTIONS,
+    ROOT_DEAD,
     ROOT_FREE,
     ROOT_GROUPS,
     ROOT_REFERENCES,
     ROOT_SHARED,
+    ROOT_SNAPSHOTS,
     SPARES_MAX,
     Superblock,
 )
 from mdstore.tools.repair import build, encode
 from mdstore.tools.repair.bench import Bench
 from mdstore.tools.repair.build import Builder, Run
+from mdstore.tools.repair.dead import LIKE as DEAD_LIKE
+from mdstore.tools.repair.dead import Kept, derived, not_free, records
 from mdstore.tools.repair.usage import Usage, gaps, merged, usage_of
 
 _INTERVAL: Final = struct.Struct("<II")
@@ -48,13 +54,13 @@ def like(superblock: Superblock, kind: int) -> Root:
         return _LIKE[kind]
 
 
-def spare_room(reader: StoreReader, usage: Usage, log_runs: Iterable[Run]) -> list[Run]:
-    """Blocks that nothing uses, the counting trees of the superblock that counts and the log's own data included.
+def spare_room(reader: StoreReader, usage: Usage, others: Iterable[Run]) -> list[Run]:
+    """Blocks that nothing uses: no tree of the superblock that counts, and none of the `others` (snapshots, the log's own data).
 
     Only what the free tree calls free as well, as far as that can be read: what seems unused may be lost, and be found again.
     """
     superblock = reader.superblock
-    taken = sorted([*usage.used(), *usage.derived, *log_runs])
+    taken = sorted([*usage.used(), *usage.derived, *others])
     unused = list(gaps(merged(taken), superblock.first_block, superblock.blocks))
     free = list(free_records(reader))
     both = list(_common(unused, free))
@@ -96,14 +102,16 @@ def _common(first: list[Run], second: list[Run]) -> Iterator[Run]:
 
 
 # -- the next superblock -----------------------------------------------------------------------------------------------
-def next_superblock(bench: Bench, superblock: Superblock, builder: Builder) -> Superblock:
+def next_superblock(
+    bench: Bench, superblock: Superblock, builder: Builder, kept: list[Kept], dead: list[DeadRun]
+) -> Superblock:
     """The superblock of the next epoch: the roots of `superblock`, and everything that can be counted counted anew.
 
     `superblock` may name trees that the builder just made. Nothing is written but pages; the caller writes the superblock.
     """
     usage = usage_of(bench.reader(superblock), bench.ticker("counting", superblock.objects))
     roots = dict(superblock.roots)
-    roots[ROOT_COLLECTIONS] = _collections(bench, superblock, usage, builder)
+    roots[ROOT_COLLECTIONS], highest = _collections(bench, superblock, usage, builder)
     roots[ROOT_REFERENCES] = build.tree(
         builder, like(superblock, ROOT_REFERENCES),
         ((_key(page), extra.to_bytes(4, "little")) for page, extra in usage.page_references()),
@@ -116,15 +124,22 @@ def next_superblock(bench: Bench, superblock: Superblock, builder: Builder) -> S
         builder, like(superblock, ROOT_GROUPS),
         ((_key(group), members.to_bytes(4, "little")) for group, members in sorted(usage.groups.items())),
     )  # fmt: skip
+    runs = derived(kept, dead, merged(sorted([*usage.used(), *builder.taken])))
+    roots.pop(ROOT_DEAD, None)
+    if runs:
+        roots[ROOT_DEAD] = build.tree(builder, DEAD_LIKE, records(runs))
     usage.runs += [(start, blocks, 0) for start, blocks in builder.taken]  # the trees made since the walk; the others again
+    usage.runs += [(start, blocks, 0) for start, blocks in not_free([], runs)]
     usage.runs.sort()
     roots[ROOT_FREE], spare, free_blocks = _free_tree(superblock, usage, builder)
     return replace(
         superblock,
         epoch=builder.generation,
         flags=superblock.flags & FLAG_CLEAN,
+        features_incompatible=superblock.features_incompatible & ~FEATURE_SNAPSHOTS
+        | (FEATURE_SNAPSHOTS if roots.keys() & {ROOT_SNAPSHOTS, ROOT_DEAD} else 0),
         next_tree_id=max(superblock.next_tree_id, usage.highest_tree_id + 1, 16, *(group + 1 for group in usage.groups)),
-        next_collection_id=max([superblock.next_collection_id, *(number + 1 for number in usage.collections)]),
+        next_collection_id=max(superblock.next_collection_id, highest + 1),
         objects=usage.objects,
         stored_bytes=usage.stored_bytes,
         free_blocks=free_blocks,
@@ -133,8 +148,9 @@ def next_superblock(bench: Bench, superblock: Superblock, builder: Builder) -> S
     )
 
 
-def _collections(bench: Bench, superblock: Superblock, usage: Usage, builder: Builder) -> bytes:
-    """The collection tree, its counts right; objects of a number that no collection has get one to be found in."""
+def _collections(bench: Bench, superblock: Superblock, usage: Usage, builder: Builder) -> tuple[bytes, int]:
+    """(the collection tree, its counts right; the highest number). Objects of a number that no collection has get one to be
+    found in."""
     stored = list(bench.reader(superblock).collections())
     numbers: dict[int, bytes] = {}
     for name, record in stored:
@@ -143,10 +159,10 @@ def _collections(bench: Bench, superblock: Superblock, usage: Usage, builder: Bu
         numbers[number] = b"recovered.%d" % number
     rows = sorted((name, number, usage.collections.get(number, 0)) for number, name in numbers.items())
     if rows == [(name, *record) for name, record in stored]:
-        return superblock.roots[ROOT_COLLECTIONS]
+        return superblock.roots[ROOT_COLLECTIONS], max(numbers, default=0)
     usage.forget_tree(ROOT_COLLECTIONS)
-    records = ((name, encode.collection(number, objects)) for name, number, objects in rows)
-    return build.tree(builder, like(superblock, ROOT_COLLECTIONS), records)
+    rows_made = ((name, encode.collection(number, objects)) for name, number, objects in rows)
+    return build.tree(builder, like(superblock, ROOT_COLLECTIONS), rows_made), max(numbers, default=0)
 
 
 def _free_tree(superblock: Superblock, usage: Usage, builder: Builder) -> tuple[bytes, tuple[Run, ...], int]:

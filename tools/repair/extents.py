@@ -35,7 +35,8 @@ class MendedExtents:
 class ExtentMender:
     """Judges extents against what the whole store uses."""
 
-    def __init__(self, reader: StoreReader, usage: Usage) -> None:
+    def __init__(self, reader: StoreReader, usage: Usage, others: list[Run]) -> None:
+        """`others`: what snapshots hold besides."""
         self._reader = reader
         superblock = reader.superblock
         self._space = (superblock.first_block, superblock.blocks)
@@ -43,7 +44,7 @@ class ExtentMender:
         self._max = extent_blocks_max(superblock.block_size)
         self._contested = _contested(reader, usage)
         self._pages = _page_runs(usage)
-        held = list(merged(sorted([*usage.used(), *usage.derived, *free_records(reader), *superblock.spare_runs])))
+        held = list(merged(sorted([*usage.used(), *usage.derived, *free_records(reader), *superblock.spare_runs, *others])))
         self._unclaimed = list(gaps(held, *self._space))
         self._by_checksum: dict[int, list[int]] | None = None
 

@@ -24,6 +24,7 @@ from mdstore.tools.reader.superblock import (
     ROOT_FLOORS,
     ROOT_NAMES,
     ROOT_OBJECTS,
+    ROOT_SNAPSHOTS,
     Superblock,
     read_copies,
     usable,
@@ -31,8 +32,9 @@ from mdstore.tools.reader.superblock import (
 from mdstore.tools.reader.tree import Tree
 from mdstore.tools.repair import build, encode
 from mdstore.tools.repair.bench import Bench, Step
-from mdstore.tools.repair.build import Builder, Item, KeptLeaf
+from mdstore.tools.repair.build import Builder, Item, KeptLeaf, Run
 from mdstore.tools.repair.counts import free_records, next_superblock, spare_room
+from mdstore.tools.repair.dead import kept_by_snapshots, listed, not_free
 from mdstore.tools.repair.extents import ExtentMender
 from mdstore.tools.repair.ring import mapped_runs
 from mdstore.tools.repair.salvage import FoundLeaf, Losses, Searcher, leaves
@@ -41,7 +43,7 @@ from mdstore.tools.repair.usage import usage_of
 
 COUNT_CODES: Final = frozenset({
     "free-extent", "free-adjacent", "free-count", "space-leaked", "references", "group", "object-count", "stored-bytes",
-    "collection-count", "collection-number", "object-stray",
+    "collection-count", "collection-number", "object-stray", "dead-run",
 })  # fmt: skip
 TREE_CODES: Final = frozenset({
     "page-checksum", "page-identity", "page-structure", "page-order", "page-separator", "overflow", "tree-count", "tree-id",
@@ -49,7 +51,9 @@ TREE_CODES: Final = frozenset({
     "extent-beyond-end", "space-shared", "space-false-free", "superblock-fallback",
 })  # fmt: skip
 _PHASE: Final = "store"
-_SHAPES: Final = {ROOT_OBJECTS: (-2, -4), ROOT_COLLECTIONS: (-1, 20), ROOT_FLOORS: (-2, 8)}
+_SHAPES: Final = {
+    ROOT_OBJECTS: (-2, -4), ROOT_COLLECTIONS: (-1, 20), ROOT_FLOORS: (-2, 8), ROOT_SNAPSHOTS: (-1, -4),
+}  # fmt: skip
 
 
 def run_counts(bench: Bench) -> Iterator[Step]:
@@ -68,15 +72,19 @@ def _run(bench: Bench, *, mends_trees: bool) -> Iterator[Step]:
         return
     reader = bench.reader(superblock)
     usage = usage_of(reader, bench.ticker("looking at what is used", superblock.objects))
-    room = spare_room(reader, usage, mapped_runs(bench, superblock))
+    kept, dead = kept_by_snapshots(bench, superblock), listed(bench, superblock)
+    others = not_free(kept, dead)
+    room = spare_room(reader, usage, [*others, *mapped_runs(bench, superblock)])
     builder = Builder(bench.shadow, superblock.block_size, _newest_epoch(bench, superblock) + 1, room)
     mended = superblock
     if mends_trees:
-        mender = TreeMender(bench, reader, builder, ExtentMender(reader, usage), _searcher(bench, reader, usage.pages))
+        past = [(run.start, run.blocks) for run in dead]
+        searcher = _searcher(bench, reader, usage.pages, past)
+        mender = TreeMender(bench, reader, builder, ExtentMender(reader, usage, others), searcher)
         mended = replace(superblock, roots=mender.roots())
         if mender.details or mender.lost:
             yield Step(_PHASE, "put trees together from the pages that are left", mender.details, mender.lost)
-    made = next_superblock(bench, mended, builder)
+    made = next_superblock(bench, mended, builder, kept, dead)
     bench.shadow.flush()
     write(bench, made)
     yield Step(_PHASE, "count free space, references and objects anew", _differences(superblock, made))
@@ -86,10 +94,11 @@ def _newest_epoch(bench: Bench, superblock: Superblock) -> int:
     return max([superblock.epoch, *(found.epoch for found in usable(read_copies(bench.image)))])
 
 
-def _searcher(bench: Bench, reader: StoreReader, named: set[int]) -> Searcher:
+def _searcher(bench: Bench, reader: StoreReader, named: set[int], past: list[Run]) -> Searcher:
+    """A search that leaves out pages that are named, free, or only what snapshots reach."""
     superblock = reader.superblock
     space = (superblock.first_block, superblock.blocks)
-    return Searcher(bench.image, superblock.block_size, space, named, list(free_records(reader)))
+    return Searcher(bench.image, superblock.block_size, space, named, sorted([*free_records(reader), *past]))
 
 
 def _differences(before: Superblock, after: Superblock) -> list[str]:

@@ -17,10 +17,10 @@ from mdstore.tools.reader.check_store import StoreCheck
 from mdstore.tools.reader.onode import Collection
 from mdstore.tools.reader.problems import Findings
 from mdstore.tools.reader.store import StoreReader
-from mdstore.tools.reader.superblock import ROOT_FREE, ROOT_GROUPS, ROOT_REFERENCES, ROOT_SHARED
+from mdstore.tools.reader.superblock import ROOT_DEAD, ROOT_FREE, ROOT_GROUPS, ROOT_REFERENCES, ROOT_SHARED
 from mdstore.tools.repair.build import Run
 
-DERIVED: Final = frozenset({ROOT_FREE, ROOT_REFERENCES, ROOT_SHARED, ROOT_GROUPS})  # kinds, which are their trees' ids
+DERIVED: Final = frozenset({ROOT_FREE, ROOT_REFERENCES, ROOT_SHARED, ROOT_GROUPS, ROOT_DEAD})  # kinds, which are their trees' ids
 
 
 class _EveryPage(SharedPages):
@@ -43,7 +43,7 @@ class Usage:
     """What one walk found. Runs are (first block, blocks, owner code of `check_space`), in order, once for each reference."""
 
     runs: list[tuple[int, int, int]] = field(default_factory=list)
-    derived: list[Run] = field(default_factory=list)  # pages of the counting trees and the free tree
+    derived: list[Run] = field(default_factory=list)  # pages of the trees that are made anew from the others
     groups: Counter[int] = field(default_factory=Counter)
     collections: dict[int, int] = field(default_factory=dict)  # number: objects
     objects: int = 0

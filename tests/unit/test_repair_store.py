@@ -1,0 +1,333 @@
+"""Repair of the store: each injected fault is found exactly and set right; trees without their index; snapshots stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mdstore.device.memory import MemoryDevice
+from mdstore.store import Store, Transaction
+from mdstore.tools.reader import superblock as superblocks
+from mdstore.tools.reader.onode import decode_extent
+from mdstore.tools.reader.page import Reference
+from mdstore.tools.reader.snapshots import find_snapshot
+from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
+from mdstore.tools.reader.superblock import ROOT_FREE, ROOT_OBJECTS, ROOT_REFERENCES
+from tests.crash.test_damage_matrix import Content, content_of, pages_of
+from tests.unit.reader_images import (
+    BLOCK,
+    changed,
+    check,
+    codes,
+    newest,
+    patched,
+    place_of,
+    reachable,
+    store_image,
+    superblock_start,
+)
+from tests.unit.repair_images import lost, repaired
+from tests.unit.test_reader_store import free_before_used, largest_free, reader_of
+
+Inject = Callable[[bytes, Path], bytes]
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    """With a clone that wrote: it shares blocks with its origin, counted one by one."""
+
+    def overwrite(store: Store) -> None:
+        store.apply(Transaction().write("c", "origin", 0, b"o" * 9000))
+        store.apply(Transaction().clone("c", "origin", "twin"))
+        store.apply(Transaction().write("c", "twin", 700, b"different"))
+
+    return changed(store_image(), overwrite)
+
+
+@pytest.fixture(scope="module")
+def content(image: bytes) -> Content:
+    return content_of(image, None)
+
+
+def leaked_extent(image: bytes, tmp_path: Path) -> bytes:
+    _, at = largest_free(image, tmp_path)
+    blocks = int.from_bytes(image[at : at + 8], "little")
+    return patched(image, at, (blocks - 1).to_bytes(8, "little"))
+
+
+def false_free(image: bytes, tmp_path: Path) -> bytes:
+    _, blocks, at = free_before_used(image, tmp_path)
+    return patched(image, at, (blocks + 1).to_bytes(8, "little"))
+
+
+def shared_count(image: bytes, kind: int, step: int) -> bytes:
+    record = newest(image).roots[kind]
+    at = image.find(record, superblock_start(image)) + len(record) - 4
+    count = int.from_bytes(image[at : at + 4], "little")
+    return patched(image, at, (count + step).to_bytes(4, "little"))
+
+
+def wrong_group(image: bytes, tmp_path: Path) -> bytes:
+    return shared_count(image, superblocks.ROOT_GROUPS, 1)
+
+
+def wrong_interval(image: bytes, tmp_path: Path) -> bytes:
+    return shared_count(image, superblocks.ROOT_SHARED, 7)
+
+
+def wrong_page_count(image: bytes, tmp_path: Path) -> bytes:
+    key, value = next(iter(reader_of(image, tmp_path).root_tree(ROOT_REFERENCES).items()))
+    at = place_of(image, key + value, tmp_path) + len(key)
+    return patched(image, at, (5).to_bytes(4, "little"))
+
+
+def two_objects_on_one_extent(image: bytes, tmp_path: Path) -> bytes:
+    reader = reader_of(image, tmp_path)
+    starts = []
+    for name in (b"o0008", b"o0010"):
+        onode = reader.find(1, name)
+        assert onode is not None
+        assert onode.data_root is not None
+        starts.append(decode_extent(*next(reader.tree(onode.data_root, DATA_SHAPE).items())))
+    one, other = starts
+    wanted = other.start.to_bytes(8, "little") + other.blocks.to_bytes(2, "little") + b"\0\0"
+    return patched(image, place_of(image, wanted, tmp_path), one.start.to_bytes(8, "little"))
+
+
+def wrong_objects(image: bytes, tmp_path: Path) -> bytes:
+    return superblock_number(image, 128)
+
+
+def wrong_stored_bytes(image: bytes, tmp_path: Path) -> bytes:
+    return superblock_number(image, 136)
+
+
+def wrong_free_blocks(image: bytes, tmp_path: Path) -> bytes:
+    return superblock_number(image, 144)
+
+
+def superblock_number(image: bytes, offset: int) -> bytes:
+    start = superblock_start(image)
+    value = int.from_bytes(image[start + offset : start + offset + 8], "little") + 1
+    return patched(image, start + offset, value.to_bytes(8, "little"))
+
+
+def wrong_collection_count(image: bytes, tmp_path: Path) -> bytes:
+    start = superblock_start(image)
+    record = image.find(b"\x04maps\x01\0\0\0", start, start + 4096) + 5
+    return patched(image, record + 12, (1).to_bytes(8, "little"))
+
+
+FAULTS: list[tuple[Inject, set[str]]] = [
+    (leaked_extent, {"space-leaked", "free-count"}),
+    (false_free, {"space-false-free", "free-count"}),
+    (wrong_group, {"group"}),
+    (wrong_interval, {"references"}),
+    (wrong_page_count, {"references"}),
+    (two_objects_on_one_extent, {"space-shared", "space-leaked", "data-checksum"}),
+    (wrong_objects, {"object-count"}),
+    (wrong_stored_bytes, {"stored-bytes"}),
+    (wrong_free_blocks, {"free-count"}),
+    (wrong_collection_count, {"collection-count"}),
+]
+
+
+@pytest.mark.parametrize(("inject", "expected"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_fault_is_found_exactly_and_set_right(
+    inject: Inject, expected: set[str], image: bytes, content: Content, tmp_path: Path
+) -> None:
+    damaged = inject(image, tmp_path)
+    assert codes(check(damaged, tmp_path, "deep")) == expected
+    made, after = repaired(damaged, tmp_path)
+    assert content_of(after, None) == content
+    assert lost(made) == []
+
+
+def test_faults_together_are_set_right(image: bytes, content: Content, tmp_path: Path) -> None:
+    damaged = image
+    for inject in (leaked_extent, wrong_interval, wrong_stored_bytes, wrong_objects):
+        damaged = inject(damaged, tmp_path)
+    _, after = repaired(damaged, tmp_path)
+    assert content_of(after, None) == content
+
+
+def test_objects_of_a_collection_that_is_gone_are_found_in_another(image: bytes, content: Content, tmp_path: Path) -> None:
+    """A stray map: its collection's record names another number."""
+    start = superblock_start(image)
+    record = image.find(b"\x04maps\x01\0\0\0", start, start + 4096) + 5
+    number = int.from_bytes(image[record + 4 : record + 12], "little")
+    damaged = patched(image, record + 4, (number + 1).to_bytes(8, "little"))
+    assert "object-stray" in codes(check(damaged, tmp_path))
+    _, after = repaired(damaged, tmp_path)
+    found = content_of(after, None)
+    for (collection, name), answers in content.items():
+        if collection == b"maps" and name:
+            assert found[b"recovered.%d" % number, name] == answers
+
+
+# -- trees without their index -----------------------------------------------------------------------------------------
+def large_image(*, is_closed: bool = True) -> bytes:
+    """Enough objects for an object tree of three levels, maps and data of two."""
+    random = Random(9)
+    device = MemoryDevice(16 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=1 << 20, background=False)
+    store.apply(Transaction().create_collection("c"))
+    for number in range(1500):
+        name = f"object {number:05}"
+        store.apply(Transaction().write("c", name, 0, random.randbytes(20)).setattr("c", name, "a", b"x"))
+        if number % 5 == 0:
+            store.apply(Transaction().map_set("c", "map", {b"key %05d" % number: random.randbytes(60)}))
+            store.apply(Transaction().write("c", "data", number * 1024, random.randbytes(BLOCK)))
+        if number % 400 == 399:
+            store.checkpoint()
+    store.apply(Transaction().remove("c", "object 00700"))
+    if is_closed:
+        store.close()
+    return device.image()
+
+
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    return large_image()
+
+
+def index_pages(image: bytes, tmp_path: Path, root: bytes) -> list[int]:
+    """Pages of a tree above its leaves."""
+    reader = reader_of(image, tmp_path)
+    pages = pages_of(reader.tree(root, None))
+    return [page for page in pages if image[page * BLOCK + 24]]
+
+
+def without(image: bytes, pages: list[int]) -> bytes:
+    damaged = bytearray(image)
+    for page in pages:
+        damaged[page * BLOCK : (page + 1) * BLOCK] = b"\xa5" * BLOCK
+    return bytes(damaged)
+
+
+def older_superblock_gone(image: bytes) -> bytes:
+    """Only the newest superblock is left, so nothing can be had from the one before."""
+    slot = 4096 - superblock_start(image)
+    end = len(image) // 4096 * 4096 - 8192 + slot
+    damaged = bytearray(image)
+    for at in (slot, end):
+        damaged[at : at + 4096] = bytes(4096)
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("has_free_tree", [True, False])
+def test_an_object_table_without_any_index_page_is_made_from_its_leaves(
+    has_free_tree: bool, large: bytes, tmp_path: Path
+) -> None:
+    """Without the free tree, pages of the past are there too: the newest generation wins."""
+    expected = content_of(large, None)
+    roots = newest(large).roots
+    pages = index_pages(large, tmp_path, roots[ROOT_OBJECTS])
+    assert len(pages) > 5
+    if not has_free_tree:
+        pages += pages_of(reader_of(large, tmp_path).root_tree(ROOT_FREE))
+    damaged = older_superblock_gone(without(large, pages))
+    made, after = repaired(damaged, tmp_path)
+    if has_free_tree:
+        assert lost(made) == []
+        assert content_of(after, None) == expected
+        return
+    found = content_of(after, None)
+    names = set(expected) - {(b"c", b"")}
+    assert names <= set(found) <= names | {(b"c", b""), (b"c", b"object 00700")}
+    assert all(found[name] == expected[name] for name in names)
+
+
+@pytest.mark.parametrize("stream", ["map", "data"])
+def test_an_objects_tree_without_its_index_is_made_from_its_leaves(stream: str, large: bytes, tmp_path: Path) -> None:
+    expected = content_of(large, None)
+    onode = reader_of(large, tmp_path).find(1, stream.encode())
+    assert onode is not None
+    root = onode.map_root if stream == "map" else onode.data_root
+    assert root is not None
+    pages = index_pages(large, tmp_path, root)
+    assert pages
+    made, after = repaired(older_superblock_gone(without(large, pages)), tmp_path)
+    assert lost(made) == []
+    assert content_of(after, None) == expected
+
+
+def test_a_lost_leaf_costs_its_objects_and_says_how_many(large: bytes, tmp_path: Path) -> None:
+    expected = content_of(large, None)
+    pages = pages_of(reader_of(large, tmp_path).root_tree(ROOT_OBJECTS))
+    leaf = next(page for page in pages[10:] if not large[page * BLOCK + 24])
+    records = int.from_bytes(large[leaf * BLOCK + 26 : leaf * BLOCK + 28], "little")
+    made, after = repaired(older_superblock_gone(without(large, [leaf])), tmp_path)
+    found = content_of(after, None)
+    gone = {key for key in expected.keys() - found.keys() if key[1]}
+    assert len(gone) == records
+    assert f"{records} of {len(expected) - 1} records" in lost(made)[0]
+    assert all(found[key] == expected[key] for key in found if key[1])
+
+
+def test_what_is_intact_keeps_its_bytes(large: bytes, tmp_path: Path) -> None:
+    """Leaves and data stay where they are: only index pages, counts and superblocks are written."""
+    pages = index_pages(large, tmp_path, newest(large).roots[ROOT_OBJECTS])
+    made, after = repaired(older_superblock_gone(without(large, pages)), tmp_path)
+    kept = [page for page in reachable(large, tmp_path) if page not in pages and large[page * BLOCK + 24] == 0]
+    same = sum(large[page * BLOCK : (page + 1) * BLOCK] == after[page * BLOCK : (page + 1) * BLOCK] for page in kept)
+    assert same > 0.9 * len(kept)
+    assert made.bench.shadow.changed_bytes < len(large) // 4
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def kept(large: bytes) -> bytes:
+    """The image with two snapshots, changed before, between and after."""
+
+    def change(store: Store) -> None:
+        for name in ("first", "second"):
+            store.snapshot(name)
+            for number in range(0, 1500, 7):
+                store.apply(Transaction().write("c", f"object {number:05}", 3, name.encode()))
+            store.apply(Transaction().write("c", "data", 0, name.encode() * 500))
+
+    return changed(large, change)
+
+
+def snapshot_content(image: bytes) -> dict[str, object]:
+    """What the live state and each snapshot answer."""
+    store = Store.open(MemoryDevice.from_bytes(image), background=False)
+    found: dict[str, object] = {"": {name: store.read("c", name) for name in store.list_objects("c")}}
+    for row in store.snapshots():
+        name = row.name
+        with store.open_snapshot(name) as view:
+            found[str(name)] = {name: view.read("c", name) for name in view.list_objects("c")}
+    return found
+
+
+def test_counts_are_made_anew_around_snapshots(kept: bytes, tmp_path: Path) -> None:
+    assert check(kept, tmp_path, "deep") == []
+    expected = snapshot_content(kept)
+    assert len(expected) == 3
+    for inject in (leaked_extent, wrong_stored_bytes):
+        _, after = repaired(inject(kept, tmp_path), tmp_path)
+        assert snapshot_content(after) == expected
+
+
+def test_trees_are_put_together_around_snapshots(kept: bytes, tmp_path: Path) -> None:
+    """Pages that only snapshots reach are of the past, and are not taken for what the live state lost."""
+    expected = snapshot_content(kept)
+    root = newest(kept).roots[ROOT_OBJECTS]
+    shared = {page for snapshot in ("first", "second") for page in _snapshot_pages(kept, tmp_path, snapshot)}
+    pages = [page for page in index_pages(kept, tmp_path, root) if page not in shared]
+    assert pages
+    made, after = repaired(older_superblock_gone(without(kept, pages)), tmp_path)
+    assert lost(made) == []
+    assert snapshot_content(after) == expected
+
+
+def _snapshot_pages(image: bytes, tmp_path: Path, name: str) -> list[int]:
+    reader = reader_of(image, tmp_path)
+    kept = find_snapshot(reader, name.encode())
+    tree = StoreReader(reader.image, kept.superblock).root_tree(ROOT_OBJECTS)
+    assert isinstance(tree.root.content, Reference)
+    return pages_of(tree)
