@@ -27,6 +27,7 @@ from mdstore.store import snapshots as snapshots_module
 from mdstore.store import superblock
 from mdstore.store.check import check
 from mdstore.store.scrub import Scrub
+from mdstore.store.snapshot_table import SnapshotTable
 from mdstore.store.snapshots import open_in_image
 from mdstore.store.store import Store
 from mdstore.store.superblock import Root
@@ -159,6 +160,49 @@ def test_another_opening_of_the_image_reads_a_snapshot_while_the_store_goes_on()
         assert content_of(view) == content
     with pytest.raises(NotFound, match="snapshot"):
         open_in_image(MemoryDevice.from_bytes(device.image()), "other")
+
+
+def test_what_changes_between_the_two_checkpoints_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has fixed what the snapshot reaches, the second is yet to record it: a removal in between frees nothing of it."""
+    store, _ = made()
+    store.apply(Transaction().write("alpha", "o", 0, b"kept" * 1000))
+    flush, done = store.checkpointer._flush_pages_and_log, []
+
+    def flush_beside_a_writer(position: int) -> None:
+        if not done:
+            done.append(store.submit(Transaction().remove("alpha", "o")))
+        flush(position)
+
+    monkeypatch.setattr(store.checkpointer, "_flush_pages_and_log", flush_beside_a_writer)
+    store.snapshot("s")
+    assert_kept(store)
+
+
+def test_what_changes_after_a_clean_superblock_was_chosen_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = made()
+    store.apply(Transaction().write("alpha", "o", 0, b"kept" * 1000))
+    store.checkpoint()
+    expect = SnapshotTable.expect
+
+    def expect_then_write(table: SnapshotTable, epoch: int) -> None:
+        expect(table, epoch)
+        store.submit(Transaction().remove("alpha", "o"))
+
+    monkeypatch.setattr(SnapshotTable, "expect", expect_then_write)
+    store.snapshot("s")
+    assert_kept(store)
+
+
+def assert_kept(store: Store) -> None:
+    """The object that was removed is in the snapshot, whatever is written afterwards."""
+    assert not store.exists("alpha", "o")
+    assert not check(store, deep=True)
+    for i in range(40):
+        store.apply(Transaction().write("alpha", f"p{i}", 0, bytes([i]) * 20_000))
+    store.checkpoint()
+    with store.open_snapshot("s") as view:
+        assert view.read("alpha", "o") == b"kept" * 1000
+    assert not check(store, deep=True)
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
