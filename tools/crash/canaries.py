@@ -183,7 +183,7 @@ def events_unflushed() -> AbstractContextManager[Any]:
 
 
 CANARIES: Final = (
-    Canary("superblock-unflushed", "a flush is skipped: of the superblock", "full", 4000, superblock_unflushed),
+    Canary("superblock-unflushed", "a flush is skipped: of the superblock", "full", 6000, superblock_unflushed),
     Canary("pages-unflushed", "a flush is skipped: of what the superblock names", "transactions", 1200, pages_unflushed),
     Canary("superblock-first", "the superblock is written before what it names", "transactions", 200, superblock_first),
     Canary("blocks-believed", "a checksum is ignored: of a large write's blocks", "transactions", 800, blocks_believed),
