@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mdstore.store import collections, extents, log, onode, superblock
+from mdstore.store import collections, extents, log, onode, snapshot_table, superblock
 from mdstore.store.transaction import Op
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "format"
@@ -29,6 +29,7 @@ def fixed_fields(page: str, heading: str) -> list[tuple[int, int, str, str]]:
         ("onode.md", "## Collection tree", collections._RECORD.size),
         ("onode.md", "## Object tree", onode._HEAD.size),
         ("onode.md", "## Data tree", extents._HEAD.size),
+        ("snapshots.md", "## Snapshots", snapshot_table._HEAD.size),
     ],
 )
 def test_fields_follow_one_another_and_add_up_to_the_struct(page: str, heading: str, size: int) -> None:

@@ -7,10 +7,12 @@ from random import Random
 
 import pytest
 
+from mdstore.device.faulty import Effect, Fault, FaultyDevice, OperationName
 from mdstore.device.memory import MemoryDevice
 from mdstore.errors import (
     AlreadyExists,
     CorruptionError,
+    DeviceFailed,
     InvalidRequest,
     LimitExceeded,
     MdstoreError,
@@ -166,7 +168,8 @@ def test_what_changes_between_the_two_checkpoints_is_spared(monkeypatch: pytest.
     """The first has fixed what the snapshot reaches, the second is yet to record it: a removal in between frees nothing of it."""
     store, _ = made()
     store.apply(Transaction().write("alpha", "o", 0, b"kept" * 1000))
-    flush, done = store.checkpointer._flush_pages_and_log, []
+    flush = store.checkpointer._flush_pages_and_log
+    done: list[object] = []
 
     def flush_beside_a_writer(position: int) -> None:
         if not done:
@@ -539,3 +542,36 @@ def test_a_store_that_is_full_all_the_time_never_fails(seed: int) -> None:
     for name in taken:
         store.delete_snapshot(name)
     assert not check(store)
+
+
+@pytest.mark.parametrize("operation", ["write", "flush"])
+@pytest.mark.parametrize("action", ["snapshot", "delete_snapshot"])
+def test_a_device_that_fails_in_between_latches_the_store_and_leaves_it_whole(operation: OperationName, action: str) -> None:
+    for nth in range(100):
+        device = FaultyDevice(SIZE)
+        store = Store.create(device, **GEOMETRY)  # type: ignore[arg-type]
+        store.apply(Transaction().create_collection("c").write("c", "o", 0, b"old" * 2000))
+        if action == "delete_snapshot":
+            store.snapshot("s")
+        store.apply(Transaction().write("c", "o", 0, b"new" * 2000))
+        device.inject(Fault(operation, device.calls(operation) + nth, Effect.EIO, sticky=True))
+        failed = False
+        try:
+            getattr(store, action)("s")
+        except DeviceFailed:
+            failed = True
+            with pytest.raises(DeviceFailed):
+                store.apply(Transaction().touch("c", "p"))
+            with pytest.raises(DeviceFailed):
+                store.snapshots()
+        survivor = Store.open(MemoryDevice.from_bytes(device.image()), background=False)
+        assert survivor.read("c", "o") == b"new" * 2000
+        assert not check(survivor, deep=True)
+        for name in names(survivor):
+            with survivor.open_snapshot(name) as view:
+                assert view.read("c", "o") == (b"old" if action == "delete_snapshot" else b"new") * 2000
+            survivor.delete_snapshot(name)
+            assert not check(survivor, deep=True)
+        if not failed:
+            return
+    pytest.fail("there is an end to the calls of one action")
