@@ -34,6 +34,8 @@ MAP_KEY_MAX: Final = 1000  # bytes; room for the tree's own prefix under KEY_SIZ
 MAP_VALUE_MAX: Final = 256 * MIB
 OBJECT_SIZE_MAX: Final = 1 << 60  # bytes of the data stream
 REVISION_MAX: Final = (1 << 64) - 1  # a revision's number: u64 on disk
+MOVED_OBJECTS_MAX: Final = 1 << 16  # objects and revisions one split or merge moves: they are in memory until a checkpoint
+MOVED_BYTES_MAX: Final = 64 * MIB  # of their records, attributes included
 TRANSACTION_OPS_MAX: Final = 1 << 20
 TRANSACTION_BYTES_MAX: Final = GIB  # payload of one transaction
 

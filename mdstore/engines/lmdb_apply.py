@@ -20,9 +20,10 @@ from mdstore.engines.lmdb_tables import (
     encode_floor,
     revision_row,
 )
-from mdstore.errors import AlreadyExists, InvalidRequest, NotEmpty, NotFound
-from mdstore.limits import REVISION_MAX
+from mdstore.errors import AlreadyExists, InvalidRequest, LimitExceeded, NotEmpty, NotFound
+from mdstore.limits import MOVED_OBJECTS_MAX, REVISION_MAX
 from mdstore.store.floors import Floors
+from mdstore.store.moves import Selection
 from mdstore.store.revisions import MARK, ordered_name, plain_name
 from mdstore.store.transaction import Op, Operation
 
@@ -150,6 +151,34 @@ class Applier(View):
         if not self.databases.objects.is_empty(self.txn, self.collection(name) | MARK):
             raise NotEmpty(f"collection {name!r} still holds revisions of objects")
         self.txn.delete(name, db=self.databases.collections)
+
+    def _split(self, collection: bytes, bits: int, remainder: int, to_collection: bytes) -> None:
+        self._move(collection, to_collection, Selection(bits, remainder))
+
+    def _merge(self, collection: bytes, to_collection: bytes) -> None:
+        self._move(collection, to_collection, Selection(0, 0))
+        self.txn.delete(collection, db=self.databases.collections)
+
+    def _move(self, collection: bytes, target: bytes, selection: Selection) -> None:
+        source, home, table = self.collection(collection), self.collection(target), self.databases.objects
+        if collection == target:
+            raise InvalidRequest(f"collection {collection!r} cannot be split or merged into itself")
+        rows = [
+            (mark, name, key, raw)
+            for mark in (0, MARK)
+            for key, raw in table.items(self.txn, source | mark, None, None)
+            if selection(name := plain_name(key[: -U64.size]) if mark else key)
+        ]
+        if len(rows) > MOVED_OBJECTS_MAX:
+            raise LimitExceeded("MOVED_OBJECTS_MAX", len(rows), MOVED_OBJECTS_MAX)
+        for name in {name for _, name, _, _ in rows}:
+            if self.find(target, name) is not None or next(self.kept(target, name), None) is not None:
+                raise AlreadyExists("object", name)
+        for mark, _, key, raw in rows:
+            table.delete(self.txn, source | mark, key)
+            table.put(self.txn, home | mark, key, raw)
+        for floor in self._raising().carry(collection, target, selection):
+            self.databases.floors.put(self.txn, *encode_floor(floor), U64.pack(self._raising()[floor]))
 
     def _create(self, collection: bytes, name: bytes) -> None:
         if self.find(collection, name) is not None:
@@ -313,11 +342,14 @@ class Applier(View):
         self.databases.maps.put(self.txn, self._for_writing(collection, name).number, b"", header)
 
     def _set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
+        key = (scope, collection, name)
+        self._raising().raise_to(key, floor)
+        self.databases.floors.put(self.txn, *encode_floor(key), U64.pack(floor))
+
+    def _raising(self) -> Floors:
         if self.raised is None:
             self.raised = self._floors.copy()
-        key = (scope, collection, name)
-        self.raised.raise_to(key, floor)
-        self.databases.floors.put(self.txn, *encode_floor(key), U64.pack(floor))
+        return self.raised
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -381,6 +413,8 @@ _OPERATIONS: Final[dict[Op, Callable[..., Any]]] = {
     Op.NOOP: Applier._noop,
     Op.CREATE_COLLECTION: Applier._create_collection,
     Op.REMOVE_COLLECTION: Applier._remove_collection,
+    Op.SPLIT: Applier._split,
+    Op.MERGE: Applier._merge,
     Op.CREATE: Applier._create,
     Op.TOUCH: Applier._make,
     Op.WRITE: Applier._write,

@@ -11,8 +11,18 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from mdstore.engines.mem_state import State
-from mdstore.errors import AlreadyExists, InvalidRequest, MdstoreError, NotEmpty, NotFound, TransactionError
+from mdstore.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    LimitExceeded,
+    MdstoreError,
+    NotEmpty,
+    NotFound,
+    TransactionError,
+)
+from mdstore.limits import MOVED_OBJECTS_MAX
 from mdstore.store.floors import Floors
+from mdstore.store.moves import Selection
 from mdstore.store.transaction import Op, Operation
 
 
@@ -95,12 +105,48 @@ class _Names:
             raise NotFound("collection", collection)
         if count:
             raise NotEmpty(f"collection {collection!r} holds {count} objects")
-        entry = self._state.collections.get(collection)
-        names = {name for name, _ in entry.revisions} if entry is not None else set()
-        names |= {name for home, name in self._kept if home == collection}
-        if any(self.kept(collection, name) for name in names):
+        if self.names(collection):
             raise NotEmpty(f"collection {collection!r} holds revisions of objects")
         self._counts[collection] = None
+
+    def split(self, collection: bytes, bits: int, remainder: int, to_collection: bytes) -> None:
+        self.move(collection, to_collection, Selection(bits, remainder))
+
+    def merge(self, collection: bytes, to_collection: bytes) -> None:
+        self.move(collection, to_collection, Selection(0, 0))
+        self._counts[collection] = None
+
+    def move(self, collection: bytes, target: bytes, selection: Selection) -> None:
+        for home in (collection, target):
+            if self.count(home) is None:
+                raise NotFound("collection", home)
+        if collection == target:
+            raise InvalidRequest(f"collection {collection!r} cannot be split or merged into itself")
+        names = [name for name in self.names(collection) if selection(name)]
+        moving = sum(len(self.kept(collection, name)) + (self.find(collection, name) is not None) for name in names)
+        if moving > MOVED_OBJECTS_MAX:
+            raise LimitExceeded("MOVED_OBJECTS_MAX", moving, MOVED_OBJECTS_MAX)
+        taken = self.names(target)
+        for name in names:
+            if name in taken:
+                raise AlreadyExists("object", name)
+        for name in names:
+            attributes = self.find(collection, name)
+            created = self.created(collection, name) if attributes is not None else 0
+            kept, self._kept[collection, name] = self.kept(collection, name), set()
+            self.put(collection, name, None)
+            self.put(target, name, attributes)
+            self._kept[target, name], self._created[target, name] = kept, created
+        if self._floors is None:
+            self._floors = self._state.floors.copy()
+        self._floors.carry(collection, target, selection)
+
+    def names(self, collection: bytes) -> set[bytes]:
+        """Names of the objects that are there or have a revision."""
+        entry = self._state.collections.get(collection)
+        known = set(entry.objects) | {name for name, _ in entry.revisions} if entry is not None else set()
+        known |= {name for home, name in (*self._attributes, *self._kept) if home == collection}
+        return {name for name in known if self.find(collection, name) is not None or self.kept(collection, name)}
 
     def makes(self, collection: bytes, name: bytes, *_: Any) -> None:
         if self.find(collection, name) is None:
@@ -194,6 +240,8 @@ _CHECK: Final[dict[Op, Callable[..., Any]]] = {
     Op.NOOP: lambda names: None,
     Op.CREATE_COLLECTION: _Names.create_collection,
     Op.REMOVE_COLLECTION: _Names.remove_collection,
+    Op.SPLIT: _Names.split,
+    Op.MERGE: _Names.merge,
     Op.CREATE: _Names.create,
     Op.TOUCH: _Names.makes,
     Op.WRITE: _Names.writes,

@@ -19,6 +19,7 @@ from sortedcontainers import SortedDict
 
 from mdstore.limits import REVISION_MAX
 from mdstore.store.floors import Floors
+from mdstore.store.moves import Selection
 from mdstore.store.transaction import Op, Operation
 
 BLOCK: Final = 4096  # granularity of holes, in bytes
@@ -213,6 +214,18 @@ class State:
     def _remove_collection(self, collection: bytes) -> None:
         del self.collections[collection]
 
+    def _split(self, collection: bytes, bits: int, remainder: int, to_collection: bytes) -> None:
+        source, target, selection = self._collection(collection), self._collection(to_collection), Selection(bits, remainder)
+        for name in [name for name in source.objects if selection(name)]:
+            target.objects[name] = source.objects.pop(name)
+        for key in [key for key in source.revisions if selection(key[0])]:
+            target.revisions[key] = source.revisions.pop(key)
+        self.floors.carry(collection, to_collection, selection)
+
+    def _merge(self, collection: bytes, to_collection: bytes) -> None:
+        self._split(collection, 0, 0, to_collection)
+        del self.collections[collection]
+
     def _revision(self, rev: int) -> None:
         self._rev = rev
 
@@ -275,6 +288,8 @@ _APPLY: Final[dict[Op, Callable[..., Any]]] = {
     Op.NOOP: lambda state: None,
     Op.CREATE_COLLECTION: State._create_collection,
     Op.REMOVE_COLLECTION: State._remove_collection,
+    Op.SPLIT: State._split,
+    Op.MERGE: State._merge,
     Op.CREATE: State._make,
     Op.TOUCH: State._make,
     Op.WRITE: lambda state, collection, name, offset, data: state._object(collection, name).write(offset, data),

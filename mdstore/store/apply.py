@@ -12,6 +12,7 @@ from mdstore.store import data, revisions
 from mdstore.store.allocator import Run
 from mdstore.store.collections import Collection, CollectionTable
 from mdstore.store.floors import Floors
+from mdstore.store.moves import Selection, selected_objects, selected_revisions
 from mdstore.store.objects import ObjectTable
 from mdstore.store.onode import Onode, object_key
 from mdstore.store.transaction import Op, Operation
@@ -87,6 +88,21 @@ class Applier:
 
     def remove_collection(self, name: bytes) -> None:
         self._collections.remove(name)
+
+    def split(self, collection: bytes, bits: int, remainder: int, to_collection: bytes) -> None:
+        source, target, objects = self._collection(collection), self._collection(to_collection), self._objects
+        selection = Selection(bits, remainder)
+        keys = [object_key(source.number, name) for name, _ in selected_objects(objects, source.number, selection)]
+        source.objects -= len(keys)
+        target.objects += len(keys)
+        source.dirty = target.dirty = True
+        objects.move(keys, target.number)
+        objects.move([key for key, _, _ in selected_revisions(objects, source.number, selection)], target.number)
+        self._floors.carry(collection, to_collection, selection)
+
+    def merge(self, collection: bytes, to_collection: bytes) -> None:
+        self.split(collection, 0, 0, to_collection)
+        self._collections.remove(collection)
 
     # -- objects -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ outlive what they guard. Transactions without an epoch are not checked: they bel
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 from mdstore.btree import Descriptor
@@ -73,12 +73,36 @@ class Floors:
         op = operation[0]
         if not self._rows or op in _WRITES_NOTHING:
             return
+        if op in (Op.SPLIT, Op.MERGE):
+            self._check_move(epoch, operation[1], operation[-1])
+            return
         if op not in _ONLY_SECOND:
             named = op not in (Op.CREATE_COLLECTION, Op.REMOVE_COLLECTION)
             self._check(epoch, operation[1], operation[2] if named else b"")
         if op in _SECOND_TARGET:
             collection, name = _SECOND_TARGET[op]
             self._check(epoch, operation[collection], operation[name])
+
+    def _check_move(self, epoch: int, source: bytes, target: bytes) -> None:
+        """Moving objects takes an epoch that no floor in either collection is above, whatever it holds for there."""
+        for key, floor in self._rows.items():
+            if epoch < floor and (key[0] == Scope.STORE or key[1] in (source, target)):
+                raise FencedError(_where(key), epoch, floor)
+
+    def carry(self, source: bytes, target: bytes, selects: Callable[[bytes], bool]) -> list[FloorKey]:
+        """Objects whose names `selects` move: have every floor that holds for them in `source` hold in `target`. Returns the
+        floors that rose."""
+        risen = []
+        for (scope, collection, name), floor in list(self._rows.items()):
+            key = scope, target, name
+            moves = collection == source and scope != Scope.STORE and (scope != Scope.OBJECT or selects(name))
+            if moves and floor > self._rows.get(key, 0):
+                self._set(key, floor)
+                risen.append(key)
+        return risen
+
+    def __getitem__(self, key: FloorKey) -> int:
+        return self._rows[key]
 
     def _check(self, epoch: int, collection: bytes, name: bytes) -> None:
         for key in self._that_hold(collection, name):

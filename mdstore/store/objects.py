@@ -10,19 +10,20 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mdstore.btree import Descriptor, Pager, Tree
 from mdstore.limits import OBJECT_SIZE_MAX
 from mdstore.store import data
 from mdstore.store.onode import Onode, Record, data_descriptor, map_descriptor, object_key, split_key
-from mdstore.store.revisions import is_revision, revision_key
+from mdstore.store.revisions import is_revision, revision_key, with_collection
 from mdstore.store.space import Space
 
 EMBED_LIMIT = 512
 DESCRIPTOR = Descriptor(-2, -4, embed_limit=EMBED_LIMIT)
 
 
+_MOVED_AT_ONCE = 1024  # records held beside the tree
 ONODES_MIN = 64  # so that the few onodes one operation holds are never the ones dropped
 
 
@@ -164,6 +165,22 @@ class ObjectTable:
         assert raw is not None, "invariant 1"
         self.tree.delete(key)
         self.tree.put(new_key, raw)
+        self._rename_cached(key, new_key)
+
+    def move(self, keys: Sequence[bytes], number: int) -> None:
+        """Give objects and revisions the same names in another collection; takes no block, as `rekey`. The records are in
+        memory until the next checkpoint, which is due after as many as make one due by being changed."""
+        moved = [with_collection(key, number) for key in keys]
+        for at in range(0, len(keys), _MOVED_AT_ONCE):
+            old, new = keys[at : at + _MOVED_AT_ONCE], moved[at : at + _MOVED_AT_ONCE]
+            records = self.tree.get_many(old)
+            self.tree.delete_many(old)
+            self.tree.update([(key, raw) for key, raw in zip(new, records, strict=True) if raw is not None])
+        for key, new_key in zip(keys, moved, strict=True):
+            self._rename_cached(key, new_key)
+        self.changed_onodes += len(keys)
+
+    def _rename_cached(self, key: bytes, new_key: bytes) -> None:
         onode = self._cached.pop(key, None)
         if onode is not None:
             onode.key = new_key

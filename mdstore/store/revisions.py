@@ -68,6 +68,11 @@ def split_revision_key(key: bytes) -> tuple[int, bytes, int]:
     return _NUMBER.unpack_from(key)[0] & ~MARK, name, _NUMBER.unpack(key[-_NUMBER.size :])[0]
 
 
+def with_collection(key: bytes, number: int) -> bytes:
+    """The key of the same name (and revision) in another collection."""
+    return _NUMBER.pack(number | MARK if is_revision(key) else number) + key[_NUMBER.size :]
+
+
 def object_of(key: bytes) -> tuple[int, bytes]:
     """(collection number, name) of the object that any key of the object tree belongs to."""
     if is_revision(key):

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Any
 
+from crc32c import crc32c
+
 from mdstore.errors import InvalidRequest, LimitExceeded
 from mdstore.limits import (
     ATTR_NAME_MAX,
@@ -37,6 +39,8 @@ class Op(IntEnum):
     NOOP = 1
     CREATE_COLLECTION = 2
     REMOVE_COLLECTION = 3
+    SPLIT = 4
+    MERGE = 5
     CREATE = 10
     TOUCH = 11
     WRITE = 12
@@ -91,6 +95,21 @@ class Transaction:
     def remove_collection(self, collection: Name) -> Transaction:
         """Remove an empty collection. Refused with NotFound, or NotEmpty while it holds an object."""
         return self._add((Op.REMOVE_COLLECTION, collection_name(collection)))
+
+    def split(self, collection: Name, bits: int, remainder: int, to_collection: Name) -> Transaction:
+        """Move the objects whose `object_hash` has `remainder` in its low `bits` bits (0 to 32), with their revisions, to another
+        collection, which must exist. Refused: AlreadyExists when the target has an object or a revision of a name that moves;
+        LimitExceeded over 65,536 objects and revisions (MOVED_OBJECTS_MAX): move them in several splits of more bits.
+        Floors that hold for what moves hold in the target, too. In the log it is one short operation. Cost: a walk over the
+        names of the collection, and rewriting the records of what moves, under the store's lock."""
+        if not 0 <= bits <= 32 or not 0 <= remainder < 1 << bits:
+            raise InvalidRequest(f"remainder {remainder} of {bits} bits: 0 to 32 bits, and a remainder that fits them")
+        return self._add((Op.SPLIT, collection_name(collection), bits, remainder, collection_name(to_collection)))
+
+    def merge(self, collection: Name, to_collection: Name) -> Transaction:
+        """Move every object and revision to another collection and remove the emptied one. Refused as `split`; a larger
+        collection is emptied by splits first."""
+        return self._add((Op.MERGE, collection_name(collection), collection_name(to_collection)))
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
@@ -240,6 +259,11 @@ class Transaction:
             raise LimitExceeded("TRANSACTION_OPS_MAX", len(self.operations) + 1, TRANSACTION_OPS_MAX)
         self.operations.append(row)
         return self
+
+
+def object_hash(name: Name) -> int:
+    """The number that `split` goes by: CRC-32C of the object's name."""
+    return crc32c(object_name(name))
 
 
 def collection_name(name: Name) -> bytes:

@@ -11,47 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mdstore.btree import key_size_max
-from mdstore.errors import (
-    AlreadyExists,
-    InvalidRequest,
-    LimitExceeded,
-    MdstoreError,
-    NotEmpty,
-    NotFound,
-    TransactionError,
-)
+from mdstore.errors import AlreadyExists, InvalidRequest, LimitExceeded, MdstoreError, NotFound, TransactionError
+from mdstore.limits import MOVED_BYTES_MAX, MOVED_OBJECTS_MAX
 from mdstore.store import data, revisions
 from mdstore.store.collections import CollectionTable
 from mdstore.store.floors import KEY_OVERHEAD, Floors
+from mdstore.store.moves import Selection
 from mdstore.store.objects import ObjectTable
-from mdstore.store.onode import Onode, object_key
+from mdstore.store.onode import object_key
+from mdstore.store.prospect import Prospect, Shadow
 from mdstore.store.transaction import Op, Operation
 
 
-class _Shadow:
-    """An object that the transaction looks at, as its operations so far would leave it.
-
-    `onode`: of the store, whose streams it has but for what this transaction changes; None: it has none of there.
-    `attributes`: their names, None before anybody asked. `is_shared`: a clone that the transaction makes shares its data.
-    """
-
-    __slots__ = ("attributes", "created_rev", "is_shared", "onode")
-
-    def __init__(self, onode: Onode | None, created_rev: int) -> None:
-        self.onode = onode
-        self.created_rev = created_rev
-        self.attributes: set[bytes] | None = None
-        self.is_shared = False
-
-    def names(self) -> set[bytes]:
-        """The attributes' names, to look at and to change."""
-        if self.attributes is None:
-            self.attributes = set(self.onode.attributes) if self.onode is not None else set()
-        return self.attributes
-
-
 class Validator:
-    """One transaction's view: the tables, and what its earlier operations would have made of them.
+    """The operations of one transaction, looked at one after another.
 
     `growth` and `rewrites` bound the blocks that writing it back may take: for what it adds, and for pages there already that
     it changes (so never more than there are). `only_frees` stays true while every operation gives space back.
@@ -60,13 +33,9 @@ class Validator:
     def __init__(self, collections: CollectionTable, objects: ObjectTable, floors: Floors) -> None:
         self._floors = floors
         self._raised: Floors | None = None  # with what earlier operations raise
-        self._collections = collections
         self._objects = objects
+        self._prospect = Prospect(collections, objects)
         self._block_size = objects.space.block_size
-        self._made_collections: dict[bytes, bool] = {}
-        self._shadows: dict[tuple[bytes, bytes], _Shadow | None] = {}  # None: no such object
-        self._population: dict[bytes, int] = {}  # how many objects more than in the store
-        self._revisions: dict[tuple[bytes, bytes], set[int]] = {}
         self._rev = 0  # that the next operation carries
         self.growth = 4
         self.rewrites = 4
@@ -83,98 +52,65 @@ class Validator:
             except MdstoreError as cause:
                 raise TransactionError(index, Op(operation[0]).name.lower(), cause) from None
 
-    # -- the view ------------------------------------------------------------------------------------------------------
+    # -- what most operations do to an object --------------------------------------------------------------------------
 
-    def _collection(self, name: bytes) -> None:
-        made = self._made_collections.get(name)
-        if made is False or (made is None and self._collections.get(name) is None):
-            raise NotFound("collection", name)
-
-    def _look(self, collection: bytes, name: bytes) -> _Shadow | None:
-        """The object, or None."""
-        self._collection(collection)
-        key = collection, name
-        if key in self._shadows:
-            return self._shadows[key]
-        known = self._collections.get(collection)
-        onode = self._objects.get(known.number, name) if known is not None else None
-        shadow = self._shadows[key] = None if onode is None else _Shadow(onode, onode.created_rev)
-        return shadow
-
-    def _need(self, collection: bytes, name: bytes) -> _Shadow:
-        shadow = self._look(collection, name)
-        if shadow is None:
-            raise NotFound("object", name)
-        return shadow
-
-    def _change(self, collection: bytes, name: bytes) -> _Shadow:
+    def _change(self, collection: bytes, name: bytes) -> Shadow:
         """The operation changes an object that must be there."""
-        shadow = self._need(collection, name)
+        shadow = self._prospect.need(collection, name)
         self._keep(collection, name, shadow)
         return shadow
 
-    def _make(self, collection: bytes, name: bytes) -> _Shadow:
+    def _make(self, collection: bytes, name: bytes) -> Shadow:
         """The operation makes the object when it is not there, and changes nothing of one that is."""
-        shadow = self._look(collection, name)
+        shadow = self._prospect.look(collection, name)
         if shadow is None:
             self._fits("OBJECT_NAME_MAX", name, len(object_key(0, b"")))
-            shadow = _Shadow(None, max(self._rev, *self._revisions_of(collection, name), 0))
-            self._put(collection, name, shadow)
+            shadow = Shadow(None, max(self._rev, *self._prospect.revisions_of(collection, name), 0))
+            self._prospect.put(collection, name, shadow)
         self._grow(2, len(name))
         return shadow
 
-    def _write(self, collection: bytes, name: bytes) -> _Shadow:
+    def _write(self, collection: bytes, name: bytes) -> Shadow:
         """The operation changes the object, made when it is not there."""
         shadow = self._make(collection, name)
         self._keep(collection, name, shadow)
         return shadow
 
-    def _put(self, collection: bytes, name: bytes, shadow: _Shadow | None) -> None:
-        """Note that the object is there, as the shadow says, or (None) is not."""
-        change = (shadow is not None) - (self._shadows.get((collection, name)) is not None)
-        self._population[collection] = self._population.get(collection, 0) + change
-        self._shadows[collection, name] = shadow
-
-    # -- revisions -----------------------------------------------------------------------------------------------------
-
-    def _keep(self, collection: bytes, name: bytes, shadow: _Shadow) -> None:
+    def _keep(self, collection: bytes, name: bytes, shadow: Shadow) -> None:
         """The operation's revision may ask for the object to be kept as it is first."""
         if shadow.created_rev < self._rev:
-            self._fits_revision(name)
-            self._revisions_of(collection, name).add(self._rev)
+            self._note_revision(collection, name)
             shadow.created_rev = self._rev
             self._share(shadow)
-            self._grow(2, 2 * len(name))
 
-    def _fits_revision(self, name: bytes) -> None:
+    def _note_revision(self, collection: bytes, name: bytes) -> None:
         self._fits("OBJECT_NAME_MAX", name, len(revisions.revision_key(0, name, 0)) - len(name))
+        self._prospect.revisions_of(collection, name).add(self._rev)
+        self._grow(2, 2 * len(name))
 
-    def _share(self, shadow: _Shadow) -> None:
+    def _share(self, shadow: Shadow) -> None:
         """A clone of the object takes room for what is in memory alone, and a write to either of them for counting extents."""
         shadow.is_shared = True
         if shadow.onode is not None:
             self.growth += 4 + len(shadow.onode.blocks) + self._objects.pager.dirty_bytes // self._block_size
 
-    def _revisions_of(self, collection: bytes, name: bytes) -> set[int]:
-        """The numbers of the object's revisions, to look at and to change."""
-        key = collection, name
-        found = self._revisions.get(key)
-        if found is None:
-            known = self._collections.get(collection)
-            number = known.number if known is not None else 0
-            found = self._revisions[key] = set(revisions.numbers(self._objects, number, name))
-        return found
-
-    def _has_revisions(self, collection: bytes) -> bool:
-        """Whether any object of the collection, there or not, has a revision."""
-        if any(found for (home, _), found in self._revisions.items() if home == collection):
-            return True
-        known = self._collections.get(collection)
-        for key in revisions.keys_of_collection(self._objects, known.number) if known is not None else ():
-            _, name, rev = revisions.split_revision_key(key)
-            if rev in self._revisions.get((collection, name), {rev}):
-                return True
-        return False
+    def _move(self, collection: bytes, selection: Selection, target: bytes) -> None:
+        """The operation moves what it selects, if no name of it is taken in the target."""
+        prospect = self._prospect
+        prospect.collection(collection)
+        prospect.collection(target)
+        if collection == target:
+            raise InvalidRequest(f"collection {collection!r} cannot be split or merged into itself")
+        names, revised, size = prospect.selected(collection, selection)
+        _at_most("MOVED_OBJECTS_MAX", len(names) + sum(map(len, revised.values())), MOVED_OBJECTS_MAX)
+        _at_most("MOVED_BYTES_MAX", size, MOVED_BYTES_MAX)
+        for name in sorted(names | revised.keys()):
+            if prospect.is_taken(target, name):
+                raise AlreadyExists("object", name)
+        prospect.move(collection, target, names, revised)
+        self._floors_to_raise().carry(collection, target, selection)
+        self.rewrites += 4 * len(names) + 2 * size // self._block_size
+        self._grow(0, size)
 
     # -- room ----------------------------------------------------------------------------------------------------------
 
@@ -194,24 +130,22 @@ class Validator:
         """Always possible."""
 
     def create_collection(self, name: bytes) -> None:
-        made = self._made_collections.get(name)
-        if made or (made is None and self._collections.get(name) is not None):
-            raise AlreadyExists("collection", name)
+        self._prospect.create_collection(name)
         self._fits("COLLECTION_NAME_MAX", name)
-        self._made_collections[name] = True
         self._grow(1, len(name))
 
     def remove_collection(self, name: bytes) -> None:
-        self._collection(name)
-        known = self._collections.get(name)
-        if (known.objects if known else 0) + self._population.get(name, 0):
-            raise NotEmpty(f"collection {name!r} still holds objects")
-        if self._has_revisions(name):
-            raise NotEmpty(f"collection {name!r} still holds revisions of objects")
-        self._made_collections[name] = False
+        self._prospect.remove_collection(name)
+
+    def split(self, collection: bytes, bits: int, remainder: int, to_collection: bytes) -> None:
+        self._move(collection, Selection(bits, remainder), to_collection)
+
+    def merge(self, collection: bytes, to_collection: bytes) -> None:
+        self._move(collection, Selection(0, 0), to_collection)
+        self._prospect.drop_emptied(collection)
 
     def create(self, collection: bytes, name: bytes) -> None:
-        if self._look(collection, name) is not None:
+        if self._prospect.look(collection, name) is not None:
             raise AlreadyExists("object", name)
         self._make(collection, name)
 
@@ -235,7 +169,7 @@ class Validator:
         self.growth += 2
         self._partial(shadow, name, size, 0)
 
-    def _partial(self, shadow: _Shadow, name: bytes, offset: int, length: int) -> None:
+    def _partial(self, shadow: Shadow, name: bytes, offset: int, length: int) -> None:
         """Blocks changed in part are read now; a clone that is written to counts every extent it shares."""
         onode = shadow.onode
         if onode is None:
@@ -245,12 +179,10 @@ class Validator:
         data.prefetch(self._objects.space, onode, offset, length, _show(name))
 
     def remove(self, collection: bytes, name: bytes) -> None:
-        shadow = self._need(collection, name)
+        shadow = self._prospect.need(collection, name)
         if shadow.created_rev < self._rev:
-            self._fits_revision(name)
-            self._revisions_of(collection, name).add(self._rev)
-            self._grow(2, 2 * len(name))
-        self._put(collection, name, None)
+            self._note_revision(collection, name)
+        self._prospect.put(collection, name, None)
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
         shadow = self._write(collection, name)
@@ -258,24 +190,24 @@ class Validator:
         shadow.names().add(attribute)
 
     def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
-        shadow = self._need(collection, name)
+        shadow = self._prospect.need(collection, name)
         if attribute not in shadow.names():
             raise NotFound("attribute", attribute)
         self._keep(collection, name, shadow)
         shadow.names().discard(attribute)
 
     def clone(self, collection: bytes, name: bytes, to_name: bytes) -> None:
-        source = self._need(collection, name)
+        source = self._prospect.need(collection, name)
         if name == to_name:
             raise InvalidRequest(f"object {name!r} cannot be cloned onto itself")
         target = self._write(collection, to_name)
         self._share(source)
-        copy = _Shadow(source.onode, target.created_rev)
+        copy = Shadow(source.onode, target.created_rev)
         copy.attributes, copy.is_shared = set(source.names()), True
-        self._put(collection, to_name, copy)
+        self._prospect.put(collection, to_name, copy)
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, source: int, length: int, target: int) -> None:
-        origin = self._need(collection, name)
+        origin = self._prospect.need(collection, name)
         if name == to_name:
             raise InvalidRequest(f"object {name!r} cannot be cloned onto itself")
         copy = self._write(collection, to_name)
@@ -284,14 +216,14 @@ class Validator:
         self._partial(copy, to_name, target, length)
 
     def rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
-        shadow = self._need(collection, name)
-        if self._look(to_collection, to_name) is not None:
+        shadow = self._prospect.need(collection, name)
+        if self._prospect.look(to_collection, to_name) is not None:
             raise AlreadyExists("object", to_name)
         self._keep(collection, name, shadow)
-        self._put(collection, name, None)
+        self._prospect.put(collection, name, None)
         target = self._make(to_collection, to_name)
         shadow.created_rev = max(shadow.created_rev, target.created_rev)
-        self._put(to_collection, to_name, shadow)
+        self._prospect.put(to_collection, to_name, shadow)
 
     def alloc_hint(self, collection: bytes, name: bytes, object_size: int, write_size: int, flags: int) -> None:
         self._make(collection, name)
@@ -300,15 +232,15 @@ class Validator:
         self._rev = rev
 
     def remove_revision(self, collection: bytes, name: bytes, rev: int) -> None:
-        self._collection(collection)
-        found = self._revisions_of(collection, name)
+        self._prospect.collection(collection)
+        found = self._prospect.revisions_of(collection, name)
         if rev not in found:
             raise NotFound("revision", rev)
         found.discard(rev)
 
     def trim_revisions(self, collection: bytes, name: bytes, rev: int) -> None:
-        self._collection(collection)
-        found = self._revisions_of(collection, name)
+        self._prospect.collection(collection)
+        found = self._prospect.revisions_of(collection, name)
         found -= {kept for kept in found if kept <= rev}
 
     def map_set(self, collection: bytes, name: bytes, pairs: list[tuple[bytes, bytes]]) -> None:
@@ -335,16 +267,24 @@ class Validator:
 
     def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
         self._fits("OBJECT_NAME_MAX", name, KEY_OVERHEAD + len(collection))
-        if self._raised is None:
-            self._raised = self._floors.copy()
-        self._raised.raise_to((scope, collection, name), floor)
+        self._floors_to_raise().raise_to((scope, collection, name), floor)
         self._grow(1, len(collection) + len(name))
 
-    def _read_leaves(self, shadow: _Shadow, keys: list[bytes]) -> None:
+    def _floors_to_raise(self) -> Floors:
+        if self._raised is None:
+            self._raised = self._floors.copy()
+        return self._raised
+
+    def _read_leaves(self, shadow: Shadow, keys: list[bytes]) -> None:
         """Have the pages of these keys read and checked before anything changes."""
         tree = shadow.onode.map if shadow.onode is not None else None
         if tree is not None and tree.height > 1:
             tree.get_many(keys)
+
+
+def _at_most(limit: str, value: int, maximum: int) -> None:
+    if value > maximum:
+        raise LimitExceeded(limit, value, maximum)
 
 
 def _show(name: bytes) -> str:

@@ -49,6 +49,7 @@ def a_bound(rng: Random) -> bytes | None:
     return a_key(rng) if rng.randrange(4) else None
 
 
+APART = {"set_floor", "split", "merge"}  # their second argument is no object's name
 Draw = Callable[[Random], Any]
 
 
@@ -93,6 +94,11 @@ def a_step(rng: Random) -> Step:
         return "at_revision", (rng.choice([0, *REVISIONS]),)
     if kind == 1:
         return rng.choice([("noop", ()), ("set_floor", (rng.randrange(1, 9), rng.choice([None, *COLLECTIONS])))])
+    if kind == 2 and rng.randrange(2):
+        return rng.choice([
+            ("split", (rng.choice(COLLECTIONS), (bits := rng.randrange(3)), rng.randrange(1 << bits), rng.choice(COLLECTIONS))),
+            ("merge", (rng.choice([b"c\0", b"d"]), rng.choice(COLLECTIONS))),
+        ])  # fmt: skip
     method, draws = rng.choice(OPERATIONS)
     return method, (rng.choice(COLLECTIONS), rng.choice(NAMES), *(draw(rng) for draw in draws))
 
@@ -265,7 +271,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _transact(self, steps: list[Step], epoch: int | None = None, rev: int = 0) -> None:
         self._both(build(steps, epoch, rev))
-        for where in {arguments[:2] for method, arguments in steps if len(arguments) >= 2 and method != "set_floor"}:
+        for where in {arguments[:2] for method, arguments in steps if len(arguments) >= 2 and method not in APART}:
             self._compare_object(*where)
 
     def _both(self, transaction: Transaction) -> None:

@@ -1,4 +1,4 @@
-"""Object revisions as the second reader sees them: keys, replay of the log, and damage that only it would notice."""
+"""Object revisions and moved objects as the second reader sees them: keys, replay of the log, damage only it would notice."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_key_that_no_name_gives_is_damage(damaged: str) -> None:
 def step(transaction: Transaction, random: Random) -> Transaction:
     """One operation that keeps, trims or moves revisions."""
     name, other, where, rev = random.choice(NAMES), random.choice(NAMES), random.choice((b"c", b"d")), random.randrange(12)
-    kind = random.randrange(7)
+    kind = random.randrange(9)
     if kind == 0:
         return transaction.write(where, name, random.randrange(900), random.randbytes(random.randrange(1500)))
     if kind == 1:
@@ -69,6 +69,10 @@ def step(transaction: Transaction, random: Random) -> Transaction:
         return transaction.touch(where, name).clone(where, name, other + b"-clone")
     if kind == 4:
         return transaction.rename(where, name, b"d", other)
+    if kind == 7:
+        return transaction.split(where, 1, random.randrange(2), random.choice((b"c", b"d")))
+    if kind == 8:
+        return transaction.merge(b"d", b"c").create_collection(b"d")
     return transaction.trim_revisions(where, name, rev) if kind == 5 else transaction.at_revision(rev)
 
 

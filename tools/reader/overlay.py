@@ -21,6 +21,7 @@ from typing import Final, Protocol, cast
 
 from sortedcontainers import SortedDict
 
+from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.data import DataSource, DataView, Mapped
 from mdstore.tools.reader.onode import Collection, Onode
 from mdstore.tools.reader.problems import Damage, readable
@@ -178,16 +179,19 @@ class Overlay:
             found[key[2]] = self._revisions[key]
         return {rev: state for rev, state in sorted(found.items()) if state is not None}
 
-    def _has_revisions(self, collection: bytes) -> bool:
-        """Whether any object of the collection has a revision."""
-        number = self._collections.get(collection)
+    def _revision_keys(self, collection: bytes) -> list[tuple[bytes, int]]:
+        """(name, revision) of every revision of the collection's objects."""
+        number, found = self._collections.get(collection), {}
         if number is not None:
             low, high = revision_bounds(number, b"")[0][:8], revision_bounds(number + 1, b"")[0][:8]
-            for key, _ in self.base.object_records(low, high):
-                _, name, rev = decode_revision_key(key)
-                if (collection, name, rev) not in self._revisions:
-                    return True
-        return any(self._revisions[key] for key in self._revisions.irange((collection,)) if key[0] == collection)
+            for record, _ in self.base.object_records(low, high):
+                _, name, rev = decode_revision_key(record)
+                found[name, rev] = True
+        for home, name, rev in self._revisions.irange((collection,)):
+            if home != collection:
+                break
+            found[name, rev] = self._revisions[home, name, rev] is not None
+        return [key for key, is_there in found.items() if is_there]
 
     def attributes_of(self, found: ObjectState | Onode) -> dict[bytes, bytes]:
         """All attributes of an object."""
@@ -278,11 +282,35 @@ class Overlay:
         self._collection(name)
         if next(self.objects(name), None) is not None:
             raise _Refused(f"collection {readable(name)} is not empty")
-        if self._has_revisions(name):
+        if self._revision_keys(name):
             raise _Refused(f"collection {readable(name)} holds revisions")
         for key in [key for key in self._revisions.irange((name,)) if key[0] == name]:
             del self._revisions[key]  # of a number that is gone
         del self._collections[name]
+
+    def _split(self, collection: bytes, bits: int, remainder: int, target: bytes) -> None:
+        self._collection(collection)
+        self._collection(target)
+        mask = (1 << bits) - 1
+
+        def moves(name: bytes) -> bool:
+            return not mask or crc32c(name) & mask == remainder
+
+        names = [name for name, _ in self.objects(collection) if moves(name)]
+        for name in names:
+            if self.find(target, name) is not None:
+                raise _Refused(f"object {readable(name)} exists in {readable(target)}")
+            self._objects[target, name] = self._required(collection, name)
+            self._objects[collection, name] = None
+        for name, rev in [key for key in self._revision_keys(collection) if moves(key[0])]:
+            if rev in self.revisions(target, name):
+                raise _Refused(f"revision {rev} of object {readable(name)} exists in {readable(target)}")
+            self._revisions[target, name, rev] = self.revisions(collection, name)[rev]
+            self._revisions[collection, name, rev] = None
+
+    def _merge(self, collection: bytes, target: bytes) -> None:
+        self._split(collection, 0, 0, target)
+        self._remove_collection(collection)
 
     def _create(self, collection: bytes, name: bytes) -> None:
         self._collection(collection)
@@ -389,6 +417,8 @@ def mapped_blocks(runs: list[list[int]], checksums: bytes) -> list[tuple[int, in
 _HANDLERS: Final[dict[str, Callable[..., object]]] = {
     "CREATE_COLLECTION": Overlay._create_collection,
     "REMOVE_COLLECTION": Overlay._remove_collection,
+    "SPLIT": Overlay._split,
+    "MERGE": Overlay._merge,
     "CREATE": Overlay._create,
     "TOUCH": Overlay._touch,
     "WRITE": Overlay._write,

@@ -15,6 +15,8 @@ OPERATIONS: Final = {
     1: ("NOOP", ""),
     2: ("CREATE_COLLECTION", "b"),
     3: ("REMOVE_COLLECTION", "b"),
+    4: ("SPLIT", "bnnb"),
+    5: ("MERGE", "bb"),
     10: ("CREATE", "bb"),
     11: ("TOUCH", "bb"),
     12: ("WRITE", "bbnb"),
