@@ -12,6 +12,8 @@ import pytest
 from mdstore.device.file import FileDevice
 from mdstore.mds.server import MetadataServer
 from mdstore.store.store import Store
+from mdstore.tools.reader.check import Options, check_image
+from mdstore.tools.reader.problems import Problem
 from tests.posix.calls import outcome
 from tests.posix.conftest import Server
 
@@ -101,6 +103,13 @@ def _make_image(path: Path) -> None:
         MetadataServer.format(store, now_ns=0)
 
 
+def _fsck(path: Path) -> list[Problem]:
+    """What the second reader finds wrong, every block looked at."""
+    found: list[Problem] = []
+    check_image(str(path), Options("deep"), found.append)
+    return [problem for problem in found if problem.severity != "note"]
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_what_was_fsynced_survives_kill_9_of_the_server(tmp_path: Path, seed: int) -> None:
     print("seed", seed)
@@ -120,6 +129,7 @@ def test_what_was_fsynced_survives_kill_9_of_the_server(tmp_path: Path, seed: in
             worker.join(60)
             assert not worker.is_alive()
             assert worker.steps >= enough, f"before the server was killed: {worker.error!r}"
+        assert _fsck(tmp_path / "image") == [], f"seed {seed}, round {round_number}"
         with Server(f"image:{tmp_path / 'image'}", tmp_path / "mount") as server:
             found = _state(server.mountpoint)
             before, after = dict(acknowledged), dict(acknowledged)
