@@ -141,8 +141,8 @@ class Journal:
         """Add an entry; returns its end, the position to `wait` for. Nothing is durable yet.
 
         payload: one buffer or several that follow one another, at most 1 GiB; `bytes` are kept by reference, anything
-        else is copied. type: 1 to 65534. No I/O, except a write of everything buffered each `buffer_bytes`, and a wait
-        for durability when twice that is buffered.
+        else is copied. type: 1 to 65534. No I/O, except a write of the periods that are complete each `buffer_bytes`,
+        and a wait for durability when twice that is buffered because another thread's writing does not keep up.
         Errors, nothing appended: `JournalFull`, `EntryTooLarge`, `JournalReadOnly`, `JournalClosed`; the latched error.
         """
         return self._pack.add_at_once(payload, type) or self._append(payload, type)

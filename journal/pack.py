@@ -75,6 +75,14 @@ class Packer(Framer):
             self.buffers.append(bytes(size))
             self.position += size
 
+    def take_to(self, stop: int) -> tuple[int, list[Buffer]]:
+        """With the lock held: everything below `stop`, and where it begins; what lies behind stays."""
+        with self.still():
+            begin, _, _, buffers = self.take()
+            taken, left = split_buffers(buffers, stop - begin)
+            self.buffers, self.taken = left, stop
+        return begin, taken
+
     def restart(self, position: int, sequence: int) -> None:
         """Go on from an earlier entry boundary; nothing has been added yet."""
         assert not self.buffers, "entries were added behind it"
@@ -90,6 +98,16 @@ class Packer(Framer):
     def appended(self) -> int:
         """Entries so far, pads not counted."""
         return self.sequence - self.first_sequence - self.pads
+
+
+def split_buffers(buffers: Sequence[Buffer], room: int) -> tuple[list[Buffer], list[Buffer]]:
+    """The same bytes as two lists, the first `room` bytes long."""
+    for index, buffer in enumerate(buffers):
+        if len(buffer) > room:
+            view = memoryview(buffer)
+            return [*buffers[:index], view[:room]], [view[room:], *buffers[index + 1 :]]
+        room -= len(buffer)
+    return list(buffers), []
 
 
 def join_small(buffers: Sequence[Buffer]) -> list[Buffer]:

@@ -9,10 +9,10 @@ another log in the same place, is never taken for an entry of this one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from journal.head import COPIES, HEAD_SIZE
 from journal.medium import Buffer, Region
+from journal.pack import split_buffers
 
 ZEROS_AT_ONCE = 1 << 20
 
@@ -95,13 +95,3 @@ class RingMedium:
 
     def describe(self) -> dict[str, int]:
         return {"capacity": self.capacity}
-
-
-def split_buffers(buffers: Sequence[Buffer], room: int) -> tuple[list[Buffer], list[Buffer]]:
-    """The same bytes as two lists, the first `room` bytes long."""
-    for index, buffer in enumerate(buffers):
-        if len(buffer) > room:
-            view = memoryview(buffer)
-            return [*buffers[:index], view[:room]], [view[room:], *buffers[index + 1 :]]
-        room -= len(buffer)
-    return list(chain(buffers)), []

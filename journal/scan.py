@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Final, Literal
 
 from crc32c import crc32c
@@ -35,6 +36,7 @@ from journal.entry import (
 Read = Callable[[int, int], bytes]
 
 WINDOW: Final = 1 << 20  # bytes read ahead of the walk
+PIECE: Final = 1 << 23  # bytes of a large entry read at once
 _NEVER: Final = 1 << 64
 _LOW_BITS: Final = 24  # of a position, that the search does not look at
 _UPPER_MAX: Final = 128  # different upper parts, that it does look at
@@ -70,7 +72,7 @@ class Walk:
     """Iterates over the entries of `[position, stop)`, in batches or one by one.
 
     After the iteration `position` is the end of the last good entry, and `broken` says why the next one is not good;
-    `broken` is "" when `stop` was reached. Holds one window, or one entry where that is larger. Pads are not yielded.
+    `broken` is "" when `stop` was reached. Holds one window, and one entry where that is larger. Pads are not yielded.
     """
 
     def __init__(
@@ -141,10 +143,20 @@ class Walk:
         return self._accept(header, payload)
 
     def _payload(self, header: Header) -> bytes:
-        """Out of the window; or, where it is larger than one, read alone and not copied again."""
+        """Out of the window; or, where it is larger than one, read piece by piece, so that no two copies of it are held."""
         if HEADER_SIZE + header.length <= self._window:
             return self._have(HEADER_SIZE + header.length)[HEADER_SIZE:]
-        return self._read(self.position + HEADER_SIZE, header.length)
+        payload, position = BytesIO(), self.position + HEADER_SIZE
+        payload.seek(header.length - 1)
+        payload.write(b"\0")  # of its full size at once: it need not grow, and is handed out without a copy
+        payload.seek(0)
+        while position < header.end:
+            read = payload.write(self._read(position, min(max(self._window, PIECE), header.end - position)))
+            if not read:
+                payload.truncate()  # the medium's end
+                break
+            position += read
+        return payload.getvalue()
 
     def _refused(self, header: Header) -> str | None:
         if header.end > self.stop or header.length + HEADER_SIZE > self._longest:

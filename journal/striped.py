@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from journal.head import COPIES, HEAD_SIZE
 from journal.medium import Buffer, ObjectIO
-from journal.ring import split_buffers
+from journal.pack import split_buffers
 
 Piece = tuple[int, int, int]  # (object number, offset in it, bytes)
 

@@ -75,15 +75,17 @@ class Writer:
             callback(None if self.safe >= position else self.refusal)
 
     def hold_appender(self, end: int) -> None:
-        """Write out what is buffered up to `end` where it is too much, and wait where that does not keep up."""
+        """Where too much is buffered write out the periods that are complete, or all if that is not enough; where somebody is
+        writing and does not keep up, wait until all up to `end` is durable."""
         excess = end - self._pack.taken - self._options.buffer_bytes
-        if excess > self._options.buffer_bytes:
+        if excess <= 0:
+            return
+        with self.lock:
+            leader = self.refusal is None and self.turns.take_now()
+        if leader:
+            self._write_in_turn(whole_periods=True)
+        elif excess > self._options.buffer_bytes:
             self.wait(end, None)
-        elif excess > 0:
-            with self.lock:
-                leader = self.refusal is None and self.turns.take_now()
-            if leader:
-                self._write_in_turn()
 
     # -- by the leader -------------------------------------------------------------------------------------------------
 
@@ -103,21 +105,31 @@ class Writer:
             with suppress(JournalError):  # latched: every later call raises it; what was waited for is durable
                 self.write_head()
 
-    def _write_in_turn(self) -> None:
-        """Write everything appended so far, without a flush."""
+    def _write_in_turn(self, *, whole_periods: bool = False) -> None:
+        """Write everything appended so far, or all periods that are complete, without a flush."""
         error: BaseException | None = None
         try:
-            self.write_buffers()
+            self.write_buffers(whole_periods=whole_periods)
         except BaseException as cause:
             error = cause
         self._end_turn(self.safe, self._safe_sequence, "write", error)
 
-    def write_buffers(self) -> tuple[int, int]:
-        """Write everything appended. Returns the position and sequence that a flush makes durable."""
+    def write_buffers(self, *, whole_periods: bool = False) -> tuple[int, int]:
+        """Write everything appended; returns the position and sequence that a flush makes durable.
+
+        whole_periods: what lies behind the last period's end stays, unless that is too much. Then the position may lie inside
+        an entry: it can be `flushed`, never `safe`.
+        """
         if not self.heads.begun:
             self.heads.ensure_begun(self._head_now, self._room.trimmed)
         with self.lock:
-            begin, end, sequence, buffers = self._pack.take()
+            complete = self._pack.position - self._pack.position % self._medium.period
+            few = self._pack.position - complete <= self._options.buffer_bytes
+            if whole_periods and few and self._pack.taken < complete:
+                end, sequence = complete, self._safe_sequence
+                begin, buffers = self._pack.take_to(end)
+            else:
+                begin, end, sequence, buffers = self._pack.take()
         if begin < end:
             if self._medium.prezero_periods:
                 self._keep_zeros_ahead(begin, end)

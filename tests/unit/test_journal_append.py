@@ -409,6 +409,38 @@ def test_buffered_bytes_are_written_without_being_asked() -> None:
     assert journal.safe == journal.medium.start
 
 
+def test_what_is_written_without_being_asked_is_whole_periods_and_the_rest_stays_buffered() -> None:
+    block = 256
+    region = CrashRegion(block * 32)
+    journal = Journal.create(RingMedium(region, block_size=block), options=Options(buffer_bytes=3 * block))
+    journal.write_head()
+    before = len(region.operations)
+    ends = [journal.append(b"%03d" % n * 30) for n in range(30)]
+    written = region.operations[before:]
+    assert {operation.kind for operation in written} == {"write"}
+    assert len(written) >= 3
+    for operation in written:
+        assert operation.offset % block == 0 == len(operation.data) % block
+    assert journal.flushed % block == 0
+    assert journal.safe == journal.medium.start
+    assert 0 < journal.write - journal.flushed <= 3 * block + block
+    journal.assert_state()
+    journal.flush()
+    journal.assert_state()
+    found = Journal.open(RingMedium(region, block_size=block))
+    assert [entry.end for entry in found.entries()] == ends
+    assert [entry.payload for entry in found.entries()] == [b"%03d" % n * 30 for n in range(30)]
+
+
+def test_more_than_is_held_back_is_written_whole_where_no_period_is_complete() -> None:
+    medium = MemoryMedium(start=0, period=1 << 20)
+    journal = Journal.create(medium, options=Options(buffer_bytes=1000))
+    for _ in range(10):
+        journal.append(b"x" * 200)
+    assert journal.counters.writes == 2
+    assert journal.flushed == 8 * 252, "four entries are more than a thousand bytes"
+
+
 def test_an_owner_may_end_the_log_before_a_whole_entry_it_cannot_use() -> None:
     # The store's entries may name blocks that never arrived: such an entry is whole, and still must go, for good.
     medium = MemoryMedium()
