@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 from crc32c import crc32c
 
-from journal.dump import KIND_LOG, KIND_UNDO, write_dump
+from journal.dump import KIND_LOG, KIND_UNDO, apply_dump, check_dump, write_dump
 from journal.entry import HEADER_SIZE, PAD_TYPE, Entry, Header, decode_header, encode_header
-from journal.errors import JournalCorrupt
-from journal.head import Head, newest_head
+from journal.errors import HeadLost, JournalCorrupt, NoJournal
+from journal.head import Head, check_geometry, newest_head
 from journal.medium import Medium
 from journal.scan import WINDOW, Rule, Walk
 from journal.survey import install_head, survey
@@ -49,6 +49,33 @@ def export_log(medium: Medium, out: BinaryIO, *, force: bool = False) -> int:
         raise JournalCorrupt(first.start, first.reason, "a dump would lack it; repair the log first, or force it")
     low = head.expire - head.expire % medium.period
     return write_dump(medium, out, KIND_LOG, [(low, max(found.end, head.safe))])
+
+
+def replace_log(medium: Medium, source: BinaryIO, undo: BinaryIO) -> int:
+    """Put the log dumped to `source` in place of the one there is, which first goes to `undo`; returns the bytes written.
+
+    Durable on return. `apply_dump(medium, undo)` brings the old log back, unless both its heads were lost: then only its bytes.
+    `DumpDamaged`, `WrongGeometry`, before anything is written.
+    """
+    dump = check_dump(source)
+    check_geometry(dump.head(), medium.describe())
+    low = medium.lowest()
+    try:
+        newest_head(medium.read_heads(), medium.name)
+    except (NoJournal, HeadLost):
+        write_dump(medium, undo, KIND_UNDO, [(low, medium.reach(low))])
+    else:
+        export_log(medium, undo, force=True)
+    undo.flush()
+    source.seek(0)
+    return apply_dump(medium, source)
+
+
+def replace_heads(medium: Medium, head: Head, undo: BinaryIO) -> Head:
+    """`install_head`; first the copies there are go to `undo`."""
+    write_dump(medium, undo, KIND_UNDO, [])
+    undo.flush()
+    return install_head(medium, head)
 
 
 def read_entries(medium: Medium, head: Head, *, window: int = WINDOW) -> Iterator[Entry]:

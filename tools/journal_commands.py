@@ -27,8 +27,10 @@ from journal.edit import (
     plan_splice,
     plan_truncate,
     read_entries,
+    replace_heads,
+    replace_log,
 )
-from journal.survey import Survey, install_head, recover_head, survey
+from journal.survey import Survey, recover_head, survey
 from mdstore.tools.images import json_option
 from mdstore.tools.journal_events import Filter, Summary, entry_json, line, type_number
 from mdstore.tools.journal_targets import Target, opened_log
@@ -93,7 +95,7 @@ def _print_survey(found: Survey) -> None:
 @click.option("--type", "types", multiple=True, help="Event type, by name or number; may be repeated.")
 @click.option("--path", help="A part of a name the event speaks of.")
 @click.option("--inode", type=int, help="An inode the event speaks of.")
-@click.option("--client", type=int, help="A client whose session the event changes.")
+@click.option("--client", type=int, help="A client whose request the event was, or whose session it changes.")
 @_ring
 @json_option
 def events_command(target: str, what: str, ring: bool, as_json: bool, **chosen: Any) -> None:
@@ -179,14 +181,17 @@ def header_set(target: str, fields: tuple[str, ...], apply_it: bool, undo_path: 
 @_target
 @click.option("--after-damage", is_flag=True, help="Begin behind the last damage instead of at the first entry.")
 @_apply
+@_undo
 @json_option
-def header_recover(target: str, after_damage: bool, apply_it: bool, as_json: bool) -> None:
+def header_recover(target: str, after_damage: bool, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
     """Search the whole medium for entries and make a head that describes them. Nothing but the head is written."""
+    path = _undo_path(target, undo_path) if apply_it else None
     with opened_log(target, ring=False, read_only=not apply_it) as log:
         head = recover_head(log.medium, after_damage=after_damage)
-        if apply_it:
-            install_head(log.medium, head)
-    _say(_head_words(head), apply_it, as_json, head=asdict(head))
+        if path is not None:
+            with _new_file(path) as undo:
+                replace_heads(log.medium, head, undo)
+    _say(_head_words(head), apply_it, as_json, head=asdict(head), undo_file=path)
 
 
 def _head_words(head: Head) -> list[str]:
@@ -216,10 +221,18 @@ def export_command(target: str, file: str, force: bool, ring: bool, as_json: boo
 @_target
 @click.argument("file", type=click.Path(exists=True))
 @_apply
+@_undo
 @json_option
-def import_command(target: str, file: str, apply_it: bool, as_json: bool) -> None:
-    """Replace the log by the one in FILE. Export the present one first if it may be wanted again."""
-    _apply_file(target, file, apply_it, as_json, "replace the log by the one in")
+def import_command(target: str, file: str, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
+    """Replace the log by the one in FILE. The one there is goes to the undo file."""
+    path = _undo_path(target, undo_path) if apply_it else None
+    with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
+        if path is None:
+            check_dump(source)
+        else:
+            with _new_file(path) as undo:
+                replace_log(log.medium, source, undo)
+    _say([f"replace the log by the one in {file}"], apply_it, as_json, undo_file=path)
 
 
 @journal.command("undo")
@@ -229,16 +242,12 @@ def import_command(target: str, file: str, apply_it: bool, as_json: bool) -> Non
 @json_option
 def undo_command(target: str, file: str, apply_it: bool, as_json: bool) -> None:
     """Take back the change that wrote the undo file FILE. Only while nothing else has written to the log since."""
-    _apply_file(target, file, apply_it, as_json, "take back what is kept in")
-
-
-def _apply_file(target: str, file: str, apply_it: bool, as_json: bool, what: str) -> None:
     with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
         check_dump(source)
         source.seek(0)
         if apply_it:
             apply_dump(log.medium, source)
-    _say([f"{what} {file}"], apply_it, as_json)
+    _say([f"take back what is kept in {file}"], apply_it, as_json)
 
 
 # -- mending -----------------------------------------------------------------------------------------------------------
@@ -250,7 +259,7 @@ def _apply_file(target: str, file: str, apply_it: bool, as_json: bool, what: str
 @click.option("--type", "types", multiple=True, help="Event type, by name or number; may be repeated.")
 @click.option("--path", help="A part of a name the event speaks of.")
 @click.option("--inode", type=int, help="An inode the event speaks of.")
-@click.option("--client", type=int, help="A client whose session the event changes.")
+@click.option("--client", type=int, help="A client whose request the event was, or whose session it changes.")
 @_apply
 @_undo
 @json_option
@@ -303,10 +312,14 @@ def _change(
         except ValueError as error:
             raise CommandFailed(str(error)) from None
         if apply_it and change.summary:
-            path = undo_path or f"{target.removeprefix('dir:')}.journal-undo"
+            path = _undo_path(target, undo_path)
             with _new_file(path) as undo:
                 apply_change(log.medium, change, undo)
     _say(change.summary, apply_it, as_json, undo_file=path)
+
+
+def _undo_path(target: str, given: str | None) -> str:
+    return given or f"{target.removeprefix('dir:')}.journal-undo"
 
 
 def _say(sentences: list[str], applied: bool, as_json: bool, **more: Any) -> None:

@@ -78,8 +78,32 @@ def test_events_of_an_image_are_shown_and_chosen(image: str, capsys: pytest.Capt
     assert mdstore(capsys, "journal", "events", image, "list", "--inode", str(inode)).count("\n") >= 3
     summary = json.loads(mdstore(capsys, "journal", "events", image, "summary"))
     assert summary["entries"]["MKDIR"] == 3
-    assert mdstore(capsys, "journal", "events", image, "list", "--client", "7") == ""
     mdstore(capsys, "journal", "events", image, "list", "--type", "nonsense", code=2)
+
+
+def test_events_are_chosen_by_the_client_that_asked_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "t.img")
+    mdstore(capsys, "mkfs", path, "--size", "64M")
+    with opened_store(path, read_only=False) as store:
+        server = MetadataServer.mount(store)
+        server.mkdir(SUPERUSER, ROOT_INO, b"nobody", 0o755)
+        sessions = [server.clients.open(name, timeout_ns=10**12) for name in (b"first", b"second")]
+        for number, (session, name) in enumerate(zip([*sessions, sessions[0]], (b"one", b"two", b"three"), strict=True), 1):
+            server.clients.perform(session, number, 1, "mkdir", SUPERUSER, ROOT_INO, name, 0o755)
+        server.syncfs()
+
+    def made_by(session: int) -> list[str]:
+        chosen = mdstore(capsys, "journal", "events", path, "json", "--client", str(session), "--type", "mkdir")
+        return [r["name"] for event in json.loads(chosen) for r in event["records"] if r["record"] == "EntrySet"]
+
+    assert made_by(sessions[0]) == ["one", "three"]
+    assert made_by(sessions[1]) == ["two"]
+    assert made_by(max(sessions) + 1) == []
+    listed = mdstore(capsys, "journal", "events", path, "list", "--client", str(sessions[1]))
+    assert f"of client {sessions[1]}" in listed
+    assert "one" not in listed
+    mdstore(capsys, "journal", "splice", path, "--client", str(sessions[0]), "--type", "mkdir", "--apply")
+    assert mdstore(capsys, "ls", path, "/").split() == ["nobody", "two"]
 
 
 def test_spliced_event_never_happened_until_it_is_taken_back(image: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,8 +148,16 @@ def test_export_reset_import(log: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert entries(log) == before
     mdstore(capsys, "journal", "reset", log, "--apply", "--undo", str(tmp_path / "undo"))
     assert entries(log) == []
-    mdstore(capsys, "journal", "import", log, dump, "--apply")
+    second = str(tmp_path / "second")
+    mdstore(capsys, "journal", "import", log, dump)
+    assert entries(log) == []
+    said = json.loads(mdstore(capsys, "journal", "import", log, dump, "--apply", "--undo", second, "--json"))
+    assert (said["applied"], said["undo_file"]) == (True, second)
     assert entries(log) == before
+    mdstore(capsys, "journal", "undo", log, second, "--apply")
+    assert entries(log) == [], "the log that was replaced is back"
+    mdstore(capsys, "journal", "import", log, dump, "--apply", "--undo", second, code=1)
+    assert entries(log) == [], "no undo file, no change"
 
 
 def test_truncate_and_header(log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +186,8 @@ def test_header_is_recovered(log: str, tmp_path: Path, capsys: pytest.CaptureFix
     mdstore(capsys, "journal", "header", "recover", log, "--apply")
     assert decode_head(head0.read_bytes()) != kept
     assert len(entries(log)) == 50
+    mdstore(capsys, "journal", "undo", log, f"{tmp_path}/d/log.journal-undo", "--apply")
+    assert head0.read_bytes() == b"\xee" * 132, "as it was, damage and all"
 
 
 def test_trouble_is_one_line_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

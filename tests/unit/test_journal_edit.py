@@ -9,6 +9,7 @@ import pytest
 
 from journal import (
     DumpDamaged,
+    HeadLost,
     Journal,
     JournalCorrupt,
     Layout,
@@ -28,9 +29,11 @@ from journal.edit import (
     plan_reset,
     plan_splice,
     plan_truncate,
+    replace_heads,
+    replace_log,
 )
 from journal.simulation import CrashObjects, CrashRegion
-from journal.survey import survey
+from journal.survey import recover_head, survey
 
 PAYLOADS = [b"%d" % n * (n % 23) for n in range(40)]
 Place = Callable[[], Medium]
@@ -135,6 +138,57 @@ def test_spliced_entries_are_gone_and_come_back_with_the_undo_file(place: Place)
     assert survey(place()).intact
     apply_dump(place(), undo)
     assert image(place()) == before
+
+
+def test_a_log_that_is_replaced_comes_back_with_the_undo_file(place: Place) -> None:
+    before, kept, undo = payloads(place), io.BytesIO(), io.BytesIO()
+    export_log(place(), kept)
+    medium = place()
+    apply_change(medium, plan_splice(medium, lambda entry: entry.type == 3), io.BytesIO())
+    changed = payloads(place)
+    assert changed != before
+    kept.seek(0)
+    replace_log(place(), kept, undo)
+    assert payloads(place) == before
+    undo.seek(0)
+    apply_dump(place(), undo)
+    assert payloads(place) == changed
+
+
+def test_a_log_without_heads_is_replaced_and_its_bytes_come_back(place: Place) -> None:
+    before, kept, undo, heads = payloads(place), io.BytesIO(), io.BytesIO(), io.BytesIO()
+    export_log(place(), kept)
+    medium = place()
+    for slot in range(2):
+        medium.write_head(slot, b"\xee" * 132)
+    kept.seek(0)
+    replace_log(place(), kept, undo)
+    assert payloads(place) == before
+    undo.seek(0)
+    apply_dump(place(), undo)
+    with pytest.raises(HeadLost):
+        Journal.open(place())
+    replace_heads(place(), recover_head(place()), heads)
+    assert payloads(place)[-len(before) :] == before, "found by its entries"
+    heads.seek(0)
+    apply_dump(place(), heads)
+    with pytest.raises(HeadLost):
+        Journal.open(place())
+
+
+def test_a_dump_of_another_geometry_replaces_nothing_and_keeps_nothing() -> None:
+    kept, undo = io.BytesIO(), io.BytesIO()
+    store = CrashObjects()
+    other = StripedMedium(store.view(), "log", Layout(32, 2, 128))
+    Journal.create(other).close()
+    export_log(other, kept)
+    target = CrashObjects()
+    Journal.create(StripedMedium(target.view(), "log", Layout(64, 2, 128))).close()
+    done = len(target.operations)
+    kept.seek(0)
+    with pytest.raises(WrongGeometry):
+        replace_log(StripedMedium(target.view(), "log", Layout(64, 2, 128)), kept, undo)
+    assert (len(target.operations), undo.getvalue()) == (done, b"")
 
 
 def test_truncated_log_ends_there_and_goes_on(place: Place) -> None:
