@@ -21,6 +21,10 @@ def crc32c(data: Buffer, value: int = 0) -> int: ...
 def crc32c_table(data: Buffer, value: int = 0) -> int:
     """The same number as `crc32c` by tables, as on a processor without the instruction; for tests."""
 
+def fail_memory(after: int, failures: int = 1) -> int:
+    """Let the next `after` allocations of the kernel succeed and `failures` then fail; for tests. -1: none fails. Returns
+    how many have failed since the last call."""
+
 def key_size_max(page_size: int, copies: int = 1) -> int:
     """The longest key a tree with such pages takes: at least three of them fit in an index page."""
 

@@ -2,8 +2,10 @@
 # cython: embedsignature=False, binding=False
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
-Read in this order: layout.pxi (a page), node.pxi (a page in memory), pager.pxi (cache), tree.pxi (search, insert, delete), seal.pxi
-(addresses, checksums, root record), cursor.pxi, api.pxi (what Python sees). blocks.pxi (data of objects) stands for itself.
+Read in this order: layout.pxi (a page), node.pxi (a page in memory), pager.pxi (cache), own.pxi (copy before change, what a change
+gives up), balance.pxi (rotate, split, merge), tree.pxi (search, insert, delete), seal.pxi
+(addresses, checksums, root record), cursor.pxi, api.pxi (what Python sees). blocks.pxi (data of objects) stands
+for itself.
 
 Threads. Everything below api.pxi runs without the interpreter lock and touches no Python object (a device without a
 descriptor is the one exception: it takes the lock for its read). Locks and their order are stated in pager.pxi (G3). A single
@@ -18,7 +20,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.stdlib cimport free, qsort
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from mdstore.errors import (
@@ -40,6 +42,14 @@ cdef extern from "crc32c.h" nogil:
     void crc32c_setup()
     uint32_t crc32c_update(uint32_t value, const void *data, size_t n, int software)
 
+cdef extern from "memory.h" nogil:
+    void *take(size_t size)
+    void *take_zeroed(size_t n, size_t size)
+    void *take_more(void *old, size_t size)
+    void *take_aligned(size_t size)
+    int64_t memory_failed
+    void memory_fail(int64_t after, int64_t failures)
+
 cdef extern from "sync.h" nogil:
     uint16_t ld16(const void *p)
     uint32_t ld32(const void *p)
@@ -51,6 +61,7 @@ cdef extern from "sync.h" nogil:
     uint64_t be64(uint64_t v)
     void prefetch(const void *p)
     void prefetch_node(const void *p)
+    void prefetch_gap(const void *p)
     int32_t at_add32(int32_t *p, int32_t v)
     int32_t at_get32(int32_t *p)
     void at_set32(int32_t *p, int32_t v)
@@ -63,12 +74,15 @@ cdef extern from "sync.h" nogil:
     void *at_getp(void *p)
     void at_setp(void *p, void *v)
     int at_casp(void *p, void *expected, void *v)
-    int rw_try_shared(uint32_t *w)
-    void rw_lock_shared(uint32_t *w)
-    void rw_unlock_shared(uint32_t *w)
-    int rw_try_exclusive(uint32_t *w)
-    void rw_lock_exclusive(uint32_t *w)
-    void rw_unlock_exclusive(uint32_t *w)
+    int rw_try_shared(uint64_t *w)
+    void rw_lock_shared(uint64_t *w)
+    void rw_unlock_shared(uint64_t *w)
+    void rw_unlock_shared_adding(uint64_t *w, int64_t amount)
+    void rw_tally_add(uint64_t *w, int64_t amount)
+    int64_t rw_tally(uint64_t *w)
+    int rw_try_exclusive(uint64_t *w)
+    void rw_lock_exclusive(uint64_t *w)
+    void rw_unlock_exclusive(uint64_t *w)
     void spin_lock(uint32_t *w)
     void spin_unlock(uint32_t *w)
     uint32_t latch_read(uint32_t *v)
@@ -84,6 +98,9 @@ cdef struct TreeCore
 include "layout.pxi"
 include "node.pxi"
 include "pager.pxi"
+include "own.pxi"
+include "spill.pxi"
+include "balance.pxi"
 include "tree.pxi"
 include "seal.pxi"
 include "cursor.pxi"

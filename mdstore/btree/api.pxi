@@ -10,6 +10,7 @@ COMPARE_I64 = CMP_I64
 COMPARE_REVERSE = CMP_REVERSE
 COMPARE_PAIR = CMP_PAIR
 PAGE_HEADER_SIZE = HEADER
+assert sizeof(Node) == NODE_SIZE and (NODE_SIZE + HEADER) % 64 == 0
 
 
 def crc32c(data, unsigned int value=0):
@@ -35,6 +36,14 @@ def crc32c_table(data, unsigned int value=0):
     """The same number by tables, as on a processor without the instruction; for tests."""
     cdef bytes copy = bytes(data)
     return crc32c_update(value, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), 1)
+
+
+def fail_memory(int64_t after, int64_t failures=1):
+    """Let the next `after` allocations of the kernel succeed and `failures` then fail; for tests. -1: none fails. Returns
+    how many have failed since the last call."""
+    cdef int64_t failed = memory_failed
+    memory_fail(after, failures)
+    return failed
 
 
 def crc32c_blocks(data, Py_ssize_t block_size):
@@ -67,6 +76,8 @@ cdef object raised(Fault *f):
         raise error
     if f.code == E_MEMORY:
         raise MemoryError(what)
+    if f.code == E_BROKEN:
+        raise StoreClosed("the tree takes no more changes: one could be neither finished nor undone; open it from its last root")
     if f.code == E_CLOSED:
         raise StoreClosed(f"the {what} is closed")
     if f.code == E_NO_REFS:
@@ -174,11 +185,14 @@ cdef class Pager:
         self._pins = {}
 
     def __dealloc__(self):
+        cdef Queue *queue
         cdef int64_t i
-        for i in range(self.core.writes_n):
-            self.core.writes[i].pages = 0
-            write_done(&self.core, &self.core.writes[i])
-        free(self.core.writes)
+        while self.core.queue != NULL:
+            queue = self.core.queue
+            self.core.queue = queue.next
+            for i in range(queue.n):
+                write_done(&self.core, &queue.writes[i])
+            queue_free(queue)
         free(self.core.map)
         free(self.core.freed)
 
@@ -240,19 +254,21 @@ cdef class Pager:
 
     def write_sealed(self, int64_t max_bytes=-1):
         cdef PagerCore *p = &self.core
+        cdef Queue *queue
         cdef Write *taken
         cdef int64_t n, done = 0, first, written = 0, i
         if p.closed:
             raise StoreClosed("the pager is closed")
         with nogil:
-            spin_lock(&p.spin)
-            taken = p.writes
-            n = p.writes_n
-            p.writes = NULL
-            p.writes_n = p.writes_cap = 0
-            spin_unlock(&p.spin)
-            if n:
-                qsort(taken, n, sizeof(Write), &by_address)
+            queue = queue_take(p)
+            if queue != NULL:
+                qsort(queue.writes, queue.n, sizeof(Write), &by_address)
+        if queue == NULL:
+            if p.queue != NULL:
+                raise MemoryError("sealed pages")
+            return 0
+        taken = queue.writes
+        n = queue.n
         try:
             while done < n and (max_bytes < 0 or written < max_bytes):
                 first = done
@@ -278,12 +294,12 @@ cdef class Pager:
             p.pages_written += written // p.page_size
             p.bytes_written += written
             with nogil:
-                spin_lock(&p.spin)
-                if done < n and writes_reserve(p, n - done) == OK:
-                    memcpy(p.writes + p.writes_n, taken + done, (n - done) * sizeof(Write))
-                    p.writes_n += n - done
-                spin_unlock(&p.spin)
-                free(taken)
+                if done < n:
+                    memmove(taken, taken + done, (n - done) * sizeof(Write))
+                    queue.n = n - done
+                    queue_add(p, queue)
+                else:
+                    queue_free(queue)
                 make_room(p)
         return written
 
@@ -329,7 +345,7 @@ cdef inline int lock_pager(PagerCore *p) except -1:
 
 
 cdef TreeCore *core_new(Pager pager) except NULL:
-    cdef TreeCore *t = <TreeCore *> calloc(1, sizeof(TreeCore))
+    cdef TreeCore *t = <TreeCore *> take_zeroed(1, sizeof(TreeCore))
     if t == NULL:
         raise MemoryError()
     t.p = &pager.core
@@ -367,7 +383,7 @@ cdef void core_view(TreeCore *t, TreeCore *v) noexcept nogil:
     v.tree_id = t.tree_id
     v.level = t.level
     v.paged = t.paged and (t.root == NULL or at_get8(&t.root.state) == CLEAN or at_get8(&t.root.state) == SEALED)
-    v.count = at_get64(&t.count)
+    rw_tally_add(&v.rw, records_of(t))
     memcpy(v.ref, t.ref, REF_MAX)
     v.root = <Node *> at_getp(&t.root)
     if v.root != NULL:
@@ -466,7 +482,7 @@ cdef class TreeView:
         return 0
 
     def __len__(self):
-        return at_get64(&self.open_core().count)
+        return records_of(self.open_core())
 
     def __bool__(self):
         return True
@@ -633,9 +649,9 @@ cdef class TreeView:
         cdef list held = keys if type(keys) is list else list(keys)
         cdef Py_ssize_t n = len(held), i
         cdef object key
-        cdef Found *out = <Found *> malloc((n + 1) * sizeof(Found))
-        cdef const uint8_t **pointers = <const uint8_t **> malloc((n + 1) * sizeof(void *))
-        cdef int *sizes = <int *> malloc((n + 1) * sizeof(int))
+        cdef Found *out = <Found *> take((n + 1) * sizeof(Found))
+        cdef const uint8_t **pointers = <const uint8_t **> take((n + 1) * sizeof(void *))
+        cdef int *sizes = <int *> take((n + 1) * sizeof(int))
         cdef Arena arena
         cdef Fault fault
         cdef int code = OK
@@ -954,17 +970,17 @@ cdef class Tree(TreeView):
         if expect is not None and expect != found:
             raise UnsupportedFormat(f"tree {ld64(p + 16)} is {found!r}, not {expect!r}")
         blob = ld32(p + 12)
-        if blob > USER_BLOB_MAX or ROOT_HEADER + blob > size or p[1] >> 4 or ld64(p + 24) >> 62:
+        if blob > USER_BLOB_MAX or ROOT_HEADER + blob > size or p[1] >> 4 or ld64(p + 24) >> 40:
             raise CorruptionError("root record", f"tree {ld64(p + 16)}", "sane lengths and flags", record[:32].hex())
         tree = cls.__new__(cls)
         tree.start(pager, found if expect is None else expect, ld64(p + 16))
         t = tree.core
-        t.count = <int64_t> ld64(p + 24)
+        rw_tally_add(&t.rw, <int64_t> ld64(p + 24))
         t.level = p[3]
         tree._blob = record[ROOT_HEADER:ROOT_HEADER + blob]
         tree._root = record
         if p[1] & ROOT_PAGED:
-            if size != ROOT_HEADER + blob + t.s.ref_size or t.level >= HEIGHT_MAX or t.count == 0:
+            if size != ROOT_HEADER + blob + t.s.ref_size or t.level >= HEIGHT_MAX or records_of(t) == 0:
                 fault = "length or level"
             else:
                 memcpy(t.ref, p + ROOT_HEADER + blob, t.s.ref_size)
@@ -1056,6 +1072,7 @@ cdef class Tree(TreeView):
         cdef Py_ssize_t vlen = PyBytes_GET_SIZE(v)
         cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
         cdef const uint8_t *vp = <uint8_t *> PyBytes_AS_STRING(v)
+        cdef Node *leaf
         cdef Fault fault
         cdef int code
         self.check_record(k, v)
@@ -1065,9 +1082,10 @@ cdef class Tree(TreeView):
             kp = <uint8_t *> PyBytes_AS_STRING(k)
             klen = <int> PyBytes_GET_SIZE(k)
             vlen = 0
-        if not value_spills(&t.s, klen, vlen) and core_try_shared(t):
-            done = put_fast(t, kp, klen, vp, <int> vlen, &existed)
-            core_unlock_shared(t)
+        if not value_spills(&t.s, klen, vlen) and rw_try_shared(&t.rw):
+            leaf = owned_leaf(t, kp, klen)
+            done = leaf != NULL and leaf_put(t, leaf, kp, klen, vp, <int> vlen, &existed)
+            rw_unlock_shared_adding(&t.rw, 1 if done and not existed else 0)
         note_hits(t, 1)
         if done:
             return existed
@@ -1075,7 +1093,7 @@ cdef class Tree(TreeView):
         with nogil:
             rw_lock_shared(&t.p.rw)
             rw_lock_exclusive(&t.rw)
-            code = put_slow(t, kp, klen, vp, vlen, &existed, &fault)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else put_slow(t, kp, klen, vp, vlen, &existed, &fault)
             unlock_tree(t)
             make_room(t.p)
         if code != OK:
@@ -1084,16 +1102,27 @@ cdef class Tree(TreeView):
 
     def write(self, key, int64_t offset, data):
         """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros); the key must be there, else NotFound.
-        Cost: a spilled value that no seal has reached is changed in place; any other is read whole and put again."""
+        Cost: inside a spilled value the pages touched and their overflow index (what no seal has reached is changed in place); where it
+        grows, stays in a leaf, waits for write_sealed or is shared with a clone or a view, it is read whole and put again."""
         cdef bytes k = self.search_key(key), d = as_bytes(data), whole
         cdef TreeCore *t = self.core
-        cdef bint done
+        cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
+        cdef const uint8_t *dp = <uint8_t *> PyBytes_AS_STRING(d)
+        cdef int klen = <int> PyBytes_GET_SIZE(k), code
+        cdef int64_t n = PyBytes_GET_SIZE(d)
+        cdef bint done = False
+        cdef Fault fault
         if offset < 0 or t.s.duplicates:
             raise InvalidRequest(f"write at {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
-        lock_tree(t)
-        done = write_part(t, <uint8_t *> PyBytes_AS_STRING(k), <int> PyBytes_GET_SIZE(k), offset,
-                          <uint8_t *> PyBytes_AS_STRING(d), PyBytes_GET_SIZE(d))
-        unlock_tree(t)
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else write_part(t, kp, klen, offset, dp, n, &done, &fault)
+            unlock_tree(t)
+            make_room(t.p)
+        if code != OK:
+            raised(&fault)
         if done:
             return
         whole = self.find(key, False, None)
@@ -1123,19 +1152,17 @@ cdef class Tree(TreeView):
         cdef bint existed = False, done = False
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
         cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
+        cdef Node *leaf
         cdef Fault fault
-        if core_try_shared(t):
-            done = delete_fast(t, kp, klen, &existed)
-            core_unlock_shared(t)
+        if rw_try_shared(&t.rw):
+            leaf = owned_leaf(t, kp, klen)
+            done = leaf != NULL and leaf_delete(t, leaf, kp, klen, &existed)
+            rw_unlock_shared_adding(&t.rw, -1 if done and existed else 0)
         if done:
             return existed
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            rw_lock_shared(&t.p.rw)
-            rw_lock_exclusive(&t.rw)
-            code = delete_slow(t, kp, klen, &existed, &fault)
-            unlock_tree(t)
-            make_room(t.p)
+            code = delete_key(t, kp, klen, &existed, &fault)
         if code != OK:
             raised(&fault)
         return existed
@@ -1151,7 +1178,7 @@ cdef class Tree(TreeView):
 
     cdef int64_t batch(self, object source, bint puts) except -1:
         cdef TreeCore *t = self.open_core()
-        cdef Work *w = <Work *> malloc(sizeof(Work))
+        cdef Work *w = <Work *> take(sizeof(Work))
         cdef Fault fault
         cdef int code = OK
         cdef int64_t total = 0
@@ -1226,7 +1253,7 @@ cdef class Tree(TreeView):
         with nogil:
             rw_lock_shared(&t.p.rw)
             rw_lock_exclusive(&t.rw)
-            code = delete_range_slow(t, &r, &records, &fault)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else delete_range_slow(t, &r, &records, &fault)
             unlock_tree(t)
             make_room(t.p)
         if code != OK:
@@ -1263,7 +1290,7 @@ cdef class Tree(TreeView):
         with nogil:
             rw_lock_shared(&t.p.rw)
             rw_lock_exclusive(&t.rw)
-            code = clone_core(t, copy.core, &fault)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else clone_core(t, copy.core, &fault)
             unlock_tree(t)
         copy._blob = self._blob
         copy._blob_dirty = self._blob_dirty
@@ -1279,34 +1306,39 @@ cdef class Tree(TreeView):
         cdef Fault fault
         cdef int code = OK
         cdef bint embedded
-        cdef int64_t taken = 0, i
+        cdef int64_t used = 0, i
+        cdef bytes record
+        if t.broken:
+            fail(&fault, E_BROKEN, "tree")
+            raised(&fault)
         memset(&plan, 0, sizeof(Plan))
         memset(&fault, 0, sizeof(Fault))
         plan.t = t
         try:
-            taken = lock_with_addresses(&plan, allocate)
-        except BaseException:
-            free(plan.addresses)
-            raise
-        try:
-            embedded = embeds(t)
-            for i in range(plan.total * t.s.copies, taken):
-                freed_add(t.p, plan.addresses[i], 1, t.p.generation)
-            if plan.total:
-                with nogil:
-                    code = seal_all(&plan, &fault)
-                if code != OK:
-                    raised(&fault)
-            elif embedded and at_get8(&t.root.state) == DIRTY:
-                node_state(t.p, t.root, EMBEDDED)
-                t.dirty_nodes = 0
-                t.paged = 0
-            self._root = root_record(t, self._blob, embedded)
-            t.is_dirty = 0
-            self._blob_dirty = False
-            return self._root
+            lock_with_addresses(&plan, allocate)
+            try:
+                embedded = embeds(t)
+                record = PyBytes_FromStringAndSize(NULL, root_size(t, self._blob, embedded))
+                if plan.total:
+                    with nogil:
+                        code = seal_all(&plan, &fault)
+                    if code != OK:
+                        raised(&fault)
+                    used = plan.total * t.s.copies
+                elif embedded and at_get8(&t.root.state) == DIRTY:
+                    node_state(t.p, t.root, EMBEDDED)
+                    t.dirty_nodes = 0
+                    t.paged = 0
+                root_record(t, self._blob, embedded, record)
+                self._root = record
+                t.is_dirty = 0
+                self._blob_dirty = False
+                return record
+            finally:
+                unlock_tree(t)
         finally:
-            unlock_tree(t)
+            for i in range(used, plan.given):  # what was not needed, or the seal did not come to use
+                freed_add(t.p, plan.addresses[i], 1, t.p.generation)
             free(plan.addresses)
 
     def seal_leaves(self, allocate, int64_t start, int64_t pages):
@@ -1324,23 +1356,25 @@ cdef class Tree(TreeView):
         if not plan.total:
             return -1
         try:
-            take_addresses(&plan, allocate, 0, plan.total * t.s.copies)
+            take_addresses(&plan, allocate, plan.total * t.s.copies)
             lock_tree(t)
             try:
                 if t.root != NULL and t.root.level and at_get8(&t.root.state) == DIRTY:
                     with nogil:
-                        code = seal_reserve(&plan, &fault)
+                        code = fail(&fault, E_BROKEN, "tree") if t.broken else seal_reserve(&plan, &fault)
                         if code == OK:
-                            code = seal_leaves_below(&plan, t.root, start, &at, &fault)
-                for k in range(t.s.copies):
-                    for i in range(plan.next_page, plan.total):
-                        freed_add(t.p, plan.addresses[k * plan.total + i], 1, t.p.generation)
+                            seal_leaves_below(&plan, t.root, start, &at)
+                            seal_finish(&plan)
             finally:
                 unlock_tree(t)
             if code != OK:
                 raised(&fault)
             return at if plan.next_page == plan.total else -1
         finally:
+            for k in range(t.s.copies):
+                for i in range(plan.next_page, plan.total):
+                    if k * plan.total + i < plan.given:
+                        freed_add(t.p, plan.addresses[k * plan.total + i], 1, t.p.generation)
             free(plan.addresses)
 
     def root(self):
@@ -1371,28 +1405,26 @@ cdef int64_t dirty_below_root(TreeCore *t) except -1:
     return n
 
 
-cdef int64_t lock_with_addresses(Plan *plan, object allocate) except -1:
+cdef int lock_with_addresses(Plan *plan, object allocate) except -1:
     """Lock the tree with at least as many addresses in hand as it has dirty pages. The owner is asked with no lock held; where
     writers raced it, it is asked again, and pages left over are handed back as freed by the caller."""
     cdef TreeCore *t = plan.t
-    cdef int64_t taken = 0
     while True:
         lock_tree(t)
         plan.total = 0
         if t.root != NULL and at_get8(&t.root.state) == DIRTY and not embeds(t):
             plan.total = t.dirty_nodes + t.dirty_spill
-        if plan.total * t.s.copies <= taken:
-            return taken
+        if plan.total * t.s.copies <= plan.given:
+            return 0
         unlock_tree(t)
-        take_addresses(plan, allocate, taken, plan.total * t.s.copies - taken)
-        taken = plan.total * t.s.copies
+        take_addresses(plan, allocate, plan.total * t.s.copies - plan.given)
 
 
-cdef int take_addresses(Plan *plan, object allocate, int64_t n, int64_t wanted) except -1:
-    """Ask the owner for pages and list them one by one behind the first `n`."""
-    cdef int64_t i
+cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
+    """Ask the owner for pages and list them one by one behind those it gave before. Where it fails or lies, none of this call's count."""
+    cdef int64_t i, n = plan.given
     cdef uint64_t address, count
-    cdef uint64_t *grown = <uint64_t *> realloc(plan.addresses, (n + wanted) * 8)
+    cdef uint64_t *grown = <uint64_t *> take_more(plan.addresses, (n + wanted) * 8)
     if grown == NULL:
         raise MemoryError()
     plan.addresses = grown
@@ -1402,62 +1434,74 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t n, int64_t wanted) 
         address = first
         count = pages
         if count > <uint64_t> (wanted - n) or address + count > <uint64_t> 1 << 48:
-            raise InvalidRequest(f"allocate gave {runs!r} where {wanted} pages were asked for")
+            raise InvalidRequest(f"allocate gave {runs!r} where {wanted - plan.given} pages were asked for")
         for i in range(<int64_t> count):
             plan.addresses[n] = address + <uint64_t> i
             n += 1
     if n != wanted:
-        raise InvalidRequest(f"allocate gave pages for {n} of {wanted}")
+        raise InvalidRequest(f"allocate gave pages for {n - plan.given} of {wanted - plan.given}")
+    plan.given = n
     return 0
 
 
-cdef Node *clone_node(TreeCore *t, TreeCore *c, Node *n, Fault *f) noexcept nogil:
-    """A copy of a dirty node and of the dirty nodes below it; what has an address is shared and counted."""
-    cdef Node *copy = node_copy(&t.s, t.p, n, n.cap)
+cdef Node *clone_node(Release *r, TreeCore *c, Node *n, Fault *f) noexcept nogil:
+    """A copy of a dirty node and of the dirty nodes below it; what has an address is shared and listed."""
+    cdef Node *copy = node_copy(&c.s, c.p, n, n.cap)
     cdef Node *kid
-    cdef uint32_t k
+    cdef Spill *v
     cdef int i
     if copy == NULL:
         fail(f, E_MEMORY, "page")
         return NULL
     c.dirty_nodes += 1
-    if n.level == 0:
-        for k in range(copy.spills):
-            c.dirty_spill += spill_pages(&t.s, (<Spill *> copy.kids[k]).length)
-    if share_below(t, n, f) != OK:
-        node_decref(t.p, copy)
+    for i in range(node_count(n) if n.level == 0 and n.spilled else 0):
+        v = leaf_spill(copy, i)
+        if v != NULL and v.pages != NULL:  # S2
+            v = spill_whole(r.t, v, f)
+            if v == NULL:
+                node_decref(c.p, copy)
+                return NULL
+            spill_free(c.p, leaf_spill(copy, i))
+            st64(spill_at(&c.s, page_of(copy), i) + 16, <uint64_t> <uintptr_t> v)
+        if v != NULL:
+            c.dirty_spill += spill_pages(&c.s, v.length)
+    if gain_below(r, n, f) != OK:
+        node_decref(c.p, copy)
         return NULL
     for i in range(node_count(n) if n.level else 0):
         if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
-            kid = clone_node(t, c, n.kids[i], f)
+            kid = clone_node(r, c, n.kids[i], f)
             if kid == NULL:
-                node_decref(t.p, copy)
+                node_decref(c.p, copy)
                 return NULL
-            node_swap(t.p, &copy.kids[i], kid)
+            node_swap(c.p, &copy.kids[i], kid)
     return copy
 
 
 cdef int clone_core(TreeCore *t, TreeCore *c, Fault *f) noexcept nogil:
-    cdef int64_t before
+    cdef Release r
     cdef int code = OK
+    rw_tally_add(&c.rw, records_of(t))
     c.level = t.level
-    c.count = at_get64(&t.count)
     c.is_dirty = t.is_dirty
     c.paged = t.paged
     memcpy(c.ref, t.ref, REF_MAX)
+    release_begin(&r, t, True)
     if t.root != NULL and (at_get8(&t.root.state) == DIRTY or at_get8(&t.root.state) == EMBEDDED):
-        c.root = clone_node(t, c, t.root, f)
-        if c.root == NULL:
-            return f.code
-        if at_get8(&t.root.state) == EMBEDDED:
+        c.root = clone_node(&r, c, t.root, f)
+        code = OK if c.root != NULL else f.code
+        if code == OK and at_get8(&t.root.state) == EMBEDDED:
             node_state(t.p, c.root, EMBEDDED)
             c.dirty_nodes = 0
-        return OK
-    code = extra_add(t, ref_address(t.ref, 0), 1, &before, f)
-    if code == OK:
+    else:
+        code = release_gain(&r, ref_address(t.ref, 0), f)
         c.root = t.root
         if c.root != NULL:
             at_add32(&c.root.refs, 1)
+    if code == OK and r.gains_n:
+        code = release_commit(&r, f)
+        t.is_dirty = c.is_dirty
+    release_end(&r)
     return code
 
 

@@ -29,25 +29,21 @@ cdef inline void note_hits(TreeCore *t, int64_t operations) noexcept nogil:
     at_set64(&t.p.hits, at_get64(&t.p.hits) + operations * (at_get32(<int32_t *> &t.level) + 1))
 
 
+cdef inline uint64_t *read_lock(TreeCore *t) noexcept nogil:
+    """What keeps a reader's pages in place: the tree's own lock, or for a view, which no one changes, the pager's (G3)."""
+    return &t.rw if t.live else &t.p.rw
+
+
 cdef inline void core_lock_shared(TreeCore *t) noexcept nogil:
-    rw_lock_shared(&t.p.rw)
-    if t.live:
-        rw_lock_shared(&t.rw)
+    rw_lock_shared(read_lock(t))
 
 
 cdef inline bint core_try_shared(TreeCore *t) noexcept nogil:
-    if not rw_try_shared(&t.p.rw):
-        return False
-    if t.live and not rw_try_shared(&t.rw):
-        rw_unlock_shared(&t.p.rw)
-        return False
-    return True
+    return rw_try_shared(read_lock(t))
 
 
 cdef inline void core_unlock_shared(TreeCore *t) noexcept nogil:
-    if t.live:
-        rw_unlock_shared(&t.rw)
-    rw_unlock_shared(&t.p.rw)
+    rw_unlock_shared(read_lock(t))
 
 
 cdef inline Node *resident_leaf(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
@@ -112,7 +108,7 @@ cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f)
         if vlen < 0 and not latch_same(&leaf.version, version):
             continue
         out.size = vlen if vlen >= 0 else <int64_t> ld64(value)
-        out.data = <uint8_t *> malloc(out.size + 1)
+        out.data = <uint8_t *> take(out.size + 1)
         if out.data == NULL:
             code = fail(f, E_MEMORY, "value")
         elif vlen < 0:
@@ -192,7 +188,7 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
         out.size = min(length, size - offset) if offset < size else 0
         if not out.found:
             break
-        out.data = <uint8_t *> malloc(out.size + 1)
+        out.data = <uint8_t *> take(out.size + 1)
         if out.data == NULL:
             code = fail(f, E_MEMORY, "value")
         elif vlen < 0:
@@ -211,29 +207,6 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
         out.data = NULL
     make_room(t.p)
     return code
-
-
-cdef bint write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, const uint8_t *data, int64_t n) noexcept nogil:
-    """Overwrite inside a spilled value that is still in memory and nobody else's; False where it is not. Caller holds
-    tree.rw exclusively."""
-    cdef Node *node = t.root
-    cdef bint found
-    cdef int i
-    cdef uint8_t *body
-    cdef Spill *v
-    while node != NULL and at_get8(&node.state) == DIRTY and at_get32(&node.refs) == 1:
-        if node.level:
-            node = node.kids[index_find(&t.s, page_of(node), node.cap, key, klen)]
-            continue
-        i = page_find(&t.s, page_of(node), node.cap, 0, key, klen, &found)
-        body = spill_at(&t.s, page_of(node), i) if found else NULL
-        v = spill_pointer(body) if body != NULL else NULL
-        if v == NULL or at_get32(&v.refs) != 1 or offset + n > v.length:
-            return False
-        memcpy(v.data + offset, data, n)
-        t.is_dirty = 1
-        return True
-    return False
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -256,7 +229,7 @@ cdef uint8_t *arena_take(Arena *a, int64_t n) noexcept nogil:
     cdef int64_t cap = a.cap
     if a.data == NULL or a.size + n > cap:
         cap = 2 * cap + n + 4096
-        grown = <uint8_t *> realloc(a.data, cap)
+        grown = <uint8_t *> take_more(a.data, cap)
         if grown == NULL:
             return NULL
         a.data = grown
@@ -265,9 +238,9 @@ cdef uint8_t *arena_take(Arena *a, int64_t n) noexcept nogil:
     return a.data + a.size - n
 
 
-cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, Node **leaves) noexcept nogil:
-    """The resident leaf of each key, or NULL. Level by level for the whole group: while one key's next page is fetched from
-    memory, the others are searched."""
+cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, bint owned, Node **leaves) noexcept nogil:
+    """The resident leaf of each key, or NULL; with `owned` only where `owned_leaf` would give it. Level by level for the whole group:
+    while one key's next page is fetched from memory, the others are searched."""
     cdef int level = t.level, j, i
     cdef Node *root = <Node *> at_getp(&t.root)
     cdef Node *kid
@@ -275,18 +248,22 @@ cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int
         leaves[j] = root
     if root != NULL:
         touch(root)
-    while level > 0 and root != NULL:
+    while level >= 0 and root != NULL:
         for j in range(n):
-            if leaves[j] == NULL:
+            kid = leaves[j]
+            if kid == NULL:
                 continue
-            i = index_find(&t.s, page_of(leaves[j]), leaves[j].cap, keys[j], sizes[j])
-            kid = <Node *> at_getp(&leaves[j].kids[i])
+            if owned and (at_get8(&kid.state) != DIRTY or at_get32(&kid.refs) != 1 or (level == 0 and kid.spilled)):
+                leaves[j] = NULL
+                continue
+            touch(kid)
+            if level == 0:
+                continue
+            i = index_find(&t.s, page_of(kid), kid.cap, keys[j], sizes[j])
+            kid = <Node *> at_getp(&kid.kids[i])
             leaves[j] = kid
             if kid != NULL:
                 prefetch_node(kid)
-        for j in range(n):
-            if leaves[j] != NULL:
-                touch(leaves[j])
         level -= 1
 
 
@@ -301,7 +278,7 @@ cdef int get_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, A
     cdef uint8_t *into
     cdef int64_t before
     core_lock_shared(t)
-    descend_group(t, keys, sizes, n, leaves)
+    descend_group(t, keys, sizes, n, False, leaves)
     race_begin()
     for j in range(n):
         if leaves[j] != NULL:
@@ -382,23 +359,27 @@ cdef int put_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
     """Put many records: groups under the shared lock, each record that needs more under the exclusive one. Records before a
     failure are in the tree."""
     cdef Node *leaves[GROUP]
-    cdef int at = 0, j, end, code = OK
+    cdef int at = 0, j, n, code = OK, added
     cdef bint existed
     while at < w.n and code == OK:
-        end = min(at + GROUP, w.n)
+        n = min(GROUP, w.n - at)
         core_lock_shared(t)
-        descend_group(t, w.key + at, w.klen + at, end - at, leaves)
-        while at < end:
-            if value_spills(&t.s, w.klen[at], w.vlen[at]) or not put_fast(
-                    t, w.key[at], w.klen[at], w.value[at], <int> w.vlen[at], &existed):
-                break
-            w.existed += existed
+        descend_group(t, w.key + at, w.klen + at, n, True, leaves)
+        for j in range(n):
+            if leaves[j] != NULL:
+                prefetch(page_of(leaves[j]) + ld32(page_of(leaves[j]) + OFF_HEAP) % leaves[j].cap - 64)
+        added = j = 0
+        while j < n and leaves[j] != NULL and not value_spills(&t.s, w.klen[at], w.vlen[at]) and leaf_put(
+                t, leaves[j], w.key[at], w.klen[at], w.value[at], <int> w.vlen[at], &existed):
+            added += not existed
             at += 1
-        core_unlock_shared(t)
-        if at < end:
+            j += 1
+        rw_unlock_shared_adding(&t.rw, added)
+        w.existed += j - added
+        if j < n:
             rw_lock_shared(&t.p.rw)
             rw_lock_exclusive(&t.rw)
-            code = put_slow(t, w.key[at], w.klen[at], w.value[at], w.vlen[at], &existed, f)
+            code = fail(f, E_BROKEN, "tree") if t.broken else put_slow(t, w.key[at], w.klen[at], w.value[at], w.vlen[at], &existed, f)
             rw_unlock_exclusive(&t.rw)
             rw_unlock_shared(&t.p.rw)
             make_room(t.p)
@@ -410,20 +391,29 @@ cdef int put_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
 
 cdef int delete_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
     cdef int at = 0, code = OK
-    cdef bint existed, done
+    cdef bint existed
     while at < w.n and code == OK:
-        core_lock_shared(t)
-        done = delete_fast(t, w.key[at], w.klen[at], &existed)
-        core_unlock_shared(t)
-        if not done:
-            rw_lock_shared(&t.p.rw)
-            rw_lock_exclusive(&t.rw)
-            code = delete_slow(t, w.key[at], w.klen[at], &existed, f)
-            rw_unlock_exclusive(&t.rw)
-            rw_unlock_shared(&t.p.rw)
-            make_room(t.p)
+        code = delete_key(t, w.key[at], w.klen[at], &existed, f)
         w.existed += existed
         at += 1
+    return code
+
+
+cdef int delete_key(TreeCore *t, const uint8_t *key, int klen, bint *existed, Fault *f) noexcept nogil:
+    cdef Node *leaf
+    cdef bint done
+    cdef int code = OK
+    core_lock_shared(t)
+    leaf = owned_leaf(t, key, klen)
+    done = leaf != NULL and leaf_delete(t, leaf, key, klen, existed)
+    rw_unlock_shared_adding(&t.rw, -1 if done and existed[0] else 0)
+    if not done:
+        rw_lock_shared(&t.p.rw)
+        rw_lock_exclusive(&t.rw)
+        code = fail(f, E_BROKEN, "tree") if t.broken else delete_slow(t, key, klen, existed, f)
+        rw_unlock_exclusive(&t.rw)
+        rw_unlock_shared(&t.p.rw)
+        make_room(t.p)
     return code
 
 

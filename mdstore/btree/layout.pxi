@@ -6,6 +6,7 @@
 #  P2  sum of the cells + dead == size - heap; dead bytes and the gap are zero
 #  P3  slot heads are head_of(key, skip); keys ascend strictly (slot 0 of an index page has none)
 #  P4  skip > 0 only where every compared key starts with the same `skip` bytes
+#  P5  a hole (in memory only) is a run of dead bytes; holes lie apart. Not all dead bytes need be in one
 
 
 cdef enum:
@@ -29,6 +30,7 @@ cdef enum:
     SPILL_FIXED = 16  # u64 length, u64 generation
     SPILL_TOP_MAX = 4
     SPILL_BODY_MAX = 144
+    REF_MIN = 28
     REF_MAX = 44
     PAGE_MAX = 65536
     HEIGHT_MAX = 40
@@ -38,6 +40,15 @@ cdef enum:
     CMP_I64 = 4
     CMP_REVERSE = 5
     CMP_PAIR = 6
+
+cdef enum:
+    HOLES = 23
+    NODE_SIZE = 152      # what a page in memory has in front of it: its Node, which begins with its holes
+
+cdef struct Holes:       # where cells were taken out, so that others fit in without moving any
+    uint16_t at[HOLES]
+    uint16_t size[HOLES]
+    int32_t n
 
 cdef uint64_t REF_SPILLED = 1ULL << 63  # in a reference's record count: some value below has spilled
 cdef uint64_t IN_MEMORY = 0xffffffffffffffffULL  # a spilled value's generation while its address word is a pointer
@@ -90,6 +101,10 @@ cdef inline uint8_t *slot_at(const uint8_t *page, int i) noexcept nogil:
     return <uint8_t *> page + HEADER + 8 * i
 
 
+cdef inline Holes *holes_of(const uint8_t *page) noexcept nogil:
+    return <Holes *> (page - NODE_SIZE)
+
+
 cdef inline int page_count(const uint8_t *page) noexcept nogil:
     return ld16(page + OFF_COUNT)
 
@@ -113,6 +128,7 @@ cdef inline int page_live(const uint8_t *page, int cap) noexcept nogil:
 
 cdef inline void page_init(uint8_t *page, int cap, uint64_t tree_id, int level) noexcept nogil:
     memset(page, 0, cap)
+    holes_of(page).n = 0
     st32(page + OFF_MAGIC, PAGE_MAGIC)
     st64(page + OFF_TREE, tree_id)
     page[OFF_LEVEL] = level
@@ -204,6 +220,8 @@ cdef inline uint32_t head_of(Shape *s, const uint8_t *key, int klen, int skip) n
 
 cdef inline int common_prefix(const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
     cdef int n = alen if alen < blen else blen, i = 0
+    while i + 8 <= n and ld64(a + i) == ld64(b + i):
+        i += 8
     while i < n and a[i] == b[i]:
         i += 1
     return i
@@ -245,6 +263,8 @@ cdef int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t
         c = ld16(slots + 8 * mid + 6)
         if off + c > cap:
             return i
+        prefetch(page + off + 64)  # the value behind the key, should it be this one
+        prefetch(page + off + 128)
         c = compare(s, key, klen, page + off, c)
         if c == 0:
             found[0] = True
@@ -369,18 +389,54 @@ cdef void page_compact(Shape *s, uint8_t *page, int cap) noexcept nogil:
         memset(page + size, 0, heap - size)
     st32(page + OFF_HEAP, heap)
     st32(page + OFF_DEAD, 0)
+    holes_of(page).n = 0
+
+
+cdef int hole_take(uint8_t *page, int size) noexcept nogil:
+    """The offset of the smallest hole that holds `size` bytes, which are its own then; 0 where there is none."""
+    cdef Holes *h = holes_of(page)
+    cdef int i, best = -1, least = PAGE_MAX + 1, off
+    for i in range(h.n):
+        if size <= h.size[i] < least:
+            least = h.size[i]
+            best = i
+    if best < 0:
+        return 0
+    off = h.at[best]
+    h.at[best] += size
+    h.size[best] -= size
+    if h.size[best] < 16:
+        h.n -= 1
+        h.at[best] = h.at[h.n]
+        h.size[best] = h.size[h.n]
+    st32(page + OFF_DEAD, ld32(page + OFF_DEAD) - size)
+    return off
+
+
+cdef inline void hole_add(uint8_t *page, int off, int size) noexcept nogil:
+    cdef Holes *h = holes_of(page)
+    if h.n < HOLES:
+        h.at[h.n] = off
+        h.size[h.n] = size
+        h.n += 1
 
 
 cdef uint8_t *page_open(Shape *s, uint8_t *page, int cap, int pos, const uint8_t *key, int klen,
                         int size) noexcept nogil:
     """Make a slot at `pos` and `size` bytes of cell with the key in front; NULL where they do not fit."""
-    cdef int n = page_count(page), heap = <int> ld32(page + OFF_HEAP), skip, common, first
+    cdef int n = page_count(page), heap = <int> ld32(page + OFF_HEAP), skip, common, first, off = 0
+    cdef int gap = heap - HEADER - 8 * n, dead = <int> ld32(page + OFF_DEAD)
     cdef uint8_t *slot
-    if heap - HEADER - 8 * n < size + 8:
-        if page_free(page) < size + 8:
-            return NULL
-        page_compact(s, page, cap)
-        heap = <int> ld32(page + OFF_HEAP)
+    if gap + dead < size + 8:
+        return NULL
+    if dead and gap - size < 8 * (dead / size) + 8 and gap >= 8:  # the gap is kept for the slots of what goes into holes
+        off = hole_take(page, size)
+    if off == 0:
+        if gap < size + 8:
+            page_compact(s, page, cap)
+            heap = <int> ld32(page + OFF_HEAP)
+        off = heap - size
+        st32(page + OFF_HEAP, off)
     skip = ld16(page + OFF_SKIP)
     first = 1 if page[OFF_LEVEL] else 0
     if skip and pos >= first:
@@ -392,30 +448,35 @@ cdef uint8_t *page_open(Shape *s, uint8_t *page, int cap, int pos, const uint8_t
             if common < skip:
                 skip = common if common > 2 else 0
                 page_reskip(s, page, skip)
-    heap -= size
-    memcpy(page + heap, key, klen)
+    memcpy(page + off, key, klen)
     slot = slot_at(page, pos)
     memmove(slot + 8, slot, 8 * (n - pos))
     st32(slot, 0 if pos < first else head_of(s, key, klen, skip))
-    st16(slot + 4, heap)
+    st16(slot + 4, off)
     st16(slot + 6, klen)
-    st32(page + OFF_HEAP, heap)
     st16(page + OFF_COUNT, n + 1)
-    return page + heap + klen
+    return page + off + klen
 
 
-cdef void page_erase(Shape *s, uint8_t *page, int pos) noexcept nogil:
-    """Drop slot `pos`; its cell's bytes become zero and dead."""
-    cdef int n = page_count(page), size = cell_size_at(s, page, pos), off = ld16(slot_at(page, pos) + 4)
-    cdef uint8_t *slot = slot_at(page, pos)
-    memset(page + off, 0, size)
-    if off == <int> ld32(page + OFF_HEAP):
-        st32(page + OFF_HEAP, off + size)
-    else:
-        st32(page + OFF_DEAD, ld32(page + OFF_DEAD) + size)
-    memmove(slot, slot + 8, 8 * (n - 1 - pos))
-    st64(slot_at(page, n - 1), 0)
-    st16(page + OFF_COUNT, n - 1)
+cdef void page_drop(Shape *s, uint8_t *page, int lo, int hi) noexcept nogil:
+    """Drop slots lo to hi - 1; their cells' bytes become zero and dead."""
+    cdef int n = page_count(page), i, size, off
+    for i in range(lo, hi):
+        size = cell_size_at(s, page, i)
+        off = ld16(slot_at(page, i) + 4)
+        memset(page + off, 0, size)
+        if off == <int> ld32(page + OFF_HEAP):
+            st32(page + OFF_HEAP, off + size)
+        else:
+            st32(page + OFF_DEAD, ld32(page + OFF_DEAD) + size)
+            hole_add(page, off, size)
+    memmove(slot_at(page, lo), slot_at(page, hi), 8 * (n - hi))
+    memset(slot_at(page, n - (hi - lo)), 0, 8 * (hi - lo))
+    st16(page + OFF_COUNT, n - (hi - lo))
+
+
+cdef inline void page_erase(Shape *s, uint8_t *page, int pos) noexcept nogil:
+    page_drop(s, page, pos, pos + 1)
 
 
 cdef bint leaf_insert(Shape *s, uint8_t *page, int cap, int pos, const uint8_t *key, int klen,

@@ -29,29 +29,32 @@ cdef enum:
     E_HEIGHT = 5
     E_NO_REFS = 6
     E_CLOSED = 7
+    E_BROKEN = 8
 
-cdef struct Node:
+cdef struct Node:        # NODE_SIZE bytes, the page behind it. What every search reads shares a cache line with the page's header
+    Holes holes
+    uint64_t address
+    Node *prev           # index nodes hang in the pager's list, which the eviction hand walks
+    Node *next
+    uint32_t signature   # of the shape its cells have; copies in the lowest bits
+    int16_t run          # consecutive insertions at the end (> 0) or the front (< 0): how to split next
+    uint16_t spilled     # spilled values in a leaf
     int32_t refs
     uint32_t version
     uint8_t state
     uint8_t accessed
     uint8_t pending      # copies of a sealed page not yet written
     uint8_t level
-    int16_t run          # consecutive insertions at the end (> 0) or the front (< 0): how to split next
-    uint16_t spilled     # spilled values in a leaf
     uint32_t cap
-    uint32_t signature   # of the shape its cells have; copies in the lowest bits
-    uint32_t kids_cap
-    uint32_t spills      # a leaf's values in memory: `kids` lists them, a reference each
-    Node **kids
-    uint64_t address
-    Node *prev           # index nodes hang in the pager's list, which the eviction hand walks
-    Node *next
+    Node **kids          # behind the page, as many as it can have slots
 
 cdef struct Spill:       # a spilled value that no seal has written out yet
     int32_t refs
     int64_t length
-    uint8_t *data        # padded with zeros to whole pages
+    uint8_t *data        # padded with zeros to whole pages; or, of a value partly on the device:
+    uint8_t **pages      # the data pages that have changed, NULL for the others,
+    uint8_t *entries     # and what names those on the device
+    int64_t changed
 
 cdef struct Write:       # pages that wait for write_sealed; holds a reference on what it names
     uint64_t address
@@ -60,6 +63,11 @@ cdef struct Write:       # pages that wait for write_sealed; holds a reference o
     Node *node           # a tree page,
     Batch *batch         # or pages of a spilled value
 
+cdef struct Queue:       # the pages of one seal
+    Queue *next
+    int64_t n
+    Write *writes
+
 cdef struct Batch:       # a spilled value on its way to the device: one for each place it was sealed to
     int32_t refs
     int32_t pending      # runs not yet written
@@ -67,6 +75,7 @@ cdef struct Batch:       # a spilled value on its way to the device: one for eac
     uint8_t *index       # overflow index pages
     int64_t pages
     uint64_t *addresses  # of all its pages, all copies
+    Batch *next          # in a seal's plan
     uint64_t key         # in the sealed map: the first address its cell holds
 
 
@@ -79,7 +88,7 @@ cdef struct PagerCore:
     int page_size
     int fd
     uint64_t generation
-    uint32_t rw          # shared: every operation; exclusive: the eviction hand
+    uint64_t rw          # shared: operations that load, own or free pages, and all on views; exclusive: the eviction hand
     uint32_t spin        # lists, the sealed map, freed runs, spilled bodies
     int closed
     int read_only
@@ -107,10 +116,9 @@ cdef struct PagerCore:
     Node *index_list
     Node *hand
     TreeCore *trees
-    Write *writes
-    int64_t writes_n
-    int64_t writes_cap
+    Queue *queue         # what seals left for write_sealed
     Mapped *map
+    int64_t map_promised # entries that seals under way will make
     int64_t map_cap
     int64_t map_n
     uint64_t *freed      # triples
@@ -121,15 +129,15 @@ cdef struct PagerCore:
 cdef struct TreeCore:
     Shape s
     PagerCore *p
-    uint32_t rw          # shared: reads, changes inside one leaf; exclusive: all else
+    uint64_t rw          # shared: reads, changes inside one leaf; exclusive: all else. Its tally is the number of records
     uint64_t tree_id
     uint64_t pinned
     Node *root
     int level
     int live             # a mutable tree, not a view
+    int broken           # a change could be neither finished nor undone: no more are taken
     int is_dirty
     int paged            # `ref` names the root page (of the last seal, or of the view)
-    int64_t count
     int64_t dirty_nodes
     int64_t dirty_spill
     TreeCore *prev
@@ -146,16 +154,15 @@ cdef struct Fault:       # what went wrong without the interpreter lock; raised 
     uint64_t found
     void *error          # an exception object, owned
 
-cdef struct Item:        # a cell on its way between pages
-    const uint8_t *cell
-    int size
-    int klen
-    Node *kid
+cdef struct Item         # balance.pxi
 
 cdef struct Path:
     int depth            # index of the leaf
     Node *node[HEIGHT_MAX]
     int pos[HEIGHT_MAX]
+    Item *items          # what `reserve` had for splitting: room for the cells of two pages,
+    uint8_t *scratch     # for three pages,
+    Node *spare[HEIGHT_MAX]  # and a new node for each level
 
 
 cdef inline uint8_t *page_of(const Node *n) noexcept nogil:
@@ -166,14 +173,33 @@ cdef inline int node_count(const Node *n) noexcept nogil:
     return page_count(page_of(n))
 
 
+cdef inline int kids_most(int cap) noexcept nogil:
+    """No index page has more children: each takes a slot and a reference."""
+    return (cap - HEADER) / (8 + REF_MIN) + 1
+
+
+cdef inline int64_t records_of(TreeCore *t) noexcept nogil:
+    return rw_tally(&t.rw)
+
+
 cdef inline int64_t node_bytes(const Node *n) noexcept nogil:
-    return <int64_t> sizeof(Node) + n.cap + 8 * n.kids_cap
+    return <int64_t> NODE_SIZE + n.cap + (8 * kids_most(n.cap) if n.level else 0)
 
 
 cdef inline void touch(Node *n) noexcept nogil:
     """Note a use for the eviction hand; the line is written only when it was not noted before."""
     if not at_get8(&n.accessed):
         at_set8(&n.accessed, 1)
+
+
+cdef int fault_forget(Fault *f) noexcept nogil:
+    """Go on without what failed."""
+    if f.error != NULL:
+        with gil:
+            Py_DECREF(<object> f.error)
+        f.error = NULL
+    f.code = OK
+    return OK
 
 
 cdef int fail(Fault *f, int code, const char *what) noexcept nogil:
@@ -220,30 +246,48 @@ cdef void list_drop(PagerCore *p, Node *n) noexcept nogil:
     spin_unlock(&p.spin)
 
 
-cdef Node *node_alloc(PagerCore *p, int cap, int level, int kids_cap, int state) noexcept nogil:
-    """A node with one reference and an unset page; NULL without memory."""
-    cdef Node *n = <Node *> malloc(sizeof(Node) + cap)
+cdef Node *node_new(int cap, int level, uint32_t signature, int state) noexcept nogil:
+    """A node with one reference and an unset page, which no one counts yet; NULL without memory."""
+    cdef int64_t page_end = NODE_SIZE + <int64_t> (cap + 7 & ~7)
+    cdef int64_t size = page_end + (8 * kids_most(cap) if level else 0)
+    cdef Node *n = <Node *> take_aligned(size + 63 & ~63)
     if n == NULL:
         return NULL
-    memset(n, 0, sizeof(Node))
+    memset(n, 0, NODE_SIZE)
     n.refs = 1
     n.cap = cap
     n.level = level
     n.state = state
+    n.signature = signature
     if level:
-        n.kids_cap = kids_cap if kids_cap > 4 else 4
-        n.kids = <Node **> calloc(n.kids_cap, sizeof(Node *))
-        if n.kids == NULL:
-            free(n)
-            return NULL
+        n.kids = <Node **> (<uint8_t *> n + page_end)
+        memset(n.kids, 0, 8 * kids_most(cap))
+    return n
+
+
+cdef void node_enter(PagerCore *p, Node *n) noexcept nogil:
+    if n.level:
         list_add(p, n)
-    account(p, state, node_bytes(n), 1)
+    account(p, n.state, node_bytes(n), 1)
+
+
+cdef Node *node_alloc(PagerCore *p, int cap, int level, uint32_t signature, int state) noexcept nogil:
+    """A node with one reference and an unset page; NULL without memory."""
+    cdef Node *n = node_new(cap, level, signature, state)
+    if n != NULL:
+        node_enter(p, n)
     return n
 
 
 cdef void spill_free(PagerCore *p, Spill *v) noexcept nogil:
+    cdef int64_t i, pages
     if at_add32(&v.refs, -1) == 0:
-        at_add64(&p.dirty_bytes, -div_up(v.length, p.page_size) * p.page_size)
+        pages = div_up(v.length, p.page_size)
+        at_add64(&p.dirty_bytes, -(pages if v.pages == NULL else v.changed) * p.page_size)
+        for i in range(pages if v.pages != NULL else 0):
+            free(v.pages[i])
+        free(v.pages)
+        free(v.entries)
         free(v.data)
         free(v)
 
@@ -263,8 +307,15 @@ cdef inline Spill *spill_pointer(const uint8_t *body) noexcept nogil:
     return <Spill *> <uintptr_t> ld64(body + 16)
 
 
+cdef Spill *leaf_spill(Node *leaf, int i) noexcept nogil:
+    """The value in memory behind slot `i` of a leaf in which something has spilled; the slot holds a reference on it."""
+    cdef uint8_t *p = cell_at(page_of(leaf), i) + klen_at(page_of(leaf), i)
+    return spill_pointer(p + 2) if ld16(p) == SPILL_MARK else NULL
+
+
 cdef void node_decref(PagerCore *p, Node *n) noexcept nogil:
     cdef int i
+    cdef Spill *v
     if at_add32(&n.refs, -1) != 0:
         return
     account(p, n.state, -node_bytes(n), -1)
@@ -273,28 +324,12 @@ cdef void node_decref(PagerCore *p, Node *n) noexcept nogil:
         for i in range(node_count(n)):
             if n.kids[i] != NULL:
                 node_decref(p, n.kids[i])
-    else:
-        for i in range(<int> n.spills):
-            spill_free(p, <Spill *> n.kids[i])
-    free(n.kids)
+    elif n.spilled:
+        for i in range(node_count(n)):
+            v = leaf_spill(n, i)
+            if v != NULL:
+                spill_free(p, v)
     free(n)
-
-
-cdef int kids_room(PagerCore *p, Node *n, int count) noexcept nogil:
-    cdef Node **kids
-    cdef uint32_t cap = n.kids_cap
-    if <uint32_t> count <= cap:
-        return OK
-    while cap < <uint32_t> count:
-        cap = cap * 3 / 2 + 4
-    kids = <Node **> realloc(n.kids, cap * sizeof(Node *))
-    if kids == NULL:
-        return E_MEMORY
-    account(p, n.state, 8 * <int64_t> (cap - n.kids_cap), 0)
-    memset(kids + n.kids_cap, 0, (cap - n.kids_cap) * sizeof(Node *))
-    n.kids = kids
-    n.kids_cap = cap
-    return OK
 
 
 # -- the map of sealed pages: address -> node or spilled value, until the device holds them ----------------------------
@@ -317,13 +352,14 @@ cdef Mapped *map_find(PagerCore *p, uint64_t address) noexcept nogil:
 cdef int map_reserve(PagerCore *p, int64_t more) noexcept nogil:
     cdef Mapped *old = p.map
     cdef int64_t cap = p.map_cap, i, held = p.map_n
+    more += p.map_promised
     if (p.map_n + more) * 2 <= cap:
         return OK
     if cap == 0:
         cap = 64
     while (p.map_n + more) * 2 > cap:
         cap *= 2
-    p.map = <Mapped *> calloc(cap, sizeof(Mapped))
+    p.map = <Mapped *> take_zeroed(cap, sizeof(Mapped))
     if p.map == NULL:
         p.map = old
         return E_MEMORY
@@ -369,9 +405,18 @@ cdef void map_drop(PagerCore *p, uint64_t address, void *owner) noexcept nogil:
             i = j
 
 
+cdef int freed_reserve(PagerCore *p, int64_t runs) noexcept nogil:
+    """Room for so many more freed runs."""
+    cdef int code
+    spin_lock(&p.spin)
+    code = words_room(&p.freed, 3 * p.freed_n, &p.freed_cap, 3 * runs)
+    spin_unlock(&p.spin)
+    return code
+
+
 cdef void freed_add(PagerCore *p, uint64_t address, uint64_t pages, uint64_t generation) noexcept nogil:
-    """Remember a freed run. Without memory the run is leaked until the next check of free space, never reused early."""
-    cdef uint64_t *grown
+    """Remember a freed run. Without memory (another thread took the room that was reserved) the run is leaked until the next check
+    of free space, never reused early."""
     cdef uint64_t *last
     spin_lock(&p.spin)
     if p.freed_n:
@@ -380,13 +425,9 @@ cdef void freed_add(PagerCore *p, uint64_t address, uint64_t pages, uint64_t gen
             last[1] += pages
             spin_unlock(&p.spin)
             return
-    if p.freed_n == p.freed_cap:
-        grown = <uint64_t *> realloc(p.freed, (2 * p.freed_cap + 64) * 24)
-        if grown == NULL:
-            spin_unlock(&p.spin)
-            return
-        p.freed = grown
-        p.freed_cap = 2 * p.freed_cap + 64
+    if words_room(&p.freed, 3 * p.freed_n, &p.freed_cap, 3) != OK:
+        spin_unlock(&p.spin)
+        return
     last = p.freed + 3 * p.freed_n
     last[0] = address
     last[1] = pages
@@ -395,36 +436,18 @@ cdef void freed_add(PagerCore *p, uint64_t address, uint64_t pages, uint64_t gen
     spin_unlock(&p.spin)
 
 
-cdef int spills_add(PagerCore *p, Node *n, Spill *v) noexcept nogil:
-    """Hang a value on a leaf (the leaf takes the caller's reference)."""
-    if kids_room(p, n, <int> n.spills + 1) != OK:
-        return E_MEMORY
-    n.kids[n.spills] = <Node *> v
-    n.spills += 1
-    return OK
-
-
-cdef void spills_drop(PagerCore *p, Node *n, Spill *v) noexcept nogil:
-    cdef uint32_t i
-    for i in range(n.spills):
-        if n.kids[i] == <Node *> v:
-            n.spills -= 1
-            n.kids[i] = n.kids[n.spills]
-            n.kids[n.spills] = NULL
-            spill_free(p, v)
-            return
-
-
 cdef Node *node_copy(Shape *s, PagerCore *p, Node *n, int cap) noexcept nogil:
     """A DIRTY copy with one reference, sharing the children; `cap` bytes of page, at least the old ones."""
     cdef int i, count = node_count(n), old = n.cap, shift = cap - old, heap
-    cdef Node *c = node_alloc(p, cap, n.level, n.kids_cap, DIRTY)
+    cdef Node *c = node_alloc(p, cap, n.level, n.signature, DIRTY)
     cdef uint8_t *page
+    cdef Spill *v
     if c == NULL:
         return NULL
     page = page_of(c)
     if shift == 0:
         memcpy(page, page_of(n), old)
+        c.holes = n.holes
     else:
         heap = <int> ld32(page_of(n) + OFF_HEAP)
         memcpy(page, page_of(n), heap)
@@ -434,21 +457,17 @@ cdef Node *node_copy(Shape *s, PagerCore *p, Node *n, int cap) noexcept nogil:
         for i in range(count):
             st16(slot_at(page, i) + 4, ld16(slot_at(page, i) + 4) + shift)
     c.run = n.run
-    c.signature = n.signature
     c.spilled = n.spilled
     if n.level:
         for i in range(count):
             c.kids[i] = <Node *> at_getp(&n.kids[i])
             if c.kids[i] != NULL:
                 at_add32(&c.kids[i].refs, 1)
-    elif n.spills:
-        if kids_room(p, c, <int> n.spills) != OK:
-            node_decref(p, c)
-            return NULL
-        for i in range(<int> n.spills):
-            c.kids[i] = n.kids[i]
-            at_add32(&(<Spill *> c.kids[i]).refs, 1)
-        c.spills = n.spills
+    elif n.spilled:
+        for i in range(count):
+            v = leaf_spill(c, i)
+            if v != NULL:
+                at_add32(&v.refs, 1)
     return c
 
 

@@ -4,7 +4,8 @@
 #  G1  clean_bytes falls under cache_bytes (or to what is pinned) after every operation that loaded pages
 #  G2  a sealed page is found by its address in `map` until the device has all its copies
 #  G3  locks are taken in the order pager.rw, tree.rw, tree.rw of the shared addresses, a leaf's latch or pager.spin; none of
-#      the first three is waited for with the interpreter lock held, which may be taken under any of those three
+#      the first three is waited for with the interpreter lock held, which may be taken under any of those three. Nodes stay where
+#      they are for who holds pager.rw or, within a live tree, that tree's rw: the eviction hand takes all of them
 
 cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *into, Fault *f) noexcept nogil:
     """Read whole pages: pread where the device has a descriptor, the device's own read elsewhere."""
@@ -114,7 +115,7 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
                 out[0] = n
                 return OK
         spin_unlock(&p.spin)
-    n = <Node *> malloc(sizeof(Node) + p.page_size)
+    n = node_new(p.page_size, level, t.s.signature, CLEAN)
     if n == NULL:
         return fail(f, E_MEMORY, "page")
     for copy in range(t.s.copies):
@@ -133,22 +134,9 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
     if copy and not p.read_only:
         for bad in range(copy):
             repair_copy(p, ref_address(ref, bad), page_of(n), &ignored)
-    memset(n, 0, sizeof(Node))
-    n.refs = 1
-    n.cap = p.page_size
-    n.level = level
-    n.state = CLEAN
     n.spilled = spilled
-    n.signature = t.s.signature
     n.address = ref_address(ref, 0)
-    if level:
-        n.kids_cap = node_count(n)
-        n.kids = <Node **> calloc(n.kids_cap, sizeof(Node *))
-        if n.kids == NULL:
-            free(n)
-            return fail(f, E_MEMORY, "page")
-        list_add(p, n)
-    account(p, CLEAN, node_bytes(n), 0)
+    node_enter(p, n)
     at_add64(&p.misses, 1)
     out[0] = n
     return OK
@@ -249,7 +237,7 @@ cdef Node *next_hand(PagerCore *p) noexcept nogil:
 
 cdef void evict(PagerCore *p) noexcept nogil:
     """Walk the hand over index nodes, dropping clean children, until the cache is an eighth under its bound. At most
-    three rounds: what is left then is pinned. Caller holds pager.rw exclusively."""
+    five rounds: what is left then is pinned. Caller holds pager.rw and every live tree's lock exclusively."""
     cdef int64_t target = p.cache_bytes - p.cache_bytes / 8
     cdef Node *n
     cdef Node *root
@@ -272,6 +260,18 @@ cdef void evict(PagerCore *p) noexcept nogil:
                 t = t.next
 
 
+cdef void lock_trees(PagerCore *p, bint lock) noexcept nogil:
+    """Shut out (or let in again) those who read a live tree under its own lock alone. With pager.rw held exclusively the list does
+    not change, and who holds a tree's lock waits for no other."""
+    cdef TreeCore *t = p.trees
+    while t != NULL:
+        if t.live and lock:
+            rw_lock_exclusive(&t.rw)
+        elif t.live:
+            rw_unlock_exclusive(&t.rw)
+        t = t.next
+
+
 cdef inline bint cache_full(PagerCore *p) noexcept nogil:
     return at_get64(&p.clean_bytes) > p.cache_bytes
 
@@ -284,155 +284,7 @@ cdef void make_room(PagerCore *p) noexcept nogil:
         if at_get64(&p.clean_bytes) < p.cache_bytes + p.cache_bytes / 4 + 64 * p.page_size:
             return
         rw_lock_exclusive(&p.rw)
+    lock_trees(p, True)
     evict(p)
+    lock_trees(p, False)
     rw_unlock_exclusive(&p.rw)
-
-
-# -- spilled values ----------------------------------------------------------------------------------------------------
-cdef int spill_entries(TreeCore *t, const uint8_t *entries, int64_t n, int depth, int64_t length, uint64_t generation,
-                       int64_t skip, uint8_t *into, int64_t want, Fault *f) noexcept nogil:
-    """Read `want` bytes from byte `skip` of the `length` bytes below `entries`; neighbouring data pages in one read."""
-    cdef Shape *s = &t.s
-    cdef int64_t span = s.page_size, i, last, run, offset, take
-    cdef int code, d
-    cdef uint8_t *pages
-    for d in range(depth):
-        span *= s.spill_fan
-    i = skip / span
-    last = (skip + want - 1) / span
-    pages = <uint8_t *> malloc((64 if depth == 0 else 1) * <int64_t> s.page_size)
-    if pages == NULL:
-        return fail(f, E_MEMORY, "spilled value")
-    code = OK
-    while i <= last and code == OK:
-        if depth:
-            code = spill_page(t, entries + i * s.spill_entry, 1, depth, generation, pages, f)
-            offset = skip - i * span if skip > i * span else 0
-            take = min(span, length - i * span) - offset
-            take = min(take, want)
-            if code == OK:
-                code = spill_entries(t, pages + HEADER, min(<int64_t> s.spill_fan, div_up(
-                    min(span, length - i * span), span / s.spill_fan)), depth - 1, min(span, length - i * span),
-                    generation, offset, into, take, f)
-            run = 1
-        else:
-            run = 1
-            while (run < 64 and i + run <= last and ref_address(entries + (i + run) * s.spill_entry, 0)
-                   == ref_address(entries + i * s.spill_entry, 0) + run):
-                run += 1
-            code = spill_page(t, entries + i * s.spill_entry, run, 0, generation, pages, f)
-            offset = skip - i * span if skip > i * span else 0
-            take = min(run * span - offset, want)
-            if code == OK:
-                memcpy(into, pages + offset, take)
-        into += take
-        want -= take
-        skip += take
-        i += run
-    free(pages)
-    return code
-
-
-cdef int spill_page(TreeCore *t, const uint8_t *entries, int64_t run, int level, uint64_t generation, uint8_t *pages,
-                    Fault *f) noexcept nogil:
-    """Read `run` neighbouring pages of a spilled value and verify each against its entry, falling back to copies."""
-    cdef Shape *s = &t.s
-    cdef int64_t i, size = s.page_size
-    cdef int copy = 0, code, bad
-    cdef const uint8_t *entry
-    cdef uint8_t *page
-    cdef Fault ignored
-    if t.p.closed:
-        return fail(f, E_CLOSED, "pager")
-    code = device_read(t.p, ref_address(entries, 0), run, pages, f)
-    if code != OK and (s.copies == 1 or run > 1):
-        if run == 1:
-            return code
-        if code == E_PYTHON:
-            with gil:
-                Py_DECREF(<object> f.error)
-            f.error = NULL
-        for i in range(run):
-            code = spill_page(t, entries + i * s.spill_entry, 1, level, generation, pages + i * size, f)
-            if code != OK:
-                return code
-        return OK
-    for i in range(run):
-        entry = entries + i * s.spill_entry
-        page = pages + i * size
-        for copy in range(s.copies):
-            if copy:
-                code = device_read(t.p, ref_address(entry, copy), 1, page, f)
-            if code == OK:
-                code = spill_verify(t, page, ld32(entry + 8 * s.copies), level, generation,
-                                    ref_address(entry, copy), f)
-            if code == OK:
-                break
-            if code == E_PYTHON and copy + 1 < s.copies:
-                with gil:
-                    Py_DECREF(<object> f.error)
-                f.error = NULL
-        if code != OK:
-            return code
-        if copy and not t.p.read_only:
-            for bad in range(copy):
-                repair_copy(t.p, ref_address(entry, bad), page, &ignored)
-    return OK
-
-
-cdef int spill_verify(TreeCore *t, const uint8_t *page, uint32_t expected, int level, uint64_t generation,
-                      uint64_t address, Fault *f) noexcept nogil:
-    cdef uint32_t crc
-    f.address = address
-    f.tree_id = t.tree_id
-    f.level = level
-    f.expected = expected
-    if level == 0:
-        f.found = crc32c_update(0, page, t.s.page_size, 0)
-        return OK if f.found == expected else fail(f, E_CORRUPT, "overflow page checksum")
-    crc = crc32c_update(0, page + 4, t.s.page_size - 4, 0)
-    f.found = crc
-    if crc != expected or ld32(page + OFF_CRC) != crc:
-        return fail(f, E_CORRUPT, "overflow index checksum")
-    if (ld32(page + OFF_MAGIC) != PAGE_MAGIC or ld64(page + OFF_TREE) != t.tree_id or page[OFF_LEVEL] != level
-            or page[OFF_KIND] != KIND_SPILL or ld64(page + OFF_GENERATION) != generation):
-        return fail(f, E_CORRUPT, "overflow index identity")
-    return OK
-
-
-cdef Spill *spill_find(TreeCore *t, const uint8_t *body, uint8_t *copy) noexcept nogil:
-    """The value in memory behind a body (with a reference), or NULL with the body copied out: it is on the device."""
-    cdef PagerCore *p = t.p
-    cdef Spill *v
-    cdef Mapped *m
-    spin_lock(&p.spin)
-    v = spill_pointer(body)
-    memcpy(copy, body, SPILL_FIXED + (8 if v != NULL else spill_body(&t.s, <int64_t> ld64(body)) - SPILL_FIXED))
-    if v == NULL:
-        m = map_find(p, ref_address(body + SPILL_FIXED, 0))
-        if m != NULL and m.is_spill:
-            v = (<Batch *> m.owner).spill
-    if v != NULL:
-        at_add32(&v.refs, 1)
-    spin_unlock(&p.spin)
-    return v
-
-
-cdef int spill_read(TreeCore *t, const uint8_t *body, int64_t offset, uint8_t *into, int64_t want,
-                    Fault *f) noexcept nogil:
-    """`want` bytes of a spilled value from `offset`. The caller's locks keep the value from being freed."""
-    cdef uint8_t copy[SPILL_BODY_MAX]
-    cdef Spill *v = spill_find(t, body, copy)
-    cdef int depth, tops
-    cdef int64_t length
-    if want == 0:
-        if v != NULL:
-            spill_free(t.p, v)
-        return OK
-    if v != NULL:
-        memcpy(into, v.data + offset, want)
-        spill_free(t.p, v)
-        return OK
-    length = <int64_t> ld64(copy)
-    tops = spill_tops(&t.s, length, &depth)
-    return spill_entries(t, copy + SPILL_FIXED, tops, depth, length, ld64(copy + 8), offset, into, want, f)

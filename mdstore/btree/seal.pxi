@@ -12,70 +12,144 @@ cdef enum:
 cdef struct Plan:
     TreeCore *t
     uint64_t *addresses  # copies * total
+    int64_t given        # how many the owner gave
     int64_t total        # pages of one copy
     int64_t next_page
     int64_t next_spill
+    Batch *batches       # one for each value in memory, in the order they are met
+    Batch *last
+    uint8_t *entries     # room for those of the longest value
+    int64_t entries_most
+    Queue *queue
 
 
-cdef int writes_reserve(PagerCore *p, int64_t more) noexcept nogil:
-    cdef Write *grown
-    cdef int64_t cap = p.writes_cap
-    if p.writes_n + more <= cap:
-        return OK
-    while cap < p.writes_n + more:
-        cap = cap * 2 + 64
-    grown = <Write *> realloc(p.writes, cap * sizeof(Write))
-    if grown == NULL:
-        return E_MEMORY
-    p.writes = grown
-    p.writes_cap = cap
-    return OK
+cdef void queue_add(PagerCore *p, Queue *queue) noexcept nogil:
+    spin_lock(&p.spin)
+    queue.next = p.queue
+    p.queue = queue
+    spin_unlock(&p.spin)
 
 
-cdef int write_add(PagerCore *p, uint64_t address, int64_t pages, const uint8_t *bytes, Node *n, Batch *b) noexcept nogil:
-    """Queue pages, under the spin lock."""
-    cdef Write *w
-    if writes_reserve(p, 1) != OK:
-        return E_MEMORY
-    w = &p.writes[p.writes_n]
+cdef void queue_free(Queue *queue) noexcept nogil:
+    if queue != NULL:
+        free(queue.writes)
+    free(queue)
+
+
+cdef Queue *queue_new(int64_t cap) noexcept nogil:
+    cdef Queue *queue = <Queue *> take_zeroed(1, sizeof(Queue))
+    if queue != NULL:
+        queue.writes = <Write *> take(cap * sizeof(Write))
+    if queue == NULL or queue.writes == NULL:
+        free(queue)
+        return NULL
+    return queue
+
+
+cdef Queue *queue_take(PagerCore *p) noexcept nogil:
+    """All that waits, in one; NULL where nothing does, or without memory, where it is left."""
+    cdef Queue *first
+    cdef Queue *q
+    cdef Queue *all
+    cdef int64_t n = 0
+    spin_lock(&p.spin)
+    first = p.queue
+    p.queue = NULL
+    spin_unlock(&p.spin)
+    if first == NULL or first.next == NULL:
+        return first
+    q = first
+    while q != NULL:
+        n += q.n
+        q = q.next
+    all = queue_new(n)
+    while first != NULL:
+        q = first
+        first = q.next
+        if all == NULL:
+            queue_add(p, q)
+        else:
+            memcpy(all.writes + all.n, q.writes, q.n * sizeof(Write))
+            all.n += q.n
+            queue_free(q)
+    return all
+
+
+cdef void write_add(Plan *plan, uint64_t address, int64_t pages, const uint8_t *bytes, Node *n, Batch *b) noexcept nogil:
+    """Queue pages; there is room for all of the plan."""
+    cdef Write *w = &plan.queue.writes[plan.queue.n]
     w.address = address
     w.pages = pages
     w.bytes = bytes
     w.node = n
     w.batch = b
-    p.writes_n += 1
-    p.sealed_pages += pages
+    plan.queue.n += 1
+    at_add64(&plan.t.p.sealed_pages, pages)
+
+
+# -- what may fail, first ----------------------------------------------------------------------------------------------
+cdef int seal_prepare(Plan *plan, Node *n, Fault *f) noexcept nogil:
+    """Have the memory that sealing the spilled values below a dirty node takes."""
+    cdef int i, code = OK
+    for i in range(node_count(n) if n.level or n.spilled else 0):
+        if n.level == 0:
+            if leaf_spill(n, i) != NULL:
+                code = batch_new(plan, leaf_spill(n, i), f)
+        elif n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
+            code = seal_prepare(plan, n.kids[i], f)
+        if code != OK:
+            return code
     return OK
 
 
-cdef int seal_spill(Plan *plan, uint8_t *body, Fault *f) noexcept nogil:
-    """Give a value in memory its addresses: entries of its data pages, index pages over them, the top into the cell."""
+cdef int batch_new(Plan *plan, Spill *v, Fault *f) noexcept nogil:
+    cdef Shape *s = &plan.t.s
+    cdef int64_t data = div_up(v.length, s.page_size), pages = spill_pages(s, v.length)
+    cdef Batch *b = <Batch *> take_zeroed(1, sizeof(Batch))
+    if b == NULL:
+        return fail(f, E_MEMORY, "spilled value")
+    b.refs = 1
+    b.spill = v
+    at_add32(&v.refs, 1)
+    b.pages = pages * s.copies
+    b.index = <uint8_t *> take_zeroed(pages - data + 1, s.page_size)
+    b.addresses = <uint64_t *> take(pages * s.copies * 8)
+    if plan.last != NULL:
+        plan.last.next = b
+    else:
+        plan.batches = b
+    plan.last = b
+    plan.entries_most = max(plan.entries_most, data)
+    return OK if b.index != NULL and b.addresses != NULL else fail(f, E_MEMORY, "spilled value")
+
+
+# -- what cannot -------------------------------------------------------------------------------------------------------
+cdef void seal_spill(Plan *plan, uint8_t *body) noexcept nogil:
+    """Give a value in memory its addresses: entries of its data pages, index pages over them, the top into the cell. Data pages that
+    did not change keep theirs."""
     cdef TreeCore *t = plan.t
     cdef Shape *s = &t.s
     cdef Spill *v = spill_pointer(body)
-    cdef int64_t n = div_up(v.length, s.page_size), data = n, pages = spill_pages(s, v.length), i, j, groups
+    cdef Batch *b = plan.batches
+    cdef int64_t n = div_up(v.length, s.page_size), data = n, pages = b.pages / s.copies, i, j, groups
     cdef uint64_t *at = plan.addresses + plan.next_spill
     cdef uint8_t fresh[SPILL_BODY_MAX]
-    cdef uint8_t *entries
-    cdef uint8_t *page
-    cdef Batch *b = <Batch *> calloc(1, sizeof(Batch))
-    cdef int level = 0
-    if b != NULL:
-        b.index = <uint8_t *> calloc(pages - data + 1, s.page_size)
-        b.addresses = <uint64_t *> malloc(pages * s.copies * 8)
-    entries = <uint8_t *> malloc(n * s.spill_entry)
-    if b == NULL or b.index == NULL or b.addresses == NULL or entries == NULL:
-        free(entries)
-        if b != NULL:
-            free(b.index)
-            free(b.addresses)
-        free(b)
-        return fail(f, E_MEMORY, "spilled value")
+    cdef uint8_t *entries = plan.entries
+    cdef uint8_t *page = b.index
+    cdef int level = 0, k
+    plan.batches = b.next
     for i in range(n):
-        spill_entry_set(plan, entries + i * s.spill_entry, at + i,
-                        crc32c_update(0, v.data + i * s.page_size, s.page_size, 0))
-    at += n
-    page = b.index
+        if v.pages != NULL and v.pages[i] == NULL:
+            memcpy(entries + i * s.spill_entry, v.entries + i * s.spill_entry, s.spill_entry)
+        else:
+            spill_entry_set(plan, entries + i * s.spill_entry, at, crc32c_update(
+                0, v.data + i * s.page_size if v.pages == NULL else v.pages[i], s.page_size, 0))
+            at += 1
+        for k in range(s.copies):
+            b.addresses[k * pages + i] = ref_address(entries + i * s.spill_entry, k)
+    for i in range(data, pages):
+        for k in range(s.copies):
+            b.addresses[k * pages + i] = at[k * plan.total + i - data]
     while n > s.spill_top:
         level += 1
         groups = div_up(n, s.spill_fan)
@@ -86,25 +160,17 @@ cdef int seal_spill(Plan *plan, uint8_t *body, Fault *f) noexcept nogil:
             page += s.page_size
             at += 1
         n = groups
+    plan.next_spill = at - plan.addresses
     st64(fresh, v.length)
     st64(fresh + 8, t.p.generation)
     memcpy(fresh + SPILL_FIXED, entries, n * s.spill_entry)
-    free(entries)
-    b.refs = 1
-    b.spill = v
-    at_add32(&v.refs, 1)
-    b.pages = pages * s.copies
-    for i in range(s.copies):
-        memcpy(b.addresses + i * pages, plan.addresses + i * plan.total + plan.next_spill, pages * 8)
+    batch_queue(plan, b, data, pages)
     spin_lock(&t.p.spin)
-    level = batch_queue(plan, b, data, pages)
-    if level == OK:
-        b.key = ref_address(fresh + SPILL_FIXED, 0)
-        map_put(t.p, b.key, b, True)
-        memcpy(body, fresh, SPILL_FIXED + n * s.spill_entry)
+    b.key = ref_address(fresh + SPILL_FIXED, 0)
+    map_put(t.p, b.key, b, True)
+    memcpy(body, fresh, SPILL_FIXED + n * s.spill_entry)
     spin_unlock(&t.p.spin)
-    plan.next_spill += pages
-    return OK if level == OK else fail(f, E_MEMORY, "spilled value")
+    spill_free(t.p, v)  # the slot's; the batch has its own
 
 
 cdef void spill_entry_set(Plan *plan, uint8_t *entry, const uint64_t *at, uint32_t crc) noexcept nogil:
@@ -126,10 +192,9 @@ cdef void spill_index_page(TreeCore *t, uint8_t *page, int level, const uint8_t 
     st32(page + OFF_CRC, crc32c_update(0, page + 4, t.s.page_size - 4, 0))
 
 
-cdef int batch_queue(Plan *plan, Batch *b, int64_t data, int64_t pages) noexcept nogil:
+cdef void batch_queue(Plan *plan, Batch *b, int64_t data, int64_t pages) noexcept nogil:
     """Queue the runs of a batch: neighbours in memory and on the device together."""
-    cdef PagerCore *p = plan.t.p
-    cdef int64_t i, run, k, size = p.page_size
+    cdef int64_t i, run, k, size = plan.t.s.page_size
     cdef uint64_t *at
     cdef const uint8_t *bytes
     for k in range(plan.t.s.copies):
@@ -137,33 +202,32 @@ cdef int batch_queue(Plan *plan, Batch *b, int64_t data, int64_t pages) noexcept
         i = 0
         while i < pages:
             run = 1
-            while i + run < pages and i + run != data and at[i + run] == at[i] + <uint64_t> run:
-                run += 1
-            bytes = b.spill.data + i * size if i < data else b.index + (i - data) * size
-            if write_add(p, at[i], run, bytes, NULL, b) != OK:
-                return E_MEMORY
-            b.pending += 1
+            if b.spill.pages == NULL or i >= data:
+                while i + run < pages and i + run != data and at[i + run] == at[i] + <uint64_t> run:
+                    run += 1
+                bytes = b.spill.data + i * size if i < data else b.index + (i - data) * size
+            else:
+                bytes = b.spill.pages[i]
+            if bytes != NULL:
+                write_add(plan, at[i], run, bytes, NULL, b)
+                b.pending += 1
             i += run
-    return OK
 
 
-cdef int seal_node(Plan *plan, Node *n, uint8_t *ref, Fault *f) noexcept nogil:
+cdef void seal_node(Plan *plan, Node *n, uint8_t *ref) noexcept nogil:
     """Seal what is dirty below and at `n`, and write the reference to it."""
     cdef TreeCore *t = plan.t
     cdef Shape *s = &t.s
     cdef uint8_t *page = page_of(n)
     cdef uint8_t *body
-    cdef uint64_t records = node_count(n), address
-    cdef int i, k, code
-    cdef uint32_t dropped
+    cdef uint64_t records = node_count(n)
+    cdef int i, k
     if n.level:
         records = 0
     for i in range(node_count(n)):
         if n.level:
             if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
-                code = seal_node(plan, n.kids[i], ref_at(page, i), f)
-                if code != OK:
-                    return code
+                seal_node(plan, n.kids[i], ref_at(page, i))
             records = (records + (ref_records(s, ref_at(page, i)) & ~REF_SPILLED)) | (
                 (records | ref_records(s, ref_at(page, i))) & REF_SPILLED)
         elif n.spilled:
@@ -171,13 +235,7 @@ cdef int seal_node(Plan *plan, Node *n, uint8_t *ref, Fault *f) noexcept nogil:
             if body != NULL:
                 records |= REF_SPILLED
                 if spill_pointer(body) != NULL:
-                    code = seal_spill(plan, body, f)
-                    if code != OK:
-                        return code
-    for dropped in range(n.spills):
-        spill_free(t.p, <Spill *> n.kids[dropped])
-    if n.level == 0:
-        n.spills = 0
+                    seal_spill(plan, body)
     st64(page + OFF_GENERATION, t.p.generation)
     st32(page + OFF_CRC, crc32c_update(0, page + 4, s.page_size - 4, 0))
     for k in range(s.copies):
@@ -188,87 +246,118 @@ cdef int seal_node(Plan *plan, Node *n, uint8_t *ref, Fault *f) noexcept nogil:
     n.address = plan.addresses[plan.next_page]
     n.pending = s.copies
     node_state(t.p, n, SEALED)
-    spin_lock(&t.p.spin)
     for k in range(s.copies):
         at_add32(&n.refs, 1)
-        write_add(t.p, plan.addresses[k * plan.total + plan.next_page], 1, page, n, NULL)
+        write_add(plan, plan.addresses[k * plan.total + plan.next_page], 1, page, n, NULL)
+    spin_lock(&t.p.spin)
     map_put(t.p, n.address, n, False)
     spin_unlock(&t.p.spin)
     plan.next_page += 1
-    return OK
 
 
 cdef int seal_reserve(Plan *plan, Fault *f) noexcept nogil:
-    """Make room in the queue and the map for all pages of the plan."""
+    """Room in a queue and in the map for all pages of the plan; `seal_finish` hands it over or gives it back."""
     cdef PagerCore *p = plan.t.p
-    cdef int code
-    spin_lock(&p.spin)
-    code = writes_reserve(p, plan.total * plan.t.s.copies)
-    if code == OK:
+    cdef int code = E_MEMORY
+    plan.queue = queue_new(plan.total * plan.t.s.copies)
+    if plan.queue != NULL:
+        spin_lock(&p.spin)
         code = map_reserve(p, plan.total)
+        if code == OK:
+            p.map_promised += plan.total
+        spin_unlock(&p.spin)
+    if code == OK:
+        return OK
+    queue_free(plan.queue)
+    return fail(f, code, "seal")
+
+
+cdef void seal_finish(Plan *plan) noexcept nogil:
+    cdef PagerCore *p = plan.t.p
+    spin_lock(&p.spin)
+    p.map_promised -= plan.total
     spin_unlock(&p.spin)
-    return code if code == OK else fail(f, code, "seal")
+    if plan.queue.n:
+        queue_add(p, plan.queue)
+    else:
+        queue_free(plan.queue)
 
 
-cdef int seal_leaves_below(Plan *plan, Node *n, int64_t start, int64_t *at, Fault *f) noexcept nogil:
+cdef bint holds_values(Node *leaf) noexcept nogil:
+    """Whether a slot of a leaf points at a value in memory."""
+    cdef int i
+    for i in range(node_count(leaf) if leaf.spilled else 0):
+        if leaf_spill(leaf, i) != NULL:
+            return True
+    return False
+
+
+cdef void seal_leaves_below(Plan *plan, Node *n, int64_t start, int64_t *at) noexcept nogil:
     """Seal dirty leaves below the dirty index page `n` until the plan's addresses are used up. `at` counts the dirty pages of level 1
     that were passed; those before the `start`-th are left as they are. Leaves with spilled values that have no address yet are left."""
     cdef TreeCore *t = plan.t
     cdef Node *kid
-    cdef int i, code = OK
+    cdef int i
     if n.level == 1:
         if at[0] < start:
             at[0] += 1
-            return OK
+            return
         for i in range(node_count(n)):
             kid = n.kids[i]
-            if kid == NULL or at_get8(&kid.state) != DIRTY or kid.spills or <int> kid.cap < t.s.page_size:
+            if kid == NULL or at_get8(&kid.state) != DIRTY or holds_values(kid) or <int> kid.cap < t.s.page_size:
                 continue
             if plan.next_page == plan.total:
-                return OK
-            code = seal_node(plan, kid, ref_at(page_of(n), i), f)
-            if code != OK:
-                return code
+                return
+            seal_node(plan, kid, ref_at(page_of(n), i))
             t.dirty_nodes -= 1
         at[0] += 1
-        return OK
+        return
     for i in range(node_count(n)):
         kid = n.kids[i]
         if kid != NULL and at_get8(&kid.state) == DIRTY:
-            code = seal_leaves_below(plan, kid, start, at, f)
-            if code != OK or plan.next_page == plan.total:
-                return code
-    return OK
+            seal_leaves_below(plan, kid, start, at)
+            if plan.next_page == plan.total:
+                return
 
 
 cdef int seal_all(Plan *plan, Fault *f) noexcept nogil:
-    """Seal a tree whose root is a page. Room in the queue and the map is made first."""
+    """Seal a tree whose root is a page. All memory is had first: a failure has changed nothing."""
     cdef TreeCore *t = plan.t
     cdef PagerCore *p = t.p
-    cdef int code
+    cdef int code = OK
     cdef Node *root
+    cdef Batch *b
     if <int> t.root.cap < t.s.page_size:
         root = node_copy(&t.s, p, t.root, t.s.page_size)
         if root == NULL:
             return fail(f, E_MEMORY, "page")
         node_swap(p, &t.root, root)
-    code = seal_reserve(plan, f)
-    if code != OK:
-        return code
-    plan.next_page = 0
-    plan.next_spill = t.dirty_nodes
-    code = seal_node(plan, t.root, t.ref, f)
+    if t.dirty_spill:
+        code = seal_prepare(plan, t.root, f)
+        plan.entries = <uint8_t *> take(plan.entries_most * t.s.spill_entry + 1)
+        if code == OK and plan.entries == NULL:
+            code = fail(f, E_MEMORY, "seal")
     if code == OK:
+        code = seal_reserve(plan, f)
+    if code == OK:
+        plan.next_spill = t.dirty_nodes
+        seal_node(plan, t.root, t.ref)
+        seal_finish(plan)
         t.dirty_nodes = t.dirty_spill = 0
         t.paged = 1
+    while plan.batches != NULL:
+        b = plan.batches
+        plan.batches = b.next
+        batch_free(p, b)
+    free(plan.entries)
     return code
 
 
 cdef void write_done(PagerCore *p, Write *w) noexcept nogil:
     """The device has these pages: a page with all copies written is CLEAN and no longer found through the map."""
     cdef bint last
+    at_add64(&p.sealed_pages, -w.pages)
     spin_lock(&p.spin)
-    p.sealed_pages -= w.pages
     if w.node != NULL:
         w.node.pending -= 1
         last = w.node.pending == 0
@@ -332,9 +421,12 @@ cdef uint8_t *put_number(uint8_t *p, int64_t size, uint64_t value) noexcept nogi
     return p + n
 
 
-cdef bytes root_record(TreeCore *t, bytes blob, bint embedded):
-    cdef int64_t size = embed_bytes(t, t.root) if embedded else t.s.ref_size
-    cdef bytes record = PyBytes_FromStringAndSize(NULL, ROOT_HEADER + len(blob) + size)
+cdef int64_t root_size(TreeCore *t, bytes blob, bint embedded):
+    return ROOT_HEADER + len(blob) + (embed_bytes(t, t.root) if embedded else t.s.ref_size)
+
+
+cdef int root_record(TreeCore *t, bytes blob, bint embedded, bytes record) except -1:
+    """Fill in a root record of `root_size` bytes."""
     cdef uint8_t *p = <uint8_t *> PyBytes_AS_STRING(record)
     cdef uint8_t *page
     cdef int i, klen, vlen
@@ -347,13 +439,13 @@ cdef bytes root_record(TreeCore *t, bytes blob, bint embedded):
     st32(p + 8, <uint32_t> (t.s.base_value & 0xffffffff))
     st32(p + 12, len(blob))
     st64(p + 16, t.tree_id)
-    st64(p + 24, t.count)
+    st64(p + 24, records_of(t))
     p += ROOT_HEADER
     memcpy(p, PyBytes_AS_STRING(blob), len(blob))
     p += len(blob)
     if not embedded:
         memcpy(p, t.ref, t.s.ref_size)
-        return record
+        return 0
     page = page_of(t.root)
     for i in range(node_count(t.root)):
         klen = klen_at(page, i)
@@ -363,7 +455,7 @@ cdef bytes root_record(TreeCore *t, bytes blob, bint embedded):
         p = put_number(p + klen, t.s.value_size, vlen)
         memcpy(p, cell_at(page, i) + klen + (2 if t.s.fixed_value < 0 else 0), vlen)
         p += vlen
-    return record
+    return 0
 
 
 cdef int64_t take_number(const uint8_t **p, const uint8_t *end, int64_t size) noexcept nogil:
@@ -382,25 +474,23 @@ cdef int64_t take_number(const uint8_t **p, const uint8_t *end, int64_t size) no
 
 cdef const char *embedded_load(TreeCore *t, const uint8_t *p, const uint8_t *end) noexcept nogil:
     """Build the root leaf from the records of a root record; what is wrong, or NULL."""
-    cdef int64_t klen, vlen, size = 2 * (end - p)
-    cdef int64_t cap = 128
+    cdef int64_t klen, vlen, count = records_of(t), cap = 128
     cdef uint64_t i
     cdef const uint8_t *key
     cdef const char *fault
     cdef uint8_t *page
-    if <uint64_t> t.count > <uint64_t> (end - p) + 1 or t.count > 8000:
+    if count > (end - p) + 1 or count > 8000:
         return "record count"
-    while cap < HEADER + (end - p) + 12 * t.count and cap < t.s.page_size:
+    while cap < HEADER + (end - p) + 12 * count and cap < t.s.page_size:
         cap *= 2
     if cap > t.s.page_size:
         cap = t.s.page_size
-    t.root = node_alloc(t.p, <int> cap, 0, 0, EMBEDDED)
+    t.root = node_alloc(t.p, <int> cap, 0, t.s.signature, EMBEDDED)
     if t.root == NULL:
         return "memory"
-    t.root.signature = t.s.signature
     page = page_of(t.root)
     page_init(page, <int> cap, t.tree_id, 0)
-    for i in range(<uint64_t> t.count):
+    for i in range(<uint64_t> count):
         klen = take_number(&p, end, t.s.key_size)
         if klen < 0 or klen > end - p or klen > t.s.key_max:
             return "key length"

@@ -1,5 +1,13 @@
 # Walks over every page of a view: the check of all invariants, and the list of pages reached.
 
+cdef bint holds_bytes(const uint8_t *p, int n) noexcept nogil:
+    cdef int i
+    for i in range(n):
+        if p[i]:
+            return True
+    return False
+
+
 cdef class TreeCheck:
     """States every violated invariant (P, T of layout.pxi and tree.pxi) of one view."""
 
@@ -30,8 +38,8 @@ cdef class TreeCheck:
             return self.problems
         self.node(root, t.level, None, None)
         node_decref(t.p, root)
-        if self.records != t.count and not self.problems:
-            self.problems.append(f"T3: the root counts {t.count} records, the leaves hold {self.records}")
+        if self.records != records_of(t) and not self.problems:
+            self.problems.append(f"T3: the root counts {records_of(t)} records, the leaves hold {self.records}")
         with nogil:
             make_room(t.p)
         return self.problems
@@ -46,7 +54,8 @@ cdef class TreeCheck:
     cdef int node(self, Node *n, int level, bytes low, bytes high) except -1:
         cdef TreeCore *t = self.view.core
         cdef uint8_t *page = page_of(n)
-        cdef int i, count = node_count(n), total = 0, spilled = 0, code
+        cdef int i, count = node_count(n), total = 0, spilled = 0, code, held = 0
+        cdef Holes *h = &n.holes
         cdef const char *fault = NULL
         cdef Node *kid
         cdef Fault f
@@ -60,7 +69,12 @@ cdef class TreeCheck:
             total += cell_size_at(&t.s, page, i)
         if total + <int> ld32(page + OFF_DEAD) != <int> n.cap - <int> ld32(page + OFF_HEAP):
             self.problems.append(f"P2: cells and dead bytes do not fill the heap of {where}")
-        if n.cap == <uint32_t> t.s.page_size and (n.spills == 0 or n.level):
+        for i in range(h.n):
+            if h.at[i] < ld32(page + OFF_HEAP) or h.at[i] + h.size[i] > <int> n.cap or holds_bytes(page + h.at[i], h.size[i]):
+                self.problems.append(f"P5: a hole holds bytes of {where}")
+        for i in range(count if level == 0 and n.spilled else 0):
+            held += leaf_spill(n, i) != NULL
+        if n.cap == <uint32_t> t.s.page_size and held == 0:
             fault = page_check(&t.s, page, &spilled)
             if fault != NULL:
                 self.problems.append(f"P: {(<bytes> fault).decode()} in {where}")
@@ -162,48 +176,37 @@ cdef class PageWalk:
         cdef TreeCore *t = self.view.core
         cdef uint8_t copy[SPILL_BODY_MAX]
         cdef Spill *v = spill_find(t, body, copy)
-        cdef PagerCore fake
-        cdef TreeCore walker
+        cdef bint in_memory = v != NULL and ld64(copy + 8) == IN_MEMORY
+        cdef Release r
         cdef Fault fault
-        cdef int code, depth, tops
+        cdef int depth, tops
         cdef int64_t i, length
-        cdef Mapped *m
         cdef Batch *b
-        if v != NULL:
+        if v != NULL and not in_memory:
             spill_free(t.p, v)
-            if ld64(copy + 8) == IN_MEMORY:
-                return 0
-        # The runs are found by the walk that frees them, pointed at a list of its own.
-        memset(&fake, 0, sizeof(PagerCore))
-        fake.page_size = t.p.page_size
-        fake.fd = t.p.fd
-        fake.owner = t.p.owner
-        walker = t[0]
-        walker.p = &fake
-        memset(&fault, 0, sizeof(Fault))
         length = <int64_t> ld64(copy)
         tops = spill_tops(&t.s, length, &depth)
-        spin_lock(&t.p.spin)
-        m = map_find(t.p, ref_address(copy + SPILL_FIXED, 0))
-        b = <Batch *> m.owner if m != NULL and m.is_spill else NULL
-        if b != NULL:
-            at_add32(&b.refs, 1)
-        spin_unlock(&t.p.spin)
-        if b != NULL:
+        memset(&fault, 0, sizeof(Fault))
+        memset(&r, 0, sizeof(Release))
+        r.t = t
+        b = NULL if in_memory else batch_find(t.p, ref_address(copy + SPILL_FIXED, 0))
+        if in_memory:
+            release_kept(&r, v, &fault)
+            spill_free(t.p, v)
+        elif b != NULL:
             for i in range(b.pages):
-                freed_add(&fake, b.addresses[i], 1, 0)
+                release_page(&r, b.addresses[i], 0, &fault)
             batch_free(t.p, b)
-            code = OK
         else:
             with nogil:
-                code = spill_free_pages(&walker, copy + SPILL_FIXED, tops, depth, length, ld64(copy + 8), &fault)
+                release_entries(&r, copy + SPILL_FIXED, tops, depth, length, ld64(copy + 8), &fault)
         try:
-            if code != OK:
+            if fault.code != OK:
                 raised(&fault)
-            for i in range(fake.freed_n):
-                self.ready.append((fake.freed[3 * i], fake.freed[3 * i + 1], 0))
+            for i in range(0, r.runs_n, 3):
+                self.ready.append((r.runs[i], r.runs[i + 1], 0))
         finally:
-            free(fake.freed)
+            free(r.runs)
         return 0
 
     def __iter__(self):

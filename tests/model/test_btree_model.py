@@ -61,6 +61,17 @@ class Trees(RuleBasedStateMachine):
         assert subject.tree.update(short) == fresh
         subject.model.update(short)
 
+    @rule(which=st.integers(0, 4), nth=st.integers(0, 20), at=st.integers(0, 5100), data=st.binary(min_size=1, max_size=600))
+    def write_into_a_long_value(self, which: int, nth: int, at: int, data: bytes) -> None:
+        subject = self.pick(which)
+        keys = sorted(key for key, value in subject.model.items() if len(value) >= 300)
+        if not keys:
+            return
+        key = keys[nth % len(keys)]
+        old = subject.model[key].ljust(at, b"\0")
+        subject.tree.write(key, at, data)
+        subject.model[key] = old[:at] + data + old[at + len(data) :]
+
     @rule(which=st.integers(0, 4), first=st.integers(0, 300), step=st.integers(1, 9), keep=st.integers(0, 40))
     def delete_many(self, which: int, first: int, step: int, keep: int) -> None:
         subject = self.pick(which)

@@ -1,0 +1,395 @@
+# What a change gives up and whom it shares with: lists of freed pages and of counts to change, made before anything is touched
+# and carried out at once; pages copied before they are changed.
+#
+# A change first does all that may fail (loads, copies, its lists), then what cannot. The one step between that may fail half
+# way is the counting of shared pages; it is undone then, and where even that fails the tree is stopped (`t.broken`): it
+# refuses changes until its owner opens it again.
+
+cdef struct Release:
+    TreeCore *t
+    TreeCore *refs       # locked, where sharing has to be looked at; else NULL
+    uint64_t *runs       # triples: address, pages, generation
+    int64_t runs_n
+    int64_t runs_cap
+    uint64_t *gains      # addresses that one tree more reaches
+    int64_t gains_n
+    int64_t gains_cap
+    uint64_t *losses     # addresses that one tree less reaches, and others still
+    int64_t losses_n
+    int64_t losses_cap
+    int64_t records
+
+
+cdef void release_begin(Release *r, TreeCore *t, bint sharing) noexcept nogil:
+    """Start the lists of a change. The tree of shared addresses stays locked to the end where it has any entry (or `sharing` may make
+    one): a page's count must not change between the look at it and its change. Gains are counted before losses, so that the
+    tree never looks empty to those who look without the lock."""
+    cdef TreeCore *refs = t.p.refs
+    memset(r, 0, sizeof(Release))
+    r.t = t
+    if refs != NULL and refs != t and (sharing or records_of(refs)):
+        rw_lock_exclusive(&refs.rw)
+        r.refs = refs
+
+
+cdef void release_end(Release *r) noexcept nogil:
+    if r.refs != NULL:
+        rw_unlock_exclusive(&r.refs.rw)
+    free(r.runs)
+    free(r.gains)
+    free(r.losses)
+
+
+cdef int words_room(uint64_t **words, int64_t n, int64_t *cap, int64_t more) noexcept nogil:
+    cdef uint64_t *grown
+    if n + more <= cap[0]:
+        return OK
+    grown = <uint64_t *> take_more(words[0], (2 * cap[0] + more + 9) * 8)
+    if grown == NULL:
+        return E_MEMORY
+    words[0] = grown
+    cap[0] = 2 * cap[0] + more + 9
+    return OK
+
+
+cdef int release_page(Release *r, uint64_t address, uint64_t generation, Fault *f) noexcept nogil:
+    cdef uint64_t *last = r.runs + r.runs_n - 3
+    if r.runs_n and last[0] + last[1] == address and last[2] == generation:
+        last[1] += 1
+        return OK
+    if words_room(&r.runs, r.runs_n, &r.runs_cap, 3) != OK:
+        return fail(f, E_MEMORY, "freed pages")
+    r.runs[r.runs_n] = address
+    r.runs[r.runs_n + 1] = 1
+    r.runs[r.runs_n + 2] = generation
+    r.runs_n += 3
+    return OK
+
+
+cdef int release_gain(Release *r, uint64_t address, Fault *f) noexcept nogil:
+    if words_room(&r.gains, r.gains_n, &r.gains_cap, 1) != OK:
+        return fail(f, E_MEMORY, "shared pages")
+    r.gains[r.gains_n] = address
+    r.gains_n += 1
+    return OK
+
+
+cdef int release_loss(Release *r, uint64_t address, bint *shared, Fault *f) noexcept nogil:
+    """The tree stops reaching an address; `shared`: others still do."""
+    cdef int64_t extra = 0
+    shared[0] = False
+    if r.refs == NULL:
+        return OK
+    extra = extra_of(r.refs, address, f)
+    if extra < 0:
+        return f.code
+    if extra == 0:
+        return OK
+    shared[0] = True
+    if words_room(&r.losses, r.losses_n, &r.losses_cap, 1) != OK:
+        return fail(f, E_MEMORY, "shared pages")
+    r.losses[r.losses_n] = address
+    r.losses_n += 1
+    return OK
+
+
+cdef int64_t extra_of(TreeCore *refs, uint64_t address, Fault *f) noexcept nogil:
+    """How many trees beyond one reach an address; -1 with a fault."""
+    cdef uint64_t key = be64(address)
+    cdef Node *leaf
+    cdef bint found
+    cdef int pos
+    if find_leaf(refs, <uint8_t *> &key, 8, &leaf, f) != OK:
+        return -1
+    pos = page_find(&refs.s, page_of(leaf), leaf.cap, 0, <uint8_t *> &key, 8, &found)
+    return ld32(cell_at(page_of(leaf), pos) + 8) if found else 0
+
+
+cdef int extra_add(TreeCore *refs, uint64_t address, int delta, Fault *f) noexcept nogil:
+    cdef uint64_t key = be64(address)
+    cdef int64_t extra = extra_of(refs, address, f)
+    cdef uint32_t value
+    cdef bint existed
+    if extra < 0:
+        return f.code
+    value = <uint32_t> (extra + delta)
+    if extra + delta > 0:
+        return put_slow(refs, <uint8_t *> &key, 8, <uint8_t *> &value, 4, &existed, f)
+    return delete_slow(refs, <uint8_t *> &key, 8, &existed, f)
+
+
+cdef int release_commit(Release *r, Fault *f) noexcept nogil:
+    """Count what is shared from now on and hand over what is free. All of it, or nothing and a fault."""
+    cdef int64_t i, done = 0, wanted = r.gains_n + r.losses_n
+    cdef int code = OK
+    cdef Fault undo
+    if r.gains_n and r.refs == NULL:
+        return fail(f, E_NO_REFS, "clone")
+    if freed_reserve(r.t.p, r.runs_n / 3) != OK:
+        return fail(f, E_MEMORY, "freed pages")
+    while code == OK and done < wanted:
+        i = done
+        code = extra_add(r.refs, r.gains[i] if i < r.gains_n else r.losses[i - r.gains_n], 1 if i < r.gains_n else -1, f)
+        done += code == OK
+    if code == OK:
+        for i in range(0, r.runs_n, 3):
+            freed_add(r.t.p, r.runs[i], r.runs[i + 1], r.runs[i + 2])
+        r.t.is_dirty = 1
+        return OK
+    memset(&undo, 0, sizeof(Fault))
+    while done and not r.t.broken:
+        done -= 1
+        if extra_add(r.refs, r.gains[done] if done < r.gains_n else r.losses[done - r.gains_n],
+                     -1 if done < r.gains_n else 1, &undo) != OK:
+            r.t.broken = r.refs.broken = 1
+            fault_forget(&undo)
+    return code
+
+
+cdef int gain_below(Release *r, Node *n, Fault *f) noexcept nogil:
+    """Another tree now also reaches everything with an address that `n` names."""
+    cdef TreeCore *t = r.t
+    cdef int i, code = OK
+    cdef uint8_t *body
+    for i in range(node_count(n)):
+        if n.level:
+            if n.kids[i] == NULL or at_get8(&n.kids[i].state) != DIRTY:
+                code = release_gain(r, ref_address(ref_at(page_of(n), i), 0), f)
+        elif n.spilled:
+            body = spill_at(&t.s, page_of(n), i)
+            if body != NULL and spill_pointer(body) == NULL:
+                code = release_gain(r, ref_address(body + SPILL_FIXED, 0), f)
+        if code != OK:
+            return code
+    return OK
+
+
+# -- owning pages ------------------------------------------------------------------------------------------------------
+cdef int own(TreeCore *t, Node **slot, const uint8_t *ref, Fault *f) noexcept nogil:
+    """Make the node in `slot` one that may be changed: itself, or a copy whose original is freed (or left to the clones and
+    views that still have it). `ref` is the reference beside the slot, used when the node has an address."""
+    cdef Node *n = slot[0]
+    cdef Node *c
+    cdef int state = at_get8(&n.state), code = OK
+    if state == DIRTY and at_get32(&n.refs) == 1:
+        return OK
+    if state == EMBEDDED and at_get32(&n.refs) == 1:
+        node_state(t.p, n, DIRTY)
+        t.dirty_nodes += 1
+        return OK
+    c = node_copy(&t.s, t.p, n, n.cap)
+    if c == NULL:
+        return fail(f, E_MEMORY, "page")
+    if state == SEALED or state == CLEAN:
+        code = own_release(t, n, ref, f)
+    if code != OK:
+        node_decref(t.p, c)
+        return code
+    at_add64(&t.p.copies, 1)
+    t.dirty_nodes += state != DIRTY
+    node_swap(t.p, slot, c)
+    return OK
+
+
+cdef int own_release(TreeCore *t, Node *n, const uint8_t *ref, Fault *f) noexcept nogil:
+    """The tree stops reaching the page of `n`, but not what lies below."""
+    cdef Release r
+    cdef bint shared
+    cdef int code, k
+    release_begin(&r, t, False)
+    code = release_loss(&r, ref_address(ref, 0), &shared, f)
+    if code == OK and shared:
+        code = gain_below(&r, n, f)
+    for k in range(0 if shared else t.s.copies):
+        if code == OK:
+            code = release_page(&r, ref_address(ref, k), ref_generation(&t.s, ref), f)
+    if code == OK:
+        code = release_commit(&r, f)
+    release_end(&r)
+    return code
+
+
+cdef inline int own_root(TreeCore *t, Fault *f) noexcept nogil:
+    cdef Node *n
+    cdef int code = root_of(t, &n, f)
+    return code if code != OK else own(t, &t.root, t.ref, f)
+
+
+cdef inline int own_kid(TreeCore *t, Node *n, int i, Fault *f) noexcept nogil:
+    cdef Node *kid
+    cdef int code = kid_at(t, n, i, &kid, f)
+    return code if code != OK else own(t, &n.kids[i], ref_at(page_of(n), i), f)
+
+
+cdef int own_path(TreeCore *t, const uint8_t *key, int klen, Path *path, Fault *f) noexcept nogil:
+    """Own every node from the root to the leaf of `key` (the leftmost leaf where key is NULL)."""
+    cdef Node *n
+    cdef int d = 0, i, code = own_root(t, f)
+    path.items = NULL
+    path.scratch = NULL
+    if code != OK:
+        return code
+    n = t.root
+    while n.level:
+        if d + 2 >= HEIGHT_MAX:
+            return fail(f, E_HEIGHT, "tree height")
+        i = index_find(&t.s, page_of(n), n.cap, key, klen) if key != NULL else 0
+        path.node[d] = n
+        path.pos[d] = i
+        code = own_kid(t, n, i, f)
+        if code != OK:
+            return code
+        n = n.kids[i]
+        d += 1
+    path.node[d] = n
+    path.pos[d] = 0
+    path.depth = d
+    return OK
+
+
+# -- giving up spilled values and subtrees -----------------------------------------------------------------------------
+cdef int release_spill(Release *r, const uint8_t *body, Fault *f) noexcept nogil:
+    """The tree stops reaching a spilled value that has addresses: its pages are free, unless a clone has it too."""
+    cdef TreeCore *t = r.t
+    cdef Batch *b
+    cdef bint shared
+    cdef int64_t i, length = <int64_t> ld64(body)
+    cdef int depth, tops = spill_tops(&t.s, length, &depth)
+    cdef int code = release_loss(r, ref_address(body + SPILL_FIXED, 0), &shared, f)
+    if code != OK or shared:
+        return code
+    b = batch_find(t.p, ref_address(body + SPILL_FIXED, 0))
+    if b == NULL:
+        return release_entries(r, body + SPILL_FIXED, tops, depth, length, ld64(body + 8), f)
+    for i in range(b.pages):  # it still waits for write_sealed, and its batch knows all its pages
+        if code == OK:
+            code = release_page(r, b.addresses[i], ld64(body + 8), f)
+    batch_free(t.p, b)
+    return code
+
+
+cdef Batch *batch_find(PagerCore *p, uint64_t address) noexcept nogil:
+    """The value that waits for write_sealed under an address, with a reference; or NULL."""
+    cdef Mapped *m
+    cdef Batch *b = NULL
+    spin_lock(&p.spin)
+    m = map_find(p, address)
+    if m != NULL and m.is_spill:
+        b = <Batch *> m.owner
+        at_add32(&b.refs, 1)
+    spin_unlock(&p.spin)
+    return b
+
+
+cdef int release_entries(Release *r, const uint8_t *entries, int64_t n, int depth, int64_t length, uint64_t generation,
+                         Fault *f) noexcept nogil:
+    cdef Shape *s = &r.t.s
+    cdef int64_t i, span = s.page_size, below
+    cdef int k, d, code = OK
+    cdef uint8_t *page = NULL
+    for d in range(depth):
+        span *= s.spill_fan
+    if depth:
+        page = <uint8_t *> take(s.page_size)
+        if page == NULL:
+            return fail(f, E_MEMORY, "spilled value")
+    for i in range(n):
+        if depth:
+            below = min(span, length - i * span)
+            code = spill_page(r.t, entries + i * s.spill_entry, 1, depth, generation, page, f)
+            if code == OK:
+                code = release_entries(r, page + HEADER, div_up(below, span / s.spill_fan), depth - 1, below, generation, f)
+        for k in range(s.copies):
+            if code == OK:
+                code = release_page(r, ref_address(entries + i * s.spill_entry, k), generation, f)
+        if code != OK:
+            break
+    free(page)
+    return code
+
+
+cdef int release_cell(Release *r, Node *n, int pos, Fault *f) noexcept nogil:
+    """List what slot `pos` of a leaf has spilled to the device."""
+    cdef uint8_t *body = spill_at(&r.t.s, page_of(n), pos) if n.spilled else NULL
+    if body == NULL:
+        return OK
+    return release_spill(r, body, f) if spill_pointer(body) == NULL else release_kept(r, spill_pointer(body), f)
+
+
+cdef int release_kept(Release *r, Spill *v, Fault *f) noexcept nogil:
+    """List the pages on the device that a value in memory still names."""
+    cdef int64_t i
+    cdef int k, code = OK
+    for i in range(div_up(v.length, r.t.s.page_size) if v.pages != NULL else 0):
+        for k in range(r.t.s.copies if v.pages[i] == NULL else 0):
+            if code == OK:
+                code = release_page(r, ref_address(v.entries + i * r.t.s.spill_entry, k), r.t.p.generation, f)
+    return code
+
+
+cdef void forget_cell(TreeCore *t, Node *n, int pos) noexcept nogil:
+    """Let go of what slot `pos` of an owned leaf has spilled; what is on the device was listed before."""
+    cdef uint8_t *body = spill_at(&t.s, page_of(n), pos) if n.spilled else NULL
+    if body == NULL:
+        return
+    n.spilled -= 1
+    if spill_pointer(body) != NULL:
+        t.dirty_spill -= spill_dirty(&t.s, spill_pointer(body))
+        spill_free(t.p, spill_pointer(body))
+
+
+cdef int release_below(Release *r, Node *n, Fault *f) noexcept nogil:
+    """List what a node reaches (not the node): its children, or the spilled values of a leaf."""
+    cdef int i, code = OK
+    for i in range(node_count(n) if n.level or n.spilled else 0):
+        if n.level:
+            code = release_ref(r, n.kids[i], ref_at(page_of(n), i), n.level - 1, f)
+        else:
+            code = release_cell(r, n, i, f)
+        if code != OK:
+            return code
+    if n.level == 0:
+        r.records += node_count(n)
+    return OK
+
+
+cdef int release_ref(Release *r, Node *kid, const uint8_t *ref, int level, Fault *f) noexcept nogil:
+    """The tree stops reaching a subtree, given by node or by reference. Leaves are read only where something in them spilled;
+    pages read for this are not kept."""
+    cdef TreeCore *t = r.t
+    cdef bint shared
+    cdef int code, k
+    cdef Node *n = kid
+    if kid != NULL and (at_get8(&kid.state) == DIRTY or at_get8(&kid.state) == EMBEDDED):
+        return release_below(r, kid, f)
+    code = release_loss(r, ref_address(ref, 0), &shared, f)
+    if code != OK:
+        return code
+    if shared or (level == 0 and not ref_records(&t.s, ref) & REF_SPILLED):
+        r.records += <int64_t> (ref_records(&t.s, ref) & ~REF_SPILLED)
+    else:
+        if n == NULL:
+            code = load(t, ref, level, &n, f)
+            if code != OK:
+                return code
+        code = release_below(r, n, f)
+        if kid == NULL:
+            node_decref(t.p, n)
+    for k in range(0 if shared else t.s.copies):
+        if code == OK:
+            code = release_page(r, ref_address(ref, k), ref_generation(&t.s, ref), f)
+    return code
+
+
+cdef void forget_dirty(TreeCore *t, Node *n) noexcept nogil:
+    """Take a subtree out of the tallies of dirty pages (T4)."""
+    cdef int i
+    if at_get8(&n.state) != DIRTY:
+        return
+    t.dirty_nodes -= 1
+    for i in range(node_count(n) if n.level or n.spilled else 0):
+        if n.level == 0:
+            if leaf_spill(n, i) != NULL:
+                t.dirty_spill -= spill_dirty(&t.s, leaf_spill(n, i))
+        elif n.kids[i] != NULL:
+            forget_dirty(t, n.kids[i])
