@@ -60,7 +60,8 @@ class Checkpointer:
             self._store.guarded(lambda: self._run(0))
 
     def _run(self, flags: int, on_frozen: OnFrozen | None = None) -> Superblock:
-        """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it."""
+        """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it: between the
+        last change that the superblock knows and this call nothing may die (`SnapshotTable.expect`)."""
         store = self._store
         began = time.perf_counter()
         with store.lock:

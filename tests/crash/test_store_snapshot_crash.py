@@ -105,6 +105,6 @@ def run(seed: int, steps: int, budget: int, faults: tuple[Fault, ...] = ()) -> R
 @pytest.mark.parametrize(("seed", "step_runs"), [(1, 4096), (2, 4), (3, 1)])
 def test_snapshots_taken_and_deleted_are_whole_or_gone(seed: int, step_runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots_module, "_STEP_RUNS", step_runs)
-    report = run(seed, steps=60, budget=3200)
+    report = run(seed, steps=45, budget=2400)
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 100, "no write was left out"
