@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-_RECOVER: Final = "copy what still reads to another place, then restore from a backup"
+_RECOVER: Final = "`mdstore repair` saves what is left and names what is lost; a backup has the rest"
 _REOPEN: Final = "open the image for writing once"
-_REPORT: Final = "keep a copy of the image, then take out what it holds with `mdstore export`"
+_REPORT: Final = "`mdstore repair` says what would set it right; --apply does it"
 
 
 class Kind(NamedTuple):

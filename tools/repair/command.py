@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from mdstore.device.file import FileDevice
-from mdstore.errors import MdstoreError
+from mdstore.errors import MdstoreError, NotAnImage
 from mdstore.tools.fsck import progress_display
 from mdstore.tools.images import image_argument, json_option
 from mdstore.tools.output import complain, explain, print_json, print_line, size_text
@@ -72,6 +72,8 @@ def _repair(image: str, options: RepairOptions, path: str, front: _Front, *, app
             made = plan(device, options, progress)
         try:
             if not made.steps:
+                if made.before.failure:
+                    raise NotAnImage(made.before.failure)
                 front.plan(made, None)
                 return EXIT_LEFT if made.left else EXIT_CLEAN
             if not applies:

@@ -1,7 +1,4 @@
-"""Bytes of objects: blocks that do not match their checksum become holes, when asked for; bytes behind an end become zeros.
-
-A damaged block answers with an error for as long as it is left alone, which is better than zeros that nobody asked for.
-"""
+"""Bytes behind the end of objects, which would show when one grows: zeros, as the format wants. docs/format/onode.md."""
 
 from __future__ import annotations
 
@@ -14,83 +11,58 @@ from mdstore.tools.reader.problems import Damage, readable
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.repair.bench import Bench, Step
 
-TAIL_CODES: Final = frozenset({"data-tail"})
-DAMAGE_CODES: Final = frozenset({"data-checksum", "unreadable"})
-_PHASE: Final = "data"
+CODES: Final = frozenset({"data-tail"})
 
 
-class _Block(NamedTuple):
-    """A block of an object's data that is not as it should be."""
+class _Tail(NamedTuple):
+    """The last block of an object, with other bytes than zeros behind the end. `at`: where it begins in the object."""
 
     collection: bytes
     name: bytes
-    logical: int
-    size: int  # of the object, in bytes
-    is_damaged: bool  # else only the bytes behind the end are wrong
+    at: int
+    size: int
 
 
 def run(bench: Bench) -> Iterator[Step]:
-    """Bytes behind the end of objects, and, when the options say so, damaged blocks."""
+    """The last blocks of such objects are written anew, by the engine."""
     with bench.store() as store:
         store.checkpoint()
         superblock = bench.superblock()
         assert superblock is not None, "a checkpoint was just written"
-        size = superblock.block_size
-        found = list(_wrong_blocks(bench, bench.reader(superblock)))
-        tails = [block for block in found if not block.is_damaged]
-        damaged = [block for block in found if block.is_damaged] if bench.options.drops_damaged else []
-        for block in tails:
-            _rewrite_tail(store, block, size)
-        for block in damaged:
-            _make_hole(store, block, size)
-    if tails:
-        yield Step(_PHASE, "write zeros behind the end of objects", [_words(block, size) for block in tails])
-    if damaged:
-        lost = [_words(block, size) for block in damaged]
-        yield Step(_PHASE, "make holes of blocks that do not match their checksum", [f"{len(damaged)} blocks"], lost)
+        found = list(_tails(bench, bench.reader(superblock)))
+        for tail in found:
+            _rewrite(store, tail)
+    if found:
+        details = [f"{readable(tail.collection)}/{readable(tail.name)}: behind byte {tail.size - 1}" for tail in found]
+        yield Step("data", "write zeros behind the end of objects", details)
 
 
-def _wrong_blocks(bench: Bench, reader: StoreReader) -> Iterator[_Block]:
-    tick = bench.ticker("reading data", reader.superblock.objects)
+def _tails(bench: Bench, reader: StoreReader) -> Iterator[_Tail]:
+    tick = bench.ticker("reading the ends of objects", reader.superblock.objects)
     for collection, record in reader.collections():
         for name, onode in reader.objects(record.number):
             tick(1)
-            for logical, is_damaged in _wrong_of(reader, onode) if onode.data_root is not None else ():
-                yield _Block(collection, name, logical, onode.size, is_damaged)
+            at = onode.size // reader.block_size * reader.block_size
+            if onode.data_root is not None and at < onode.size and _has_bytes_behind(reader, onode, at):
+                yield _Tail(collection, name, at, onode.size)
 
 
-def _wrong_of(reader: StoreReader, onode: Onode) -> Iterator[tuple[int, bool]]:
+def _has_bytes_behind(reader: StoreReader, onode: Onode, at: int) -> bool:
     assert onode.data_root is not None
-    size = reader.block_size
+    logical = at // reader.block_size
     for key, value in reader.tree(onode.data_root, DATA_SHAPE).items():
         extent = decode_extent(key, value)
-        for index in range(extent.blocks):
-            logical = extent.logical + index
+        if extent.logical <= logical < extent.logical + extent.blocks:
+            index = logical - extent.logical
             try:
                 data = reader.read_block(extent.start + index, extent.checksum(index))
             except Damage:
-                yield logical, True
-                continue
-            if logical * size < onode.size < (logical + 1) * size and any(data[onode.size - logical * size :]):
-                yield logical, False
+                return False
+            return any(data[onode.size - at :])
+    return False
 
 
-def _rewrite_tail(store: Store, block: _Block, size: int) -> None:
-    at = block.logical * size
-    data = store.read(block.collection, block.name, at, block.size - at)
-    change = Transaction().truncate(block.collection, block.name, at)
-    store.apply(change.write(block.collection, block.name, at, data))
-
-
-def _make_hole(store: Store, block: _Block, size: int) -> None:
-    at = block.logical * size
-    if at + size <= block.size:
-        store.apply(Transaction().zero(block.collection, block.name, at, size))
-    else:
-        change = Transaction().truncate(block.collection, block.name, at)
-        store.apply(change.truncate(block.collection, block.name, block.size))
-
-
-def _words(block: _Block, size: int) -> str:
-    at = block.logical * size
-    return f"{readable(block.collection)}/{readable(block.name)}: bytes {at} .. {min(at + size, block.size) - 1}"
+def _rewrite(store: Store, tail: _Tail) -> None:
+    data = store.read(tail.collection, tail.name, tail.at, tail.size - tail.at)
+    change = Transaction().truncate(tail.collection, tail.name, tail.at)
+    store.apply(change.write(tail.collection, tail.name, tail.at, data))

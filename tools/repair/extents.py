@@ -35,8 +35,9 @@ class MendedExtents:
 class ExtentMender:
     """Judges extents against what the whole store uses."""
 
-    def __init__(self, reader: StoreReader, usage: Usage, others: list[Run]) -> None:
-        """`others`: what snapshots hold besides."""
+    def __init__(self, reader: StoreReader, usage: Usage, others: list[Run], *, drops_damaged: bool) -> None:
+        """`others`: what snapshots hold besides. drops_damaged: blocks that do not match their checksum become holes."""
+        self._drops_damaged = drops_damaged
         self._reader = reader
         superblock = reader.superblock
         self._space = (superblock.first_block, superblock.blocks)
@@ -91,15 +92,34 @@ class ExtentMender:
             elif is_outside or _touches(self._pages, start, blocks):
                 made.lost.append(f"{name}: {blocks} blocks of data from byte {extent.logical * self._size} on")
                 return []
-        return self._split(extent.logical, value, blocks)
+        return self._split(name, extent.logical, value, blocks, made)
 
-    def _split(self, logical: int, value: bytes, blocks: int) -> list[Record]:
-        if blocks <= self._max:
-            return [(logical.to_bytes(8, "big"), value)]
+    def _split(self, name: str, logical: int, value: bytes, blocks: int, made: MendedExtents) -> list[Record]:
+        """As many records as it takes: none is longer than allowed, and none has damaged blocks when those are dropped."""
+        stretches = [(0, blocks)]
+        if self._drops_damaged:
+            stretches = self._good(name, decode_extent(logical.to_bytes(8, "big"), value), made)
         return [
-            ((logical + at).to_bytes(8, "big"), encode.extent_piece(value, at, min(self._max, blocks - at)))
-            for at in range(0, blocks, self._max)
+            ((logical + at).to_bytes(8, "big"), encode.extent_piece(value, at, min(self._max, stop - at)))
+            for start, stop in stretches
+            for at in range(start, stop, self._max)
         ]
+
+    def _good(self, name: str, extent: Extent, made: MendedExtents) -> list[tuple[int, int]]:
+        """(first, behind the last) of the stretches of blocks that match their checksums."""
+        found: list[tuple[int, int]] = []
+        for index in range(extent.blocks):
+            try:
+                self._reader.read_block(extent.start + index, extent.checksum(index))
+            except Damage:
+                at = (extent.logical + index) * self._size
+                made.lost.append(f"{name}: bytes {at} .. {at + self._size - 1} become zeros")
+                continue
+            if found and found[-1][1] == index:
+                found[-1] = found[-1][0], index + 1
+            else:
+                found.append((index, index + 1))
+        return found
 
     # -- looking for blocks --------------------------------------------------------------------------------------------
     def _matches(self, extent: Extent, start: int) -> bool:

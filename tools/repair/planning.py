@@ -31,6 +31,7 @@ _PARTS: Final = (
     _Part("log", ring.ROT_CODES, ring.skip_damaged),
     _Part("older superblock", settle.FALLBACK_CODES, settle.fall_back),
     _Part("trees", trees.TREE_CODES, trees.run_trees),
+    _Part("damaged data", trees.DATA_CODES, trees.run_trees),
     _Part("counts", trees.COUNT_CODES, trees.run_counts),
     _Part("log entries", ring.REFUSED_CODES, ring.skip_refused),
     _Part("server record", events.SERVER_CODES, events.mend_server),
@@ -38,13 +39,12 @@ _PARTS: Final = (
     _Part("event log", events.ROT_CODES, events.skip_damaged),
     _Part("events", events.REFUSED_CODES, events.skip_refused),
     _Part("names", name_space.CODES, name_space.run),
-    _Part("data", contents.TAIL_CODES, contents.run),
-    _Part("damaged data", contents.DAMAGE_CODES, contents.run),
+    _Part("ends of data", contents.CODES, contents.run),
     _Part("checkpoint", settle.CODES, settle.checkpoint),
 )
 
 
-_DOUBTFUL: Final = ring.ROT_CODES | settle.FALLBACK_CODES  # with these, the superblock may be older than what it leads to
+_DOUBTFUL: Final = ring.ROT_CODES  # with these, the superblock may be older than what it leads to
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """What is left of a tree: leaves that its index still reaches, and leaves that only a search of the device finds.
 
-A search takes pages of the tree's id whose checksum is right, which no other page names, and which lie in the key range that was
-lost. Where the free tree can be read, pages in free space are left out: they are of the past. Where it cannot, the newest
-generation wins, and older pages only fill what newer ones leave open.
+A search takes pages of the tree's id whose checksum is right, which no other page names, which hold no data of an object, which
+lie in the key range that was lost and are no younger than what named them. Where the free tree can be read, pages in free space
+are left out: they are of the past. Where it cannot, the newest generation wins, and older pages only fill what newer ones leave.
 """
 
 from __future__ import annotations
@@ -43,21 +43,23 @@ class Searcher:
     Memory: 24 bytes and more for each leaf that nothing names.
     """
 
-    def __init__(self, image: Image, page_size: int, space: Run, named: set[int], free: list[Run]) -> None:
+    def __init__(self, image: Image, page_size: int, space: Run, named: set[int], others: list[Run]) -> None:
+        """`named`: pages that something names. `others`: runs, in order, that hold no page of the present."""
         self._image = image
         self._page_size = page_size
         self._space = space
         self._named = named
-        self._free = free
+        self._others = others
         self._found: dict[int, list[tuple[int, int]]] | None = None
 
-    def leaves(self, root: Root, low: bytes, high: bytes | None) -> list[FoundLeaf]:
-        """Leaves of that tree with keys in low <= key < high, in order, none overlapping a newer one."""
+    def leaves(self, root: Root, newest: int, low: bytes, high: bytes | None) -> list[FoundLeaf]:
+        """Leaves of that tree, none younger than `newest`, with keys in low <= key < high, in order; an older one that overlaps a
+        newer one is left out."""
         if self._found is None:
             self._found = self._search()
         chosen: list[tuple[bytes, bytes, FoundLeaf]] = []
-        for _, address in sorted(self._found.get(root.tree_id, ()), reverse=True):
-            leaf = self._leaf(root, address)
+        for generation, address in sorted(self._found.get(root.tree_id, ()), reverse=True):
+            leaf = self._leaf(root, address) if generation <= newest else None
             if leaf is None:
                 continue
             first, last = leaf.page.records[0][0], leaf.page.records[-1][0]
@@ -82,14 +84,14 @@ class Searcher:
         """Tree id to (generation, address) of what looks like a leaf."""
         found: dict[int, list[tuple[int, int]]] = {}
         for address, data in _looks_like_pages(self._image, self._page_size, self._space):
-            if data[25] == LEAF and address not in self._named and not self._is_free(address):
+            if data[25] == LEAF and address not in self._named and not self._is_other(address):
                 tree_id, generation = int.from_bytes(data[8:16], "little"), int.from_bytes(data[16:24], "little")
                 found.setdefault(tree_id, []).append((generation, address))
         return found
 
-    def _is_free(self, block: int) -> bool:
-        index = bisect_right(self._free, (block, 1 << 62)) - 1
-        return index >= 0 and block < sum(self._free[index])
+    def _is_other(self, block: int) -> bool:
+        index = bisect_right(self._others, (block, 1 << 62)) - 1
+        return index >= 0 and block < sum(self._others[index])
 
 
 def newest_generation(image: Image, page_size: int, space: Run) -> int:
@@ -143,7 +145,7 @@ def _below(
 def _instead(
     root: Root, searcher: Searcher, losses: Losses, reference: Reference, damage: Damage, low: bytes, high: bytes | None
 ) -> Iterator[FoundLeaf]:
-    found = searcher.leaves(root, low, high)
+    found = searcher.leaves(root, reference.generation, low, high)
     records = sum(len(leaf.page.records) for leaf in found)
     missing = max(0, reference.records - records)
     said = f"page {reference.addresses[0]}: {damage.sentence}; {records} of the {reference.records} records below it were found"

@@ -39,7 +39,7 @@ from mdstore.tools.repair.extents import ExtentMender
 from mdstore.tools.repair.ring import mapped_runs
 from mdstore.tools.repair.salvage import FoundLeaf, Losses, Searcher, leaves
 from mdstore.tools.repair.superblocks import write
-from mdstore.tools.repair.usage import usage_of
+from mdstore.tools.repair.usage import Usage, merged, usage_of
 
 COUNT_CODES: Final = frozenset({
     "free-extent", "free-adjacent", "free-count", "space-leaked", "references", "group", "object-count", "stored-bytes",
@@ -50,6 +50,7 @@ TREE_CODES: Final = frozenset({
     "root-record", "beyond-image", "collection", "onode", "allocated-count", "extent", "extent-overlap", "extent-outside",
     "extent-beyond-end", "space-shared", "space-false-free", "superblock-fallback",
 })  # fmt: skip
+DATA_CODES: Final = frozenset({"data-checksum", "unreadable"})  # only when damaged data is to be dropped
 _PHASE: Final = "store"
 _SHAPES: Final = {
     ROOT_OBJECTS: (-2, -4), ROOT_COLLECTIONS: (-1, 20), ROOT_FLOORS: (-2, 8), ROOT_SNAPSHOTS: (-1, -4),
@@ -79,8 +80,9 @@ def _run(bench: Bench, *, mends_trees: bool) -> Iterator[Step]:
     mended = superblock
     if mends_trees:
         past = [(run.start, run.blocks) for run in dead]
-        searcher = _searcher(bench, reader, usage.pages, past)
-        mender = TreeMender(bench, reader, builder, ExtentMender(reader, usage, others), searcher)
+        extents = ExtentMender(reader, usage, others, drops_damaged=bench.options.drops_damaged)
+        searcher = _searcher(bench, reader, usage, past)
+        mender = TreeMender(bench, reader, builder, extents, searcher)
         mended = replace(superblock, roots=mender.roots())
         if mender.details or mender.lost:
             yield Step(_PHASE, "put trees together from the pages that are left", mender.details, mender.lost)
@@ -94,11 +96,12 @@ def _newest_epoch(bench: Bench, superblock: Superblock) -> int:
     return max([superblock.epoch, *(found.epoch for found in usable(read_copies(bench.image)))])
 
 
-def _searcher(bench: Bench, reader: StoreReader, named: set[int], past: list[Run]) -> Searcher:
-    """A search that leaves out pages that are named, free, or only what snapshots reach."""
+def _searcher(bench: Bench, reader: StoreReader, usage: Usage, past: list[Run]) -> Searcher:
+    """A search that leaves out what is named, free, data, or only what snapshots reach."""
     superblock = reader.superblock
     space = (superblock.first_block, superblock.blocks)
-    return Searcher(bench.image, superblock.block_size, space, named, sorted([*free_records(reader), *past]))
+    others = merged(sorted([*free_records(reader), *past, *usage.data()]))
+    return Searcher(bench.image, superblock.block_size, space, usage.pages, list(others))
 
 
 def _differences(before: Superblock, after: Superblock) -> list[str]:

@@ -61,6 +61,10 @@ class Usage:
         gone = {owner(PAGE, tree_id), owner(OVERFLOW, tree_id)}
         self.runs = [run for run in self.runs if run[2] not in gone]
 
+    def data(self) -> Iterator[Run]:
+        """Runs that hold data of objects."""
+        return ((start, blocks) for start, blocks, code in self.runs if split_owner(code)[0] == DATA)
+
     def page_references(self) -> Iterator[tuple[int, int]]:
         """(page, references beyond the first) of every shared page, in order."""
         counts = Counter(start for start, _, code in self.runs if split_owner(code)[0] in (PAGE, OVERFLOW))
