@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Final
 
 import click
@@ -18,8 +19,10 @@ from mdstore.device.file import FileDevice
 from mdstore.errors import ImageBusy, MdstoreError
 from mdstore.limits import SESSION_NAME_MAX
 from mdstore.mds.driver import Driver
+from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import Vfs
-from mdstore.tools.images import image_argument, json_option, opened_names
+from mdstore.store.store import Store
+from mdstore.tools.images import image_argument, json_option, opened_names, opened_store
 from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, complain, explain, print_json, print_line, shown
 
 log = logging.getLogger(__name__)
@@ -82,8 +85,9 @@ def serve(image: str, directory: str, options: MountOptions, ready: Callable[[],
     """Open the image, mount it, say so, and serve until the end. Durable when it returns: everything."""
     client = b"mount " + os.fsencode(directory)
     with (
+        ExitStack() as reopened,
         opened_names(image, read_only=options.read_only, client=client[:SESSION_NAME_MAX]) as vfs,
-        Driver(vfs.server, failed=_tell_failure),
+        Driver(vfs.server, failed=lambda error: _fall_back(image, vfs.server, error, reopened)),
     ):
         return serve_at(vfs, directory, options, ready)
 
@@ -96,8 +100,21 @@ def serve_at(vfs: Vfs, directory: str, options: MountOptions, ready: Callable[[]
     return EXIT_OK
 
 
-def _tell_failure(error: MdstoreError) -> None:
+def _fall_back(image: str, server: MetadataServer, error: MdstoreError, reopened: ExitStack) -> None:
+    """The medium failed: serve what is durable from here on, read-only."""
     log.error("nothing more is written: %s", explain(error))
+
+    def reopen() -> Store:
+        with suppress(MdstoreError):
+            server.store.close()
+        return reopened.enter_context(opened_store(image, read_only=True))
+
+    try:
+        server.fall_back(reopen)
+    except (MdstoreError, OSError) as failure:
+        log.error("%s cannot be read either: %s; unmount it", image, explain(failure))
+    else:
+        log.error("%s is served read-only, with what was durable: unmount it, see to its medium, and run `mdstore fsck`", image)
 
 
 def _or_complain(serve_until_end: Serve, ready: Callable[[], None]) -> int:

@@ -11,6 +11,7 @@ import errno
 from itertools import islice
 from typing import Final
 
+from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import CorruptionError, NotFound, PosixError
 from mdstore.mds.core import Core
 from mdstore.mds.damage import note_damage
@@ -42,6 +43,10 @@ class Cache:
         self._nodes = core.nodes
         self._store = core.store
         self.nodes_max = max(64, core.limits.cache_bytes // NODE_BYTES)
+
+    def look_in(self, store: ObjectStore) -> None:
+        """From here on another store is the one to look into."""
+        self._store = store
 
     # -- finding -------------------------------------------------------------------------------------------------------
 
@@ -198,18 +203,22 @@ class Cache:
             else:  # looked at last the next time
                 del self._nodes[node.ino]
                 self._nodes[node.ino] = node
-        self._recall()
+        self.recall_excess()
 
-    def _recall(self) -> None:
+    def recall_excess(self) -> None:
         """Where a front holds too many numbers, ask it to let go of those it has held longest and that are not in memory."""
         core = self._core
         excess = len(core.references) - core.limits.references_max
         if core.recall is None or excess <= 0:
             return
-        for ino, place in list(islice(core.where.items(), min(excess, RECALLS_AT_ONCE))):
+        core.recalls_open -= core.recalls_open // 64  # what is in use does not come back: ask for others, slowly
+        wanted = min(excess - core.recalls_open, RECALLS_AT_ONCE)
+        for ino, place in list(islice(core.where.items(), max(0, wanted))):
+            if not core.recall(*place):
+                return
             del core.where[ino]
             core.where[ino] = place  # asked last the next time
-            core.recall(*place)
+            core.recalls_open += 1
             core.counters.recalled += 1
 
     def drop_all(self) -> None:

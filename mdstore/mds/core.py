@@ -86,11 +86,13 @@ class Core:
         self.counters = Counters()
         self.journal: Journal | None = None
         self.failed: MdstoreError | None = None
+        self.fell_back: MdstoreError | None = None  # the failure after which the server went on read-only
         self.replaying = False
         self.nodes: dict[int, Inode] = {}
         self.where: dict[int, tuple[int, bytes]] = {}  # where inodes that somebody refers to are, though not in memory
         self.references: dict[int, int] = {}  # how often a front was handed an inode's number
-        self.recall: Callable[[int, bytes], None] | None = None  # asks the front to let go of a name in a directory
+        self.recall: Callable[[int, bytes], bool] | None = None  # asks the front to let go of a name in a directory
+        self.recalls_open = 0  # numbers it was asked for and has not given back, about
         self.dirty: dict[int, Directory] = {}
         self.news: dict[int, Directory] | None = None  # whose statistics changed since they were handed up; None: not kept
         self.buffered: dict[int, Inode] = {}  # files with bytes not submitted yet, the oldest first
@@ -262,8 +264,16 @@ class Core:
         """Raise what stands against a change: a failed or fenced log, a read-only file system."""
         if self.failed is not None:
             raise self.failed
+        if self.fell_back is not None:
+            raise ReadOnly(f"the file system fell back to read-only: {self.fell_back}")
         if self.journal is None:
             raise ReadOnly("the file system is open read-only")
+
+    def assert_syncable(self) -> None:
+        """`assert_writable` for who wants to know whether earlier changes are durable: they are not after a failure."""
+        if self.fell_back is not None:
+            raise self.fell_back
+        self.assert_writable()
 
     def assert_state(self) -> None:
         """Check the invariants that memory alone can show."""

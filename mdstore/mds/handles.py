@@ -83,6 +83,14 @@ class Handles:
         handle.node.handles -= 1
         return handle
 
+    def items(self) -> list[tuple[int, FileHandle | DirectoryHandle]]:
+        """Everything that is open, with its number."""
+        return list(self._open.items())
+
+    def drop(self, number: int) -> None:
+        """The handle is none any more, and its inode not one that knows of it."""
+        self._open.pop(number, None)
+
     def nodes(self) -> list[Inode]:
         """The inodes that are open, each as often as it is."""
         return [handle.node for handle in self._open.values()]

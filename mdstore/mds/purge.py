@@ -47,6 +47,11 @@ class Purge:
         """After recovery: everything in the stray table is to be purged."""
         self._scan_from = b"\0"
 
+    def forget_all(self) -> None:
+        """There is nothing to be purged any more, by this server."""
+        self._queue.clear()
+        self._scan_from = None
+
     def released(self, node: Inode) -> None:
         """A name, handle or reference of `node` went; when it was the last of all, the inode goes."""
         core = self._core

@@ -34,6 +34,7 @@ from mdstore.mds.core import Core, Limits
 from mdstore.mds.damage import Damage, forget_damage, list_damage
 from mdstore.mds.directories import Directories
 from mdstore.mds.events import Kind
+from mdstore.mds.fallback import remember, restart, restore
 from mdstore.mds.filedata import FileData
 from mdstore.mds.files import Files
 from mdstore.mds.handles import Handles
@@ -369,11 +370,12 @@ class MetadataServer:
                 return
             core.references.pop(ino, None)
             core.where.pop(ino, None)
+            core.recalls_open -= core.recalls_open > 0
             node = core.nodes.get(ino)
             if node is not None and node.nlink == 0:
                 self._purge.released(node)
 
-    def recall_through(self, recall: Callable[[int, bytes], None]) -> None:
+    def recall_through(self, recall: Callable[[int, bytes], bool]) -> None:
         """See `Recalling`."""
         with self._lock:
             self._core.recall = recall
@@ -420,7 +422,7 @@ class MetadataServer:
         """See `Vfs`. Cost: one wait for the store, where its commits are ordered; waiters share flushes."""
         with self._lock:
             core = self._core
-            core.assert_writable()
+            core.assert_syncable()
             self._files.publish(handle)
             position = core.position()
             core.counters.fsyncs += 1
@@ -544,9 +546,9 @@ class MetadataServer:
         """See `Vfs`. Cost: submits all buffered bytes; one wait for the store."""
         with self._lock:
             core = self._core
-            if core.journal is None:
+            if core.journal is None and core.fell_back is None:
                 return
-            core.assert_writable()
+            core.assert_syncable()
             self._files.publish_all()
             position = core.position()
         core.flush_log(position)
@@ -576,13 +578,40 @@ class MetadataServer:
             if lost:
                 raise PosixError(errno.ENOSPC, "close", f"buffered bytes of {lost} files found no room")
 
+    def fall_back(self, reopen: Callable[[], ObjectStore]) -> None:
+        """After a failure: go on read-only, see `fallback`. `reopen` closes the store and opens it again, read-only; it is called
+        with the lock held. Its errors, and those of `mount`, come through: then nothing is answered any more."""
+        with self._lock:
+            core = self._core
+            if self._closed or core.failed is None:
+                return
+            cause, known = core.failed, remember(core, self._handles)
+            self.scrubbing.stop()
+            store = reopen()
+            restart(core, self._cache, store, cause)
+            self._sessions.forget_all()
+            self._purge.forget_all()
+            try:
+                self._recover(read_only=True)
+            except MdstoreError as error:
+                core.failed = error
+                raise
+            restore(core, self._cache, self._handles, known)
+
+    @property
+    def store(self) -> ObjectStore:
+        """What everything is kept in."""
+        return self._core.store
+
     # -- care ----------------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
         """What time brings: bytes and events older than a second go to the medium, some removed files are purged. Waits for
-        the medium without holding the lock."""
+        the medium without holding the lock. Raises what the log or the store failed with, whoever met it."""
         core = self._core
         with self._lock:
+            if core.failed is not None and not self._closed:
+                raise core.failed
             if not core.is_writable():
                 return
             with suppress(TransactionError):  # no room: who syncs is told; removing files, below, may make some
@@ -601,6 +630,7 @@ class MetadataServer:
         is nothing more. Cost: some milliseconds under the lock; call it again after a pause."""
         core = self._core
         with self._lock:
+            self._cache.recall_excess()
             writes = core.is_writable() and core.changes >= core.limits.dirty_entries_low
             if writes:
                 self._writeback.step(PIECE_ENTRIES)

@@ -128,6 +128,10 @@ class Sessions:
             raise CorruptionError("request table", f"row {key.hex()}", "a session's request", "none")
         session.completed[REQUEST_KEY.unpack(key)[1]] = decode_done(row, f"request table, row {key.hex()}")
 
+    def forget_all(self) -> None:
+        """Before `load` is called again."""
+        self._sessions.clear()
+
     # -- coming and going ----------------------------------------------------------------------------------------------
 
     def open(self, name: bytes, timeout_ns: int) -> Session:

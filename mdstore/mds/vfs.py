@@ -153,9 +153,9 @@ class Vfs(Protocol):
 class Recalling(Protocol):
     """What a name space that bounds the numbers it has handed out has beside `Vfs`."""
 
-    def recall_through(self, recall: Callable[[int, bytes], None]) -> None:
+    def recall_through(self, recall: Callable[[int, bytes], bool]) -> None:
         """`recall(directory, name)` will be called, with locks held, for what the front should let go of if nobody uses it:
-        it then forgets the number. It must return at once."""
+        it then forgets the number. False: not now. It must return at once."""
 
 
 class Locking(Protocol):
