@@ -77,7 +77,7 @@ def _mounted(store: Store, *, read_only: bool, client: bytes | None) -> Iterator
 def opened_names(image: str, *, read_only: bool, client: bytes | None = None) -> Iterator[SnapshotVfs]:
     """`opened_image` with its snapshots: paths may lead through `.snap`."""
     with opened_store(image, read_only=read_only) as store, _mounted(store, read_only=read_only, client=client) as server:
-        vfs = SnapshotVfs(server, store)
+        vfs = SnapshotVfs(server)
         try:
             yield vfs
         finally:

@@ -24,6 +24,11 @@ class Notifier:
         self._start = threading.Lock()
         self.failed = 0  # notifications the kernel refused, other than for things it does not know
 
+    @property
+    def backlog(self) -> int:
+        """Notifications not sent yet, about."""
+        return self._queue.qsize()
+
     def inval_inode(self, ino: int, offset: int = 0, length: int = 0) -> None:
         """Forget cached attributes, and cached bytes from `offset` (length 0: to the end; offset -1: no bytes)."""
         self._send(Notify.INVAL_INODE, INVAL_INODE_OUT.pack(ino, offset, length))

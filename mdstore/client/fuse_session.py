@@ -47,10 +47,11 @@ from mdstore.client.fuse_reply import ReplyEncoder
 from mdstore.client.fuse_workers import Workers
 from mdstore.client.fuse_xattrs import XattrOperations
 from mdstore.errors import InvalidRequest, MdstoreError, errno_of
-from mdstore.mds.vfs import Credentials, Locking, Vfs
+from mdstore.mds.vfs import Credentials, Locking, Recalling, Vfs
 
 log = logging.getLogger(__name__)
 
+RECALLS_QUEUED_MAX: Final = 8192
 SMALL_REPLY: Final = 4096  # up to here one joined buffer is cheaper than two pieces
 _REFUSED_PERMISSION: Final = (errno.EACCES, errno.EPERM)
 
@@ -64,6 +65,8 @@ class FuseSession:
         self.unexpected_errors = 0  # exceptions that no operation should raise; each is logged
         self.protocol_minor = 0
         self.notifier = Notifier(fd)
+        if isinstance(vfs, Recalling):
+            vfs.recall_through(self._recall)
         self._fd = fd
         self._vfs = vfs
         self._buffer = bytearray(max(READ_BUFFER_MIN, self.options.max_write + REQUEST_OVERHEAD))
@@ -76,6 +79,13 @@ class FuseSession:
         self._functions = [operation.function for operation in self._operations_by_code]
         self._receiver = RequestReceiver(fd, self._view, self.options.poll_us)
         self._workers = Workers(self.options.workers, self._serve_slowly)
+
+    def _recall(self, directory: int, name: bytes) -> bool:
+        """Ask the kernel to forget a name; not while it has many such requests before it, for there is no hurry."""
+        if self.notifier.backlog >= RECALLS_QUEUED_MAX:
+            return False
+        self.notifier.inval_entry(directory, name)
+        return True
 
     def handshake(self) -> None:
         """Answer INIT: agree on version, sizes and features. The mount works once this has returned.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from mdstore.errors import PosixError
-from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, SetAttr, StatFs, Vfs
+from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, Recalling, SetAttr, StatFs, Vfs
 
 INO_BITS: Final = 44  # of a number for the inode; the rest says in which snapshot
 INO_MASK: Final = (1 << INO_BITS) - 1
@@ -134,6 +135,11 @@ class FrozenVfs:
     def forget(self, ino: int, lookups: int) -> None:
         """See `Vfs`."""
         self.inner.forget(self._in(ino), lookups)
+
+    def recall_through(self, recall: Callable[[int, bytes], bool]) -> None:
+        """See `Recalling`."""
+        if isinstance(self.inner, Recalling):
+            self.inner.recall_through(lambda directory, name: recall(self._out(directory), name))
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Final, cast
 
-from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import PosixError
 from mdstore.mds.frozen import INO_BITS, INO_MASK, refuse
 from mdstore.mds.locks import RANGE_END, Lock
@@ -35,11 +34,11 @@ LIVING: Final = 1 << INO_BITS  # numbers and handles below belong to the living 
 
 
 class SnapshotVfs:
-    """Implements `Vfs` and `Locking` over a metadata server and the store it is in; both are the caller's, `close` closes the server."""
+    """Implements `Vfs` and `Locking` over a metadata server and the store it is in; `close` closes the server."""
 
-    def __init__(self, server: MetadataServer, store: ObjectStore) -> None:
+    def __init__(self, server: MetadataServer) -> None:
         self.server = server
-        self.snapshots = Snapshots(server, store)
+        self.snapshots = Snapshots(server)
         self._listings: dict[int, int] = {}  # open handles of `.snap` directories
         self._next_listing = 1
         self._lock = threading.Lock()
@@ -229,6 +228,11 @@ class SnapshotVfs:
         if ino >= LIVING:
             refuse(ino)
         self.server.removexattr(cred, ino, name)
+
+    def recall_through(self, recall: Callable[[int, bytes], bool]) -> None:
+        """See `Recalling`."""
+        self.server.recall_through(recall)
+        self.snapshots.recall = recall
 
     def forget(self, ino: int, lookups: int) -> None:
         """See `Vfs`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from mdstore.engines.protocol import ObjectStore
@@ -26,7 +27,7 @@ PREFIX: Final = b"dir\0"  # then the directory's number, 8 bytes big-endian, the
 NAME_MAX: Final = SNAPSHOT_NAME_MAX - len(PREFIX) - INO_KEY.size
 SLOTS_MAX: Final = 1 << (63 - INO_BITS)
 VIEWS_MAX: Final = 16  # open at a time, but for those that somebody uses
-VIEW_LIMITS: Final = Limits(cache_bytes=8 << 20)
+VIEW_LIMITS: Final = Limits(cache_bytes=8 << 20, references_max=65536)
 
 
 class DirectorySnapshot(NamedTuple):
@@ -61,17 +62,22 @@ class View:
 class Snapshots:
     """The snapshots of one file system. Safe to call from many threads."""
 
-    def __init__(self, server: MetadataServer, store: ObjectStore) -> None:
+    def __init__(self, server: MetadataServer) -> None:
         self._server = server
-        self._store = store
+        self._looked_in = server.store  # the store that the views are of: a server that fell back has another
         self._lock = threading.Lock()
         self._known: dict[int, dict[bytes, DirectorySnapshot]] = {}
         self._slots: dict[bytes, int] = {}  # by the store's name; a slot stands for one snapshot while the server runs
         self._views: dict[int, View] = {}  # by slot, the one used longest ago first
         self._next_slot = 1
-        if store.capabilities.snapshots:
-            for found in store.snapshots():
+        self.recall: Callable[[int, bytes], bool] | None = None  # what views ask their front through, see `Recalling`
+        if self._store.capabilities.snapshots:
+            for found in self._store.snapshots():
                 self._note(found.name, found.created_ns, found.held_bytes)
+
+    @property
+    def _store(self) -> ObjectStore:
+        return self._server.store
 
     def _note(self, key: bytes, created_ns: int, held_bytes: int) -> None:
         if key.startswith(PREFIX) and len(key) > len(PREFIX) + INO_KEY.size:
@@ -183,6 +189,9 @@ class Snapshots:
     def view(self, slot: int, above: int) -> View:
         """The open snapshot of a slot; opened when it is not. ESTALE when it is gone. `above`: the parent of its top."""
         with self._lock:
+            if self._looked_in is not self._store:
+                self._views.clear()  # their store is closed
+                self._looked_in = self._store
             view = self._views.pop(slot, None)
             if view is None:
                 self._make_room()
@@ -205,7 +214,10 @@ class Snapshots:
         except BaseException:
             store.close()
             raise
-        return View(slot, store, inner, FrozenVfs(inner, tag=slot << INO_BITS, top=directory, above=above | directory))
+        frozen = FrozenVfs(inner, tag=slot << INO_BITS, top=directory, above=above | directory)
+        if self.recall is not None:
+            frozen.recall_through(self.recall)
+        return View(slot, store, inner, frozen)
 
     def _make_room(self) -> None:
         """Close what was used longest ago and has nothing open."""

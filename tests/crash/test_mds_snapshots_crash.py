@@ -60,7 +60,7 @@ def snapshots_of(vfs: SnapshotVfs) -> dict[bytes, Tree]:
 def workload(device: FaultyDevice, history: History) -> None:
     store = Store.create(device, **GEOMETRY, **SMALL)
     work = Workload(SEED + 3, store=store)
-    vfs = SnapshotVfs(work.server, store)
+    vfs = SnapshotVfs(work.server)
     kept: dict[bytes, Tree] = {}
     history.start((work.snapshots[-1], {}))
     for number in range(48):
@@ -87,7 +87,7 @@ def workload(device: FaultyDevice, history: History) -> None:
 def reopen(device: Device) -> State:
     """Recover, check everything there is, and hand out the living names and every snapshot."""
     store = Store.open(device, **SMALL)
-    vfs = SnapshotVfs(MetadataServer.mount(store, clock=lambda: 1, limits=TINY, count_references=False), store)
+    vfs = SnapshotVfs(MetadataServer.mount(store, clock=lambda: 1, limits=TINY, count_references=False))
     state = tree_of(vfs), snapshots_of(vfs)
     check_contents(vfs.server)
     vfs.server.purge_all()

@@ -18,7 +18,7 @@ def served() -> Vfs:
     """A fresh metadata server over an engine in memory."""
     store = MemStore()
     MetadataServer.format(store, now_ns=time.time_ns())
-    return SnapshotVfs(MetadataServer.mount(store, client=b"posix suite"), store)
+    return SnapshotVfs(MetadataServer.mount(store, client=b"posix suite"))
 
 
 SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs, "served": served}
@@ -27,4 +27,4 @@ SUBJECTS: dict[str, Callable[[], Vfs]] = {"memory": MemoryVfs, "served": served}
 def from_image(path: str) -> Vfs:
     """The metadata server over an image file, recovered."""
     store = Store.open(FileDevice.open(path))
-    return SnapshotVfs(MetadataServer.mount(store, client=b"posix suite"), store)
+    return SnapshotVfs(MetadataServer.mount(store, client=b"posix suite"))

@@ -12,6 +12,7 @@ from mdstore.device.memory import MemoryDevice
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import PosixError
+from mdstore.mds.core import Limits
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.mds.snapshots import NAME_MAX
@@ -29,7 +30,7 @@ def _store(kind: str) -> ObjectStore:
 def vfs(request: pytest.FixtureRequest) -> Iterator[SnapshotVfs]:
     store = _store(request.param)
     MetadataServer.format(store, now_ns=1)
-    served = SnapshotVfs(MetadataServer.mount(store), store)
+    served = SnapshotVfs(MetadataServer.mount(store))
     yield served
     served.server.assert_state()
     served.close()
@@ -240,13 +241,13 @@ def test_snapshots_are_there_after_a_clean_end_and_after_a_crash() -> None:
     device = MemoryDevice(64 << 20)
     store = Store.create(device)
     MetadataServer.format(store, now_ns=1)
-    vfs = SnapshotVfs(MetadataServer.mount(store), store)
+    vfs = SnapshotVfs(MetadataServer.mount(store))
     write(vfs, ROOT_INO, b"f", b"first")
     snap(vfs, ROOT_INO, b"s")
     write(vfs, ROOT_INO, b"f", b"second")
     vfs.syncfs()
     crashed = Store.open(MemoryDevice.from_bytes(device.image()))
-    after = SnapshotVfs(MetadataServer.mount(crashed), crashed)
+    after = SnapshotVfs(MetadataServer.mount(crashed))
     assert names(after, ROOT_INO, b".snap") == [b"s"]
     assert read(after, ROOT_INO, b".snap", b"s", b"f") == b"first"
     assert read(after, ROOT_INO, b"f") == b"second"
@@ -255,7 +256,38 @@ def test_snapshots_are_there_after_a_clean_end_and_after_a_crash() -> None:
     vfs.close()
     store.close()
     with Store.open(MemoryDevice.from_bytes(device.image())) as again:
-        last = SnapshotVfs(MetadataServer.mount(again), again)
+        last = SnapshotVfs(MetadataServer.mount(again))
         assert read(last, ROOT_INO, b".snap", b"s", b"f") == b"first"
         last.rmdir(SUPERUSER, last.lookup(SUPERUSER, ROOT_INO, b".snap").ino, b"s")
         last.close()
+
+
+def test_a_front_that_holds_too_many_numbers_is_asked_to_let_go() -> None:
+    store = MemStore()
+    MetadataServer.format(store, now_ns=1)
+    limits = Limits(cache_bytes=64 * 700, references_max=200)
+    vfs = SnapshotVfs(MetadataServer.mount(store, limits=limits))
+    for number in range(1000):
+        vfs.forget(vfs.mknod(SUPERUSER, ROOT_INO, b"f%04d" % number, 0o100644).ino, 1)
+    vfs.server.write_back()
+    held: dict[tuple[int, bytes], int] = {}
+    busy = {(ROOT_INO, b"f%04d" % number) for number in range(0, 1000, 100)}
+    asked = []
+
+    def recall(directory: int, name: bytes) -> bool:
+        asked.append((directory, name))
+        return True
+
+    vfs.recall_through(recall)
+    for number in range(1000):
+        name = b"f%04d" % number
+        held[ROOT_INO, name] = vfs.lookup(SUPERUSER, ROOT_INO, name).ino
+        for key in [key for key in asked if key not in busy]:
+            vfs.forget(held.pop(key), 1)
+        asked[:] = [key for key in asked if key in held and key not in busy]
+    counters = vfs.server.counters()
+    assert int(counters["references"]) == len(held) < 400
+    assert int(counters["recalled"]) < 1500, "nobody is asked again and again for what he keeps"
+    for (_, name), ino in held.items():
+        assert vfs.getattr(ino).ino == vfs.lookup(SUPERUSER, ROOT_INO, name).ino, "what is held is still good"
+    vfs.close()
