@@ -113,8 +113,10 @@ def _fall_back(image: str, server: MetadataServer, error: MdstoreError, reopened
         server.fall_back(reopen)
     except (MdstoreError, OSError) as failure:
         log.error("%s cannot be read either: %s; unmount it", image, explain(failure))
-    else:
-        log.error("%s is served read-only, with what was durable: unmount it, see to its medium, and run `mdstore fsck`", image)
+        return
+    log.error("%s is served read-only, with what was durable: unmount it, see to its medium, and run `mdstore fsck`", image)
+    while server.background_work():
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _or_complain(serve_until_end: Serve, ready: Callable[[], None]) -> int:

@@ -55,7 +55,7 @@ def restart(core: Core, cache: Cache, store: ObjectStore, cause: MdstoreError) -
 
 
 def restore(core: Core, cache: Cache, handles: Handles, known: Remembered) -> None:
-    """After recovery: open files are open again; what is not there any more is EBADF. A front is told what may have changed."""
+    """After recovery: open files are open again; what is not there any more is EBADF."""
     core.where.update(known.places)
     for number, ino in known.open:
         handle = handles.get(number)
@@ -74,6 +74,12 @@ def restore(core: Core, cache: Cache, handles: Handles, known: Remembered) -> No
         node.handles += 1
     for ino in [ino for ino in core.where if ino not in core.references]:
         del core.where[ino]
-    if core.recall is not None:
-        for directory, name in known.changed:
-            core.recall(directory, name)
+
+
+def recall_some(core: Core, names: list[tuple[int, bytes]]) -> bool:
+    """Tell the front which names may mean something else now, as many as it takes; whether some are left."""
+    if core.recall is None:
+        names.clear()
+    while names and core.recall is not None and core.recall(*names[-1]):
+        names.pop()
+    return bool(names)

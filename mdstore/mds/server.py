@@ -34,7 +34,7 @@ from mdstore.mds.core import Core, Limits
 from mdstore.mds.damage import Damage, forget_damage, list_damage
 from mdstore.mds.directories import Directories
 from mdstore.mds.events import Kind
-from mdstore.mds.fallback import remember, restart, restore
+from mdstore.mds.fallback import recall_some, remember, restart, restore
 from mdstore.mds.filedata import FileData
 from mdstore.mds.files import Files
 from mdstore.mds.handles import Handles
@@ -92,6 +92,7 @@ class MetadataServer:
         self._lock = core.lock
         self._count = count_references
         self._closed = False
+        self._to_recall: list[tuple[int, bytes]] = []
         self.recovery = RecoveryReport()
         self._cache = Cache(core)
         self._changes = Changes(core, self._cache)
@@ -580,7 +581,8 @@ class MetadataServer:
 
     def fall_back(self, reopen: Callable[[], ObjectStore]) -> None:
         """After a failure: go on read-only, see `fallback`. `reopen` closes the store and opens it again, read-only; it is called
-        with the lock held. Its errors, and those of `mount`, come through: then nothing is answered any more."""
+        with the lock held. Its errors, and those of `mount`, come through: then nothing is answered any more. Call
+        `background_work` afterwards until there is none: it tells the front what may have changed."""
         with self._lock:
             core = self._core
             if self._closed or core.failed is None:
@@ -597,6 +599,7 @@ class MetadataServer:
                 core.failed = error
                 raise
             restore(core, self._cache, self._handles, known)
+            self._to_recall = known.changed
 
     @property
     def store(self) -> ObjectStore:
@@ -634,7 +637,8 @@ class MetadataServer:
             writes = core.is_writable() and core.changes >= core.limits.dirty_entries_low
             if writes:
                 self._writeback.step(PIECE_ENTRIES)
-        return self.scrubbing.step() or writes
+            recalls = recall_some(core, self._to_recall)
+        return self.scrubbing.step() or writes or recalls
 
     def purge_all(self) -> None:
         """Remove the bytes of every file that has no name and no user. Cost: one transaction per few hundred objects."""

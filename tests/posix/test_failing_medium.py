@@ -46,6 +46,8 @@ class Mounted:
     def fall_back(self) -> None:
         image = MemoryDevice.from_bytes(self.device.image())
         self.server.fall_back(lambda: Store.open(image, read_only=True))
+        while self.server.background_work():
+            pass
         self.fell_back.set()
 
     def break_medium(self) -> None:
