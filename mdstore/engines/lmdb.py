@@ -35,6 +35,7 @@ from mdstore.engines.lmdb_tables import (
     META_NEXT_NUMBER,
     U64,
     Databases,
+    Onode,
     Table,
     decode_floor,
 )
@@ -189,7 +190,7 @@ class LmdbStore:
     def stat(self, collection: Name, name: Name, *, rev: int = 0) -> ObjectStat:
         """Size, bytes stored, number of attributes and of map keys, revision of its creation."""
         home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: ObjectStat(*view.need(home, wanted, rev)[1:]))
+        return self._ask(lambda view: _stat(view.need(home, wanted, rev)))
 
     def read(
         self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
@@ -453,6 +454,10 @@ def _import_lmdb() -> Any:
     except ImportError as error:
         raise InvalidRequest("lmdb: needs the lmdb package; install mdstore[lmdb]") from error
     return lmdb
+
+
+def _stat(onode: Onode) -> ObjectStat:
+    return ObjectStat(*onode[1:-1], checksum="none" if onode.unchecked else "crc32c")
 
 
 def _owner(view: View, collection: Name, name: Name, rev: int) -> tuple[Any, int]:

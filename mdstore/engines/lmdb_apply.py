@@ -25,7 +25,7 @@ from mdstore.limits import MOVED_OBJECTS_MAX, REVISION_MAX
 from mdstore.store.floors import Floors
 from mdstore.store.moves import Selection
 from mdstore.store.revisions import MARK, ordered_name, plain_name
-from mdstore.store.transaction import Op, Operation
+from mdstore.store.transaction import HINT_UNCHECKED, Op, Operation
 
 _LAST_CHUNK: Final = (1 << 62) // CHUNK
 _FIRST_KEY: Final = b"\0"  # the map's header has the empty key, before every real one
@@ -191,6 +191,10 @@ class Applier(View):
             onode = Onode(self._next_number(), created_rev=self._newest(collection, name))
             self._save(collection, name, onode)
         return onode
+
+    def _alloc_hint(self, collection: bytes, name: bytes, object_size: int, write_size: int, flags: int) -> None:
+        onode = self._make(collection, name)
+        self._save(collection, name, onode._replace(unchecked=int(bool(flags & HINT_UNCHECKED))))
 
     def _remove(self, collection: bytes, name: bytes) -> None:
         onode = self.need(collection, name)
@@ -426,7 +430,7 @@ _OPERATIONS: Final[dict[Op, Callable[..., Any]]] = {
     Op.CLONE: Applier._clone,
     Op.CLONE_RANGE: Applier._clone_range,
     Op.RENAME: Applier._rename,
-    Op.ALLOC_HINT: Applier._make,
+    Op.ALLOC_HINT: Applier._alloc_hint,
     Op.REVISION: Applier._revision,
     Op.REMOVE_REVISION: Applier._remove_revision,
     Op.TRIM_REVISIONS: Applier._trim_revisions,

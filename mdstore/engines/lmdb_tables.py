@@ -25,7 +25,7 @@ CHUNK: Final = 64 * 1024  # bytes of data under one key
 KEY_MAX: Final = 511  # LMDB's, unless it was built otherwise
 U64: Final = struct.Struct(">Q")  # big endian: numbers order as their bytes
 HEAD: Final = KEY_MAX - U64.size
-_ONODE: Final = struct.Struct("<BB6xQQQQQQ")  # version, 0, number, size, allocated, attributes, map keys, created rev
+_ONODE: Final = struct.Struct("<BB6xQQQQQQ")  # version, unchecked, number, size, allocated, attributes, map keys, created rev
 _BUCKET_RECORD: Final = struct.Struct("<HI")  # length of the rest of the name, length of the value
 
 assert (U64.size, _ONODE.size, _BUCKET_RECORD.size) == (8, 56, 6)
@@ -42,9 +42,10 @@ class Onode(NamedTuple):
     attributes: int = 0
     map_keys: int = 0
     created_rev: int = 0
+    unchecked: int = 0  # 1: asked for no checksums
 
     def encode(self) -> bytes:
-        return _ONODE.pack(FORMAT_VERSION, 0, *self)
+        return _ONODE.pack(FORMAT_VERSION, self.unchecked, *self[:-1])
 
     @classmethod
     def decode(cls, raw: bytes, name: bytes) -> Onode:
@@ -52,7 +53,8 @@ class Onode(NamedTuple):
         if len(raw) != _ONODE.size or raw[0] != FORMAT_VERSION:
             expected = f"{_ONODE.size} bytes, version {FORMAT_VERSION}"
             raise CorruptionError("object record", repr(name), expected, f"{len(raw)} bytes: {raw[:8].hex()}")
-        return cls(*_ONODE.unpack(raw)[2:])
+        _, unchecked, number, size, allocated, attributes, map_keys, created_rev = _ONODE.unpack(raw)
+        return cls(number, size, allocated, attributes, map_keys, created_rev, unchecked)
 
 
 def encode_bucket(records: list[Record]) -> bytes:

@@ -256,7 +256,8 @@ class MemStore:
         with self._lock:
             found = self._find(collection, name, rev)
             counts = len(found.attributes), len(found.map)
-            return ObjectStat(found.size, len(found.blocks) * BLOCK, *counts, found.created_rev)
+            checksum = "crc32c" if found.is_checked else "none"
+            return ObjectStat(found.size, len(found.blocks) * BLOCK, *counts, found.created_rev, checksum)
 
     def read(
         self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0

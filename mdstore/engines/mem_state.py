@@ -20,7 +20,7 @@ from sortedcontainers import SortedDict
 from mdstore.limits import REVISION_MAX
 from mdstore.store.floors import Floors
 from mdstore.store.moves import Selection
-from mdstore.store.transaction import Op, Operation
+from mdstore.store.transaction import HINT_UNCHECKED, Op, Operation
 
 BLOCK: Final = 4096  # granularity of holes, in bytes
 _ZEROS: Final = bytes(BLOCK)
@@ -30,11 +30,12 @@ _END: Final = 1 << 62  # past every offset that `limits.OBJECT_SIZE_MAX` allows
 class MemObject:
     """One object: sparse data, attributes, a map with its header. `owner` is the state that may change it in place."""
 
-    __slots__ = ("attributes", "blocks", "created_rev", "header", "map", "owner", "size")
+    __slots__ = ("attributes", "blocks", "created_rev", "header", "is_checked", "map", "owner", "size")
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
         self.created_rev = 0
+        self.is_checked = True
         self.size = 0
         self.blocks: dict[int, bytes] = {}
         self.attributes: dict[bytes, bytes] = {}
@@ -44,7 +45,7 @@ class MemObject:
     def copy(self, owner: object) -> MemObject:
         """An equal object that `owner` may change. Blocks and values are immutable and shared."""
         twin = MemObject(owner)
-        twin.created_rev = self.created_rev
+        twin.created_rev, twin.is_checked = self.created_rev, self.is_checked
         twin.size, twin.blocks, twin.header = self.size, self.blocks.copy(), self.header
         twin.attributes, twin.map = self.attributes.copy(), self.map.copy()
         return twin
@@ -259,6 +260,9 @@ class State:
         copy = self._object(collection, to_name)
         copy.copy_range(self.collections[collection].objects[name], source, length, target)
 
+    def _alloc_hint(self, collection: bytes, name: bytes, object_size: int, write_size: int, flags: int) -> None:
+        self._make(collection, name).is_checked = not flags & HINT_UNCHECKED
+
     def _rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         del self._object(collection, name).attributes[attribute]
 
@@ -301,7 +305,7 @@ _APPLY: Final[dict[Op, Callable[..., Any]]] = {
     Op.CLONE: State._clone,
     Op.CLONE_RANGE: State._clone_range,
     Op.RENAME: State._rename,
-    Op.ALLOC_HINT: lambda state, collection, name, *_: state._make(collection, name),
+    Op.ALLOC_HINT: State._alloc_hint,
     Op.REVISION: State._revision,
     Op.REMOVE_REVISION: State._remove_revision,
     Op.TRIM_REVISIONS: State._trim_revisions,

@@ -22,6 +22,7 @@ class ObjectStat(NamedTuple):
     attributes: int  # how many attributes
     map_keys: int  # how many keys in its map
     created_rev: int = 0  # the revision it was created at or last kept at; 0: none
+    checksum: str = "crc32c"  # of data written now: "crc32c" or "none"
 
 
 class SnapshotInfo(NamedTuple):

@@ -118,11 +118,11 @@ def _check_object(objects: ObjectTable, onode: Onode, name: str, use: _Use, *, d
     for key, value in records:
         try:
             extent = extents.decode_extent(key, value)
-            if deep:
-                data.load_extent(space, extent, name)
         except MdstoreError as error:
-            yield f"C6 object {name}: {error}"
+            yield f"C5 object {name}: {error}"
             continue
+        if deep:
+            yield from _check_blocks(objects, extent, name)
         if extent.logical < end:
             yield f"C5 object {name}: extent at {extent.logical} overlaps the one before"
         end = extent.end
@@ -133,6 +133,13 @@ def _check_object(objects: ObjectTable, onode: Onode, name: str, use: _Use, *, d
         yield f"C5 object {name}: extents up to block {end}, size {onode.size}"
     if allocated != onode.allocated:
         yield f"C4 object {name}: {allocated} blocks of data, {onode.allocated} recorded"
+
+
+def _check_blocks(objects: ObjectTable, extent: extents.Extent, name: str) -> Iterator[str]:
+    try:
+        data.load_extent(objects.space, extent, name)
+    except MdstoreError as error:
+        yield f"C6 object {name}: {error}"
 
 
 def _check_revisions(objects: ObjectTable) -> Iterator[str]:

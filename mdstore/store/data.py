@@ -86,7 +86,8 @@ def _neighbours_joined(pieces: list[Piece]) -> list[Piece]:
 
 
 def _follows(extent: Extent, last: Extent) -> bool:
-    return extent.logical == last.logical + last.blocks and extent.start == last.start + last.blocks
+    apart = extent.logical != last.logical + last.blocks or extent.start != last.start + last.blocks
+    return not apart and bool(extent.checksums) == bool(last.checksums)
 
 
 def _as_one(run: list[Extent]) -> list[Piece]:
@@ -102,14 +103,17 @@ def load_extent(space: Space, extent: Extent, name: str) -> bytes:
     staged = space.staged_within(extent.start, extent.blocks)
     if len(staged) == extent.blocks:
         return b"".join(content for _, content in staged)
-    raw, checksums = space.read_checked(extent.start, extent.blocks)
+    if extent.checksums:
+        raw, checksums = space.read_checked(extent.start, extent.blocks)
+    else:
+        raw, checksums = space.read(extent.start, extent.blocks), b""
     if staged:
         patched = bytearray(raw)
         for address, content in staged:
             at = (address - extent.start) * space.block_size
             patched[at : at + space.block_size] = content
         raw = bytes(patched)
-        checksums = crc32c_blocks(raw, space.block_size)
+        checksums = crc32c_blocks(raw, space.block_size) if extent.checksums else b""
     extents.verify(checksums, space.block_size, extent, name)
     return raw
 
@@ -187,7 +191,7 @@ def write_mapped(
     """Map whole blocks that are on the device already (a large write went there directly)."""
     count = sum(blocks for _, blocks in runs)
     _drop_changed(space, onode, logical, logical + count)
-    _map(space, pager, onode, new_tree_id, logical, runs, checksums)
+    _map(space, pager, onode, new_tree_id, logical, runs, checksums if onode.is_checked else b"")
 
 
 def zero(space: Space, onode: Onode, offset: int, length: int, name: str) -> None:
@@ -261,7 +265,8 @@ def flush(space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds) -> Non
             stop += 1
         content = [onode.blocks[number] for number in numbers[start:stop]]
         runs = space.allocate(len(content))
-        _map(space, pager, onode, new_tree_id, numbers[start], runs, crc32c_blocks(b"".join(content), space.block_size))
+        checksums = crc32c_blocks(b"".join(content), space.block_size) if onode.is_checked else b""
+        _map(space, pager, onode, new_tree_id, numbers[start], runs, checksums)
         space.stage(runs, content)
         start = stop
     space.changed_blocks -= len(numbers)

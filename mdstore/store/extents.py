@@ -20,7 +20,8 @@ from mdstore.errors import CorruptionError
 from mdstore.store.allocator import Run
 
 _KEY = struct.Struct(">Q")
-_HEAD = struct.Struct("<QHHQ")  # first device block, blocks, flags (zero), epoch that wrote them
+_HEAD = struct.Struct("<QHHQ")  # first device block, blocks, flags, epoch that wrote them
+FLAG_UNCHECKED = 1  # no checksums follow
 _CRC_SIZE = 4
 _EXTENT_BLOCKS_MAX = 123  # a record stays well under the quarter page at which values spill
 
@@ -28,8 +29,8 @@ assert _HEAD.size == 20
 
 
 class Extent(NamedTuple):
-    """`blocks` logical blocks from `logical` on lie at device block `start`; `checksums` is packed little-endian u32, `birth` the
-    epoch whose checkpoint wrote them."""
+    """`blocks` logical blocks from `logical` on lie at device block `start`; `checksums` is packed little-endian u32, or empty
+    when they have none; `birth` the epoch whose checkpoint wrote them."""
 
     logical: int
     start: int
@@ -60,7 +61,8 @@ def decode_extent(key: bytes, value: bytes) -> Extent:
     (logical,) = _KEY.unpack(key)
     if len(value) >= _HEAD.size:
         start, blocks, flags, birth = _HEAD.unpack_from(value)
-        if blocks and not flags and len(value) == _HEAD.size + blocks * _CRC_SIZE:
+        checked = 0 if flags == FLAG_UNCHECKED else blocks
+        if blocks and flags <= FLAG_UNCHECKED and len(value) == _HEAD.size + checked * _CRC_SIZE:
             return Extent(logical, start, blocks, birth, value[_HEAD.size :])
     raise CorruptionError("extent record", f"logical block {logical}", "20 bytes and 4 for each block", f"{len(value)} bytes")
 
@@ -105,13 +107,14 @@ def punch(tree: Tree, first: int, last: int, release: Callable[[int, int, int], 
 
 def put(tree: Tree, extent: Extent) -> None:
     """Record one extent; its logical range must be a hole."""
-    tree.put(_KEY.pack(extent.logical), _HEAD.pack(extent.start, extent.blocks, 0, extent.birth) + extent.checksums)
+    flags = 0 if extent.checksums else FLAG_UNCHECKED
+    tree.put(_KEY.pack(extent.logical), _HEAD.pack(extent.start, extent.blocks, flags, extent.birth) + extent.checksums)
 
 
 def verify(found: bytes, block_size: int, extent: Extent, name: str) -> None:
     """CorruptionError naming the first block of an extent whose checksum, among those `found`, is not the recorded one."""
     checksums = extent.checksums
-    if found == checksums:
+    if found == checksums or not checksums:
         return
     for i in range(0, len(checksums), _CRC_SIZE):
         if found[i : i + _CRC_SIZE] != checksums[i : i + _CRC_SIZE]:

@@ -10,6 +10,7 @@ import struct
 
 from mdstore.btree import COMPARE_BYTES, COMPARE_U64_BE, Descriptor, Tree
 from mdstore.errors import CorruptionError
+from mdstore.store.transaction import HINT_UNCHECKED
 
 VERSION = 1
 FLAG_DATA = 1
@@ -72,6 +73,11 @@ class Onode:
         self.blocks: dict[int, bytes | bytearray] = {}
         self.dirty = False
         self.touched = False
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether data written from now on gets checksums."""
+        return self.hint is None or not self.hint[2] & HINT_UNCHECKED
 
     def encode(self, data_root: bytes, map_root: bytes) -> bytes:
         """The record, given the root records of its trees (empty: no tree)."""

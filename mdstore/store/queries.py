@@ -43,7 +43,8 @@ class Queries(ABC):
             onode = self._find(collection, name, rev)
             allocated = (onode.allocated + len(onode.blocks)) * self.superblock.block_size
             keys = len(onode.map) if onode.map is not None else 0
-            return ObjectStat(onode.size, allocated, len(onode.attributes), keys, onode.created_rev)
+            checksum = "crc32c" if onode.is_checked else "none"
+            return ObjectStat(onode.size, allocated, len(onode.attributes), keys, onode.created_rev, checksum)
 
     def read(
         self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0

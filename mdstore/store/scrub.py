@@ -297,7 +297,7 @@ class Scrub:
                 self._base -= block_size
                 self._extent(extent.part(block, block + 1), block_size)
             return
-        for i in range(extent.blocks if found != extent.checksums else 0):
+        for i in range(extent.blocks if extent.checksums and found != extent.checksums else 0):
             expected, actual = extent.checksums[4 * i : 4 * i + 4], found[4 * i : 4 * i + 4]
             if expected != actual:
                 where = f"bytes {(extent.logical + i) * block_size}+{block_size} of its data, device block {extent.start + i}"

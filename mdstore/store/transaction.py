@@ -33,6 +33,9 @@ Data = bytes | bytearray | memoryview
 Operation = tuple[Any, ...]
 
 
+HINT_UNCHECKED = 1  # a flag of `alloc_hint`: no checksums for data written from then on
+
+
 class Op(IntEnum):
     """Operation codes, as they stand in the log. Zero is never a valid operation."""
 
@@ -173,7 +176,13 @@ class Transaction:
         return self._object(Op.CLONE_RANGE, collection, name, object_name(to_name), source, length, target)
 
     def alloc_hint(self, collection: Name, name: Name, object_size: int, write_size: int, flags: int = 0) -> Transaction:
-        """Say how large the object and its writes will be (bytes; 0: unknown). Never changes what is read."""
+        """Say how large the object and its writes will be (bytes; 0: unknown). Never changes what is read.
+
+        flags: HINT_UNCHECKED, or 0. Data that reaches the medium while the last hint has the flag gets no checksums (`stat` says
+        "none"): a damaged block of it reads as it is, and neither a read nor a scrub notices. What is there keeps what it has."""
+        _check_range(object_size, write_size)
+        if flags & ~HINT_UNCHECKED:
+            raise InvalidRequest(f"unknown flags of an allocation hint: {flags:#x}")
         return self._object(Op.ALLOC_HINT, collection, name, object_size, write_size, flags)
 
     # -- attributes ----------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import MdstoreError, TransactionError
-from mdstore.store.transaction import Transaction
-from tests.conformance.subjects import Content, Rig, content, everything
+from mdstore.store.transaction import HINT_UNCHECKED, Transaction
+from tests.conformance.subjects import Rig, content, everything
 
 Step = tuple[str, tuple[Any, ...]]  # a method of Transaction and its arguments
 
@@ -70,7 +70,7 @@ OPERATIONS: list[tuple[str, tuple[Draw, ...]]] = [
     ("clone", (_NAME,)),
     ("clone", (_NAME,)),
     ("clone_range", (_NAME, _EDGE, _EDGE, _EDGE)),
-    ("alloc_hint", (_EDGE, _EDGE)),
+    ("alloc_hint", (_EDGE, _EDGE, _of([0, HINT_UNCHECKED]))),
     ("setattr", (_of(ATTRIBUTES), _of(SMALL))),
     ("setattr", (_of(ATTRIBUTES), _of(SMALL))),
     ("rmattr", (_of(ATTRIBUTES),)),
@@ -287,8 +287,7 @@ class StoreMachine(RuleBasedStateMachine):
         return found
 
     def _compare_object(self, collection: bytes, name: bytes) -> None:
-        def whole(store: ObjectStore) -> tuple[Content, int, int]:
-            found = content(store, collection, name)
-            return found, store.stat(collection, name)[2], store.stat(collection, name)[3]
+        def whole(store: ObjectStore) -> tuple[Any, ...]:
+            return content(store, collection, name), *store.stat(collection, name)[2:]
 
         self._same(whole)

@@ -13,6 +13,7 @@ FLAG_MAP: Final = 2
 FLAG_HINT: Final = 4
 COLLECTION_NAME_MAX: Final = 255
 OBJECT_NAME_MAX: Final = 512
+UNCHECKED: Final = -1  # in place of a checksum: no block has this one
 
 _COLLECTION: Final = struct.Struct("<BBHQQ")
 _ONODE: Final = struct.Struct("<BBHQQQQ")
@@ -45,7 +46,7 @@ class Onode(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """A run of device blocks that holds logical blocks from `logical` on; one checksum for each."""
+    """A run of device blocks that holds logical blocks from `logical` on; one checksum for each, or none at all."""
 
     logical: int
     start: int
@@ -54,7 +55,9 @@ class Extent(NamedTuple):
     birth: int = 0  # the epoch that wrote it
 
     def checksum(self, index: int) -> int:
-        """CRC-32C of block `index` of the run."""
+        """CRC-32C of block `index` of the run; UNCHECKED where the object has no checksums."""
+        if not self.checksums:
+            return UNCHECKED
         return int.from_bytes(self.checksums[4 * index : 4 * index + 4], "little")
 
 
@@ -124,10 +127,11 @@ def decode_extent(key: bytes, value: bytes) -> Extent:
     if len(key) != 8 or len(value) < _EXTENT.size:
         raise Damage("extent", "extent record length", f"8 and at least {_EXTENT.size}", f"{len(key)} and {len(value)}")
     start, blocks, flags, birth = _EXTENT.unpack_from(value)
-    if not blocks or flags:
-        raise Damage("extent", "extent blocks and flags", "at least 1 block, flags 0", f"{blocks}, {flags:#x}")
-    if len(value) != _EXTENT.size + 4 * blocks:
-        raise Damage("extent", "extent record length", _EXTENT.size + 4 * blocks, len(value))
+    if not blocks or flags & ~1:
+        raise Damage("extent", "extent blocks and flags", "at least 1 block, flags 0 or 1", f"{blocks}, {flags:#x}")
+    expected = _EXTENT.size + (0 if flags else 4 * blocks)
+    if len(value) != expected:
+        raise Damage("extent", "extent record length", expected, len(value))
     return Extent(int.from_bytes(key, "big"), start, blocks, value[_EXTENT.size :], birth)
 
 

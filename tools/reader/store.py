@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.onode import (
+    UNCHECKED,
     Collection,
     Onode,
     decode_collection,
@@ -159,10 +160,10 @@ class StoreReader:
 
     # -- data ----------------------------------------------------------------------------------------------------------
     def read_block(self, block: int, checksum: int) -> bytes:
-        """One device block. Damage (`data-checksum`)."""
+        """One device block, checked unless it has no checksum. Damage (`data-checksum`)."""
         at = block * self.block_size
         data = self.image.read(at, self.block_size)
-        if crc32c(data) != checksum:
+        if checksum != UNCHECKED and crc32c(data) != checksum:
             raise Damage("data-checksum", "checksum of a data block", f"{checksum:08x}", f"{crc32c(data):08x}", byte=at)
         return data
 
