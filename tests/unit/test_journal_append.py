@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+import journal.pack as journal_pack
 from journal import (
     EntryTooLarge,
     Journal,
@@ -398,6 +401,94 @@ def test_concurrent_appenders_lose_nothing_and_keep_order() -> None:
         found.setdefault(name, []).append(int(n))
     assert found == {b"%d" % name: list(range(200)) for name in range(8)}
     assert journal.counters.appends == 1600
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads lose the interpreter's lock at every chance."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("allow_split", [True, False])
+def test_every_way_of_appending_at_once_from_many_threads(allow_split: bool) -> None:
+    """`append` of plain bytes takes no lock: it must not get between the steps of those that do."""
+    medium = MemoryMedium(unit=0 if allow_split else 512, period=256)
+    journal = Journal.create(medium, options=Options(allow_split=allow_split, buffer_bytes=1500))
+    ends: dict[int, bytes] = {}
+
+    def append(name: int) -> None:
+        for n in range(0, 240, 4):
+            first, second, *rest = (b"%d:%d;" % (name, n + k) * (1 + n % 40) for k in range(4))
+            ends[journal.append(first)] = first
+            ends[journal.append([second[:3], second[3:]])] = second
+            last = journal.append_many(rest)
+            ends[last] = rest[1]
+            if n % 3 == 0:
+                journal.wait(last)
+
+    def look() -> None:
+        while any(thread.is_alive() for thread in threads):
+            journal.assert_state()
+
+    def hammer() -> None:
+        while any(thread.is_alive() for thread in threads):
+            for _ in range(50):
+                journal.append(b"x%d" % len(hammered))
+                hammered.append(len(hammered))
+
+    hammered: list[int] = []
+    threads = [threading.Thread(target=append, args=(name,)) for name in range(6)]
+    beside = [threading.Thread(target=look), threading.Thread(target=hammer)]
+    for thread in (*threads, *beside):
+        thread.start()
+    for thread in (*threads, *beside):
+        thread.join(60)
+    journal.flush()
+    journal.assert_state()
+    assert journal.counters.appends == 6 * 240 + len(hammered)
+    found = list(Journal.open(medium, options=Options(allow_split=allow_split)).entries())
+    assert len(found) == 6 * 240 + len(hammered)
+    at = {entry.end: entry.payload for entry in found}
+    assert all(at[end] == payload for end, payload in ends.items())
+    for name in range(6):
+        mine = [entry.payload for entry in found if entry.payload.startswith(b"%d:" % name)]
+        assert [int(payload.split(b";")[0].split(b":")[1]) for payload in mine] == list(range(240))
+    assert [entry.payload for entry in found if entry.payload.startswith(b"x")] == [b"x%d" % n for n in hammered]
+
+
+def test_nothing_is_added_at_once_while_the_packer_must_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these looks first and acts then; an entry added in between would be lost, or lie beyond the limit."""
+    journal = Journal.create(MemoryMedium(period=256), options=Options(buffer_bytes=1000))
+    pack, seen = journal._pack, list[str]()
+
+    def spy(module: object, name: str) -> None:
+        original = getattr(module, name)
+
+        def called(*arguments: Any) -> Any:
+            seen.append(name)
+            assert pack.add_at_once(b"in between", 1) == 0
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, called)
+
+    spy(journal._room, "require")
+    spy(journal_pack, "split_buffers")
+    journal.append([b"parts", b"of it"])
+    journal.append_many([b"many", b"of them"])
+    while "split_buffers" not in seen:
+        journal.append(b"x" * 100)
+    assert seen[:2] == ["require", "require"]
+    assert pack.add_at_once(b"afterwards", 1) == journal.write
+    journal.flush()
+    journal.assert_state()
+    found = [entry.payload for entry in journal.entries()]
+    assert found[:3] == [b"partsof it", b"many", b"of them"]
+    assert set(found[3:-1]) == {b"x" * 100}
+    assert found[-1] == b"afterwards"
 
 
 def test_buffered_bytes_are_written_without_being_asked() -> None:
