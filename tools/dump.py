@@ -9,10 +9,11 @@ from typing import Final
 
 import click
 
-from mdstore.errors import InvalidRequest, MdstoreError
+from mdstore.errors import CorruptionError, InvalidRequest, MdstoreError
 from mdstore.tools.fsck import progress_display
 from mdstore.tools.present import printer
 from mdstore.tools.reader.check import Options, check_image
+from mdstore.tools.reader.dump_lines import DumpHeader, encode_dump
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.mds_views import inode_view, journal_view, tree_view
 from mdstore.tools.reader.views import (
@@ -29,6 +30,7 @@ from mdstore.tools.reader.views import (
     superblock_view,
     trees_view,
 )
+from mdstore.tools.reader.whole import stream_of
 from mdstore.tools.report.fsck_report import Mapper, map_sections, write_report
 
 EXIT_OK: Final = 0
@@ -60,9 +62,13 @@ _VIEWS: Final[dict[str, tuple[str, View]]] = {
 @click.argument("image")
 @click.argument("what", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, keys stable.")
+@click.option("--all", "as_lines", is_flag=True, help="Everything, as lines that `mdstore load` makes an image of.")
+@click.option("--snapshot", metavar="NAME", help="With --all: what a snapshot of the store knows.")
 @click.option("--map", "as_map", is_flag=True, help="Where in the image what lies, by kind.")
 @click.option("--html", "html", type=click.Path(dir_okay=False), metavar="FILE", help="With --map: draw it, as a page.")
-def dump_command(image: str, what: tuple[str, ...], as_json: bool, as_map: bool, html: str | None) -> None:
+def dump_command(
+    image: str, what: tuple[str, ...], as_json: bool, as_lines: bool, snapshot: str | None, as_map: bool, html: str | None
+) -> None:
     """Show what IMAGE holds. Reads only; needs no lock and no working engine.
 
     \b
@@ -82,8 +88,18 @@ def dump_command(image: str, what: tuple[str, ...], as_json: bool, as_map: bool,
       tree PATH               a directory and everything below it
 
     \b
+    `mdstore dump --all IMAGE` writes every object as JSON lines (docs/format/dump.md), the same for the same content; it ends at
+    the first damage, and a dump that was cut short is not loaded (`mdstore recover` reads around damage).
+
+    \b
     Exit codes: 0 shown, 2 no such view, 4 damage was met on the way (said on standard error), 8 could not be shown.
     """
+    if snapshot is not None and not as_lines:
+        raise click.UsageError("--snapshot needs --all")
+    if as_lines:
+        if what or as_map:
+            raise click.UsageError("--all shows everything: no view goes with it")
+        sys.exit(run_dump_all(image, snapshot))
     if html and not as_map:
         raise click.UsageError("--html needs --map")
     if as_map:
@@ -91,6 +107,23 @@ def dump_command(image: str, what: tuple[str, ...], as_json: bool, as_map: bool,
             raise click.UsageError("--map shows the whole image: no view goes with it")
         sys.exit(run_map(image, as_json=as_json, html=html))
     sys.exit(run_dump(image, what, as_json=as_json))
+
+
+def run_dump_all(path: str, snapshot: str | None = None) -> int:
+    """Write every object to standard output; returns the exit code."""
+    write = sys.stdout.buffer.write
+    try:
+        with Image(path) as image:
+            stream = stream_of(image, snapshot)
+            for line in encode_dump(DumpHeader(image.size, stream.block_size), stream.records()):
+                write(line)
+    except CorruptionError as error:
+        click.echo(f"dump: {error}; `mdstore recover` saves what still reads", err=True)
+        return EXIT_DAMAGED
+    except MdstoreError as error:
+        click.echo(f"dump: {error}", err=True)
+        return EXIT_FAILED
+    return EXIT_OK
 
 
 def run_map(path: str, *, as_json: bool = False, html: str | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Final
 
 import crcmod.predefined
 
-crc32c: Final[Callable[[bytes], int]] = crcmod.predefined.mkCrcFun("crc-32c")
+crc32c: Final[Callable[..., int]] = crcmod.predefined.mkCrcFun("crc-32c")  # of bytes; and of what comes after a checksum
 
 assert crc32c(b"123456789") == 0xE3069283
 

@@ -1,0 +1,165 @@
+"""Making an image of a stream of records: what `load`, `recover` and `compact` end in."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from mdstore.device.file import FileDevice
+from mdstore.errors import AlreadyExists, CorruptionError
+from mdstore.limits import MIB
+from mdstore.store.commit import Commit
+from mdstore.store.store import Store
+from mdstore.store.transaction import Transaction
+from mdstore.tools.output import CommandFailed
+from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
+
+BATCH_BYTES: Final = MIB  # of one transaction, less where the log is small
+COMMITS_KEPT: Final = 64  # that nobody waits for yet
+
+
+@dataclass
+class Loaded:
+    """What an image was made of."""
+
+    collections: int = 0
+    objects: int = 0
+    revisions: int = 0
+    data_bytes: int = 0
+    pairs: int = 0
+
+
+class Loader:
+    """Puts records into an empty store. Nothing is durable before `finish`."""
+
+    def __init__(self, store: Store) -> None:
+        self.loaded = Loaded()
+        self._store = store
+        self._batch_bytes = min(BATCH_BYTES, max(4096, int(store.statistics()["log_bytes"]) // 8))
+        self._transaction = Transaction()
+        self._commits: deque[Commit] = deque(maxlen=COMMITS_KEPT)
+        self._collection: bytes | None = None
+        self._object: ObjectRecord | None = None
+
+    def put(self, record: Record) -> None:
+        """The next record. CorruptionError for one that cannot come here, NoSpace inside TransactionError."""
+        if isinstance(record, CollectionRecord):
+            self._end_object()
+            self._collection = record.name
+            self._transaction.create_collection(record.name)
+            self.loaded.collections += 1
+        elif isinstance(record, ObjectRecord):
+            self._end_object()
+            self._begin_object(record)
+        elif isinstance(record, DataRecord):
+            self._put_data(record)
+        else:
+            self._put_pairs(record)
+        if self._transaction.payload_bytes >= self._batch_bytes or len(self._transaction) >= _OPERATIONS_MAX:
+            self._submit()
+
+    def finish(self) -> None:
+        """Everything put is durable when this returns."""
+        self._end_object()
+        self._submit()
+        self._store.sync()
+
+    def _begin_object(self, record: ObjectRecord) -> None:
+        home, transaction = self._home(), self._transaction
+        self._object = record
+        if record.like is not None:
+            transaction.clone(home, record.like, record.name)
+            self._submit()  # what the other has is read from the store
+            for attribute in self._store.getattrs(home, record.name):
+                self._transaction.rmattr(home, record.name, attribute)
+            self._transaction.map_clear(home, record.name)
+        else:
+            transaction.at_revision(record.created_rev).create(home, record.name).at_revision(0)
+        for attribute, value in record.attributes:
+            self._transaction.setattr(home, record.name, attribute, value)
+            if self._transaction.payload_bytes >= self._batch_bytes:
+                self._submit()
+        if record.map_header:
+            self._transaction.map_set_header(home, record.name, record.map_header)
+
+    def _end_object(self) -> None:
+        """The object has its size; one that a revision holds becomes that revision, by being removed."""
+        record, self._object = self._object, None
+        if record is None:
+            return
+        home = self._home()
+        self._transaction.truncate(home, record.name, record.size)
+        if record.kept_at:
+            self._transaction.at_revision(record.kept_at).remove(home, record.name).at_revision(0)
+            self.loaded.revisions += 1
+        else:
+            self.loaded.objects += 1
+
+    def _put_data(self, record: DataRecord) -> None:
+        owner = self._owner()
+        if record.offset + len(record.data) > owner.size:
+            raise CorruptionError("dump", f"data of {owner.name!r}", f"bytes below {owner.size}", record.offset)
+        self._transaction.write(self._home(), owner.name, record.offset, record.data)
+        self.loaded.data_bytes += len(record.data)
+
+    def _put_pairs(self, record: PairsRecord) -> None:
+        owner = self._owner()
+        part, length = list[tuple[bytes, bytes]](), 0
+        for pair in record.pairs:
+            part.append(pair)
+            length += len(pair[0]) + len(pair[1])
+            if length >= self._batch_bytes:
+                self._transaction.map_set(self._home(), owner.name, part)
+                self._submit()
+                part, length = [], 0
+        if part:
+            self._transaction.map_set(self._home(), owner.name, part)
+        self.loaded.pairs += len(record.pairs)
+
+    def _home(self) -> bytes:
+        if self._collection is None:
+            raise CorruptionError("dump", "its beginning", "a collection", "an object")
+        return self._collection
+
+    def _owner(self) -> ObjectRecord:
+        if self._object is None:
+            raise CorruptionError("dump", "a collection", "an object", "its content")
+        return self._object
+
+    def _submit(self) -> None:
+        if len(self._transaction):
+            self._commits.append(self._store.submit(self._transaction))
+            self._transaction = Transaction()
+
+
+_OPERATIONS_MAX: Final = 2000
+
+
+def make_image_of(path: str, size_bytes: int, block_size: int, records: Iterable[Record], *, force: bool = False) -> Loaded:
+    """Make an image at `path` that holds the records. Durable on return; a file that was new is gone again after a failure.
+
+    CommandFailed when there is a file already (unless `force`) or the records are no possible content; NoSpace inside
+    TransactionError when the size does not do; CorruptionError of the records.
+    """
+    is_new = not os.path.lexists(path)
+    try:
+        device = FileDevice.create(path, size_bytes, exclusive=not force, sparse=True)
+    except AlreadyExists:
+        raise CommandFailed(f"{path} exists already; --force overwrites it, or choose another name") from None
+    try:
+        with Store.create(device, block_size=block_size) as store:
+            loader = Loader(store)
+            for record in records:
+                loader.put(record)
+            loader.finish()
+    except BaseException:
+        device.close()
+        if is_new:
+            with suppress(OSError):
+                os.unlink(path)
+        raise
+    return loader.loaded

@@ -1,0 +1,156 @@
+"""The lines of a dump: docs/format/dump.md."""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
+
+from mdstore.errors import CorruptionError, UnsupportedFormat
+from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
+
+Result = TypeVar("Result")
+FORMAT: Final = "mdstore dump"
+VERSION: Final = 1
+U64_MAX: Final = (1 << 64) - 1
+_PRINTABLE: Final = frozenset(range(32, 127))
+
+
+class DumpHeader(NamedTuple):
+    """The first line."""
+
+    size_bytes: int
+    block_size: int
+
+
+def encode_dump(header: DumpHeader, records: Iterable[Record]) -> Iterator[bytes]:
+    """The lines, line feeds included."""
+    first = {"format": FORMAT, "version": VERSION, "size_bytes": header.size_bytes, "block_size": header.block_size}
+    line = _line(first)
+    yield line
+    count, checksum = 1, crc32c(line)
+    for record in records:
+        line = _line(_encode(record))
+        yield line
+        count, checksum = count + 1, crc32c(line, checksum)
+    yield _line({"end": count, "crc": checksum})
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _encode(record: Record) -> dict[str, Any]:
+    if isinstance(record, DataRecord):
+        return {"data": record.offset, "bytes": _base64(record.data)}
+    if isinstance(record, PairsRecord):
+        return {"pairs": _encode_pairs(record.pairs)}
+    if isinstance(record, CollectionRecord):
+        return {"collection": _encode_bytes(record.name)}
+    assert record.like is None, "a dump says what an object holds, not whom it is like"
+    return {
+        **({"revision": record.kept_at} if record.kept_at else {}),
+        "object": _encode_bytes(record.name), "size": record.size, "attributes": _encode_pairs(record.attributes),
+        "map_header": _encode_bytes(record.map_header), "created_rev": record.created_rev,
+    }  # fmt: skip
+
+
+def _encode_bytes(value: bytes) -> str | dict[str, str]:
+    return value.decode("ascii") if _PRINTABLE.issuperset(value) else {"b": _base64(value)}
+
+
+def _encode_pairs(pairs: Iterable[tuple[bytes, bytes]]) -> list[list[str | dict[str, str]]]:
+    return [[_encode_bytes(key), _encode_bytes(value)] for key, value in pairs]
+
+
+def _base64(value: bytes) -> str:
+    return binascii.b2a_base64(value, newline=False).decode("ascii")
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class DumpLines:
+    """A dump that is read: the header at once, the records as they are asked for.
+
+    The last record has been handed out before the checksum is known to be right: what was made of them counts only once the
+    iteration has ended without CorruptionError.
+    """
+
+    def __init__(self, lines: Iterable[bytes], name: str) -> None:
+        """`lines`: with their line feeds; `name`: of the source, for messages. CorruptionError, UnsupportedFormat."""
+        self._lines = iter(lines)
+        self._name = name
+        self._count = 0
+        self._checksum = 0
+        first = self._next()
+        if first.get("format") != FORMAT:
+            raise CorruptionError("dump", name, f'a first line with format "{FORMAT}"', first.get("format"))
+        if first.get("version") != VERSION:
+            raise UnsupportedFormat(f"{name}: dump of version {first.get('version')!r}; this mdstore reads version {VERSION}")
+        self.header = self._checked(lambda: DumpHeader(_natural(first["size_bytes"]), _natural(first["block_size"])))
+
+    def records(self) -> Iterator[Record]:
+        """The records, in order; CorruptionError for a line that is none, and for a dump that is not whole."""
+        while True:
+            before, count = self._checksum, self._count
+            line = self._next()
+            if "end" in line:
+                break
+            yield self._checked(partial(_decode, line))
+        if (line.get("end"), line.get("crc")) != (count, before):
+            raise self._damaged(f"end {count} and crc {before}", line)
+        if next(self._lines, b""):
+            raise self._damaged("nothing behind the last line", "more")
+
+    def _next(self) -> dict[str, Any]:
+        raw = next(self._lines, b"")
+        self._count += 1
+        if not raw.endswith(b"\n"):
+            raise self._damaged("a line with a line feed, and a last one that says so", raw[:40] or "the end of the dump")
+        self._checksum = crc32c(raw, self._checksum)
+        value: object = self._checked(partial(json.loads, raw))
+        if not isinstance(value, dict):
+            raise self._damaged("an object", raw[:40])
+        return value
+
+    def _checked(self, action: Callable[[], Result]) -> Result:
+        try:
+            return action()
+        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+            raise self._damaged("a line of the format", repr(error)) from None
+
+    def _damaged(self, expected: object, found: object) -> CorruptionError:
+        return CorruptionError("dump", f"{self._name} line {self._count}", expected, found)
+
+
+def _decode(line: dict[str, Any]) -> Record:
+    if "data" in line:
+        return DataRecord(_natural(line["data"]), binascii.a2b_base64(line["bytes"], strict_mode=True))
+    if "pairs" in line:
+        return PairsRecord(_decode_pairs(line["pairs"]))
+    if "object" in line:
+        return ObjectRecord(
+            _decode_bytes(line["object"]), _natural(line["size"]), _decode_pairs(line["attributes"]),
+            _decode_bytes(line["map_header"]), _natural(line["created_rev"]), _natural(line.get("revision", 0)),
+        )  # fmt: skip
+    return CollectionRecord(_decode_bytes(line["collection"]))
+
+
+def _decode_bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode("ascii")
+    return binascii.a2b_base64(value["b"], strict_mode=True)
+
+
+def _decode_pairs(pairs: Any) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((_decode_bytes(key), _decode_bytes(value)) for key, value in pairs)
+
+
+def _natural(number: Any) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= U64_MAX:
+        raise ValueError(f"{number!r} is no size")
+    return number
