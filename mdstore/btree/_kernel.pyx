@@ -2,12 +2,13 @@
 # cython: embedsignature=False, binding=False
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
-Read in this order: layout.pxi (a page), node.pxi (a page in memory), pager.pxi (cache), own.pxi (copy before change, what a change
-gives up), balance.pxi (rotate, split, merge), tree.pxi (search, insert, delete), seal.pxi
-(addresses, checksums, root record), cursor.pxi, api.pxi (what Python sees). blocks.pxi (data of objects) stands
-for itself.
+Read in this order. A page: layout.pxi, keys.pxi, check.pxi (what is checked after a read); in memory: node.pxi. The cache: pager.pxi.
+Changing: own.pxi (copy before change, what a change gives up), spill.pxi (long values), balance.pxi, split.pxi, merge.pxi (where cells
+go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses, checksums, the root record. Reading: read.pxi, batch.pxi,
+cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor), cache.pxi, view.pxi, iterate.pxi, mutable.pxi, walk.pxi.
+blocks.pxi (data of objects) stands for itself.
 
-Threads. Everything below api.pxi runs without the interpreter lock and touches no Python object (a device without a
+Threads. Everything above api.pxi in the list of includes runs without the interpreter lock and touches no Python object (a device without a
 descriptor is the one exception: it takes the lock for its read). Locks and their order are stated in pager.pxi (G3). A single
 operation tries its locks with the interpreter lock held; if one is taken, a page has to be read, or the tree's shape must
 change, it lets the interpreter go on and does its work without it.
@@ -96,13 +97,26 @@ cdef extern from "sync.h" nogil:
 cdef struct TreeCore
 
 include "layout.pxi"
+include "check.pxi"
 include "node.pxi"
 include "pager.pxi"
 include "own.pxi"
 include "spill.pxi"
 include "balance.pxi"
+include "split.pxi"
+include "merge.pxi"
 include "tree.pxi"
 include "seal.pxi"
+include "root.pxi"
+include "read.pxi"
+include "batch.pxi"
 include "cursor.pxi"
 include "api.pxi"
+include "cache.pxi"
+include "view.pxi"
+include "iterate.pxi"
+include "mutable.pxi"
+include "walk.pxi"
 include "blocks.pxi"
+
+REFS_DESCRIPTOR = Descriptor(8, 4, comparator=COMPARE_U64_BE)

@@ -393,3 +393,65 @@ cdef void forget_dirty(TreeCore *t, Node *n) noexcept nogil:
                 t.dirty_spill -= spill_dirty(&t.s, leaf_spill(n, i))
         elif n.kids[i] != NULL:
             forget_dirty(t, n.kids[i])
+
+
+# -- clones ------------------------------------------------------------------------------------------------------------
+cdef Node *clone_node(Release *r, TreeCore *c, Node *n, Fault *f) noexcept nogil:
+    """A copy of a dirty node and of the dirty nodes below it; what has an address is shared and listed."""
+    cdef Node *copy = node_copy(&c.s, c.p, n, n.cap)
+    cdef Node *kid
+    cdef Spill *v
+    cdef int i
+    if copy == NULL:
+        fail(f, E_MEMORY, "page")
+        return NULL
+    c.dirty_nodes += 1
+    for i in range(node_count(n) if n.level == 0 and n.spilled else 0):
+        v = leaf_spill(copy, i)
+        if v != NULL and v.pages != NULL:  # S2
+            v = spill_whole(r.t, v, f)
+            if v == NULL:
+                node_decref(c.p, copy)
+                return NULL
+            spill_free(c.p, leaf_spill(copy, i))
+            st64(spill_at(&c.s, page_of(copy), i) + 16, <uint64_t> <uintptr_t> v)
+        if v != NULL:
+            c.dirty_spill += spill_pages(&c.s, v.length)
+    if gain_below(r, n, f) != OK:
+        node_decref(c.p, copy)
+        return NULL
+    for i in range(node_count(n) if n.level else 0):
+        if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
+            kid = clone_node(r, c, n.kids[i], f)
+            if kid == NULL:
+                node_decref(c.p, copy)
+                return NULL
+            node_swap(c.p, &copy.kids[i], kid)
+    return copy
+
+
+cdef int clone_core(TreeCore *t, TreeCore *c, Fault *f) noexcept nogil:
+    cdef Release r
+    cdef int code = OK
+    rw_tally_add(&c.rw, records_of(t))
+    c.level = t.level
+    c.is_dirty = t.is_dirty
+    c.paged = t.paged
+    memcpy(c.ref, t.ref, REF_MAX)
+    release_begin(&r, t, True)
+    if t.root != NULL and (at_get8(&t.root.state) == DIRTY or at_get8(&t.root.state) == EMBEDDED):
+        c.root = clone_node(&r, c, t.root, f)
+        code = OK if c.root != NULL else f.code
+        if code == OK and at_get8(&t.root.state) == EMBEDDED:
+            node_state(t.p, c.root, EMBEDDED)
+            c.dirty_nodes = 0
+    else:
+        code = release_gain(&r, ref_address(t.ref, 0), f)
+        c.root = t.root
+        if c.root != NULL:
+            at_add32(&c.root.refs, 1)
+    if code == OK and r.gains_n:
+        code = release_commit(&r, f)
+        t.is_dirty = c.is_dirty
+    release_end(&r)
+    return code

@@ -7,6 +7,80 @@
 #      the first three is waited for with the interpreter lock held, which may be taken under any of those three. Nodes stay where
 #      they are for who holds pager.rw or, within a live tree, that tree's rw: the eviction hand takes all of them
 
+# -- the map of sealed pages: address -> node or spilled value, until the device holds them ----------------------------
+cdef inline int64_t map_slot(PagerCore *p, uint64_t address) noexcept nogil:
+    return <int64_t> ((address * 0x9e3779b97f4a7c15ULL) >> 20) & (p.map_cap - 1)
+
+
+cdef Mapped *map_find(PagerCore *p, uint64_t address) noexcept nogil:
+    cdef int64_t i
+    if p.map_n == 0:
+        return NULL
+    i = map_slot(p, address)
+    while p.map[i].owner != NULL:
+        if p.map[i].address == address:
+            return &p.map[i]
+        i = (i + 1) & (p.map_cap - 1)
+    return NULL
+
+
+cdef int map_reserve(PagerCore *p, int64_t more) noexcept nogil:
+    cdef Mapped *old = p.map
+    cdef int64_t cap = p.map_cap, i, held = p.map_n
+    more += p.map_promised
+    if (p.map_n + more) * 2 <= cap:
+        return OK
+    if cap == 0:
+        cap = 64
+    while (p.map_n + more) * 2 > cap:
+        cap *= 2
+    p.map = <Mapped *> take_zeroed(cap, sizeof(Mapped))
+    if p.map == NULL:
+        p.map = old
+        return E_MEMORY
+    i = p.map_cap
+    p.map_cap = cap
+    while i > 0:  # map_n may be looked at without the lock: it never falls to zero on the way
+        i -= 1
+        if old[i].owner != NULL:
+            map_put(p, old[i].address, old[i].owner, old[i].is_spill)
+    at_set64(&p.map_n, held)
+    free(old)
+    return OK
+
+
+cdef void map_put(PagerCore *p, uint64_t address, void *owner, bint is_spill) noexcept nogil:
+    cdef int64_t i = map_slot(p, address)
+    while p.map[i].owner != NULL and p.map[i].address != address:
+        i = (i + 1) & (p.map_cap - 1)
+    if p.map[i].owner == NULL:
+        at_add64(&p.map_n, 1)
+    p.map[i].address = address
+    p.map[i].owner = owner
+    p.map[i].is_spill = is_spill
+
+
+cdef void map_drop(PagerCore *p, uint64_t address, void *owner) noexcept nogil:
+    cdef int64_t i, j, home
+    cdef Mapped *m = map_find(p, address)
+    if m == NULL or m.owner != owner:
+        return
+    i = m - p.map
+    p.map[i].owner = NULL
+    at_add64(&p.map_n, -1)
+    j = i
+    while True:  # close the hole, so that every entry is still reached from its home
+        j = (j + 1) & (p.map_cap - 1)
+        if p.map[j].owner == NULL:
+            return
+        home = map_slot(p, p.map[j].address)
+        if ((j - home) & (p.map_cap - 1)) >= ((j - i) & (p.map_cap - 1)):
+            p.map[i] = p.map[j]
+            p.map[j].owner = NULL
+            i = j
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
 cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *into, Fault *f) noexcept nogil:
     """Read whole pages: pread where the device has a descriptor, the device's own read elsewhere."""
     cdef int64_t done = 0, size = pages * p.page_size

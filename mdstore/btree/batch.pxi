@@ -1,0 +1,207 @@
+# Batches: many keys at a time without the interpreter lock, their cache misses side by side.
+
+cdef enum:
+    GROUP = 16           # keys that descend side by side, so that their cache misses overlap
+    WORK_CHUNK = 1024    # records taken from Python at a time
+
+cdef struct Arena:
+    uint8_t *data
+    int64_t size
+    int64_t cap
+
+cdef struct Found:
+    int64_t offset       # in the arena
+    int64_t size         # -1: not there
+
+
+cdef uint8_t *arena_take(Arena *a, int64_t n) noexcept nogil:
+    cdef uint8_t *grown
+    cdef int64_t cap = a.cap
+    if a.data == NULL or a.size + n > cap:
+        cap = 2 * cap + n + 4096
+        grown = <uint8_t *> take_more(a.data, cap)
+        if grown == NULL:
+            return NULL
+        a.data = grown
+        a.cap = cap
+    a.size += n
+    return a.data + a.size - n
+
+
+cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, bint owned, Node **leaves) noexcept nogil:
+    """The resident leaf of each key, or NULL; with `owned` only where `owned_leaf` would give it. Level by level for the whole group:
+    while one key's next page is fetched from memory, the others are searched."""
+    cdef int level = t.level, j, i
+    cdef Node *root = <Node *> at_getp(&t.root)
+    cdef Node *kid
+    for j in range(n):
+        leaves[j] = root
+    if root != NULL:
+        touch(root)
+    while level >= 0 and root != NULL:
+        for j in range(n):
+            kid = leaves[j]
+            if kid == NULL:
+                continue
+            if owned and (at_get8(&kid.state) != DIRTY or at_get32(&kid.refs) != 1 or (level == 0 and kid.spilled)):
+                leaves[j] = NULL
+                continue
+            touch(kid)
+            if level == 0:
+                continue
+            i = index_find(&t.s, page_of(kid), kid.cap, keys[j], sizes[j])
+            kid = <Node *> at_getp(&kid.kids[i])
+            leaves[j] = kid
+            if kid != NULL:
+                prefetch_node(kid)
+        level -= 1
+
+
+cdef int get_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, Arena *arena, Found *out,
+                   Fault *f) noexcept nogil:
+    cdef Node *leaves[GROUP]
+    cdef int pos[GROUP]
+    cdef uint32_t seen[GROUP]
+    cdef bint found[GROUP]
+    cdef int j, vlen, code = OK
+    cdef const uint8_t *value
+    cdef uint8_t *into
+    cdef int64_t before
+    core_lock_shared(t)
+    descend_group(t, keys, sizes, n, False, leaves)
+    race_begin()
+    for j in range(n):
+        if leaves[j] != NULL:
+            seen[j] = latch_read(&leaves[j].version)
+            pos[j] = page_find(&t.s, page_of(leaves[j]), leaves[j].cap, 0, keys[j], sizes[j], &found[j])
+            if found[j]:
+                prefetch(cell_at(page_of(leaves[j]), pos[j]))
+                prefetch(cell_at(page_of(leaves[j]), pos[j]) + 64)
+    for j in range(n):
+        out[j].size = -2
+        if leaves[j] == NULL:
+            continue
+        vlen = 0
+        before = arena.size
+        if found[j]:
+            value = value_at(&t.s, page_of(leaves[j]), leaves[j].cap, pos[j], &vlen)
+            if vlen < 0:
+                continue
+            into = arena_take(arena, vlen)
+            if into == NULL:
+                code = fail(f, E_MEMORY, "values")
+                break
+            memcpy(into, value, vlen)
+        if latch_same(&leaves[j].version, seen[j]):
+            out[j].size = vlen if found[j] else -1
+            out[j].offset = before
+        else:
+            arena.size = before
+    race_end()
+    core_unlock_shared(t)
+    return code
+
+
+cdef int get_batch(TreeCore *t, const uint8_t **keys, const int *sizes, int64_t n, Arena *arena, Found *out,
+                   Fault *f) noexcept nogil:
+    """Look up many keys; those that met a writer, a page not resident or a spilled value are done one by one."""
+    cdef int64_t at = 0, j
+    cdef int group, code = OK
+    cdef Out one
+    cdef uint8_t *into
+    while at < n and code == OK:
+        group = <int> min(<int64_t> GROUP, n - at)
+        code = get_group(t, keys + at, sizes + at, group, arena, out + at, f)
+        for j in range(at, at + group):
+            if code != OK:
+                break
+            if out[j].size != -2:
+                continue
+            code = get_copy(t, keys[j], sizes[j], &one, f)
+            if code != OK:
+                break
+            out[j].size = -1
+            if one.found:
+                into = arena_take(arena, one.size)
+                if into == NULL:
+                    code = fail(f, E_MEMORY, "values")
+                else:
+                    out[j].offset = into - arena.data
+                    out[j].size = one.size
+                    memcpy(into, one.data, one.size)
+                free(one.data)
+        at += group
+    note_hits(t, n)
+    return code
+
+
+cdef struct Work:        # a batch of writes, pointing at bytes objects that the caller holds
+    const uint8_t *key[WORK_CHUNK]
+    int klen[WORK_CHUNK]
+    const uint8_t *value[WORK_CHUNK]
+    int64_t vlen[WORK_CHUNK]
+    int n
+    int64_t existed
+    int done
+
+
+cdef int put_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
+    """Put many records: groups under the shared lock, each record that needs more under the exclusive one. Records before a
+    failure are in the tree."""
+    cdef Node *leaves[GROUP]
+    cdef int at = 0, j, n, code = OK, added
+    cdef bint existed
+    while at < w.n and code == OK:
+        n = min(GROUP, w.n - at)
+        core_lock_shared(t)
+        descend_group(t, w.key + at, w.klen + at, n, True, leaves)
+        for j in range(n):
+            if leaves[j] != NULL:
+                prefetch(page_of(leaves[j]) + ld32(page_of(leaves[j]) + OFF_HEAP) % leaves[j].cap - 64)
+        added = j = 0
+        while j < n and leaves[j] != NULL and not value_spills(&t.s, w.klen[at], w.vlen[at]) and leaf_put(
+                t, leaves[j], w.key[at], w.klen[at], w.value[at], <int> w.vlen[at], &existed):
+            added += not existed
+            at += 1
+            j += 1
+        rw_unlock_shared_adding(&t.rw, added)
+        w.existed += j - added
+        if j < n:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = fail(f, E_BROKEN, "tree") if t.broken else put_slow(t, w.key[at], w.klen[at], w.value[at], w.vlen[at], &existed, f)
+            rw_unlock_exclusive(&t.rw)
+            rw_unlock_shared(&t.p.rw)
+            make_room(t.p)
+            w.existed += existed
+            at += 1
+    note_hits(t, w.n)
+    return code
+
+
+cdef int delete_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
+    cdef int at = 0, code = OK
+    cdef bint existed
+    while at < w.n and code == OK:
+        code = delete_key(t, w.key[at], w.klen[at], &existed, f)
+        w.existed += existed
+        at += 1
+    return code
+
+
+cdef int delete_key(TreeCore *t, const uint8_t *key, int klen, bint *existed, Fault *f) noexcept nogil:
+    cdef Node *leaf
+    cdef bint done
+    cdef int code = OK
+    core_lock_shared(t)
+    leaf = owned_leaf(t, key, klen)
+    done = leaf != NULL and leaf_delete(t, leaf, key, klen, existed)
+    rw_unlock_shared_adding(&t.rw, -1 if done and existed[0] else 0)
+    if not done:
+        rw_lock_shared(&t.p.rw)
+        rw_lock_exclusive(&t.rw)
+        code = fail(f, E_BROKEN, "tree") if t.broken else delete_slow(t, key, klen, existed, f)
+        rw_unlock_exclusive(&t.rw)
+        rw_unlock_shared(&t.p.rw)
+        make_room(t.p)
+    return code

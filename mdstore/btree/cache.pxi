@@ -1,0 +1,243 @@
+# The Pager as Python sees it, and how Python code takes its locks and makes trees and views in it.
+
+cdef class Pager:
+    """A bounded cache of checksummed pages over one device, shared by every tree of an image."""
+
+    cdef PagerCore core
+    cdef readonly object device
+    cdef object _refs
+    cdef dict _pins
+
+    def __cinit__(self, device, *, page_size=4096, cache_bytes=64 << 20):
+        if not 256 <= page_size <= PAGE_MAX:
+            raise InvalidRequest(f"page_size {page_size}: 256 to 65536")
+        memset(&self.core, 0, sizeof(PagerCore))
+        self.device = device
+        self.core.page_size = page_size
+        self.core.cache_bytes = cache_bytes
+        self.core.owner = <void *> self
+        self.core.fd = device.fileno()
+        self.core.read_only = device.read_only
+        self._pins = {}
+
+    def __dealloc__(self):
+        cdef Queue *queue
+        cdef int64_t i
+        while self.core.queue != NULL:
+            queue = self.core.queue
+            self.core.queue = queue.next
+            for i in range(queue.n):
+                write_done(&self.core, &queue.writes[i])
+            queue_free(queue)
+        free(self.core.map)
+        free(self.core.freed)
+
+    @property
+    def generation(self):
+        return self.core.generation
+
+    @generation.setter
+    def generation(self, uint64_t value):
+        self.core.generation = value
+
+    @property
+    def page_size(self):
+        return self.core.page_size
+
+    @property
+    def cache_bytes(self):
+        return self.core.cache_bytes
+
+    @cache_bytes.setter
+    def cache_bytes(self, int64_t value):
+        self.core.cache_bytes = value
+        with nogil:
+            make_room(&self.core)
+
+    @property
+    def dirty_bytes(self):
+        return at_get64(&self.core.dirty_bytes)
+
+    @property
+    def sealed_pages(self):
+        return self.core.sealed_pages
+
+    @property
+    def oldest_pinned_generation(self):
+        return min(self._pins, default=None)
+
+    @property
+    def refs(self):
+        return self._refs
+
+    @refs.setter
+    def refs(self, Tree tree):
+        if tree is not None and (tree.core.p != &self.core or tree.core.s.key_size != 8
+                                 or tree.core.s.comparator != CMP_U64_BE or tree.core.s.fixed_value != 4):
+            raise InvalidRequest("the tree of shared pages is one of this pager with REFS_DESCRIPTOR")
+        self._refs = tree
+        self.core.refs = tree.core if tree is not None else NULL
+
+    cdef void pin(self, uint64_t generation):
+        self._pins[generation] = self._pins.get(generation, 0) + 1
+
+    cdef void unpin(self, uint64_t generation):
+        cdef object left = self._pins[generation] - 1
+        if left:
+            self._pins[generation] = left
+        else:
+            del self._pins[generation]
+
+    def write_sealed(self, int64_t max_bytes=-1):
+        cdef PagerCore *p = &self.core
+        cdef Queue *queue
+        cdef Write *taken
+        cdef int64_t n, done = 0, first, written = 0, i
+        if p.closed:
+            raise StoreClosed("the pager is closed")
+        with nogil:
+            queue = queue_take(p)
+            if queue != NULL:
+                qsort(queue.writes, queue.n, sizeof(Write), &by_address)
+        if queue == NULL:
+            if p.queue != NULL:
+                raise MemoryError("sealed pages")
+            return 0
+        taken = queue.writes
+        n = queue.n
+        try:
+            while done < n and (max_bytes < 0 or written < max_bytes):
+                first = done
+                buffers = []
+                size = 0
+                while done < n and (done == first or (taken[done].address == taken[done - 1].address
+                                                      + <uint64_t> taken[done - 1].pages
+                                                      and size < 1 << 20 and len(buffers) < 256)):
+                    buffers.append(PyMemoryView_FromMemory(<char *> taken[done].bytes,
+                                                           taken[done].pages * p.page_size, 0x100))
+                    size += taken[done].pages * p.page_size
+                    done += 1
+                try:
+                    self.device.write(taken[first].address * p.page_size, buffers)
+                except BaseException:
+                    done = first
+                    raise
+                for i in range(first, done):
+                    write_done(p, &taken[i])
+                written += size
+                p.device_writes += 1
+        finally:
+            p.pages_written += written // p.page_size
+            p.bytes_written += written
+            with nogil:
+                if done < n:
+                    memmove(taken, taken + done, (n - done) * sizeof(Write))
+                    queue.n = n - done
+                    queue_add(p, queue)
+                else:
+                    queue_free(queue)
+                make_room(p)
+        return written
+
+    def take_freed(self):
+        cdef PagerCore *p = &self.core
+        cdef uint64_t *freed
+        cdef int64_t n, i
+        spin_lock(&p.spin)
+        freed = p.freed
+        n = p.freed_n
+        p.freed = NULL
+        p.freed_n = p.freed_cap = 0
+        spin_unlock(&p.spin)
+        try:
+            return [(freed[3 * i], freed[3 * i + 1], freed[3 * i + 2]) for i in range(n)]
+        finally:
+            free(freed)
+
+    def counters(self):
+        cdef PagerCore *p = &self.core
+        return {
+            "hits": at_get64(&p.hits), "misses": at_get64(&p.misses), "evictions": at_get64(&p.evictions),
+            "pages_read": at_get64(&p.pages_read), "pages_written": p.pages_written,
+            "bytes_read": at_get64(&p.bytes_read), "bytes_written": p.bytes_written,
+            "device_reads": at_get64(&p.device_reads), "device_writes": p.device_writes,
+            "splits": at_get64(&p.splits), "merges": at_get64(&p.merges), "rotations": at_get64(&p.rotations),
+            "page_copies": at_get64(&p.copies), "cached_bytes": at_get64(&p.clean_bytes),
+            "dirty_pages": at_get64(&p.dirty_pages), "dirty_bytes": at_get64(&p.dirty_bytes),
+            "sealed_pages": p.sealed_pages, "copies_repaired": at_get64(&p.copies_repaired),
+        }
+
+    def close(self):
+        """Refuse further reads of the device. Trees in memory stay as they are; nothing is written."""
+        self.core.closed = 1
+
+
+cdef inline int lock_pager(PagerCore *p) except -1:
+    """Take pager.rw shared, from Python code."""
+    if not rw_try_shared(&p.rw):
+        with nogil:
+            rw_lock_shared(&p.rw)
+    return 0
+
+
+cdef TreeCore *core_new(Pager pager) except NULL:
+    cdef TreeCore *t = <TreeCore *> take_zeroed(1, sizeof(TreeCore))
+    if t == NULL:
+        raise MemoryError()
+    t.p = &pager.core
+    lock_pager(t.p)  # keeps the eviction hand away from the list
+    spin_lock(&t.p.spin)
+    t.next = t.p.trees
+    if t.next != NULL:
+        t.next.prev = t
+    t.p.trees = t
+    spin_unlock(&t.p.spin)
+    rw_unlock_shared(&t.p.rw)
+    return t
+
+
+cdef void core_free(TreeCore *t) noexcept nogil:
+    """Unlink and free. Waits for the eviction hand, so the interpreter lock must not be held."""
+    rw_lock_shared(&t.p.rw)
+    spin_lock(&t.p.spin)
+    if t.prev != NULL:
+        t.prev.next = t.next
+    else:
+        t.p.trees = t.next
+    if t.next != NULL:
+        t.next.prev = t.prev
+    spin_unlock(&t.p.spin)
+    rw_unlock_shared(&t.p.rw)
+    if t.root != NULL:
+        node_decref(t.p, t.root)
+    free(t)
+
+
+cdef void core_view(TreeCore *t, TreeCore *v) noexcept nogil:
+    """Make `v` a view of `t`. Caller holds pager.rw, and tree.rw exclusively where `t` is live."""
+    v.s = t.s
+    v.tree_id = t.tree_id
+    v.level = t.level
+    v.paged = t.paged and (t.root == NULL or at_get8(&t.root.state) == CLEAN or at_get8(&t.root.state) == SEALED)
+    rw_tally_add(&v.rw, records_of(t))
+    memcpy(v.ref, t.ref, REF_MAX)
+    v.root = <Node *> at_getp(&t.root)
+    if v.root != NULL:
+        at_add32(&v.root.refs, 1)
+
+
+cdef inline int lock_tree(TreeCore *t) except -1:
+    """Take pager.rw shared and tree.rw exclusively, from Python code."""
+    if rw_try_shared(&t.p.rw):
+        if rw_try_exclusive(&t.rw):
+            return 0
+        rw_unlock_shared(&t.p.rw)
+    with nogil:
+        rw_lock_shared(&t.p.rw)
+        rw_lock_exclusive(&t.rw)
+    return 0
+
+
+cdef inline void unlock_tree(TreeCore *t) noexcept nogil:
+    rw_unlock_exclusive(&t.rw)
+    rw_unlock_shared(&t.p.rw)

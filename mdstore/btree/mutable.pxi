@@ -1,0 +1,539 @@
+# Tree: what changes one.
+
+def ascending(Tree tree, items):
+    """Pass records through, refusing one whose key is not above the one before it."""
+    cdef Shape *s = &tree.open_core().s
+    cdef bytes last = None, stored
+    for key, value in items:
+        stored = tree.search_key(key)
+        if s.duplicates:
+            stored = duplicate_key(as_bytes(key), as_bytes(value))
+        if last is not None and compare(s, <uint8_t *> PyBytes_AS_STRING(last), <int> PyBytes_GET_SIZE(last),
+                                        <uint8_t *> PyBytes_AS_STRING(stored), <int> PyBytes_GET_SIZE(stored)) >= 0:
+            raise InvalidRequest(f"bulk_load wants ascending records; {key!r} does not follow")
+        last = stored
+        yield key, value
+
+
+@cython.no_gc_clear
+cdef class Tree(TreeView):
+    """A mutable tree. Writes change memory only; `seal` makes a version of it that the owner can make durable."""
+
+    cdef Descriptor _descriptor
+    cdef bytes _root
+    cdef bint _blob_dirty
+
+    def __init__(self, Pager pager not None, Descriptor descriptor not None, uint64_t tree_id):
+        self.start(pager, descriptor, tree_id)
+        self.core.root = empty_leaf(self.core)
+        if self.core.root == NULL:
+            raise MemoryError()
+        self.core.dirty_nodes = 1
+        self.core.is_dirty = 1
+
+    cdef int start(self, Pager pager, Descriptor descriptor, uint64_t tree_id) except -1:
+        if self.core != NULL:
+            raise InvalidRequest("the tree is made already")
+        self.pager = pager
+        self._descriptor = descriptor
+        self._blob = b""
+        self.core = core_new(pager)
+        self.core.live = 1
+        self.core.tree_id = tree_id
+        shape_set(self.core, descriptor)
+        return 0
+
+    @classmethod
+    def open(cls, Pager pager not None, root, Descriptor expect=None):
+        cdef bytes record = as_bytes(root)
+        cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(record)
+        cdef int64_t size = PyBytes_GET_SIZE(record), blob
+        cdef Tree tree
+        cdef TreeCore *t
+        cdef const char *fault = NULL
+        if size < ROOT_HEADER:
+            raise CorruptionError("root record", "a tree's root", f"{ROOT_HEADER} bytes or more", size)
+        if p[0] != ROOT_VERSION:
+            raise UnsupportedFormat(f"root record version {p[0]} is not known to this version")
+        if not CMP_BYTES <= p[2] <= CMP_PAIR:
+            raise UnsupportedFormat(f"comparator {p[2]} is not known to this version")
+        try:
+            found = Descriptor(<int16_t> ld16(p + 4), <int32_t> ld32(p + 8), comparator=p[2],
+                               duplicates=bool(p[1] & ROOT_DUPLICATES), copies=p[1] >> 2 & 3, embed_limit=ld16(p + 6))
+        except InvalidRequest as error:
+            raise CorruptionError("root record", f"tree {ld64(p + 16)}", "a descriptor", str(error)) from None
+        if expect is not None and expect != found:
+            raise UnsupportedFormat(f"tree {ld64(p + 16)} is {found!r}, not {expect!r}")
+        blob = ld32(p + 12)
+        if blob > USER_BLOB_MAX or ROOT_HEADER + blob > size or p[1] >> 4 or ld64(p + 24) >> 40:
+            raise CorruptionError("root record", f"tree {ld64(p + 16)}", "sane lengths and flags", record[:32].hex())
+        tree = cls.__new__(cls)
+        tree.start(pager, found if expect is None else expect, ld64(p + 16))
+        t = tree.core
+        rw_tally_add(&t.rw, <int64_t> ld64(p + 24))
+        t.level = p[3]
+        tree._blob = record[ROOT_HEADER:ROOT_HEADER + blob]
+        tree._root = record
+        if p[1] & ROOT_PAGED:
+            if size != ROOT_HEADER + blob + t.s.ref_size or t.level >= HEIGHT_MAX or records_of(t) == 0:
+                fault = "length or level"
+            else:
+                memcpy(t.ref, p + ROOT_HEADER + blob, t.s.ref_size)
+                t.paged = 1
+        elif t.level:
+            fault = "level of an embedded tree"
+        else:
+            fault = embedded_load(t, p + ROOT_HEADER + blob, p + size)
+        if fault != NULL:
+            raise CorruptionError("root record", f"tree {t.tree_id}", "sound records", (<bytes> fault).decode())
+        return tree
+
+    @property
+    def descriptor(self):
+        return self._descriptor
+
+    @property
+    def tree_id(self):
+        return self.open_core().tree_id
+
+    @property
+    def height(self):
+        """Levels of pages, the leaves included; 1 for an embedded tree."""
+        return self.open_core().level + 1
+
+    @property
+    def is_dirty(self):
+        return bool(self.open_core().is_dirty or self._blob_dirty)
+
+    @property
+    def dirty_pages(self):
+        cdef TreeCore *t = self.open_core()
+        cdef int64_t pages
+        lock_tree(t)
+        pages = 0 if embeds(t) else (t.dirty_nodes + t.dirty_spill) * t.s.copies
+        unlock_tree(t)
+        return pages
+
+    @property
+    def user_blob(self):
+        return self._blob
+
+    @user_blob.setter
+    def user_blob(self, blob):
+        cdef bytes b = as_bytes(blob)
+        if len(b) > USER_BLOB_MAX:
+            raise LimitExceeded("USER_BLOB_MAX", len(b), USER_BLOB_MAX)
+        self._blob = b
+        self._blob_dirty = True
+
+    # -- writes --------------------------------------------------------------------------------------------------------
+    cdef int check_record(self, bytes key, bytes value) except -1:
+        cdef TreeCore *t = self.open_core()
+        cdef Py_ssize_t klen = PyBytes_GET_SIZE(key), vlen = PyBytes_GET_SIZE(value)
+        if t.s.duplicates:
+            return self.check_duplicate(key, value)
+        if klen > t.s.key_max or (t.s.key_size == -1 and klen > 255):
+            raise LimitExceeded("KEY_SIZE_MAX", klen, min(t.s.key_max, 255 if t.s.key_size == -1 else t.s.key_max))
+        if t.s.key_size > 0 and klen != t.s.key_size:
+            raise InvalidRequest(f"keys of this tree have {t.s.key_size} bytes, not {klen}")
+        if t.s.comparator == CMP_PAIR:
+            self.check_order(key)
+        if t.s.value_size >= 0:
+            if vlen != t.s.value_size:
+                raise InvalidRequest(f"values of this tree have {t.s.value_size} bytes, not {vlen}")
+        elif vlen > value_size_max or (t.s.value_size == -1 and vlen > 255) or (t.s.value_size == -2 and vlen > 65535):
+            raise LimitExceeded("VALUE_SIZE_MAX", vlen, min(value_size_max, (1 << -8 * t.s.value_size) - 1))
+        return 0
+
+    cdef int check_duplicate(self, bytes key, bytes value) except -1:
+        cdef TreeCore *t = self.core
+        cdef Py_ssize_t klen = PyBytes_GET_SIZE(key), vlen = PyBytes_GET_SIZE(value)
+        if klen + vlen + 2 > t.s.key_max:
+            raise LimitExceeded("KEY_SIZE_MAX", klen + vlen + 2, t.s.key_max)
+        if t.s.base_key > 0 and klen != t.s.base_key or t.s.base_value >= 0 and vlen != t.s.base_value:
+            raise InvalidRequest(f"this tree keeps {self._descriptor!r}, not {klen} and {vlen} bytes")
+        if t.s.base_key == -1 and klen > 255 or t.s.base_value == -1 and vlen > 255:
+            raise LimitExceeded("KEY_SIZE_MAX", max(klen, vlen), 255)
+        return self.check_order(key)
+
+    def put(self, key, value=b""):
+        """Set the value; True when the key was there before. Cost: one page per level; a page not yet dirty is copied, a full
+        leaf also touches a sibling or makes one. LimitExceeded, InvalidRequest: nothing changed."""
+        cdef bytes k = key if type(key) is bytes else as_bytes(key)
+        cdef bytes v = value if type(value) is bytes else as_bytes(value)
+        cdef TreeCore *t = self.core
+        cdef bint existed = False, done = False
+        cdef int klen = <int> PyBytes_GET_SIZE(k)
+        cdef Py_ssize_t vlen = PyBytes_GET_SIZE(v)
+        cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
+        cdef const uint8_t *vp = <uint8_t *> PyBytes_AS_STRING(v)
+        cdef Node *leaf
+        cdef Fault fault
+        cdef int code
+        self.check_record(k, v)
+        if t.s.duplicates:
+            k = duplicate_key(k, v)
+            v = b""
+            kp = <uint8_t *> PyBytes_AS_STRING(k)
+            klen = <int> PyBytes_GET_SIZE(k)
+            vlen = 0
+        if not value_spills(&t.s, klen, vlen) and rw_try_shared(&t.rw):
+            leaf = owned_leaf(t, kp, klen)
+            done = leaf != NULL and leaf_put(t, leaf, kp, klen, vp, <int> vlen, &existed)
+            rw_unlock_shared_adding(&t.rw, 1 if done and not existed else 0)
+        note_hits(t, 1)
+        if done:
+            return existed
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else put_slow(t, kp, klen, vp, vlen, &existed, &fault)
+            unlock_tree(t)
+            make_room(t.p)
+        if code != OK:
+            raised(&fault)
+        return existed
+
+    def write(self, key, int64_t offset, data):
+        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros); the key must be there, else NotFound.
+        Cost: inside a spilled value the pages touched and their overflow index (what no seal has reached is changed in place); where it
+        grows, stays in a leaf, waits for write_sealed or is shared with a clone or a view, it is read whole and put again."""
+        cdef bytes k = self.search_key(key), d = as_bytes(data), whole
+        cdef TreeCore *t = self.core
+        cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
+        cdef const uint8_t *dp = <uint8_t *> PyBytes_AS_STRING(d)
+        cdef int klen = <int> PyBytes_GET_SIZE(k), code
+        cdef int64_t n = PyBytes_GET_SIZE(d)
+        cdef bint done = False
+        cdef Fault fault
+        if offset < 0 or t.s.duplicates:
+            raise InvalidRequest(f"write at {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else write_part(t, kp, klen, offset, dp, n, &done, &fault)
+            unlock_tree(t)
+            make_room(t.p)
+        if code != OK:
+            raised(&fault)
+        if done:
+            return
+        whole = self.find(key, False, None)
+        if whole is None:
+            raise NotFound("key", key)
+        if offset + len(d) > value_size_max:
+            raise LimitExceeded("VALUE_SIZE_MAX", offset + len(d), value_size_max)
+        self.put(key, whole[:offset].ljust(offset, b"\0") + d + whole[offset + len(d):])
+
+    def delete_value(self, key, value):
+        """Remove one value of a key in a tree with duplicates; True when it was there. Cost: as `delete`."""
+        if not self.open_core().s.duplicates:
+            raise InvalidRequest("the tree keeps one value for a key: use delete")
+        self.check_order(as_bytes(key))
+        return self.remove(duplicate_key(as_bytes(key), as_bytes(value)))
+
+    def delete(self, key):
+        """Remove (all values of) a key; True when it was there. Cost: one page per level, and a sibling where a page falls under
+        half full."""
+        cdef bytes k = self.search_key(key)
+        if self.core.s.duplicates:
+            return self.cut(k, self.search_key(key, True)) > 0
+        return self.remove(k)
+
+    cdef object remove(self, bytes k):
+        cdef TreeCore *t = self.core
+        cdef bint existed = False, done = False
+        cdef int klen = <int> PyBytes_GET_SIZE(k), code
+        cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
+        cdef Node *leaf
+        cdef Fault fault
+        if rw_try_shared(&t.rw):
+            leaf = owned_leaf(t, kp, klen)
+            done = leaf != NULL and leaf_delete(t, leaf, kp, klen, &existed)
+            rw_unlock_shared_adding(&t.rw, -1 if done and existed else 0)
+        if done:
+            return existed
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            code = delete_key(t, kp, klen, &existed, &fault)
+        if code != OK:
+            raised(&fault)
+        return existed
+
+    def update(self, items):
+        """Put many; how many keys were new. Without the interpreter lock, a thousand records at a time. An error names the first
+        record that was refused; those of earlier groups are in the tree. Cost: as `put` for each."""
+        return self.batch(iter(items.items() if isinstance(items, dict) else items), True)
+
+    def delete_many(self, keys):
+        """Remove many; how many were there. Cost: as `delete` for each."""
+        return self.batch(iter(keys), False)
+
+    cdef int64_t batch(self, object source, bint puts) except -1:
+        cdef TreeCore *t = self.open_core()
+        cdef Work *w = <Work *> take(sizeof(Work))
+        cdef Fault fault
+        cdef int code = OK
+        cdef int64_t total = 0
+        cdef list held
+        cdef bytes key, value
+        if t.s.duplicates and not puts:
+            free(w)
+            for key in source:
+                total += bool(self.delete(key))
+            return total
+        if w == NULL:
+            raise MemoryError()
+        memset(&fault, 0, sizeof(Fault))
+        w.existed = 0
+        try:
+            while True:
+                held = []
+                w.n = 0
+                for item in source:
+                    if puts:
+                        k, v = item
+                        key = k if type(k) is bytes else as_bytes(k)
+                        value = v if type(v) is bytes else as_bytes(v)
+                        self.check_record(key, value)
+                        if t.s.duplicates:
+                            key = duplicate_key(key, value)
+                            value = b""
+                        held.append(value)
+                        w.value[w.n] = <uint8_t *> PyBytes_AS_STRING(value)
+                        w.vlen[w.n] = PyBytes_GET_SIZE(value)
+                    else:
+                        key = self.search_key(item)
+                    held.append(key)
+                    w.key[w.n] = <uint8_t *> PyBytes_AS_STRING(key)
+                    w.klen[w.n] = <int> PyBytes_GET_SIZE(key)
+                    w.n += 1
+                    if w.n == WORK_CHUNK:
+                        break
+                if w.n == 0:
+                    return total - w.existed if puts else w.existed
+                if self.core != t:
+                    raise StoreClosed("the tree is closed")
+                with nogil:
+                    code = put_batch(t, w, &fault) if puts else delete_batch(t, w, &fault)
+                if code != OK:
+                    raised(&fault)
+                total += w.n
+        finally:
+            free(w)
+
+    def delete_range(self, start=None, stop=None):
+        """Remove start <= key < stop; how many that were. Cost: the pages on the two borders, index pages of whole subtrees, and
+        leaves only where a value has spilled."""
+        cdef bytes a = self.search_key(start) if start is not None else None
+        cdef bytes b = self.search_key(stop) if stop is not None else None
+        return self.cut(a, b)
+
+    cdef int64_t cut(self, bytes a, bytes b) except -1:
+        cdef TreeCore *t = self.open_core()
+        cdef Range r
+        cdef int64_t records = 0
+        cdef int code
+        cdef Fault fault
+        memset(&r, 0, sizeof(Range))
+        memset(&fault, 0, sizeof(Fault))
+        if a is not None:
+            r.start = <uint8_t *> PyBytes_AS_STRING(a)
+            r.start_len = <int> PyBytes_GET_SIZE(a)
+        if b is not None:
+            r.stop = <uint8_t *> PyBytes_AS_STRING(b)
+            r.stop_len = <int> PyBytes_GET_SIZE(b)
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else delete_range_slow(t, &r, &records, &fault)
+            unlock_tree(t)
+            make_room(t.p)
+        if code != OK:
+            raised(&fault)
+        return records
+
+    def clear(self):
+        """Remove everything and free every page. Cost: the index pages, and leaves only where a value has spilled."""
+        self.delete_range()
+
+    def bulk_load(self, items):
+        """Fill an empty tree from ascending records: insertions at the right edge leave full leaves behind. InvalidRequest:
+        the tree is not empty, or the records do not ascend (it is empty again then). Cost: each page once."""
+        if len(self):
+            raise InvalidRequest("bulk_load fills an empty tree")
+        try:
+            self.batch(ascending(self, items), True)
+        except BaseException:
+            self.clear()
+            raise
+
+    def clone(self):
+        """Another mutable tree with the same content and the same tree id. Sealed pages are shared and counted in
+        `Pager.refs`; pages that are dirty are copied in memory, so a tree just sealed is cloned in O(1). Drop a clone with
+        `clear()`, so that its pages are no longer counted. InvalidRequest: the pager has no `refs` tree."""
+        cdef TreeCore *t = self.open_core()
+        cdef Tree copy = Tree.__new__(Tree)
+        cdef Fault fault
+        cdef int code
+        if self.pager._refs is None:
+            raise InvalidRequest("a clone needs Pager.refs, the tree that counts shared pages")
+        copy.start(self.pager, self._descriptor, t.tree_id)
+        memset(&fault, 0, sizeof(Fault))
+        with nogil:
+            rw_lock_shared(&t.p.rw)
+            rw_lock_exclusive(&t.rw)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else clone_core(t, copy.core, &fault)
+            unlock_tree(t)
+        copy._blob = self._blob
+        copy._blob_dirty = self._blob_dirty
+        copy._root = None if t.is_dirty else self._root
+        if code != OK:
+            raised(&fault)
+        return copy
+
+    # -- sealing -------------------------------------------------------------------------------------------------------
+    def seal(self, allocate):
+        cdef TreeCore *t = self.open_core()
+        cdef Plan plan
+        cdef Fault fault
+        cdef int code = OK
+        cdef bint embedded
+        cdef int64_t used = 0, i
+        cdef bytes record
+        if t.broken:
+            fail(&fault, E_BROKEN, "tree")
+            raised(&fault)
+        memset(&plan, 0, sizeof(Plan))
+        memset(&fault, 0, sizeof(Fault))
+        plan.t = t
+        try:
+            lock_with_addresses(&plan, allocate)
+            try:
+                embedded = embeds(t)
+                record = PyBytes_FromStringAndSize(NULL, root_size(t, self._blob, embedded))
+                if plan.total:
+                    with nogil:
+                        code = seal_all(&plan, &fault)
+                    if code != OK:
+                        raised(&fault)
+                    used = plan.total * t.s.copies
+                elif embedded and at_get8(&t.root.state) == DIRTY:
+                    node_state(t.p, t.root, EMBEDDED)
+                    t.dirty_nodes = 0
+                    t.paged = 0
+                root_record(t, self._blob, embedded, record)
+                self._root = record
+                t.is_dirty = 0
+                self._blob_dirty = False
+                return record
+            finally:
+                unlock_tree(t)
+        finally:
+            for i in range(used, plan.given):  # what was not needed, or the seal did not come to use
+                freed_add(t.p, plan.addresses[i], 1, t.p.generation)
+            free(plan.addresses)
+
+    def seal_leaves(self, allocate, int64_t start, int64_t pages):
+        cdef TreeCore *t = self.open_core()
+        cdef Plan plan
+        cdef Fault fault
+        cdef int code = OK
+        cdef int64_t at = 0, i, k
+        memset(&plan, 0, sizeof(Plan))
+        memset(&fault, 0, sizeof(Fault))
+        plan.t = t
+        if start < 0 or pages < 1:
+            raise InvalidRequest(f"seal_leaves from {start} on, {pages} pages")
+        plan.total = min(pages, dirty_below_root(t))
+        if not plan.total:
+            return -1
+        try:
+            take_addresses(&plan, allocate, plan.total * t.s.copies)
+            lock_tree(t)
+            try:
+                if t.root != NULL and t.root.level and at_get8(&t.root.state) == DIRTY:
+                    with nogil:
+                        code = fail(&fault, E_BROKEN, "tree") if t.broken else seal_reserve(&plan, &fault)
+                        if code == OK:
+                            seal_leaves_below(&plan, t.root, start, &at)
+                            seal_finish(&plan)
+            finally:
+                unlock_tree(t)
+            if code != OK:
+                raised(&fault)
+            return at if plan.next_page == plan.total else -1
+        finally:
+            for k in range(t.s.copies):
+                for i in range(plan.next_page, plan.total):
+                    if k * plan.total + i < plan.given:
+                        freed_add(t.p, plan.addresses[k * plan.total + i], 1, t.p.generation)
+            free(plan.addresses)
+
+    def root(self):
+        if self._root is None or self.core == NULL:
+            raise InvalidRequest("the tree was never sealed")
+        return self._root
+
+    def check(self):
+        """Every violated invariant of the whole tree, in words; empty when sound. Reads every page (through a view, so
+        writers go on)."""
+        cdef TreeView view = self.view()
+        try:
+            return TreeCheck(view, self.pager).run()
+        finally:
+            view.release()
+
+    def pages(self):
+        return PageWalk(self.view())
+
+
+cdef int64_t dirty_below_root(TreeCore *t) except -1:
+    """How many pages of a tree of several levels no seal has reached, the root not counted."""
+    cdef int64_t n = 0
+    lock_tree(t)
+    if t.root != NULL and t.root.level and at_get8(&t.root.state) == DIRTY:
+        n = t.dirty_nodes - 1
+    unlock_tree(t)
+    return n
+
+
+cdef int lock_with_addresses(Plan *plan, object allocate) except -1:
+    """Lock the tree with at least as many addresses in hand as it has dirty pages. The owner is asked with no lock held; where
+    writers raced it, it is asked again, and pages left over are handed back as freed by the caller."""
+    cdef TreeCore *t = plan.t
+    while True:
+        lock_tree(t)
+        plan.total = 0
+        if t.root != NULL and at_get8(&t.root.state) == DIRTY and not embeds(t):
+            plan.total = t.dirty_nodes + t.dirty_spill
+        if plan.total * t.s.copies <= plan.given:
+            return 0
+        unlock_tree(t)
+        take_addresses(plan, allocate, plan.total * t.s.copies - plan.given)
+
+
+cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
+    """Ask the owner for pages and list them one by one behind those it gave before. Where it fails or lies, none of this call's count."""
+    cdef int64_t i, n = plan.given
+    cdef uint64_t address, count
+    cdef uint64_t *grown = <uint64_t *> take_more(plan.addresses, (n + wanted) * 8)
+    if grown == NULL:
+        raise MemoryError()
+    plan.addresses = grown
+    runs = allocate(wanted)
+    wanted += n
+    for first, pages in runs:
+        address = first
+        count = pages
+        if count > <uint64_t> (wanted - n) or address + count > <uint64_t> 1 << 48:
+            raise InvalidRequest(f"allocate gave {runs!r} where {wanted - plan.given} pages were asked for")
+        for i in range(<int64_t> count):
+            plan.addresses[n] = address + <uint64_t> i
+            n += 1
+    if n != wanted:
+        raise InvalidRequest(f"allocate gave pages for {n - plan.given} of {wanted - plan.given}")
+    plan.given = n
+    return 0
