@@ -55,6 +55,7 @@ _VERBS: Final = {
     "recover": _Verb("mdstore.tools.whole_commands", "recover_command", "Save what still reads of a damaged image."),
     "copy": _Verb("mdstore.tools.whole_commands", "copy_command", "Copy an image's content, also a snapshot's."),
     "compact": _Verb("mdstore.tools.whole_commands", "compact_command", "Make an image smaller."),
+    "inspect": _Verb("mdstore.tools.inspect_commands", "inspect", "Decode one structure by itself."),
     "journal": _Verb("mdstore.tools.journal_commands", "journal", "Look into the logs of an image."),
     "crash": _Verb("mdstore.tools.crash_commands", "crash", "Crash the engines on purpose, and judge what recovers."),
     "bench": _Verb("mdstore.tools.bench_commands", "bench_command", "Measure, against the alternative one would pick."),
