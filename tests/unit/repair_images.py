@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from mdstore.device.memory import MemoryDevice
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import SUPERUSER, SetAttr
 from mdstore.store import Store
-from mdstore.tools.reader.check import DEEP
-from mdstore.tools.repair.bench import RepairOptions
+from mdstore.tools.reader.check import DEEP, Options, check_opened
+from mdstore.tools.reader.problems import Problem
+from mdstore.tools.repair.bench import DeviceImage, RepairOptions
 from mdstore.tools.repair.planning import Plan, plan
-from tests.unit.reader_images import BLOCK, check
+from tests.unit.reader_images import BLOCK
 
 
 class Thing(NamedTuple):
@@ -47,7 +47,7 @@ def _walk(server: MetadataServer, ino: int, path: str, found: Tree) -> None:
     content = b""
     if kind == 8:
         handle = server.open(SUPERUSER, ino, os.O_RDONLY)
-        content = server.read(handle, 0, attr.size)
+        content = server.read(handle, 0, min(attr.size, 1 << 20))  # a size may be damaged: holes are legal
         server.release(handle)
     elif kind == 10:
         content = server.readlink(ino)
@@ -90,7 +90,7 @@ def rich_file_system() -> bytes:
     return device.image()
 
 
-def repaired(image: bytes, tmp_path: Path, *, drops_damaged: bool = False) -> tuple[Plan, bytes]:
+def repaired(image: bytes, *, drops_damaged: bool = False) -> tuple[Plan, bytes]:
     """The plan, and the image it leads to: both checkers clean, the file system mounts, and a second plan has nothing to do."""
     device = MemoryDevice.from_bytes(image)
     options = RepairOptions(is_deep=True, drops_damaged=drops_damaged)
@@ -98,7 +98,9 @@ def repaired(image: bytes, tmp_path: Path, *, drops_damaged: bool = False) -> tu
     assert device.image() == image, "planning writes nothing"
     assert made.left == 0, (made.failed, made.engine, [problem.as_line() for problem in made.after.problems])
     after = made.bench.shadow.read(0, len(image))
-    assert not [problem for problem in check(after, tmp_path, DEEP) if problem.severity != "note"]
+    found: list[Problem] = []
+    check_opened(DeviceImage(MemoryDevice.from_bytes(after)), Options(DEEP), found.append)
+    assert not [problem for problem in found if problem.severity != "note"]
     again = plan(MemoryDevice.from_bytes(after), options)
     assert again.steps == []
     assert again.left == 0

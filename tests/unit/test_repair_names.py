@@ -167,6 +167,17 @@ def no_heads(store: Store) -> None:
     store.apply(Transaction().remove(LOG, "events.head0").remove(LOG, "events.head1"))
 
 
+def table_named_like_a_directory(store: Store) -> None:
+    """An object of `meta` under the number of a file, f20: nothing says that it is a directory."""
+    ino = entry(store, numbers(store)[0], b"f20").ino
+    store.apply(Transaction().map_set(META, directory(ino), {b"x": b"junk"}))
+
+
+def wrong_geometry(store: Store) -> None:
+    header = store.map_header(META, "table.server")
+    store.apply(Transaction().map_set_header(META, "table.server", header[:48] + (131072).to_bytes(8, "little") + header[56:]))
+
+
 # -- what they come to -------------------------------------------------------------------------------------------------
 def same(before: Tree, after: Tree) -> None:
     assert after == before
@@ -249,6 +260,11 @@ FAULTS = [
     Fault(header_of_junk, {"directory", "statistics"}, attributes_gone, ("mode, owner, times", "header of directory")),
     Fault(no_server_record, {"server-record"}, same),
     Fault(bad_name, {"entry-name"}, renamed),
+    Fault(
+        table_named_like_a_directory, {"directory", "entry", "inode-duplicate", "data-orphan"}, same,
+        ("header of directory", "entry x of directory"),
+    ),
+    Fault(wrong_geometry, {"server-record"}, same),
     Fault(data_flag_cleared, {"data-flag"}, same),
     Fault(no_heads, {"event-head", "event-no-head"}, same),
 ]
@@ -258,7 +274,7 @@ FAULTS = [
 def test_a_fault_is_found_exactly_and_set_right(fault: Fault, image: bytes, tree: Tree, tmp_path: Path) -> None:
     damaged = changed(image, fault.inject)
     assert codes(check(damaged, tmp_path, "deep")) == fault.codes
-    made, after = repaired(damaged, tmp_path)
+    made, after = repaired(damaged)
     fault.outcome(tree, tree_of(after))
     said = lost(made)
     assert len(said) == len(fault.lost), said
@@ -270,14 +286,14 @@ def test_faults_together_are_set_right(image: bytes, tree: Tree, tmp_path: Path)
         for fault in (lost_file, wrong_link_count, wrong_statistics, link_table_short, low_next_number, orphan_directory):
             fault(store)
 
-    _, after = repaired(changed(image, inject), tmp_path)
+    _, after = repaired(changed(image, inject))
     same(tree, tree_of(after))
 
 
 def test_events_that_were_not_written_back_are_kept(tmp_path: Path) -> None:
     """An image that was killed: what its log says is part of the name space that is mended."""
     image = file_system(is_closed=False)
-    _, after = repaired(changed(image, low_next_number), tmp_path)
+    _, after = repaired(changed(image, low_next_number))
     assert tree_of(after).keys() == tree_of(image).keys()
 
 
@@ -299,7 +315,7 @@ def wipe_everything(store: Store) -> None:
 def test_a_wiped_name_space_comes_back_with_all_that_is_known_of_it(tmp_path: Path) -> None:
     image = rich_file_system()
     before = tree_of(image)
-    made, after = repaired(changed(image, wipe_entries), tmp_path)
+    made, after = repaired(changed(image, wipe_entries))
     found = tree_of(after)
     assert found.pop("/").mode == 0o040755
     del before["/"]
@@ -311,7 +327,7 @@ def test_a_wiped_name_space_comes_back_with_all_that_is_known_of_it(tmp_path: Pa
 def test_files_come_back_from_their_backtraces_alone(tmp_path: Path) -> None:
     image = rich_file_system()
     before = tree_of(image)
-    _, after = repaired(changed(image, wipe_everything), tmp_path)
+    _, after = repaired(changed(image, wipe_everything))
     found = tree_of(after)
     assert sorted(t.content for t in found.values() if t.mode >> 12 == 8) == sorted(
         {t.content for t in before.values() if t.mode >> 12 == 8}

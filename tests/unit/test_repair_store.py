@@ -141,7 +141,7 @@ def test_a_fault_is_found_exactly_and_set_right(
 ) -> None:
     damaged = inject(image, tmp_path)
     assert codes(check(damaged, tmp_path, "deep")) == expected
-    made, after = repaired(damaged, tmp_path)
+    made, after = repaired(damaged)
     assert content_of(after, None) == content
     assert lost(made) == []
 
@@ -150,7 +150,7 @@ def test_faults_together_are_set_right(image: bytes, content: Content, tmp_path:
     damaged = image
     for inject in (leaked_extent, wrong_interval, wrong_stored_bytes, wrong_objects):
         damaged = inject(damaged, tmp_path)
-    _, after = repaired(damaged, tmp_path)
+    _, after = repaired(damaged)
     assert content_of(after, None) == content
 
 
@@ -161,7 +161,7 @@ def test_objects_of_a_collection_that_is_gone_are_found_in_another(image: bytes,
     number = int.from_bytes(image[record + 4 : record + 12], "little")
     damaged = patched(image, record + 4, (number + 1).to_bytes(8, "little"))
     assert "object-stray" in codes(check(damaged, tmp_path))
-    _, after = repaired(damaged, tmp_path)
+    _, after = repaired(damaged)
     found = content_of(after, None)
     for (collection, name), answers in content.items():
         if collection == b"maps" and name:
@@ -230,7 +230,7 @@ def test_an_object_table_without_any_index_page_is_made_from_its_leaves(
     if not has_free_tree:
         pages += pages_of(reader_of(large, tmp_path).root_tree(ROOT_FREE))
     damaged = older_superblock_gone(without(large, pages))
-    made, after = repaired(damaged, tmp_path)
+    made, after = repaired(damaged)
     if has_free_tree:
         assert lost(made) == []
         assert content_of(after, None) == expected
@@ -250,7 +250,7 @@ def test_an_objects_tree_without_its_index_is_made_from_its_leaves(stream: str, 
     assert root is not None
     pages = index_pages(large, tmp_path, root)
     assert pages
-    made, after = repaired(older_superblock_gone(without(large, pages)), tmp_path)
+    made, after = repaired(older_superblock_gone(without(large, pages)))
     assert lost(made) == []
     assert content_of(after, None) == expected
 
@@ -260,7 +260,7 @@ def test_a_lost_leaf_costs_its_objects_and_says_how_many(large: bytes, tmp_path:
     pages = pages_of(reader_of(large, tmp_path).root_tree(ROOT_OBJECTS))
     leaf = next(page for page in pages[10:] if not large[page * BLOCK + 24])
     records = int.from_bytes(large[leaf * BLOCK + 26 : leaf * BLOCK + 28], "little")
-    made, after = repaired(older_superblock_gone(without(large, [leaf])), tmp_path)
+    made, after = repaired(older_superblock_gone(without(large, [leaf])))
     found = content_of(after, None)
     gone = {key for key in expected.keys() - found.keys() if key[1]}
     assert len(gone) == records
@@ -271,7 +271,7 @@ def test_a_lost_leaf_costs_its_objects_and_says_how_many(large: bytes, tmp_path:
 def test_what_is_intact_keeps_its_bytes(large: bytes, tmp_path: Path) -> None:
     """Leaves and data stay where they are: only index pages, counts and superblocks are written."""
     pages = index_pages(large, tmp_path, newest(large).roots[ROOT_OBJECTS])
-    made, after = repaired(older_superblock_gone(without(large, pages)), tmp_path)
+    made, after = repaired(older_superblock_gone(without(large, pages)))
     kept = [page for page in reachable(large, tmp_path) if page not in pages and large[page * BLOCK + 24] == 0]
     same = sum(large[page * BLOCK : (page + 1) * BLOCK] == after[page * BLOCK : (page + 1) * BLOCK] for page in kept)
     assert same > 0.9 * len(kept)
@@ -309,7 +309,7 @@ def test_counts_are_made_anew_around_snapshots(kept: bytes, tmp_path: Path) -> N
     expected = snapshot_content(kept)
     assert len(expected) == 3
     for inject in (leaked_extent, wrong_stored_bytes):
-        _, after = repaired(inject(kept, tmp_path), tmp_path)
+        _, after = repaired(inject(kept, tmp_path))
         assert snapshot_content(after) == expected
 
 
@@ -320,7 +320,7 @@ def test_trees_are_put_together_around_snapshots(kept: bytes, tmp_path: Path) ->
     shared = {page for snapshot in ("first", "second") for page in _snapshot_pages(kept, tmp_path, snapshot)}
     pages = [page for page in index_pages(kept, tmp_path, root) if page not in shared]
     assert pages
-    made, after = repaired(older_superblock_gone(without(kept, pages)), tmp_path)
+    made, after = repaired(older_superblock_gone(without(kept, pages)))
     assert lost(made) == []
     assert snapshot_content(after) == expected
 

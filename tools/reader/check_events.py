@@ -5,6 +5,7 @@ docs/format/mds-events.md, mds-tables.md, journal.md.
 
 from __future__ import annotations
 
+from mdstore.tools.reader.entry import Head
 from mdstore.tools.reader.mds_directory import COLLECTION
 from mdstore.tools.reader.mds_events import decode_event
 from mdstore.tools.reader.mds_log import Stripes, read_head
@@ -53,6 +54,7 @@ def has_file_system(store: Overlay) -> bool:
 def _apply_events(store: Overlay, names: NameSpace, findings: Findings) -> None:
     try:
         head = read_head(store, findings.add_damage)
+        _compare_geometry(store, head, findings)
         scan = Scan(Stripes(store, head), head, head.expire)
         for entry in scan.entries():
             try:
@@ -63,6 +65,19 @@ def _apply_events(store: Overlay, names: NameSpace, findings: Findings) -> None:
     except Damage as damage:
         findings.add_damage(damage.located(owner=LOG.decode()))
         findings.add("event-partial", "not all events could be read", Place("log"))
+
+
+def _compare_geometry(store: Overlay, head: Head, findings: Findings) -> None:
+    """The log lies as the server record says."""
+    found = store.find(COLLECTION, TABLES[SERVER])
+    try:
+        server = decode_server(store.header_of(found)) if found is not None else None
+    except Damage:
+        return  # reported where the record itself is read
+    if server is not None and (server.log_unit, server.log_object_size) != (head.unit, head.object_size):
+        says, has = f"{server.log_unit} and {server.log_object_size}", f"{head.unit} and {head.object_size}"
+        what = f"the record says units and objects of the log of {says} bytes, the log has {has}"
+        findings.add("server-record", what, Place("meta/table.server"))
 
 
 def _report_tail(tail: Tail, findings: Findings) -> None:

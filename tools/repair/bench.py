@@ -10,6 +10,8 @@ from typing import Final
 
 from mdstore.device.protocol import Device
 from mdstore.errors import DeviceFailed, InvalidRequest, MdstoreError, NotAnImage
+from mdstore.mds.layout import META, TABLE_OBJECTS, Tab
+from mdstore.mds.server import MetadataServer
 from mdstore.store import Store
 from mdstore.store.check import check as check_engine
 from mdstore.tools.reader.check import DEEP, NORMAL, Options, check_opened, choose_superblock
@@ -156,7 +158,11 @@ class Bench:
         open, if so."""
         trial = Shadow(self.shadow)
         try:
-            return check_engine(Store.open(trial, background=False), deep=self.options.is_deep)
+            store = Store.open(trial, background=False)
+            problems = check_engine(store, deep=self.options.is_deep)
+            if META in store.list_collections() and store.exists(META, TABLE_OBJECTS[Tab.SERVER]):
+                MetadataServer.mount(store, read_only=True)
+            return problems
         except MdstoreError as error:
             return [str(error)]
         finally:

@@ -70,8 +70,14 @@ def mend_server(bench: Bench) -> Iterator[Step]:
         if not has_file_system(overlay):
             return
         log = _log_geometry(store)
-        object_size, said = _object_size(overlay)
-        record = ServerRecord(superblock.uuid, superblock.created_ns, object_size, log[0], log[1])
+        found = overlay.find(COLLECTION, _SERVER_OBJECT)
+        try:
+            record = decode_server(overlay.header_of(found) if found is not None else b"")
+            object_size, said = record.object_size, "as it said"
+        except Damage:
+            object_size, said = _object_size(overlay)
+            record = ServerRecord(superblock.uuid, superblock.created_ns, object_size, 0, 0)
+        record = record._replace(log_unit=log[0], log_object_size=log[1])
         _make_collections(store)
         change = Transaction().map_set_header(COLLECTION, _SERVER_OBJECT, encode.server_record(record))
         store.apply(change)

@@ -21,6 +21,7 @@ _TURN: Final = "have directories say where they hang"
 
 def mend_folders(places: Places, wanted: set[int]) -> None:
     """All of it. `wanted`: numbers of directories that something lost says it was in."""
+    _strangers(places)
     _root(places)
     hanging = _entries_of_folders(places, wanted)
     _lost_headers(places, hanging)
@@ -32,6 +33,22 @@ def mend_folders(places: Places, wanted: set[int]) -> None:
     _orphans(places, hanging)
     _loops(places)
     _headers(places)
+
+
+def _strangers(places: Places) -> None:
+    """An object that is named like a directory, of which nothing says that it is one, gives way to the file of that number."""
+    model = places.model
+    slots = [slot for folder in model.folders.values() for slot in folder.entries.values()]
+    led_to = {slot.ino for slot in slots if slot.tag == DIRECTORY}
+    files = {slot.ino for slot in slots if slot.tag != DIRECTORY} | model.rows.keys() | model.strays.keys() | model.data.keys()
+    for ino in [ino for ino, folder in model.folders.items() if folder.header is None]:
+        if ino in files and ino not in led_to and ino != ROOT:
+            folder = model.folders.pop(ino)
+            number = folder.ino = model.fresh_ino()
+            folder.is_stored = False
+            if folder.entries:
+                model.folders[number] = folder
+            places.report.did(_REMAKE, f"directory {ino}, which nothing names: a file has its number")
 
 
 def wanted_folders(model: Model) -> set[int]:

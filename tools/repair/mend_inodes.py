@@ -63,6 +63,10 @@ def _apart_from_folders(places: Places, owners: Owners) -> None:
         kinds = {_inode_at(model, place).type for place in owners[ino]}
         if ino in model.folders:
             keep: list[Place] = []
+            regular = [place for place in owners[ino] if _inode_at(model, place).type == TYPE_REGULAR]
+            if regular and ino in model.data:
+                _renumber(places, regular[0], with_data=True)
+                owners[ino].remove(regular[0])
         elif len(kinds) > 1:
             kept_type = TYPE_REGULAR if ino in model.data and TYPE_REGULAR in kinds else min(kinds)
             keep = [place for place in owners[ino] if _inode_at(model, place).type == kept_type]
@@ -77,13 +81,16 @@ def _apart_from_folders(places: Places, owners: Owners) -> None:
         places.report.lost(_NUMBER, f"the row of inode {ino} in the inode table: a directory has that number")
 
 
-def _renumber(places: Places, place: Place) -> None:
+def _renumber(places: Places, place: Place, *, with_data: bool = False) -> None:
     inode = _inode_at(places.model, place)
     number = places.model.fresh_ino()
-    is_empty = inode.type == TYPE_REGULAR and inode.size
-    places.hang_inode(inode._replace(ino=number, nlink=1, flags=0, size=0 if is_empty else inode.size), place)
+    loses = inode.type == TYPE_REGULAR and inode.size and not with_data
+    flags = inode.flags if with_data else 0
+    places.hang_inode(inode._replace(ino=number, nlink=1, flags=flags, size=0 if loses else inode.size), place)
     places.report.did(_NUMBER, f"{places.model.path(place)}: {inode.ino} becomes {number}")
-    if is_empty:
+    if with_data:
+        places.model.move_data(inode.ino, number)
+    if loses:
         places.report.lost(_NUMBER, f"{places.model.path(place)}: its bytes, which are another's")
 
 
@@ -174,11 +181,15 @@ def _owned(model: Model) -> set[int]:
 def _ownerless(places: Places) -> None:
     """Bytes of inodes that are nowhere: back to where their backtrace says, else to lost+found."""
     model = places.model
+    for ino in sorted(model.data.keys() & model.folders.keys()):
+        number = model.fresh_ino()
+        model.move_data(ino, number)
+        places.report.did(_NUMBER, f"bytes of inode {ino}, which is a directory, become those of {number}")
     owned = _owned(model) | model.strays.keys()
     for ino in sorted(model.data.keys() - owned):
         held = model.data[ino]
         record = held.trace.inode if held.trace is not None else new_inode(model, ino)
-        inode = _with_bytes(record, held)
+        inode = _with_bytes(record._replace(ino=ino), held)
         places_known = [(directory, name) for number, directory, name in sorted(model.links) if number == ino]
         if places_known and any(places.is_free(place) for place in places_known):
             model.rows[ino] = Row(places_known[0][0], inode)

@@ -92,6 +92,7 @@ class Model:
     data: dict[int, Bytes] = field(default_factory=dict)
     others: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
     next_ino: int = 16
+    moves: dict[int, int] = field(default_factory=dict)  # objects of `data` that get another inode's number: from, to
     damaged: list[str] = field(default_factory=list)  # what could not be read, in words
 
     def path_of(self, ino: int) -> str:
@@ -108,6 +109,12 @@ class Model:
     def path(self, place: Place) -> str:
         """An entry's path."""
         return f"{self.path_of(place[0])}/{readable(place[1])}"
+
+    def move_data(self, ino: int, number: int) -> None:
+        """The bytes of inode `ino` become those of `number`."""
+        self.moves[ino] = number
+        self.data[number] = self.data.pop(ino)
+        self.data[number].is_trace_damaged = True  # it names the old number
 
     def fresh_ino(self) -> int:
         """A number that no inode has."""

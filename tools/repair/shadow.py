@@ -20,15 +20,16 @@ from mdstore.device.ranges import check_range
 from mdstore.errors import InvalidRequest
 
 UNIT: Final = 4096
+SPOOL_BYTES: Final = 64 << 20  # of changes kept in memory; more go to a nameless temporary file
 
 
 class Shadow:
-    """`base` with changes that only this object knows. Memory: some 100 bytes for each 4 KiB changed; the bytes themselves are in
-    a nameless temporary file. All methods may be called from any thread. `base` is neither written nor closed."""
+    """`base` with changes that only this object knows. Memory: some 100 bytes for each 4 KiB changed, and `SPOOL_BYTES`; what
+    changes beyond that is in a temporary file. Any thread may call. `base` is neither written nor closed."""
 
     def __init__(self, base: Device) -> None:
         self.base = base
-        self._spool = tempfile.TemporaryFile(prefix="mdstore-repair-")  # noqa: SIM115 (closed by `drop`)
+        self._spool = tempfile.SpooledTemporaryFile(SPOOL_BYTES, prefix="mdstore-repair-")  # noqa: SIM115 (closed by `drop`)
         self._end = 0
         self._units: dict[int, int] = {}
         self._writes: list[tuple[int, int, int] | None] = []

@@ -34,7 +34,15 @@ def write_model(store: Store, model: Model) -> None:
         if not store.exists(COLLECTION, name):
             store.apply(Transaction().touch(COLLECTION, name))
         _write_pairs(store, name, dict(store.map_items(COLLECTION, name)), _rows(model, table))
+    _move_data(store, model)
     _write_traces(store, model)
+
+
+def _move_data(store: Store, model: Model) -> None:
+    for ino, number in model.moves.items():
+        prefix = b"%016x." % ino
+        for name in store.list_objects(DATA, prefix, prefix + b"g"):
+            store.apply(Transaction().rename(DATA, name, DATA, b"%016x." % number + name[len(prefix) :]))
 
 
 def _write_folder(store: Store, folder: Folder) -> None:
