@@ -203,7 +203,7 @@ class Tree(TreeView):
         below the `start`-th dirty page of the level above them (first 0). Returns where to go on, -1 when all were passed.
 
         The tree stays dirty, and nothing is reached by the addresses before `seal` has run in the same generation. A leaf that
-        is written again gets a copy, and its address is freed. Addresses that were not needed are freed at once. No I/O."""
+        is written again gets a copy, and its address is freed. No I/O."""
     def root(self) -> bytes:
         """The root record of the last seal (InvalidRequest while the tree is dirty and never sealed)."""
     def check(self) -> list[str]:

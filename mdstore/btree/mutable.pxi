@@ -447,25 +447,18 @@ cdef class Tree(TreeView):
         plan.t = t
         if start < 0 or pages < 1:
             raise InvalidRequest(f"seal_leaves from {start} on, {pages} pages")
-        plan.total = min(pages, dirty_below_root(t))
+        plan.total = pages
+        leaves_in_plan(&plan, start, &at, &fault)
+        plan.total = plan.next_page
         if not plan.total:
             return -1
         try:
             take_addresses(&plan, allocate, plan.total * t.s.copies)
-            lock_tree(t)
-            try:
-                if t.root != NULL and t.root.level and at_get8(&t.root.state) == DIRTY:
-                    with nogil:
-                        code = fail(&fault, E_BROKEN, "tree") if t.broken else seal_reserve(&plan, &fault)
-                        if code == OK:
-                            seal_leaves_below(&plan, t.root, start, &at)
-                            seal_finish(&plan)
-            finally:
-                unlock_tree(t)
+            code = leaves_in_plan(&plan, start, &at, &fault)
             if code != OK:
                 raised(&fault)
-            return at if plan.next_page == plan.total else -1
-        finally:
+            return at if plan.total == pages else -1
+        finally:  # where a writer came in between, or it failed
             for k in range(t.s.copies):
                 for i in range(plan.next_page, plan.total):
                     if k * plan.total + i < plan.given:
@@ -490,14 +483,23 @@ cdef class Tree(TreeView):
         return PageWalk(self.view())
 
 
-cdef int64_t dirty_below_root(TreeCore *t) except -1:
-    """How many pages of a tree of several levels no seal has reached, the root not counted."""
-    cdef int64_t n = 0
+cdef int leaves_in_plan(Plan *plan, int64_t start, int64_t *at, Fault *f) except -1:
+    """Count the leaves that `seal_leaves` finds, or seal them where the plan has addresses."""
+    cdef TreeCore *t = plan.t
+    cdef int code = OK
+    plan.next_page = at[0] = 0
     lock_tree(t)
     if t.root != NULL and t.root.level and at_get8(&t.root.state) == DIRTY:
-        n = t.dirty_nodes - 1
+        with nogil:
+            if plan.addresses == NULL:
+                seal_leaves_below(plan, t.root, start, at)
+            else:
+                code = fail(f, E_BROKEN, "tree") if t.broken else seal_reserve(plan, f)
+                if code == OK:
+                    seal_leaves_below(plan, t.root, start, at)
+                    seal_finish(plan)
     unlock_tree(t)
-    return n
+    return code
 
 
 cdef int lock_with_addresses(Plan *plan, object allocate) except -1:

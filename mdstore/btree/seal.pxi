@@ -293,8 +293,9 @@ cdef bint holds_values(Node *leaf) noexcept nogil:
 
 
 cdef void seal_leaves_below(Plan *plan, Node *n, int64_t start, int64_t *at) noexcept nogil:
-    """Seal dirty leaves below the dirty index page `n` until the plan's addresses are used up. `at` counts the dirty pages of level 1
-    that were passed; those before the `start`-th are left as they are. Leaves with spilled values that have no address yet are left."""
+    """Seal dirty leaves below the dirty index page `n` until the plan's total is reached; only count them where it has no addresses.
+    `at` counts the dirty pages of level 1 that were passed; those before the `start`-th are left as they are. Leaves with spilled
+    values that have no address yet are left."""
     cdef TreeCore *t = plan.t
     cdef Node *kid
     cdef int i
@@ -308,6 +309,9 @@ cdef void seal_leaves_below(Plan *plan, Node *n, int64_t start, int64_t *at) noe
                 continue
             if plan.next_page == plan.total:
                 return
+            if plan.addresses == NULL:
+                plan.next_page += 1
+                continue
             seal_node(plan, kid, ref_at(page_of(n), i))
             t.dirty_nodes -= 1
         at[0] += 1

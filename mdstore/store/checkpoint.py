@@ -1,6 +1,7 @@
 """The checkpoint: everything that changed goes to fresh blocks, then one superblock names it all.
 
 Phases, and what is true after each:
+0. most of the freeze is done ahead, in steps beside traffic (mdstore/store/ahead.py); nothing is decided by it.
 1. `freeze`, under the store's lock: every changed page and block has an address and a checksum; later changes go to copies.
 2. write: they are on the medium, in address order, beside traffic; nothing durable reaches them.
 3. the log is durable up to the frozen position, and the first flush makes phase 2 durable.
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from journal import JournalError
-from mdstore.store import log, superblock
+from mdstore.errors import NoSpace
+from mdstore.store import ahead, log, superblock
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import freeze
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 OnFrozen = Callable[[Superblock], None]
 Freezer = Callable[[OnFrozen | None], Superblock]
 Result = TypeVar("Result")
+
+_SLICE_S: Final = 0.001  # of work under the lock while others wait for it
+_PAUSE_S: Final = 0.0002  # long enough for one of them to wake up and take it
 
 
 class Checkpointer:
@@ -63,6 +69,8 @@ class Checkpointer:
         """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it: between the
         last change that the superblock knows and this call nothing may die (`SnapshotTable.expect`)."""
         store = self._store
+        with suppress(NoSpace):  # the reserve is the freeze's
+            self._in_slices(ahead.steps(store.tables))
         began = time.perf_counter()
         with store.lock:
             store.check_usable()
@@ -83,10 +91,23 @@ class Checkpointer:
         self._trim_log(position)
         store.wiper.wipe(released)
         store.tables.space.forget(released)
-        with store.lock:
-            store.tables.allocator.hand_over(released)
+        self._in_slices(ahead.hand_over(store.tables, released))
         self.count += 1
         return frozen
+
+    def _in_slices(self, steps: Iterator[None]) -> None:
+        """Take all steps, with the store's lock held for a moment at a time and free for others in between."""
+        store = self._store
+        while True:
+            with store.lock:
+                store.check_usable()
+                until = time.perf_counter() + _SLICE_S
+                for _ in steps:
+                    if time.perf_counter() > until:
+                        break
+                else:
+                    return
+            time.sleep(_PAUSE_S)
 
     def _flush_pages_and_log(self, position: int) -> None:
         """All the superblock will name, and every log entry it makes superfluous, is durable."""

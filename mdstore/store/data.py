@@ -255,9 +255,9 @@ def share(space: Space, pager: Pager, origin: Onode, copy: Onode, new_tree_id: T
         copy.allocated += piece.blocks
 
 
-def flush(space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds) -> None:
-    """Give every changed block an address and a checksum and stage it for writing."""
-    numbers = sorted(onode.blocks)
+def flush(space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds, limit: int | None = None) -> None:
+    """Give every changed block, or the first `limit` of them, an address and a checksum and stage it for writing."""
+    numbers = sorted(onode.blocks)[:limit]
     start = 0
     while start < len(numbers):
         stop = start + 1
@@ -270,7 +270,7 @@ def flush(space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds) -> Non
         space.stage(runs, content)
         start = stop
     space.changed_blocks -= len(numbers)
-    onode.blocks = {}
+    onode.blocks = {number: onode.blocks[number] for number in sorted(onode.blocks.keys() - set(numbers))} if limit else {}
 
 
 def _map(

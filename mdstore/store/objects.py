@@ -216,6 +216,14 @@ class ObjectTable:
             self.flush_one(next(iter(self._dirty.values())))
         self.changed_onodes = self.changed_attribute_bytes = 0
 
+    def dirty_keys(self) -> list[bytes]:
+        """Of every object whose record may be old, now."""
+        return list(self._dirty)
+
+    def dirty(self, key: bytes) -> Onode | None:
+        """The object of that key if its record may be old."""
+        return self._dirty.get(key)
+
     def flush_one(self, onode: Onode) -> None:
         """The same for one object."""
         if not onode.dirty:

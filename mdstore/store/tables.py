@@ -33,7 +33,7 @@ DESCRIPTORS = {
     Root.FLOORS: floors_module.DESCRIPTOR, Root.SNAPSHOTS: RECORDS_DESCRIPTOR, Root.DEAD: DEAD_DESCRIPTOR,
 }  # fmt: skip
 _OPTIONAL = {Root.SNAPSHOTS, Root.DEAD}  # named by a superblock while there is a snapshot
-_SETTLED = (Root.DEAD, Root.FREE)  # sealed last: where every page goes that sealing the others takes and gives back
+SETTLED = (Root.DEAD, Root.FREE)  # sealed last: where every page goes that sealing the others takes and gives back
 
 TREE_ID_FIRST = 16  # ids below belong to the trees of the superblock: the root's kind is the id
 
@@ -175,9 +175,9 @@ def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: 
     tables.collections.flush()
     tables.flush_floors()
     trees = tables.trees()
-    roots = {int(root): tree.seal(space.allocate) for root, tree in trees.items() if root not in _SETTLED}
+    roots = {int(root): tree.seal(space.allocate) for root, tree in trees.items() if root not in SETTLED}
     runs = _settle(tables)
-    for root in _SETTLED:
+    for root in SETTLED:
         roots[int(root)] = trees[root].seal(lambda pages: _take_pages(runs, pages))
     for root in _OPTIONAL:
         if not len(trees[root]):
@@ -212,21 +212,36 @@ def _settle(tables: Tables) -> list[Run]:
     while True:
         for start, pages, birth in tables.pager.take_freed():
             space.died(start, pages, birth)
-        buried = space.snapshots.bury(tables.allocator)
-        allocated, freed = tables.allocator.take_changes()
-        for start, blocks in allocated:
-            _tree_allocate(tables.free_tree, start, blocks)
-        for start, blocks in freed:
-            _tree_free(tables.free_tree, start, blocks)
-        missing = tables.free_tree.dirty_pages + dead.dirty_pages - sum(blocks for _, blocks in runs)
+        changed = record_changes(tables)
+        needed = tables.free_tree.dirty_pages + dead.dirty_pages
+        missing = needed - sum(blocks for _, blocks in runs)
+        excess = _spare_runs(runs, needed) - SPARE_RUNS_MAX if missing <= 0 else 0
         if missing > 0:
             runs += tables.allocator.allocate(missing)
-        elif len(runs) > SPARE_RUNS_MAX:
-            for start, blocks in runs[SPARE_RUNS_MAX:]:
+        elif excess > 0:
+            for start, blocks in runs[-excess:]:
                 tables.allocator.free(start, blocks)
-            runs = runs[:SPARE_RUNS_MAX]
-        elif not allocated and not freed and not buried:
+            del runs[-excess:]
+        elif not changed:
             return runs
+
+
+def record_changes(tables: Tables) -> bool:
+    """Tell the trees of free extents and of dead runs what was taken, freed and died since then; True when anything was."""
+    buried = tables.space.snapshots.bury(tables.allocator)
+    allocated, freed = tables.allocator.take_changes()
+    for start, blocks in allocated:
+        _tree_allocate(tables.free_tree, start, blocks)
+    for start, blocks in freed:
+        _tree_free(tables.free_tree, start, blocks)
+    return bool(buried or allocated or freed)
+
+
+def _spare_runs(runs: list[Run], needed: int) -> int:
+    """How many of the runs are left, whole or in part, when that many pages were taken off their front."""
+    left = list(runs)
+    _take_pages(left, needed)
+    return len(left)
 
 
 def _take_pages(runs: list[Run], pages: int) -> list[Run]:

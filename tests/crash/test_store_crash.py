@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mdstore.device.explore import explore
+from mdstore.store import ahead
 from mdstore.tools.crash.transactions import SIZE, reopen_transactions, workload_of_transactions
 
 
@@ -17,3 +18,13 @@ def test_every_write_of_a_mixed_workload_is_a_crash_point(seed: int) -> None:
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 100, "no write was left out"
     assert report.distinct > 1500
+
+
+def test_crashes_around_checkpoints_prepared_in_the_smallest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With so little data most of a freeze is never done ahead; here all of it is."""
+    monkeypatch.setattr(ahead, "PAGES", 1)
+    monkeypatch.setattr(ahead, "ONODES_LEFT", 0)
+    workload = workload_of_transactions(3, 45)
+    report = explore(workload, reopen_transactions, seed=3, size_bytes=SIZE, budget_states=1400, nested_states=2)
+    assert report.clean, report.findings
+    assert report.points == report.points_in_all > 60, "no write was left out"

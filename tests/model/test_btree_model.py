@@ -142,10 +142,12 @@ class Trees(RuleBasedStateMachine):
     def seal_leaves(self, which: int, start: int, pages: int, write: bool) -> None:
         """Ahead of a checkpoint; what is sealed may be written before it too, and changed again."""
         tree = self.pick(which).tree
-        dirty = tree.dirty_pages
+        dirty, self.world.asked = tree.dirty_pages, 0
         following = tree.seal_leaves(self.world.allocate, start, pages)
         assert following == -1 or following >= start
-        assert dirty - pages * tree.descriptor.copies <= tree.dirty_pages <= dirty
+        assert tree.dirty_pages == dirty - self.world.asked, "it asks for what it uses"
+        assert self.world.asked <= pages * tree.descriptor.copies
+        assert following == -1 or self.world.asked == pages * tree.descriptor.copies
         if write:
             self.world.pager.write_sealed()
 

@@ -184,12 +184,16 @@ def _read_plain(path: Path, size_bytes: int) -> None:
 
 
 def checkpoint_stall(place: Path, records: int) -> list[Figure]:
-    """Durable puts while a checkpoint of that many dirty records runs, and a map's snapshot before it."""
+    """Durable puts while a checkpoint of that many dirty records runs: all of a map, each changed again after a checkpoint, so that
+    every page is replaced and the one before freed. And a snapshot of that map."""
     place.mkdir()
     ours = Ours(place, size_bytes=2048 * MIB, log_bytes=512 * MIB, dirty_bytes=1024 * MIB, cache_bytes=1024 * MIB)
-    for _ in range(records // BATCH):
-        ours.batch([(os.urandom(8), bytes(100)) for _ in range(BATCH)], sync=False)
-    ours.store.sync()
+    keys = [os.urandom(8) for _ in range(records)]
+    for content in (bytes(100), bytes([1]) * 100):
+        ours.store.checkpoint()
+        for first in range(0, records, BATCH):
+            ours.batch([(key, content) for key in keys[first : first + BATCH]], sync=False)
+        ours.store.sync()
     snapshot = timed(lambda: ours.view.snapshot().close())
     waits: list[float] = []
     checkpoint = threading.Thread(target=ours.store.checkpoint)
