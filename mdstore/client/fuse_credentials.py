@@ -61,6 +61,23 @@ class CredentialCache:
         return complete
 
 
+class Masks:
+    """Credentials with a umask, which come again and again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Credentials, int], Credentials] = {}
+
+    def of(self, cred: Credentials, umask: int) -> Credentials:
+        """The same caller, with that umask."""
+        key = (cred, umask)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= CACHE_MAX:
+                self._known.clear()
+            found = self._known[key] = cred._replace(umask=umask & 0o777)
+        return found
+
+
 def process_groups(pid: int) -> tuple[int, ...]:
     """The supplementary groups of a process, from /proc; empty where it is gone."""
     try:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
+from mdstore.client.fuse_credentials import Masks
 from mdstore.client.fuse_operation import SLOW, Operation, OperationTable, Reply, always_slow
 from mdstore.client.fuse_protocol import (
     COPY_FILE_RANGE_IN,
@@ -41,13 +42,14 @@ class FileOperations:
     """Open to release. With `writeback` the kernel keeps written pages and sends them when it likes.
 
     A `Vfs` may have `read_cached(handle, offset, length)`, which is `read` or, where that would wait for the medium, None;
-    without it every READ goes to a worker thread.
+    without it every READ goes to a worker thread. `masks`: given where the name space applies the umask.
     """
 
-    def __init__(self, vfs: Vfs, replies: ReplyEncoder, *, writeback: bool) -> None:
+    def __init__(self, vfs: Vfs, replies: ReplyEncoder, masks: Masks | None = None, *, writeback: bool) -> None:
         self._vfs = vfs
         self._replies = replies
         self._writeback = writeback
+        self._masks = masks
         self._read_cached: ReadCached | None = getattr(vfs, "read_cached", None)
         self._open_flags = FOPEN_KEEP_CACHE
 
@@ -70,8 +72,10 @@ class FileOperations:
         return OPEN_OUT.pack(self._vfs.open(cred, nodeid, self._effective(flags)), self._open_flags)
 
     def create(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
-        flags, mode, _umask, _ = CREATE_IN.unpack_from(body)
+        flags, mode, umask, _ = CREATE_IN.unpack_from(body)
         name = name_at(body, CREATE_IN.size)
+        if self._masks:
+            cred = self._masks.of(cred, umask)
         attr, handle = self._vfs.create(cred, nodeid, name, mode, self._effective(flags))
         return self._replies.entry(attr) + OPEN_OUT.pack(handle, self._open_flags)
 

@@ -36,6 +36,7 @@ class SessionOptions:
     writeback: bool = False  # the kernel gathers writes; fewer requests for small ones, data reaches the server later
     readdirplus: bool = True  # listings bring attributes along where the kernel finds it useful
     cache_listings: bool = True
+    acls: bool = False  # access control lists, enforced by the kernel and by the name space, which applies the umask
     server_locks: bool = False  # locks in our table instead of the kernel's own
     poll_us: int = 100  # look for the next request for so long before sleeping; 0: never
     workers: int = WORKERS
@@ -66,6 +67,8 @@ def _wanted(options: SessionOptions) -> int:
         wanted |= Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO
     if options.writeback:
         wanted |= Init.WRITEBACK_CACHE
+    if options.acls:
+        wanted |= Init.POSIX_ACL | Init.DONT_MASK
     if options.server_locks:
         wanted |= Init.POSIX_LOCKS | Init.FLOCK_LOCKS
     return wanted

@@ -6,6 +6,7 @@ import errno
 import stat
 from collections.abc import Callable
 
+from mdstore.client.fuse_credentials import Masks
 from mdstore.client.fuse_operation import Operation, OperationTable, Reply
 from mdstore.client.fuse_protocol import (
     ACCESS_IN,
@@ -33,13 +34,17 @@ from mdstore.mds.vfs import NOW, SUPERUSER, Credentials, SetAttr, Vfs
 class NameOperations:
     """Lookup and everything that changes names or attributes.
 
-    `complete` adds a caller's supplementary groups; it is asked only where they decide the outcome.
+    `complete` adds a caller's supplementary groups; it is asked only where they decide the outcome. `masks`: given where the name
+    space applies the umask.
     """
 
-    def __init__(self, vfs: Vfs, replies: ReplyEncoder, complete: Callable[[Credentials], Credentials]) -> None:
+    def __init__(
+        self, vfs: Vfs, replies: ReplyEncoder, complete: Callable[[Credentials], Credentials], masks: Masks | None = None
+    ) -> None:
         self._vfs = vfs
         self._replies = replies
         self._complete = complete
+        self._masks = masks
 
     def table(self) -> OperationTable:
         entry = self._forget_entry
@@ -107,11 +112,15 @@ class NameOperations:
         return self._replies.entry(self._vfs.symlink(cred, nodeid, name, target))
 
     def mknod(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
-        mode, rdev, _umask = MKNOD_IN.unpack_from(body)
+        mode, rdev, umask = MKNOD_IN.unpack_from(body)
+        if self._masks:
+            cred = self._masks.of(cred, umask)
         return self._replies.entry(self._vfs.mknod(cred, nodeid, name_at(body, MKNOD_IN.size), mode, rdev))
 
     def mkdir(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
-        mode, _umask = MKDIR_IN.unpack_from(body)
+        mode, umask = MKDIR_IN.unpack_from(body)
+        if self._masks:
+            cred = self._masks.of(cred, umask)
         return self._replies.entry(self._vfs.mkdir(cred, nodeid, name_at(body, MKDIR_IN.size), mode))
 
     def link(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:

@@ -97,7 +97,9 @@ class Init:
     READDIRPLUS_AUTO: Final = 1 << 14
     ASYNC_DIO: Final = 1 << 15
     WRITEBACK_CACHE: Final = 1 << 16
+    DONT_MASK: Final = 1 << 6
     PARALLEL_DIROPS: Final = 1 << 18
+    POSIX_ACL: Final = 1 << 20
     MAX_PAGES: Final = 1 << 22
     CACHE_SYMLINKS: Final = 1 << 23
     EXPLICIT_INVAL_DATA: Final = 1 << 25

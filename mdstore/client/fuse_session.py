@@ -24,7 +24,7 @@ import logging
 import os
 from typing import Final, cast
 
-from mdstore.client.fuse_credentials import CredentialCache
+from mdstore.client.fuse_credentials import CredentialCache, Masks
 from mdstore.client.fuse_directories import DirectoryOperations
 from mdstore.client.fuse_files import FileOperations
 from mdstore.client.fuse_init import SessionOptions, negotiate
@@ -197,10 +197,11 @@ class FuseSession:
 
     def _operations(self) -> OperationTable:
         replies = ReplyEncoder(self.options.times)
-        names = NameOperations(self._vfs, replies, self._credentials.complete).table()
-        files = FileOperations(self._vfs, replies, writeback=self.options.writeback).table()
+        masks = Masks() if self.options.acls else None
+        names = NameOperations(self._vfs, replies, self._credentials.complete, masks).table()
+        files = FileOperations(self._vfs, replies, masks, writeback=self.options.writeback).table()
         directories = DirectoryOperations(self._vfs, replies, cache=self.options.cache_listings).table()
-        xattrs = XattrOperations(self._vfs).table()
+        xattrs = XattrOperations(self._vfs, self._credentials.complete, acls=self.options.acls).table()
         table = {**refused_operations(), **names, **files, **directories, **xattrs}
         if self.options.server_locks:
             table.update(LockOperations(cast(Locking, self._vfs), self._answer_waiting).table())

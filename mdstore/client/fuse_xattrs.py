@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from mdstore.client.fuse_operation import Operation, OperationTable, Reply
 from mdstore.client.fuse_protocol import GETXATTR_IN, GETXATTR_OUT, SETXATTR_IN, Opcode, name_at
@@ -10,15 +11,22 @@ from mdstore.errors import InvalidRequest
 from mdstore.mds.vfs import Credentials, Vfs
 
 REFUSED_PREFIXES = (b"security.", b"system.")
-"""Not kept: EOPNOTSUPP. `system.` is POSIX ACLs, which nothing here would enforce; `security.` labels and file capabilities,
+"""Not kept: EOPNOTSUPP. `system.` is POSIX ACLs, where the mount does not enforce them; `security.` labels and file capabilities,
 which a write would have to drop. Refusing is clear to `cp -a` and `tar`; storing them in vain would not be."""
+ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
 class XattrOperations:
     """`user.` and `trusted.` attributes, and whatever virtual ones the name space has."""
 
-    def __init__(self, vfs: Vfs) -> None:
+    def __init__(self, vfs: Vfs, complete: Callable[[Credentials], Credentials], *, acls: bool) -> None:
+        """`complete` adds a caller's supplementary groups; `acls`: whether access control lists are kept."""
         self._vfs = vfs
+        self._complete = complete
+        self._kept = frozenset(ACLS) if acls else frozenset()
+
+    def _refused(self, name: bytes) -> bool:
+        return name.startswith(REFUSED_PREFIXES) and name not in self._kept
 
     def table(self) -> OperationTable:
         return {
@@ -31,19 +39,21 @@ class XattrOperations:
     def setxattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
         size, flags = SETXATTR_IN.unpack_from(body)
         name = name_at(body, SETXATTR_IN.size)
-        if name.startswith(REFUSED_PREFIXES):
+        if self._refused(name):
             return errno.EOPNOTSUPP
         start = SETXATTR_IN.size + len(name) + 1
         value = body[start : start + size].tobytes()
         if len(value) != size:
             raise InvalidRequest(f"SETXATTR of {size} bytes carries {len(value)}")
+        if name in self._kept:
+            cred = self._complete(cred)  # set-gid stays only where the owner is in the file's group
         self._vfs.setxattr(cred, nodeid, name, value, flags)
         return b""
 
     def getxattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
         (size,) = GETXATTR_IN.unpack_from(body)
         name = name_at(body, GETXATTR_IN.size)
-        if name.startswith(REFUSED_PREFIXES):
+        if self._refused(name):
             return errno.EOPNOTSUPP
         return _sized(self._vfs.getxattr(cred, nodeid, name), size)
 
@@ -56,7 +66,7 @@ class XattrOperations:
 
     def removexattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
         name = name_at(body, 0)
-        if name.startswith(REFUSED_PREFIXES):
+        if self._refused(name):
             return errno.EOPNOTSUPP
         self._vfs.removexattr(cred, nodeid, name)
         return b""

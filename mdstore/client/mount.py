@@ -13,6 +13,7 @@ The end of a mount, whoever asks for it:
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -152,8 +153,10 @@ def mount(vfs: Vfs, mountpoint: str | os.PathLike[str], options: MountOptions | 
     if options.session.server_locks and not hasattr(vfs, "wait_for_lock"):
         raise InvalidRequest("this name space keeps no locks of its own: mount it with locks=kernel")
     _own_root(vfs, options)
+    acls = options.acls and options.allow_other and bool(getattr(vfs, "keeps_acls", False))
+    session_options = dataclasses.replace(options.session, acls=acls)
     fd = _mounted_descriptor(path, options)
-    fuse = FuseSession(fd, vfs, options.session)
+    fuse = FuseSession(fd, vfs, session_options)
     try:
         fuse.handshake()
     except BaseException:

@@ -25,6 +25,7 @@ class MountOptions:
     flags: int = system.MS_NOSUID | system.MS_NODEV
     session: SessionOptions = field(default_factory=SessionOptions)
     busy_timeout_s: float = BUSY_TIMEOUT_S  # how long a stop waits for programs that still use a busy mount
+    acls: bool = True  # access control lists, on a mount where others come in; a name space that keeps none has none
     uid: int | None = None  # who owns the root directory: set once, when the name space is mounted
     gid: int | None = None
 
@@ -75,6 +76,8 @@ _WORDS: Final[dict[str, _Change]] = {
     "nowriteback": {"session.writeback": False},
     "readdirplus": {"session.readdirplus": True},
     "noreaddirplus": {"session.readdirplus": False},
+    "acl": {"acls": True},
+    "noacl": {"acls": False},
     "nolistcache": {"session.cache_listings": False},
 }
 

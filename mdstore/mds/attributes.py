@@ -7,6 +7,7 @@ import stat
 
 from mdstore.errors import PosixError
 from mdstore.limits import FILE_SIZE_MAX
+from mdstore.mds import acl
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
 from mdstore.mds.core import Core
@@ -111,6 +112,7 @@ class Attributes:
             if cred.uid and not in_group(cred, node.gid):
                 mode &= ~stat.S_ISGID
             node.mode = stat.S_IFMT(node.mode) | mode
+            acl.follow_mode(node)
 
     @staticmethod
     def _apply_times(node: Inode, change: SetAttr, now: int) -> None:

@@ -23,6 +23,8 @@ class FrozenVfs:
     `top`: the directory inside that is the root here, known outside as `top_as` (default: its number with the tag), and whose
     parent is known outside as `above` (default: itself)."""
 
+    keeps_acls = True
+
     def __init__(
         self, inner: Vfs, *, tag: int = 0, top: int = ROOT_INO, top_as: int | None = None, above: int | None = None
     ) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from mdstore.errors import PosixError
 from mdstore.limits import LINK_MAX, SYMLINK_MAX
+from mdstore.mds import acl
 from mdstore.mds.cache import Cache, Entry
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind, dir_remove, dir_set, entry_remove, entry_set
@@ -67,6 +68,11 @@ class Names:
         gid = cred.gid
         if directory.mode & stat.S_ISGID:
             mode, gid = owner_of_new(directory, cred, mode)
+        xattrs = None
+        if directory.xattrs is not None:
+            mode, xattrs = acl.inherited(directory, mode, cred.umask)
+        elif cred.umask and not target:
+            mode &= ~cred.umask
         ino = core.next_ino
         core.next_ino = ino + 1
         node = Inode(ino, mode, cred.uid, gid, now, directory.ino, name)
@@ -74,6 +80,7 @@ class Names:
             node.rdev = rdev
             node.target = target
             node.size = len(target)
+        node.xattrs = xattrs
         touched = core.touch(directory, now, 1, 0, 1, 0, node.size)
         value = node.entry_value()
         core.append(kind, touched + entry_set(directory.ino, directory.version, name, value))
@@ -113,7 +120,9 @@ class Names:
             self._quota.check(above, files=1)
         now = core.clock()
         mode, gid = owner_of_new(above, cred, stat.S_IFDIR | mode & 0o1777)
+        mode, xattrs = acl.inherited(above, mode, cred.umask)
         made = Directory(core.allocate(), mode, cred.uid, gid, now, above.ino, name)
+        made.xattrs = xattrs
         made.complete = True
         touched = core.touch(above, now, 1, 1, 0, 1, 0)
         core.mark(made)

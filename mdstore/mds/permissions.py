@@ -8,6 +8,7 @@ from typing import Final
 
 from mdstore.errors import PosixError
 from mdstore.limits import NAME_MAX
+from mdstore.mds import acl
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.vfs import Credentials
 
@@ -22,6 +23,8 @@ def allowed(node: Inode, cred: Credentials, mask: int) -> bool:
     mode = node.mode
     if cred.uid == 0:
         return not mask & X or mode & 0o111 != 0 or mode >> 12 == 4
+    if node.xattrs is not None and acl.ACCESS in node.xattrs:
+        return acl.granted(node.xattrs[acl.ACCESS], node, cred, mask)
     if cred.uid == node.uid:
         granted = mode >> 6
     elif in_group(cred, node.gid):

@@ -72,6 +72,7 @@ from mdstore.mds.writeback import WriteBack
 from mdstore.mds.xattrs import OWN, Xattrs
 from mdstore.store.transaction import Transaction
 
+PURGES_WHEN_SHORT = 16  # steps of the purge queue, of 256 objects each, before the store is asked for its free space again
 PIECE_ENTRIES = 1024  # changed entries written back before others have their turn
 O_EXCL = 0o200
 O_TRUNC = 0o1000
@@ -83,9 +84,12 @@ class MetadataServer:
 
     All methods may be called from any thread. Changes are answered before they are durable; `fsync`, `syncfs` and `close`
     make them so, and `tick`, called by a `Driver` or by whoever owns the server, does it after a while without being asked.
+    `keeps_acls`: access control lists are enforced, and the umask of `Credentials` is applied here.
     `count_references`: whether numbers handed out by lookup, create and so on keep an unlinked inode alive until `forget`;
     callers that never forget leave it out.
     """
+
+    keeps_acls = True
 
     def __init__(self, core: Core, *, count_references: bool) -> None:
         self._core = core
@@ -221,10 +225,17 @@ class MetadataServer:
         if len(core.nodes) > self._cache.nodes_max:
             self._cache.evict()
 
-    def _settle(self) -> None:
-        """Space is short: what is held back goes into the store."""
-        self._data.publish(list(self._core.buffered.values()))
-        self._writeback.everything()
+    def _settle(self) -> bool:
+        """Space is short: what is held back goes into the store, and files without a name out of it, a number of them at a time.
+        False when there is nothing of either."""
+        core = self._core
+        held_back = bool(core.buffered or core.changes)
+        if held_back:
+            self._data.publish(list(core.buffered.values()))
+        purged = sum(self._purge.step() for _ in range(PURGES_WHEN_SHORT))
+        if held_back or purged:
+            self._writeback.everything()
+        return held_back or purged > 0
 
     def _referred(self, node: Inode) -> Attr:
         if self._count:
@@ -629,16 +640,17 @@ class MetadataServer:
             self._writeback.retire()
 
     def background_work(self) -> bool:
-        """A small piece of what is to be done beside everything else: writing back, once much is dirty; a scrub. False when there
-        is nothing more. Cost: some milliseconds under the lock; call it again after a pause."""
+        """A small piece of what is to be done beside everything else: writing back, once much is dirty; removing files without a
+        name; a scrub. False when there is nothing more. Cost: some milliseconds under the lock; call it again after a pause."""
         core = self._core
         with self._lock:
             self._cache.recall_excess()
             writes = core.is_writable() and core.changes >= core.limits.dirty_entries_low
             if writes:
                 self._writeback.step(PIECE_ENTRIES)
+            purges = core.is_writable() and self._purge.step()
             recalls = recall_some(core, self._to_recall)
-        return self.scrubbing.step() or writes or recalls
+        return self.scrubbing.step() or writes or purges or recalls
 
     def purge_all(self) -> None:
         """Remove the bytes of every file that has no name and no user. Cost: one transaction per few hundred objects."""

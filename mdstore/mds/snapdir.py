@@ -36,6 +36,8 @@ LIVING: Final = 1 << INO_BITS  # numbers and handles below belong to the living 
 class SnapshotVfs:
     """Implements `Vfs` and `Locking` over a metadata server and the store it is in; `close` closes the server."""
 
+    keeps_acls = True
+
     def __init__(self, server: MetadataServer) -> None:
         self.server = server
         self.snapshots = Snapshots(server)

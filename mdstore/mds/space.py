@@ -19,8 +19,9 @@ FILE_COST: Final = 8192  # what a file's first bytes take beside their own numbe
 class Space:
     """An estimate of free bytes, refreshed from the store as it is used up. The caller holds the core's lock."""
 
-    def __init__(self, core: Core, settle: Callable[[], None]) -> None:
-        """`settle` brings what is buffered and dirty into the store, so that its true size counts and not the estimate."""
+    def __init__(self, core: Core, settle: Callable[[], bool]) -> None:
+        """`settle` removes files that wait for it and brings what is buffered and dirty into the store, so that its true size
+        counts and not the estimate; False when there was nothing to do."""
         self._core = core
         self._settle = settle
         self._left = -1
@@ -38,8 +39,7 @@ class Space:
 
     def _look_closely(self, size: int) -> None:
         self.look()
-        if self._left < size and (self._core.buffered or self._core.changes):
-            self._settle()
+        while self._left < size and self._settle():
             self.look()
         if self._left < size:
             raise PosixError(errno.ENOSPC)

@@ -21,12 +21,14 @@ XATTR_REPLACE = 2
 
 
 class Credentials(NamedTuple):
-    """Who asks. `uid` 0 passes every permission check that POSIX lets a superuser pass."""
+    """Who asks. `uid` 0 passes every permission check that POSIX lets a superuser pass. `umask`: bits that are taken from the
+    mode of something new, unless the directory says by a default access control list what it is to have."""
 
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
     pid: int = 0
+    umask: int = 0
 
 
 SUPERUSER = Credentials(0, 0)

@@ -1,4 +1,5 @@
-"""Extended attributes: `user.`, `trusted.`, `security.`, and what the server itself tells and takes as `mdstore.*`."""
+"""Extended attributes: `user.`, `trusted.`, `security.`, POSIX access control lists, and what the server itself tells and takes
+as `mdstore.*`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Final
 
 from mdstore.errors import PosixError
 from mdstore.limits import XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
+from mdstore.mds import acl
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
 from mdstore.mds.control import Control
@@ -15,7 +17,7 @@ from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
 from mdstore.mds.filedata import FileData
 from mdstore.mds.inode import Directory, Inode
-from mdstore.mds.permissions import R, W, require, require_owner
+from mdstore.mds.permissions import R, W, in_group, require, require_owner
 from mdstore.mds.quota import Allowance, Quota
 from mdstore.mds.statistics import Statistics
 from mdstore.mds.vfs import XATTR_CREATE, XATTR_REPLACE, Credentials
@@ -47,7 +49,8 @@ class Xattrs:
         node = self._cache.node(ino)
         if name.startswith(OWN):
             return self._control.read(cred, name) if self._control.is_ours(ino, name) else self._own(node, name)
-        self._check_access(cred, node, name, R)
+        if name not in acl.NAMES:
+            self._check_access(cred, node, name, R)
         value = (node.xattrs or {}).get(name)
         if value is None:
             raise PosixError(errno.ENODATA, name)
@@ -62,9 +65,8 @@ class Xattrs:
         if name.startswith(OWN):
             self._set_quota(cred, node, name, value)
             return
-        self._check_access(cred, node, name, W)
-        if len(value) > XATTR_VALUE_MAX:
-            raise PosixError(errno.E2BIG, name)
+        if name not in acl.NAMES:
+            self._check_access(cred, node, name, W)
         if flags not in (0, XATTR_CREATE, XATTR_REPLACE):
             raise PosixError(errno.EINVAL, name)
         present = node.xattrs is not None and name in node.xattrs
@@ -72,11 +74,20 @@ class Xattrs:
             raise PosixError(errno.EEXIST, name)
         if flags == XATTR_REPLACE and not present:
             raise PosixError(errno.ENODATA, name)
-        changed = {**(node.xattrs or {}), name: value}
-        total = sum(len(key) + len(held) for key, held in changed.items())
-        if total > (DIRECTORY_TOTAL_MAX if isinstance(node, Directory) else XATTR_TOTAL_MAX):
-            raise PosixError(errno.ENOSPC, name, "the inode's attributes are too large together")
-        self._store(node, changed)
+        if name in acl.NAMES:
+            self._set_list(cred, node, name, value)
+            return
+        if len(value) > XATTR_VALUE_MAX:
+            raise PosixError(errno.E2BIG, name)
+        self._store(node, {**(node.xattrs or {}), name: value})
+
+    def _set_list(self, cred: Credentials, node: Inode, name: bytes, value: bytes | None) -> None:
+        """Set an access control list, or, with None, remove it: the mode follows. EPERM, EINVAL, EACCES, EOPNOTSUPP."""
+        require_owner(node, cred)
+        mode, xattrs = acl.changed(node, name, value)
+        if name == acl.ACCESS and cred.uid and not in_group(cred, node.gid):
+            mode &= ~stat.S_ISGID
+        self._store(node, xattrs, mode)
 
     def remove(self, cred: Credentials, ino: int, name: bytes) -> None:
         """Remove one. ENODATA and what `set` refuses."""
@@ -84,19 +95,28 @@ class Xattrs:
         if name.startswith(OWN):
             self._set_quota(cred, node, name, b"0")
             return
-        self._check_access(cred, node, name, W)
+        if name not in acl.NAMES:
+            self._check_access(cred, node, name, W)
         if node.xattrs is None or name not in node.xattrs:
             raise PosixError(errno.ENODATA, name)
+        if name in acl.NAMES:
+            self._set_list(cred, node, name, None)
+            return
         self._store(node, {key: value for key, value in node.xattrs.items() if key != name} or None)
 
     def names(self, ino: int) -> list[bytes]:
         """The names kept, in order; those of the server itself are not listed."""
         return sorted(self._cache.node(ino).xattrs or ())
 
-    def _store(self, node: Inode, xattrs: dict[bytes, bytes] | None) -> None:
+    def _store(self, node: Inode, xattrs: dict[bytes, bytes] | None, mode: int | None = None) -> None:
+        total = sum(len(key) + len(held) for key, held in (xattrs or {}).items())
+        if total > (DIRECTORY_TOTAL_MAX if isinstance(node, Directory) else XATTR_TOTAL_MAX):
+            raise PosixError(errno.ENOSPC, node.ino, "the inode's attributes are too large together")
         self._data.publish([node])
         now = self._core.clock()
         node.xattrs = xattrs
+        if mode is not None:
+            node.mode = mode
         node.ctime = now
         self._core.append(Kind.SETXATTR, self._changes.inode(node, now))
         self._changes.backtrace_later(node)
@@ -113,7 +133,7 @@ class Xattrs:
             if mask == W and cred.uid:
                 raise PosixError(errno.EPERM, name)
         else:
-            raise PosixError(errno.EOPNOTSUPP, name, "attributes are kept as user., trusted. and security.")
+            raise PosixError(errno.EOPNOTSUPP, name, "kept are user., trusted., security. and access control lists")
 
     def _check_user(self, cred: Credentials, node: Inode, mask: int) -> None:
         if node.mode >> 12 not in (4, 8):

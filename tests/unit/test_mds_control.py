@@ -150,7 +150,7 @@ def test_a_scrub_ends_when_the_medium_fails(store: MemStore) -> None:
     server = MetadataServer.mount(store)
     tell(server, "scrub", b"repair")
     store.fail(DeviceFailed("write", "medium", "gone"))
-    while server.background_work():
+    while server.scrubbing.step():
         pass
     status = server.scrubbing.status()
     assert status["state"] == "failed"

@@ -402,7 +402,7 @@ def test_attributes_at_their_limits(store: MemStore) -> None:
     refused(errno.ERANGE, lambda: server.setxattr(SUPERUSER, ino, b"user." + b"n" * 251, b""))
     refused(errno.E2BIG, lambda: server.setxattr(SUPERUSER, ino, b"user.a", b"v" * 65537))
     refused(errno.ENOSPC, lambda: server.setxattr(SUPERUSER, ino, b"user.a", b"v" * 65536))
-    refused(errno.EOPNOTSUPP, lambda: server.setxattr(SUPERUSER, ino, b"system.posix_acl_access", b"x"))
+    refused(errno.EOPNOTSUPP, lambda: server.setxattr(SUPERUSER, ino, b"system.other", b"x"))
     directory = server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755).ino
     server.setxattr(SUPERUSER, directory, b"user.a", b"v" * 40_000)
     refused(errno.ENOSPC, lambda: server.setxattr(SUPERUSER, directory, b"user.b", b"v" * 10_000))
