@@ -9,6 +9,14 @@ import pytest
 
 from mdstore.store.transaction import Transaction
 from tests.conformance.subjects import KINDS, RIGS, Kind, Rig, Subject
+from tests.sound_images import sound_images
+
+
+@pytest.fixture(autouse=True)
+def images_are_sound(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test the checker looks at every image it left."""
+    with sound_images(request.node):
+        yield
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: f"{kind.engine}-{kind.disturbance}")

@@ -130,6 +130,7 @@ def test_a_refused_transaction_gives_the_blocks_of_its_large_writes_back() -> No
     assert not check(store)
 
 
+@pytest.mark.leaves_damage
 def test_a_flipped_data_bit_is_an_error_that_names_the_block_and_nothing_else_suffers() -> None:
     store, device = make()
     store.apply(Transaction().write("c", "o", 0, b"A" * 1500).write("c", "other", 0, b"B" * 1500))
@@ -339,6 +340,7 @@ def test_replaying_the_same_tail_twice_gives_the_same_state(seed: int) -> None:
     assert contents[0] == contents[1] == content_of(store)
 
 
+@pytest.mark.leaves_damage
 def test_every_flipped_bit_of_a_small_image_gives_an_error_or_the_right_answer() -> None:
     device = MemoryDevice(64 * 1024)
     store = Store.create(device, block_size=256, log_bytes=8192, background=False)

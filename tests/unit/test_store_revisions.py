@@ -106,6 +106,7 @@ DAMAGES: dict[str, Callable[[Store], None]] = {
 }
 
 
+@pytest.mark.leaves_damage
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_checker_finds_revisions_that_do_not_fit(damage: str) -> None:
     store = make()

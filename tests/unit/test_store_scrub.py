@@ -165,6 +165,7 @@ def test_bytes_the_medium_cannot_read_are_a_finding_and_the_rest_is_read() -> No
     assert again.recovery.warnings
 
 
+@pytest.mark.leaves_damage
 def test_it_goes_on_where_it_was_stopped_also_after_a_reopen(monkeypatch: pytest.MonkeyPatch) -> None:
     store, device = filled()
     device.flip_bit(device_block(store, "o003", 0) * 512, 0)

@@ -432,6 +432,7 @@ def test_the_older_superblock_does_not_know_the_newest_snapshot_and_is_sound() -
     assert not check(store, deep=True)
 
 
+@pytest.mark.leaves_damage
 def test_scrub_reads_a_snapshot() -> None:
     store, device = made()
     store.apply(Transaction().write("alpha", "o", 0, bytes(range(250)) * 40))
@@ -478,6 +479,7 @@ def test_a_version_that_knows_no_snapshots_refuses_the_image(monkeypatch: pytest
         killed(device)
 
 
+@pytest.mark.leaves_damage
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [

@@ -61,6 +61,7 @@ def test_a_damaged_block_without_a_checksum_reads_as_it_is_and_nobody_complains(
     assert (report.complete, report.findings) == (True, [])
 
 
+@pytest.mark.leaves_damage
 @pytest.mark.parametrize("small", [False, True], ids=["placed at once", "written by the checkpoint"])
 def test_what_was_written_with_checksums_is_still_checked(small: bool, tmp_path: Path) -> None:
     """The object's first half has checksums, the second none."""
@@ -84,6 +85,7 @@ def test_what_was_written_with_checksums_is_still_checked(small: bool, tmp_path:
     assert spoiled[half:] != CONTENT[half:]
 
 
+@pytest.mark.leaves_damage
 def test_a_share_of_unchecked_blocks_stays_unchecked_and_a_copied_edge_is_checked() -> None:
     """`clone_range` shares whole blocks as they are and copies the parts at both ends."""
     transaction = Transaction().alloc_hint("c", "source", 0, 0, HINT_UNCHECKED).write("c", "source", 0, CONTENT)
