@@ -262,8 +262,16 @@ def measure_waiting(place: Path, clock: Clock, rounds: int, each: int) -> list[R
 def _waiting(ours: Ours, clock: Clock, rounds: int, each: int, where: str) -> list[Row]:
     def threads(count: int) -> float:
         ours.room(count * each)
-        workers = [threading.Thread(target=_repeat, args=(lambda: ours.batch(1), each)) for _ in range(count)]
-        return timed(clock, lambda: _run_all(workers))
+        ready = threading.Barrier(count + 1)  # the making of threads is not measured
+
+        def work() -> None:
+            ready.wait()
+            _repeat(lambda: ours.batch(1), each)
+
+        workers = [threading.Thread(target=work) for _ in range(count)]
+        for worker in workers:
+            worker.start()
+        return timed(clock, lambda: _run_all(ready, workers))
 
     def tasks(count: int) -> float:
         ours.room(count * each)
@@ -316,9 +324,8 @@ async def _run_tasks(journal: Journal, count: int, each: int) -> None:
         thread.join()
 
 
-def _run_all(workers: list[threading.Thread]) -> None:
-    for worker in workers:
-        worker.start()
+def _run_all(ready: threading.Barrier, workers: list[threading.Thread]) -> None:
+    ready.wait()
     for worker in workers:
         worker.join()
 
@@ -331,7 +338,7 @@ def measure(place: Path, *, quick: bool = False, cpu: bool = False) -> list[Row]
         found = measure_appends(path, clock, singles=100 if quick else 600, batches=8 if quick else 60)
         found += measure_replay(path, clock, 3 if quick else 9, 20_000 if quick else 100_000)
         (path / "threads").mkdir()
-        return found + measure_waiting(path / "threads", clock, 5 if quick else 15, 20 if quick else 40)
+        return found + measure_waiting(path / "threads", clock, 5 if quick else 15, 40 if quick else 100)
 
 
 @click.command()
