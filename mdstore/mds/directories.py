@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
+from itertools import islice
+from operator import itemgetter
 
 from mdstore.errors import PosixError
 from mdstore.mds.cache import Cache
@@ -13,6 +15,7 @@ from mdstore.mds.inode import Directory
 from mdstore.mds.permissions import R, require
 from mdstore.mds.vfs import Credentials, DirEntry
 
+_name = itemgetter(0)
 Page = list[tuple[bytes, bytes | None]]  # names with stored values; None: memory has the entry
 
 
@@ -62,29 +65,41 @@ class Directories:
 
     def _merged(self, directory: Directory, after: bytes | None, limit: int) -> Page:
         """Stored entries and changed ones in one order; a removed one is in neither."""
-        newer = sorted(
-            (item for item in directory.changed.items() if after is None or item[0] > after), key=lambda item: item[0]
-        )
+        changed, names = directory.changed, self._changed_names(directory)
+        at = 0 if after is None else bisect_right(names, after)
         page: Page = []
         while len(page) < limit:
             stored = self._cache.read_page(directory, after, limit) if directory.stored else []
-            last = len(stored) < limit
-            bound = None if last else stored[-1][0]
-            merged: dict[bytes, bytes | None] = dict(stored)
-            for name, raw in newer:
+            newer = names[at : at + limit]
+            ends = [stored[-1][0]] if len(stored) == limit else []
+            ends += newer[-1:] if len(newer) == limit else []
+            bound = min(ends, default=None)  # what lies behind it is not known of both
+            merged: dict[bytes, bytes | None] = {name: raw for name, raw in stored if bound is None or name <= bound}
+            for name in newer:
                 if bound is not None and name > bound:
                     break
+                at += 1
+                raw = changed[name]
                 if raw is None:
                     merged.pop(name, None)
                 else:
                     merged[name] = raw
-            for name in sorted(merged):
-                page.append((name, merged[name]))
-            if last:
+            page += sorted(merged.items(), key=_name)
+            if bound is None:
                 break
-            newer = [item for item in newer if item[0] > stored[-1][0]]
             after = bound
         return page[:limit]
+
+    def _changed_names(self, directory: Directory) -> list[bytes]:
+        """The names of changed entries in order, kept for the next page. New ones come last in `changed`: few are sorted in."""
+        known = directory.listing
+        if known is None or known[0] is not directory.changed:
+            known = directory.listing = (directory.changed, sorted(directory.changed))
+        names = known[1]
+        if len(names) < len(directory.changed):
+            names += islice(directory.changed, len(names), None)
+            names.sort()
+        return names
 
     def _note_progress(self, handle: DirectoryHandle, after: bytes | None, page: Page, limit: int) -> None:
         """When a handle has read from the first to the last name and nothing was dropped from memory meanwhile, memory has

@@ -130,7 +130,7 @@ class Directory(Inode):
 
     __slots__ = (
         "accounted_bytes", "accounted_ctime", "accounted_dirs", "accounted_files", "changed", "complete", "entries",
-        "evictions", "names", "rbytes", "rctime", "rdirs", "rfiles", "since", "stored", "stored_version", "version",
+        "evictions", "listing", "names", "rbytes", "rctime", "rdirs", "rfiles", "since", "stored", "stored_version", "version",
     )  # fmt: skip
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, now: int, parent: int, name: bytes) -> None:
@@ -147,6 +147,7 @@ class Directory(Inode):
         self.complete = False
         self.stored = False  # an object of it is in the store
         self.stored_version = 0  # what that object's header says; 0: nothing
+        self.listing: tuple[dict[bytes, bytes | None], list[bytes]] | None = None  # `changed`, and its names in order
         self.names: list[bytes] | None = None  # of a complete directory, in order, while somebody reads it
         self.evictions = 0
 

@@ -172,6 +172,7 @@ class WriteBack:
         if directory.complete and len(directory.entries) != directory.size:
             directory.complete = False  # some entries were in memory only as the bytes that are forgotten now
         directory.changed = {}
+        directory.listing = None
         if core.replaying and directory.unsettled:
             self.unsettled[directory.ino] = None
         if directory.nlink == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 
 import pytest
@@ -131,3 +132,41 @@ def test_background_work_writes_back_in_small_pieces_until_little_is_dirty() -> 
         pieces += 1
     assert pieces <= 4
     assert server._core.changes < 2_500
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_directory_lists_right_while_its_changes_are_written_and_not(seed: int) -> None:
+    """Entries stored, changed, removed and made again, in pages of every size, while others come and go."""
+    print("seed", seed)
+    rng = random.Random(seed)
+    store = MemStore()
+    MetadataServer.format(store, now_ns=1)
+    server = MetadataServer.mount(store, count_references=False)
+    stay = {b"%06d" % number for number in rng.sample(range(100_000), 2000)}
+    for number, name in enumerate(sorted(stay, key=lambda name: rng.random())):
+        server.mknod(SUPERUSER, ROOT_INO, name, 0o100644)
+        if number == 1200:
+            server.write_back()
+            server.drop_caches()
+    for name in rng.sample(sorted(stay), 300):
+        server.unlink(SUPERUSER, ROOT_INO, name)
+        server.mknod(SUPERUSER, ROOT_INO, name, 0o100644)
+    for name in rng.sample(sorted(stay), 200):
+        server.unlink(SUPERUSER, ROOT_INO, name)
+        stay.remove(name)
+    handle = server.opendir(SUPERUSER, ROOT_INO)
+    found: list[bytes] = []
+    passing: list[bytes] = []
+    while page := server.readdir(handle, found[-1] if found else None, rng.randrange(1, 200)):
+        found += [entry.name for entry in page]
+        for _ in range(rng.randrange(4)):
+            name = b"%06d" % rng.randrange(100_000)
+            if name not in stay and name not in passing:
+                server.mknod(SUPERUSER, ROOT_INO, name, 0o100644)
+                passing.append(name)
+        if passing and rng.random() < 0.5:
+            server.unlink(SUPERUSER, ROOT_INO, passing.pop(rng.randrange(len(passing))))
+        if rng.random() < 0.1:
+            server.write_back()
+    assert found == sorted(set(found)), "in order, none twice"
+    assert stay <= set(found), "what was there all the while is listed"
