@@ -34,6 +34,16 @@ cdef extern from "<unistd.h>" nogil:
     ctypedef long ssize_t
     ssize_t pread(int fd, void *buf, size_t count, off_t offset)
 
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t preadv(int fd, const iovec *iov, int iovcnt, off_t offset)
+
+cdef extern from "<fcntl.h>" nogil:
+    int posix_fadvise(int fd, off_t offset, off_t size, int advice)
+    int POSIX_FADV_WILLNEED
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
     int pthread_create(pthread_t *thread, const void *attributes, void *(*start)(void *) noexcept nogil, void *argument)

@@ -155,9 +155,11 @@ cdef int put_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
         n = min(GROUP, w.n - at)
         core_lock_shared(t)
         descend_group(t, w.key + at, w.klen + at, n, True, leaves)
+        race_begin()  # a guess, taken while others may write
         for j in range(n):
             if leaves[j] != NULL:
-                prefetch(page_of(leaves[j]) + ld32(page_of(leaves[j]) + OFF_HEAP) % leaves[j].cap - 64)
+                prefetch_gap(page_of(leaves[j]) + ld32(page_of(leaves[j]) + OFF_HEAP) % leaves[j].cap - 128)
+        race_end()
         added = j = 0
         while j < n and leaves[j] != NULL and not value_spills(&t.s, w.klen[at], w.vlen[at]) and leaf_put(
                 t, leaves[j], w.key[at], w.klen[at], w.value[at], <int> w.vlen[at], &existed):

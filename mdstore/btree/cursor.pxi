@@ -13,6 +13,7 @@ cdef struct Cursor:
     int last
     int pos
     int end
+    int ahead            # leaves to read at once: more with each that was not in the cache
     const uint8_t *start
     int start_len
     const uint8_t *stop
@@ -26,6 +27,16 @@ cdef void cursor_clear(Cursor *c) noexcept nogil:
     c.depth = -1
     c.pos = c.end = 0
     c.last = 1
+
+
+cdef int cursor_kid(Cursor *c, Node *n, int i, Node **kid, Fault *f) noexcept nogil:
+    """Child `i`, as `kid_at`; of leaves that have to be read, more and more at a time as the scan goes on."""
+    cdef PagerCore *p = c.t.p
+    if n.level == 1 and p.fd >= 0 and not p.closed and at_getp(&n.kids[i]) == NULL:
+        if c.ahead > 1 and at_get64(&p.map_n) == 0:  # else some may wait to be written
+            load_run(c.t, n, i, -1 if c.reverse else 1, c.ahead)
+        c.ahead = min(AHEAD_MOST, 2 * c.ahead) if c.ahead else 2
+    return kid_at(c.t, n, i, kid, f)
 
 
 cdef int cursor_down(Cursor *c, Node *n, int d, const uint8_t *key, int klen, Fault *f) noexcept nogil:
@@ -43,7 +54,7 @@ cdef int cursor_down(Cursor *c, Node *n, int d, const uint8_t *key, int klen, Fa
             c.at[d] = index_find(&c.t.s, page_of(n), n.cap, key, klen)
         else:
             c.at[d] = node_count(n) - 1 if c.reverse else 0
-        code = kid_at(c.t, n, c.at[d], &n, f)
+        code = cursor_kid(c, n, c.at[d], &n, f)
         if code != OK:
             return code
         d += 1
@@ -96,7 +107,7 @@ cdef int cursor_leaf(Cursor *c, Fault *f) noexcept nogil:
         node_decref(c.t.p, c.node[c.depth])
         c.depth -= 1
     c.at[d] += step
-    code = kid_at(c.t, c.node[d], c.at[d], &kid, f)
+    code = cursor_kid(c, c.node[d], c.at[d], &kid, f)
     if code == OK:
         if not c.reverse and c.at[d] + 1 < node_count(c.node[d]):
             n_prefetch(c.node[d], c.at[d] + 1)

@@ -240,6 +240,55 @@ cdef int kid_load(TreeCore *t, Node *n, int i, Node **out, Fault *f) noexcept no
     return OK
 
 
+cdef enum:
+    AHEAD_MOST = 64      # pages that a scan reads at once
+
+
+cdef void load_run(TreeCore *t, Node *n, int i, int step, int most) noexcept nogil:
+    """Read leaf `i` and up to `most` - 1 that follow it in a scan (`step` +1, -1) in one go, where they lie side by side and none is
+    resident; and let the medium fetch what lies behind. Only a help: what cannot be read or is damaged is left to `load`."""
+    cdef PagerCore *p = t.p
+    cdef Node *nodes[AHEAD_MOST]
+    cdef iovec parts[AHEAD_MOST]
+    cdef uint64_t first = ref_address(ref_at(page_of(n), i), 0)
+    cdef int count = 0, room = <int> min(<int64_t> AHEAD_MOST, p.cache_bytes / 8 / p.page_size), k, at, spilled = 0
+    cdef ssize_t got = 0
+    cdef Fault ignored
+    most = min(most, room)
+    while count < most and 0 <= i + count * step < node_count(n) and at_getp(&n.kids[i + count * step]) == NULL:
+        if ref_address(ref_at(page_of(n), i + count * step), 0) != first + <uint64_t> (<int64_t> count * step):
+            break
+        nodes[count] = node_new(p.page_size, 0, t.s.signature, CLEAN)
+        if nodes[count] == NULL:
+            break
+        count += 1
+    if step < 0:
+        first = first + 1 - <uint64_t> count
+    for k in range(count):
+        parts[k].iov_base = page_of(nodes[k if step > 0 else count - 1 - k])
+        parts[k].iov_len = p.page_size
+    if count > 1 and first < (<uint64_t> 1 << 48):
+        got = preadv(p.fd, parts, count, <off_t> (first * p.page_size))
+        at_add64(&p.device_reads, 1)
+        if step > 0:
+            posix_fadvise(p.fd, <off_t> ((first + count) * p.page_size), 2 * count * p.page_size, POSIX_FADV_WILLNEED)
+    for k in range(count):
+        at = i + k * step
+        if got < <ssize_t> count * p.page_size or page_verify(t, page_of(nodes[k]), ref_at(page_of(n), at), 0, 0, &spilled,
+                                                              &ignored) != OK:
+            free(nodes[k])
+            continue
+        at_add64(&p.pages_read, 1)
+        at_add64(&p.bytes_read, p.page_size)
+        at_add64(&p.misses, 1)
+        nodes[k].spilled = spilled
+        nodes[k].address = ref_address(ref_at(page_of(n), at), 0)
+        node_enter(p, nodes[k])
+        touch(nodes[k])
+        if not at_casp(&n.kids[at], NULL, nodes[k]):
+            node_decref(p, nodes[k])
+
+
 cdef inline int root_of(TreeCore *t, Node **out, Fault *f) noexcept nogil:
     """The root node, loaded when it is not resident. Borrowed, as `kid_at`."""
     cdef Node *n = <Node *> at_getp(&t.root)
