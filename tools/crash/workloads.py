@@ -11,7 +11,7 @@ from mdstore.device.explore import Recording, Reopen, Workload, record
 from mdstore.device.faulty import Fault
 from mdstore.device.subject import Script, Subject, key_value_script, reopen_of, workload_of
 from mdstore.errors import InvalidRequest, NotFound
-from mdstore.tools.crash import full_device, namespace, pairs, restarts, takeover, transactions
+from mdstore.tools.crash import full_device, namespace, pairs, restarts, snapshots, takeover, transactions
 from mdstore.tools.crash.names import names_script
 from mdstore.tools.crash.recorded import recorded_workload, reopen_recorded
 from mdstore.tools.crash.verify import checked_by_fsck
@@ -63,6 +63,10 @@ CRASH_WORKLOADS: Final = {
         CrashWorkload(
             "transactions", "store transactions of every kind, with clones and checkpoints", transactions.SIZE, 100,
             transactions.workload_of_transactions, transactions.reopen_transactions,
+        ),
+        CrashWorkload(
+            "snapshots", "the same with snapshots of the store taken and deleted", snapshots.SIZE, 60,
+            snapshots.workload_of_snapshots, snapshots.reopen_snapshots,
         ),
         CrashWorkload(
             "full", "the store on an image that is full all the time", full_device.SIZE, 100,
