@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 from mdstore.device.memory import MemoryDevice
+from mdstore.errors import PosixError
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import SUPERUSER, SetAttr
 from mdstore.store import Store
@@ -52,7 +53,7 @@ def _walk(server: MetadataServer, ino: int, path: str, found: Tree) -> None:
     elif kind == 10:
         content = server.readlink(ino)
     names = sorted(server.listxattr(ino))
-    xattrs = tuple((name, server.getxattr(SUPERUSER, ino, name)) for name in names)
+    xattrs = tuple((name, _xattr(server, ino, name)) for name in names)
     times = (attr.mtime_ns, attr.ctime_ns)
     found[path or "/"] = Thing(attr.mode, attr.uid, attr.gid, attr.nlink, attr.size, times, content, xattrs)
     if kind == 4:
@@ -61,6 +62,14 @@ def _walk(server: MetadataServer, ino: int, path: str, found: Tree) -> None:
             if name not in (b".", b".."):
                 _walk(server, child.ino, f"{path}/{os.fsdecode(name)}", found)
         server.releasedir(handle)
+
+
+def _xattr(server: MetadataServer, ino: int, name: bytes) -> bytes:
+    """Random damage gives attributes names that nobody may read."""
+    try:
+        return server.getxattr(SUPERUSER, ino, name)
+    except PosixError as error:
+        return str(error).encode()
 
 
 def rich_file_system() -> bytes:

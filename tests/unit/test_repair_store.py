@@ -15,7 +15,9 @@ from mdstore.tools.reader.onode import decode_extent
 from mdstore.tools.reader.page import Reference
 from mdstore.tools.reader.snapshots import find_snapshot
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
-from mdstore.tools.reader.superblock import ROOT_FREE, ROOT_OBJECTS, ROOT_REFERENCES
+from mdstore.tools.reader.superblock import ROOT_FREE, ROOT_OBJECTS, ROOT_REFERENCES, ROOT_SNAPSHOTS
+from mdstore.tools.repair.bench import RepairOptions
+from mdstore.tools.repair.planning import plan
 from tests.crash.test_damage_matrix import Content, content_of, pages_of
 from tests.unit.reader_images import (
     BLOCK,
@@ -322,6 +324,26 @@ def test_trees_are_put_together_around_snapshots(kept: bytes, tmp_path: Path) ->
     assert pages
     made, after = repaired(older_superblock_gone(without(kept, pages)))
     assert lost(made) == []
+    assert snapshot_content(after) == expected
+
+
+def test_damage_that_only_a_snapshot_reaches_is_left_alone(kept: bytes, tmp_path: Path) -> None:
+    live = set(pages_of(reader_of(kept, tmp_path).root_tree(ROOT_OBJECTS)))
+    page = next(page for page in _snapshot_pages(kept, tmp_path, "first") if page not in live)
+    made = plan(MemoryDevice.from_bytes(without(kept, [page])), RepairOptions(is_deep=True))
+    assert made.steps == []
+    assert made.left
+    assert "page-checksum" in made.after.codes
+
+
+def test_a_snapshot_whose_record_is_lost_goes_and_is_named(kept: bytes, tmp_path: Path) -> None:
+    expected = snapshot_content(kept)
+    (value,) = [value for name, value in reader_of(kept, tmp_path).root_records(ROOT_SNAPSHOTS) if name == b"second"]
+    damaged = patched(kept, kept.index(value[:24]), b"\x09")
+    assert "snapshot" in codes(check(damaged, tmp_path))
+    made, after = repaired(damaged)
+    assert any("second" in line for line in lost(made))
+    del expected["b'second'"]
     assert snapshot_content(after) == expected
 
 

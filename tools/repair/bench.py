@@ -100,10 +100,11 @@ class Bench:
         self.image = DeviceImage(self.shadow)
         self.options = options
         self.progress = progress
+        self.verdict = Verdict()  # of the last check
 
     def check(self) -> Verdict:
         """Everything that `fsck` says of the image as it would be."""
-        verdict = Verdict()
+        verdict = self.verdict = Verdict()
         options = Options(DEEP if self.options.is_deep else NORMAL)
         try:
             check_opened(self.image, options, verdict.add, self.progress)

@@ -243,6 +243,10 @@ def _flags(places: Places) -> None:
             _trace(places, ino, f"inode {ino}")
 
 
+    for ino in sorted(model.strays.keys() & model.data.keys()):
+        _trace(places, ino, f"stray {ino}")
+
+
 def _trace(places: Places, ino: int, where: str) -> None:
     if places.model.data[ino].is_trace_damaged:
         places.report.did(_TRACE, where)

@@ -80,13 +80,14 @@ def mend_heads(bench: Bench) -> Iterator[Step]:
     if superblock is None:
         return
     log = open_log(bench, superblock)
-    try:
-        number = log.head().number
-    except Damage:
+    head = log.head()
+    heads = [decode_written(copy) for copy in log.medium.read_heads()]
+    written = (copy for copy in heads if isinstance(copy, WrittenHead) and (copy.number, copy.log) == (head.number, head.log))
+    intact = next(written, None)
+    if intact is None:
         yield _head_from_entries(log)
         return
-    heads = [decode_written(copy) for copy in log.medium.read_heads()]
-    intact = next(head for head in heads if isinstance(head, WrittenHead) and head.number == number)
+    number = intact.number
     install_head(log.medium, intact)
     yield Step(_PHASE, "write both copies of the log's head from the one that is left", [f"its number is {number}"])
 
