@@ -10,13 +10,10 @@ import errno
 import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from secrets import token_bytes
 
-from journal import Journal, JournalError, Layout, StripedMedium
+from journal import Journal, JournalError
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import (
-    AlreadyExists,
-    CorruptionError,
     MdstoreError,
     NotAnImage,
     NotFound,
@@ -39,25 +36,19 @@ from mdstore.mds.filedata import FileData
 from mdstore.mds.files import Files
 from mdstore.mds.handles import Handles
 from mdstore.mds.holds import Holds
-from mdstore.mds.inode import Directory, Inode
+from mdstore.mds.inode import Inode
 from mdstore.mds.layout import (
-    DATA,
     FIRST_FREE_INO,
-    LOG,
-    LOG_NAME,
     META,
     NEXT_INO,
     NEXT_INO_KEY,
     TABLE_OBJECTS,
-    ServerRecord,
     Tab,
     decode_server,
-    directory_object,
-    encode_server,
 )
 from mdstore.mds.locks import OWNER_MASK, RANGE_END, FileLocks, Lock, owner_of
+from mdstore.mds.making import event_medium, format_file_system, log_error
 from mdstore.mds.names import Names
-from mdstore.mds.objectio import StoreObjects
 from mdstore.mds.purge import Purge
 from mdstore.mds.quota import Quota
 from mdstore.mds.rename import Rename
@@ -70,7 +61,6 @@ from mdstore.mds.statistics import Statistics
 from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, SetAttr, StatFs
 from mdstore.mds.writeback import WriteBack
 from mdstore.mds.xattrs import OWN, Xattrs
-from mdstore.store.transaction import Transaction
 
 PURGES_WHEN_SHORT = 16  # steps of the purge queue, of 256 objects each, before the store is asked for its free space again
 PIECE_ENTRIES = 1024  # changed entries written back before others have their turn
@@ -128,34 +118,7 @@ class MetadataServer:
 
     # -- making one ----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def format(
-        store: ObjectStore, *, now_ns: int, root_mode: int = 0o755, uid: int = 0, gid: int = 0,
-        object_size: int = 64 << 20, log_unit: int | None = None, log_object_size: int | None = None,
-        identity: bytes | None = None,
-    ) -> None:  # fmt: skip
-        """Make an empty file system. Durable on return. AlreadyExists when there is one in the store.
-
-        `object_size`: bytes of a file in one object. `log_unit`, `log_object_size`: how the log is striped; by default
-        objects of 4 MiB, smaller in a small store.
-        """
-        if log_object_size is None:
-            share = int(store.statistics()["size_bytes"]) >> 6
-            log_object_size = 1 << max(16, min(22, share.bit_length() - 1))
-        log_unit = log_unit or min(1 << 20, log_object_size)
-        server = ServerRecord(identity or token_bytes(16), now_ns, object_size, log_unit, log_object_size)
-        if META in store.list_collections():
-            raise AlreadyExists("file system", META)
-        for collection in (META, DATA, LOG):
-            store.submit(Transaction().create_collection(collection))
-        root = Directory(ROOT_INO, 0o040000 | root_mode & 0o7777, uid, gid, now_ns, ROOT_INO, b"")
-        for name in TABLE_OBJECTS.values():
-            store.submit(Transaction().create(META, name))
-        first = NEXT_INO.pack(FIRST_FREE_INO)
-        store.submit(Transaction().map_set(META, TABLE_OBJECTS[Tab.SERVER], {NEXT_INO_KEY: first}))
-        store.submit(Transaction().map_set_header(META, directory_object(ROOT_INO), root.encode_header()))
-        Journal.create(_medium(store, server)).close()
-        store.apply(Transaction().map_set_header(META, TABLE_OBJECTS[Tab.SERVER], encode_server(server)))
+    format = staticmethod(format_file_system)
 
     @classmethod
     def mount(
@@ -187,9 +150,9 @@ class MetadataServer:
         replay = Replay(core, self._writeback, read_only=read_only)
         core.replaying = True
         try:
-            journal = Journal.open(_medium(core.store, core.server), read_only=read_only, visit=replay.visit)
+            journal = Journal.open(event_medium(core.store, core.server), read_only=read_only, visit=replay.visit)
         except JournalError as error:
-            raise _log_error(error) from error
+            raise log_error(error) from error
         replay.finish(journal)
         core.replaying = False
         core.first_ino_here = core.next_ino
@@ -706,15 +669,3 @@ class MetadataServer:
         """Check the invariants that memory alone can show; for tests."""
         with self._lock:
             self._core.assert_state()
-
-
-def _medium(store: ObjectStore, server: ServerRecord) -> StripedMedium:
-    layout = Layout(stripe_unit=server.log_unit, object_size=server.log_object_size)
-    return StripedMedium(StoreObjects(store, LOG), LOG_NAME, layout)
-
-
-def _log_error(error: JournalError) -> MdstoreError:
-    """A log that cannot be opened, in the words of this package."""
-    if isinstance(error.__cause__, MdstoreError):
-        return error.__cause__
-    return CorruptionError("metadata log", f"{LOG.decode()}/{LOG_NAME}", "an intact log", error)
