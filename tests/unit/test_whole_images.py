@@ -31,6 +31,7 @@ from mdstore.tools.reader.whole import newest_superblock, stream_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "format" / "dump.md"
 MIB = 1 << 20
+CONTENT = bytes(range(1, 256)) * 5000  # of the larger file
 SMALL: dict[str, Any] = {"block_size": 512, "log_bytes": 64 * 1024, "background": False, "dirty_bytes": 60_000}
 
 
@@ -84,7 +85,7 @@ def files(tmp_path: Path, run: Run) -> Path:
     path, source = tmp_path / "disk.img", tmp_path / "source"
     (source / "sub").mkdir(parents=True)
     (source / "hello").write_bytes(b"hello, world\n" * 1000)
-    (source / "sub" / "data").write_bytes(bytes(range(1, 256)) * 400)
+    (source / "sub" / "data").write_bytes(CONTENT)
     assert run("mkfs", path, "--size", "16M", "--sparse").code == 0
     assert run("import", path, source).code == 0
     return path
@@ -200,7 +201,7 @@ def test_loading_says_what_stands_in_the_way(run: Run, files: Path, tmp_path: Pa
     refused = run("load", tmp_path / "there", tmp_path / "dump")
     assert (refused.code, "--force" in refused.err) == (1, True)
     assert (tmp_path / "there").read_bytes() == b"precious"
-    small = run("load", tmp_path / "small", tmp_path / "dump", "--size", "512K")
+    small = run("load", tmp_path / "small", tmp_path / "dump", "--size", "1M")
     assert (small.code, "make it larger (--size)" in small.err) == (1, True), small
     assert not (tmp_path / "small").exists()
     assert run("load", tmp_path / "there", tmp_path / "dump", "--force").code == 0
@@ -241,7 +242,7 @@ def test_a_sound_image_is_recovered_whole(run: Run, files: Path, tmp_path: Path)
 
 
 def test_a_bad_block_costs_its_bytes_and_is_listed_by_the_file_s_name(run: Run, files: Path, tmp_path: Path) -> None:
-    content = (bytes(range(1, 256)) * 400)[:4096]
+    content = CONTENT[:4096]
     at = files.read_bytes().index(content)
     overwrite(files, at + 100, b"rot")
     before = digest(files)
@@ -258,7 +259,7 @@ def test_a_bad_block_costs_its_bytes_and_is_listed_by_the_file_s_name(run: Run, 
     saved = tmp_path / "out"
     assert run("export", tmp_path / "saved", "/", saved).code == 0
     assert (saved / "hello").read_bytes() == b"hello, world\n" * 1000
-    assert (saved / "sub" / "data").read_bytes() == bytes(4096) + (bytes(range(1, 256)) * 400)[4096:]
+    assert (saved / "sub" / "data").read_bytes() == bytes(4096) + CONTENT[4096:]
 
 
 def test_any_block_of_an_image_may_be_bad(run: Run, tmp_path: Path) -> None:

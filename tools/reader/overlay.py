@@ -179,6 +179,10 @@ class Overlay:
             found[key[2]] = self._revisions[key]
         return {rev: state for rev, state in sorted(found.items()) if state is not None}
 
+    def revised(self, collection: bytes) -> list[bytes]:
+        """Names of the collection that have revisions, in order, whether their objects exist or not."""
+        return sorted({name for name, _ in self._revision_keys(collection)})
+
     def _revision_keys(self, collection: bytes) -> list[tuple[bytes, int]]:
         """(name, revision) of every revision of the collection's objects."""
         number, found = self._collections.get(collection), {}

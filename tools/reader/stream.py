@@ -18,7 +18,6 @@ from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.onode import Onode, decode_extent
 from mdstore.tools.reader.overlay import ObjectState, Overlay
 from mdstore.tools.reader.problems import Damage, Findings, Problem
-from mdstore.tools.reader.revisions import decode_revision_key, revision_bounds
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import ROOT_SNAPSHOTS, Superblock
 
@@ -104,7 +103,7 @@ class ObjectStream:
 
     def _objects(self, collection: bytes) -> Iterator[Record]:
         first_of_group: dict[int, bytes] = {}
-        revised = ((name, 0, None) for name in self._revised(collection))
+        revised = ((name, 0, None) for name in self._overlay.revised(collection))
         there = ((name, 1, found) for name, found in self._overlay.objects(collection))
         for name, _, found in merge(revised, there, key=lambda row: row[:2]):
             self._whose = f"{readable_name(collection)}/{readable_name(name)}"
@@ -128,18 +127,6 @@ class ObjectStream:
         if like is None:
             yield from self._data(found.data if isinstance(found, ObjectState) else DataView(found))
         yield from self._pairs(found)
-
-    def _revised(self, collection: bytes) -> list[bytes]:
-        """Names that have revisions."""
-        number, names = self._overlay._collections.get(collection), set[bytes]()
-        if number is not None:
-            low, high = revision_bounds(number, b"")[0][:8], revision_bounds(number + 1, b"")[0][:8]
-            names.update(decode_revision_key(key).name for key, _ in self._reader.object_records(low, high))
-        for home, name, _ in self._overlay._revisions.irange((collection,)):
-            if home != collection:
-                break
-            names.add(name)
-        return sorted(names)
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
