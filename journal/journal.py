@@ -36,6 +36,7 @@ from journal.pack import Packer, own
 from journal.recovery import Recovered, recover
 from journal.room import NO_LIMIT, Room
 from journal.scan import Rule, Tail, Walk
+from journal.survey import find_head
 from journal.writer import Writer
 
 Visit = Callable[[list[Entry]], None]
@@ -48,6 +49,7 @@ class Journal:
         self.medium = medium
         self.options = options
         self.tail: Tail = found.tail
+        self.head_was_lost = False  # both copies; the next writer writes them anew
         self.generation = found.generation + 1  # of the entries this writer appends
         self._old_rule = Rule(head.log, found.generation, head.generation_start, medium.unit)
         unit = 0 if options.allow_split else medium.unit
@@ -96,13 +98,16 @@ class Journal:
         log: the identity the log was created with, where the owner knows it; heads of any other log do not count.
         Writes nothing: what lies behind the end is removed, and the new generation made durable, before the first byte
         of the first entry (or head) is written. `options.allow_split` unless given is the head's.
+        A ring of which both `start` and `log` are known is found without a head, by a search: `head_was_lost` says so.
         Errors: `NoJournal`, `HeadLost`, `UnsupportedJournal`; `JournalCorrupt` when bytes known to have been durable are
         not there: a later entry, or the head, says so. A torn or stale tail is no error, see `tail`.
         """
-        head = newest_head(medium.read_heads(), medium.name, log)
+        head, was_lost = find_head(medium, start, log)
         options = options or Options(allow_split=head.allow_split)
         found = recover(medium, head, start, options.window_bytes, visit, options.clock)
-        return cls(medium, head, found, options, read_only=read_only)
+        journal = cls(medium, head, found, options, read_only=read_only)
+        journal.head_was_lost = was_lost
+        return journal
 
     @classmethod
     def take_over(

@@ -82,7 +82,7 @@ def _judge(read: Read, rule: Rule, walk: Walk, head: Head, reach: int) -> Tail:
         return Tail("clean", walk.position, "the log was closed here", walk.position)
     tail = classify_tail(read, rule, walk, reach)
     if walk.position < head.safe:
-        raise JournalCorrupt(walk.position, tail.detail, f"the head says that all below {head.safe} is durable")
+        raise JournalCorrupt(walk.position, tail.detail, f"all below {head.safe} is known to have been durable")
     if tail.kind == "rot":
         evidence = f"the entry at {tail.witness} says that all below {tail.witness_safe} was durable"
         raise JournalCorrupt(walk.position, tail.detail, evidence)

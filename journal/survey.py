@@ -202,6 +202,41 @@ def recover_head(medium: Medium, *, after_damage: bool = False, window: int = WI
     )  # fmt: skip
 
 
+def find_head(medium: Medium, start: int | None, log: int | None) -> tuple[Head, bool]:
+    """The newest head, and whether both copies were lost and it was made by `search_head`. `NoJournal`, `HeadLost` where that
+    cannot be done."""
+    try:
+        return newest_head(medium.read_heads(), medium.name, log), False
+    except (NoJournal, HeadLost):
+        if start is None or log is None or medium.capacity is None:
+            raise
+        return search_head(medium, start, log), True
+
+
+def search_head(medium: Medium, start: int, log: int, *, window: int = WINDOW) -> Head:
+    """What the lost head of a ring would say as far as its entries tell, for an owner who knows the log's identity, and where
+    the first entry it needs begins, from a durable record of its own. For reading only: `generation_start` lies beyond
+    everything, so that entries of every generation count in their order.
+
+    `safe` is the highest position that any entry knew durable, so a walk that ends before it is damage. Only what the heads
+    alone knew is lost: that the very last entry of an earlier generation had been durable. Writes nothing. Cost: reads the ring.
+    """
+    capacity = medium.capacity
+    assert capacity is not None, "only a ring has entries of one lap at most"
+    generation, safe, last = 0, start, None
+    for header in _ring_headers(medium, capacity, window):
+        if header.log != log:
+            continue
+        generation, safe = max(generation, header.generation), max(safe, header.safe)
+        if header.end <= start and (last is None or header.end > last.end):
+            last = header
+    next_sequence = 1 if last is None else last.sequence + 1 + -(-(start - last.end) // HEADER_SIZE)
+    return Head(
+        log=log, generation=generation, number=highest_number(medium), trimmed=start - start % medium.period, expire=start,
+        safe=safe, next_sequence=next_sequence, generation_start=start + 2 * capacity, capacity=capacity,
+    )  # fmt: skip
+
+
 def install_head(medium: Medium, head: Head) -> Head:
     """Write both copies of `head`, numbered above whatever is there. Durable on return."""
     return write_copies(medium, replace(head, number=highest_number(medium)))

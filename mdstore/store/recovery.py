@@ -81,6 +81,8 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
             ring_of(device, chosen), start=chosen.log_position, read_only=read_only, visit=replayer.visit,
             log=chosen.log_identity,
         )  # fmt: skip
+        if journal.head_was_lost:
+            report.warnings.append("both heads of the log are lost: it was found by a search for its entries")
         first_lost = replayer.finish()
         if first_lost is not None:
             report.tail = f"the entry at {first_lost.position} names blocks that never arrived"

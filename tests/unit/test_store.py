@@ -393,9 +393,6 @@ def test_the_log_head_of_another_image_is_not_believed() -> None:
     image, source = bytearray(device.image()), foreign.image()
     for slot in range(2):
         image[start + slot * 512 : start + (slot + 1) * 512] = source[start + slot * 512 : start + (slot + 1) * 512]
-        damaged = MemoryDevice.from_bytes(bytes(image))
-        if slot == 0:
-            assert Store.open(damaged, background=False).read("c", "o") == b"acknowledged"
-            continue
-        with pytest.raises(CorruptionError, match="of log"):
-            Store.open(damaged, background=False)
+        again = Store.open(MemoryDevice.from_bytes(bytes(image)), background=False)
+        assert again.read("c", "o") == b"acknowledged"
+        assert again.journal.head_was_lost == (slot == 1), "without a head of its own the log is found by a search"

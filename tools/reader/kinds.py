@@ -61,7 +61,7 @@ _TREES: Final = {
 _LOG: Final = {
     "log-ring": _error("The log cannot be replayed", _RECOVER),
     "journal-head": _warning("One of the log's two heads is lost; the other one counts"),
-    "journal-no-head": _error("The log cannot be replayed; what it holds is not applied"),
+    "journal-no-head": _warning("Both of the log's heads are lost; a search for its entries stands for them"),
     "log-torn": _note("A write that never finished; the next opening drops it"),
     "log-rot": _error("Acknowledged transactions of the log are damaged; opening stops rather than lose them"),
     "log-entry": _error("The log cannot be replayed from here on"),

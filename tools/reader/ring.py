@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from mdstore.tools.reader.entry import HEAD_SIZE, Head, decode_head
+from mdstore.tools.reader.entry import HEAD_SIZE, HEADER_SIZE, MAGIC, Head, Header, decode_head, decode_header
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage
+from mdstore.tools.reader.scan import CHUNK
 from mdstore.tools.reader.superblock import Superblock
 
 
@@ -48,7 +49,8 @@ class Ring:
         return self.body_start + position % self.body_size
 
     def read_head(self, on_damage: Callable[[Damage], None]) -> Head:
-        """The head copy that counts. Damaged copies go to `on_damage`; Damage when there is none left."""
+        """The head copy that counts. Damaged copies go to `on_damage`; when both are, so does that, and the head is what a
+        search of the ring makes of it."""
         heads = []
         for slot in (0, 1):
             at = self.start + slot * self.block_size
@@ -56,8 +58,32 @@ class Ring:
             if head is not None:
                 heads.append(head)
         if not heads:
-            raise Damage("journal-no-head", "store log without an intact head", "one of two", "none", byte=self.start)
+            on_damage(Damage("journal-no-head", "store log without an intact head", "one of two", "none", byte=self.start))
+            return self._searched_head()
         return max(heads, key=lambda head: head.number)
+
+    def _searched_head(self) -> Head:
+        """As far as entries tell: no generation above theirs, durable as far as one of them knew; begun in no certain place."""
+        generation, safe = 0, self.oldest
+        for header in self._headers():
+            generation, safe = max(generation, header.generation), max(safe, header.safe)
+        return Head(
+            flags=0, log=self._identity, generation=generation, number=0, trimmed=0, expire=self.oldest, safe=safe,
+            next_sequence=0, generation_start=self.oldest + 2 * self.body_size, epoch=0, capacity=self.body_size,
+            object_size=0, unit=0, stripe_count=0,
+        )  # fmt: skip
+
+    def _headers(self) -> Iterator[Header]:
+        """Intact headers of this log, of any lap, that lie where they say."""
+        for at in range(0, self.body_size, CHUNK):
+            stop = min(CHUNK, self.body_size - at)
+            data = self.read(at, stop + HEADER_SIZE - 1)
+            found = data.find(MAGIC)
+            while 0 <= found < stop:
+                header = decode_header(data, found)
+                if header is not None and header.log == self._identity and header.position % self.body_size == at + found:
+                    yield header
+                found = data.find(MAGIC, found + 1)
 
     def _head_copy(self, slot: int, at: int, on_damage: Callable[[Damage], None]) -> Head | None:
         try:
