@@ -40,7 +40,7 @@ class Attributes:
         now = self._core.clock()
         only_size = change.size is not None and change._replace(size=None, handle=None) == SetAttr()
         if not only_size:
-            self._data.publish([node])
+            self._data.publish_with_others(node)
         self._apply_owner(cred, node, change)
         if change.size is not None:
             self._resize(cred, node, change, now, last=only_size)

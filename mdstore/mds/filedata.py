@@ -8,6 +8,7 @@ a file's end, submitted but never published, are cut off when the size next grow
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 from mdstore.engines.protocol import Commit
@@ -22,6 +23,7 @@ from mdstore.mds.records import FLAG_DATA, FLAG_SPARSE
 from mdstore.store.transaction import Transaction
 
 EVENT_FILES: Final = 256  # files published by one event
+TOGETHER: Final = 32  # files published where one has to be
 
 
 class Wanted(NamedTuple):
@@ -95,6 +97,13 @@ class FileData:
         waiting = [node for node in nodes if node.file is not None and node.ino in self._core.buffered]
         for start in range(0, len(waiting), EVENT_FILES):
             self._publish_fitting(waiting[start : start + EVENT_FILES])
+
+    def publish_with_others(self, node: Inode) -> None:
+        """`publish` one file because its name or attributes are to change, and with it some that wait too: who renames one file
+        just written often renames many, and many cost little more than one."""
+        buffered = self._core.buffered
+        if node.ino in buffered:
+            self.publish([node, *islice((other for other in buffered.values() if other is not node), TOGETHER - 1)])
 
     def publish_what_fits(self) -> int:
         """Before an end: publish every file there is room for, one by one, and forget the bytes of the others. How many were

@@ -144,7 +144,7 @@ class Names:
             raise PosixError(errno.EMLINK, name)
         if self._quota.any:
             self._quota.check(directory, files=1)
-        self._data.publish([node])
+        self._data.publish_with_others(node)
         now = core.clock()
         node.nlink += 1
         node.ctime = now

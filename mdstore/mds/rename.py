@@ -117,7 +117,7 @@ class Rename:
         node, victim = source.node, target.node
         assert node is not None
         self._check_quota(source, target)
-        self._data.publish([node])
+        self._data.publish_with_others(node)
         if victim is not None:
             self._names.settle_data(victim)
         now = self._core.clock()

@@ -112,7 +112,7 @@ class Xattrs:
         total = sum(len(key) + len(held) for key, held in (xattrs or {}).items())
         if total > (DIRECTORY_TOTAL_MAX if isinstance(node, Directory) else XATTR_TOTAL_MAX):
             raise PosixError(errno.ENOSPC, node.ino, "the inode's attributes are too large together")
-        self._data.publish([node])
+        self._data.publish_with_others(node)
         now = self._core.clock()
         node.xattrs = xattrs
         if mode is not None:
