@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from mdstore.device.file import FileDevice
 from mdstore.store import Store
-from mdstore.tools.repair import perform
+from mdstore.tools.repair import perform, record
 from mdstore.tools.repair.bench import RepairOptions
 from mdstore.tools.repair.command import repair_command
 from mdstore.tools.repair.planning import plan
@@ -96,9 +96,9 @@ def test_an_interrupted_repair_is_finished_by_the_next_run(path: Path, damaged: 
     made = plan(device, RepairOptions())
     file = perform.write_file(f"{path}.repair", made.bench.shadow, [])
     expected = made.bench.shadow.read(0, len(damaged))
-    writes = [record for record in file.records() if record.kind == 2]
-    for record in writes[: len(writes) // 2]:
-        device.write(record.offset, [record.payload])
+    writes = [found for found in file.records() if found.kind == 2]
+    for write in writes[: len(writes) // 2]:
+        device.write(write.offset, [write.payload])
     file.close()
     device.close()
     half = path.read_bytes()
@@ -119,7 +119,23 @@ def test_a_file_that_never_became_complete_is_no_repair(path: Path, damaged: byt
     assert run(path, "--undo", f"{path}.repair").exit_code == 8
     assert path.read_bytes() == damaged
     assert run(path, "--apply").exit_code == 1
-    assert RepairFile.open(f"{path}.repair.2").state().name == "DONE"
+    assert RepairFile.open(f"{path}.repair").state().name == "DONE"
+    assert not Path(f"{path}.repair.2").exists()
+
+
+def test_an_interrupted_repair_is_found_behind_older_ones(path: Path, damaged: bytes) -> None:
+    run(path, "--apply")
+    path.write_bytes(damaged)
+    run(path, "--apply")
+    after = path.read_bytes()
+    second = Path(f"{path}.repair.2").read_bytes()
+    Path(f"{path}.repair.2").write_bytes(second[: -record.RECORD_SIZE])
+    path.write_bytes(damaged)
+    Path(f"{path}.repair.3").write_bytes(b"")
+    assert "interrupted" in run(path).output
+    assert run(path, "--apply").exit_code == 1
+    assert path.read_bytes() == after
+    assert run(path).exit_code == 0
 
 
 def test_a_damaged_block_is_left_unless_told_otherwise(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count, takewhile
 from typing import Final
 
 import click
@@ -18,7 +19,7 @@ from mdstore.tools.output import complain, explain, print_json, print_line, size
 from mdstore.tools.repair import perform
 from mdstore.tools.repair.bench import Progress, RepairOptions, Verdict
 from mdstore.tools.repair.planning import Plan, plan
-from mdstore.tools.repair.record import FileState, RepairFile
+from mdstore.tools.repair.record import HEADER_SIZE, FileState, RepairFile
 
 EXIT_CLEAN: Final = 0
 EXIT_CORRECTED: Final = 1
@@ -66,8 +67,9 @@ def repair_command(
 def _repair(image: str, options: RepairOptions, path: str, front: _Front, *, applies: bool) -> int:
     device = FileDevice.open(image, read_only=not applies)
     try:
-        if os.path.exists(path) and _is_unfinished(path):
-            return _finish(device, path, front, applies=applies)
+        interrupted = _unfinished(path)
+        if interrupted is not None:
+            return _finish(device, interrupted, front, applies=applies)
         with progress_display() as progress:
             made = plan(device, options, progress)
         try:
@@ -109,12 +111,27 @@ def _counter(progress: Progress, phase: str) -> Callable[[int], None]:
     return tick
 
 
-def _is_unfinished(path: str) -> bool:
+def _state_of(path: str) -> FileState:
+    """How far the repair in a file came. CorruptionError when it is no repair file."""
+    if os.path.getsize(path) < HEADER_SIZE:
+        return FileState.PLANNED  # killed before its first write
     file = RepairFile.open(path)
     try:
-        return file.state() is FileState.READY
+        return file.state()
     finally:
         file.close()
+
+
+def _names(path: str) -> Iterator[str]:
+    """Names of repair files: `path`, then it with numbers."""
+    yield path
+    yield from (f"{path}.{number}" for number in count(2))
+
+
+def _unfinished(path: str) -> str | None:
+    """The file of a repair that was interrupted, if there is one."""
+    existing = takewhile(os.path.exists, _names(path))
+    return next((name for name in existing if _state_of(name) is FileState.READY), None)
 
 
 def _finish(device: FileDevice, path: str, front: _Front, *, applies: bool) -> int:
@@ -132,13 +149,14 @@ def _finish(device: FileDevice, path: str, front: _Front, *, applies: bool) -> i
 
 
 def _free_name(path: str) -> str:
-    """`path`, or it with a number, whichever does not exist."""
-    if not os.path.exists(path):
-        return path
-    number = 2
-    while os.path.exists(f"{path}.{number}"):
-        number += 1
-    return f"{path}.{number}"
+    """The first name that no repair has: a file that never became complete gives way."""
+    for name in _names(path):
+        if not os.path.exists(name):
+            return name
+        if _state_of(name) is FileState.PLANNED:
+            os.unlink(name)
+            return name
+    raise AssertionError("names do not end")
 
 
 def _undo(image: str, path: str, front: _Front) -> int:
