@@ -13,8 +13,7 @@ Invariants
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from types import TracebackType
+from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from mdstore.btree import Tree, TreeView, key_size_max
@@ -22,6 +21,8 @@ from mdstore.errors import AlreadyExists, CorruptionError, TransactionError
 from mdstore.limits import MAP_KEY_MAX
 from mdstore.store import log
 from mdstore.store.commit import Commit
+from mdstore.store.mapbatch import Batch, Pairs, as_bytes
+from mdstore.store.mapreads import MapReads, MapSnapshot
 from mdstore.store.onode import Onode, object_key
 from mdstore.store.transaction import Data, Name, Transaction, collection_name, object_name
 
@@ -30,52 +31,8 @@ if TYPE_CHECKING:
 
 PAIR_BYTES = 1024  # of key and value together that a put may take the short way with
 Other = TypeVar("Other")
-Pairs = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
 _NO_DEFAULT = object()
 _NO_KEY = b""  # of no object: a view that holds none
-
-
-class MapReads:
-    """What a view and a snapshot answer alike, from `_tree_for_range` alone."""
-
-    def _tree_for_range(self) -> TreeView | None:
-        raise NotImplementedError
-
-    def items(
-        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Pairs with start <= key < stop in the order of the keys' bytes; `reverse`: the same range from its end.
-
-        The map as it was at the call: writers neither disturb it nor wait. Space that they free is not reused until the
-        iterator is exhausted or dropped.
-        """
-        tree = self._tree_for_range()
-        return iter(()) if tree is None else tree.items(start, stop, reverse=reverse)
-
-    def keys(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]:
-        """As `items`, the keys alone."""
-        tree = self._tree_for_range()
-        return iter(()) if tree is None else tree.keys(start, stop, reverse=reverse)
-
-    def values(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]:
-        """As `items`, the values alone."""
-        return (value for _, value in self.items(start, stop, reverse=reverse))
-
-    def first(self) -> tuple[bytes, bytes] | None:
-        """The pair of the smallest key, or None. Cost: one descent."""
-        tree = self._tree_for_range()
-        return None if tree is None else tree.first()
-
-    def last(self) -> tuple[bytes, bytes] | None:
-        """The pair of the largest key, or None. Cost: one descent."""
-        tree = self._tree_for_range()
-        return None if tree is None else tree.last()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self.keys()
-
-    def __reversed__(self) -> Iterator[bytes]:
-        return self.keys(reverse=True)
 
 
 class MapView(MapReads):
@@ -196,7 +153,7 @@ class MapView(MapReads):
 
     def put(self, key: Data, value: Data, *, sync: bool | None = None) -> None:
         """Set the value. Cost when durable: one write and one flush, shared with every thread that waits."""
-        pair = _raw(key), _raw(value)
+        pair = as_bytes(key), as_bytes(value)
         commit = self._put_short(*pair) if 0 < len(pair[0]) <= self._short_key else None
         if commit is None:
             commit = self._submit(self._transaction().map_set(self._collection, self._name, (pair,)))
@@ -224,7 +181,7 @@ class MapView(MapReads):
 
     def delete(self, key: Data, *, sync: bool | None = None) -> bool:
         """Remove the key; False when it was not there (then nothing is written)."""
-        return self._take(_raw(key), sync) is not None
+        return self._take(as_bytes(key), sync) is not None
 
     def __delitem__(self, key: bytes) -> None:
         if not self.delete(key):
@@ -310,8 +267,8 @@ class MapView(MapReads):
         if self._sync if sync is None else sync:
             commit.wait()
 
-    def _commit(self, changes: dict[bytes, bytes | None], sync: bool) -> None:
-        """One transaction of a batch: None for a key to remove."""
+    def commit_changes(self, changes: dict[bytes, bytes | None], *, sync: bool) -> None:
+        """One transaction of a batch: None for a key to remove. `sync`: durable when this returns."""
         transaction = self._transaction()
         pairs = [(key, value) for key, value in changes.items() if value is not None]
         gone = [key for key, value in changes.items() if value is None]
@@ -324,119 +281,6 @@ class MapView(MapReads):
 
     def __repr__(self) -> str:
         return f"<map {self._name!r} in collection {self._collection!r} of {self._store.device.name}>"
-
-
-class MapSnapshot(MapReads):
-    """A map as it was at one moment. Read-only, safe from any thread; pins the space it needs until `close`."""
-
-    def __init__(self, tree: TreeView | None) -> None:
-        self._view = tree
-
-    def _tree_for_range(self) -> TreeView | None:
-        return self._view
-
-    @overload
-    def get(self, key: bytes) -> bytes | None: ...
-    @overload
-    def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
-    def get(self, key: bytes, default: object = None) -> object:
-        value = None if self._view is None else self._view.get(key)
-        return default if value is None else value
-
-    def __getitem__(self, key: bytes) -> bytes:
-        value = self.get(key)
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self.get(key) is not None
-
-    def __len__(self) -> int:
-        return 0 if self._view is None else len(self._view)
-
-    def close(self) -> None:
-        """Let the space go; later reads raise StoreClosed."""
-        if self._view is not None:
-            self._view.close()
-
-    def __enter__(self) -> MapSnapshot:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-class Batch:
-    """Changes that become one transaction. Reads see the batch's own changes over the map as it is. Not for two threads."""
-
-    def __init__(self, view: MapView, sync: bool) -> None:
-        self._view = view
-        self._sync = sync
-        self._changes: dict[bytes, bytes | None] = {}
-
-    def put(self, key: Data, value: Data) -> None:
-        """Set the value when the batch is committed."""
-        self._changes[_raw(key)] = _raw(value)
-
-    __setitem__ = put
-
-    def update(self, pairs: Pairs) -> None:
-        """Set many values when the batch is committed."""
-        given = pairs.items() if isinstance(pairs, Mapping) else pairs
-        self._changes.update((_raw(key), _raw(value)) for key, value in given)
-
-    def delete(self, key: Data) -> bool:
-        """Remove the key when the batch is committed; False when it was not there."""
-        raw = _raw(key)
-        was_there = self.get(raw) is not None
-        self._changes[raw] = None
-        return was_there
-
-    def __delitem__(self, key: bytes) -> None:
-        if not self.delete(key):
-            raise KeyError(key)
-
-    @overload
-    def get(self, key: bytes) -> bytes | None: ...
-    @overload
-    def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
-    def get(self, key: bytes, default: object = None) -> object:
-        """The value as it will be after the commit, as far as this batch decides it."""
-        if key in self._changes:
-            value = self._changes[key]
-            return default if value is None else value
-        return self._view.get(key, default)
-
-    def __getitem__(self, key: bytes) -> bytes:
-        value = self.get(key)
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self.get(key) is not None
-
-    def __len__(self) -> int:
-        """How many keys the batch changes."""
-        return len(self._changes)
-
-    def commit(self) -> None:
-        """Submit what was collected so far as one transaction; the batch is empty then and can be used again."""
-        changes, self._changes = self._changes, {}
-        self._view._commit(changes, self._sync)
-
-    def __enter__(self) -> Batch:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.commit()
-
-
-def _raw(data: Data) -> bytes:
-    """Bytes that nobody else can change. TypeError for what is no buffer (an int would silently become zeros)."""
-    return data if type(data) is bytes else bytes(memoryview(data))
 
 
 MutableMapping.register(MapView)

@@ -1,0 +1,87 @@
+"""Several changes of an object's map in one transaction: what `MapView.batch` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar, overload
+
+from mdstore.store.transaction import Data
+
+if TYPE_CHECKING:
+    from mdstore.store.mapview import MapView
+
+Other = TypeVar("Other")
+Pairs = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
+
+
+class Batch:
+    """Changes that become one transaction. Reads see the batch's own changes over the map as it is. Not for two threads."""
+
+    def __init__(self, view: MapView, sync: bool) -> None:
+        self._view = view
+        self._sync = sync
+        self._changes: dict[bytes, bytes | None] = {}
+
+    def put(self, key: Data, value: Data) -> None:
+        """Set the value when the batch is committed."""
+        self._changes[as_bytes(key)] = as_bytes(value)
+
+    __setitem__ = put
+
+    def update(self, pairs: Pairs) -> None:
+        """Set many values when the batch is committed."""
+        given = pairs.items() if isinstance(pairs, Mapping) else pairs
+        self._changes.update((as_bytes(key), as_bytes(value)) for key, value in given)
+
+    def delete(self, key: Data) -> bool:
+        """Remove the key when the batch is committed; False when it was not there."""
+        raw = as_bytes(key)
+        was_there = self.get(raw) is not None
+        self._changes[raw] = None
+        return was_there
+
+    def __delitem__(self, key: bytes) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    @overload
+    def get(self, key: bytes) -> bytes | None: ...
+    @overload
+    def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
+    def get(self, key: bytes, default: object = None) -> object:
+        """The value as it will be after the commit, as far as this batch decides it."""
+        if key in self._changes:
+            value = self._changes[key]
+            return default if value is None else value
+        return self._view.get(key, default)
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.get(key) is not None
+
+    def __len__(self) -> int:
+        """How many keys the batch changes."""
+        return len(self._changes)
+
+    def commit(self) -> None:
+        """Submit what was collected so far as one transaction; the batch is empty then and can be used again."""
+        changes, self._changes = self._changes, {}
+        self._view.commit_changes(changes, sync=self._sync)
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.commit()
+
+
+def as_bytes(data: Data) -> bytes:
+    """Bytes that nobody else can change. TypeError for what is no buffer (an int would silently become zeros)."""
+    return data if type(data) is bytes else bytes(memoryview(data))

@@ -1,0 +1,95 @@
+"""What every reader of an object's map answers: the ranges of a view and of a snapshot, and the snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TypeVar, overload
+
+from mdstore.btree import TreeView
+
+Other = TypeVar("Other")
+
+
+class MapReads:
+    """What a view and a snapshot answer alike, from `_tree_for_range` alone."""
+
+    def _tree_for_range(self) -> TreeView | None:
+        raise NotImplementedError
+
+    def items(
+        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in the order of the keys' bytes; `reverse`: the same range from its end.
+
+        The map as it was at the call: writers neither disturb it nor wait. Space that they free is not reused until the
+        iterator is exhausted or dropped.
+        """
+        tree = self._tree_for_range()
+        return iter(()) if tree is None else tree.items(start, stop, reverse=reverse)
+
+    def keys(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]:
+        """As `items`, the keys alone."""
+        tree = self._tree_for_range()
+        return iter(()) if tree is None else tree.keys(start, stop, reverse=reverse)
+
+    def values(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]:
+        """As `items`, the values alone."""
+        return (value for _, value in self.items(start, stop, reverse=reverse))
+
+    def first(self) -> tuple[bytes, bytes] | None:
+        """The pair of the smallest key, or None. Cost: one descent."""
+        tree = self._tree_for_range()
+        return None if tree is None else tree.first()
+
+    def last(self) -> tuple[bytes, bytes] | None:
+        """The pair of the largest key, or None. Cost: one descent."""
+        tree = self._tree_for_range()
+        return None if tree is None else tree.last()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.keys()
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return self.keys(reverse=True)
+
+
+class MapSnapshot(MapReads):
+    """A map as it was at one moment. Read-only, safe from any thread; pins the space it needs until `close`."""
+
+    def __init__(self, tree: TreeView | None) -> None:
+        self._view = tree
+
+    def _tree_for_range(self) -> TreeView | None:
+        return self._view
+
+    @overload
+    def get(self, key: bytes) -> bytes | None: ...
+    @overload
+    def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
+    def get(self, key: bytes, default: object = None) -> object:
+        value = None if self._view is None else self._view.get(key)
+        return default if value is None else value
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.get(key) is not None
+
+    def __len__(self) -> int:
+        return 0 if self._view is None else len(self._view)
+
+    def close(self) -> None:
+        """Let the space go; later reads raise StoreClosed."""
+        if self._view is not None:
+            self._view.close()
+
+    def __enter__(self) -> MapSnapshot:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
