@@ -66,9 +66,17 @@ class Masks:
 
     def __init__(self) -> None:
         self._known: dict[tuple[Credentials, int], Credentials] = {}
+        self._plain: Credentials | None = None  # the one asked for last, usually the one asked for next
+        self._umask = 0
+        self._masked: Credentials
 
     def of(self, cred: Credentials, umask: int) -> Credentials:
         """The same caller, with that umask."""
+        if cred is not self._plain or umask != self._umask:
+            self._plain, self._umask, self._masked = cred, umask, self._find(cred, umask)
+        return self._masked
+
+    def _find(self, cred: Credentials, umask: int) -> Credentials:
         key = (cred, umask)
         found = self._known.get(key)
         if found is None:

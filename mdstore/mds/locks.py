@@ -107,6 +107,10 @@ class LockTable:
             self.release(ino, owner)
         return touched
 
+    def is_empty(self) -> bool:
+        """Whether nobody holds anything; then nobody waits."""
+        return not self._held
+
     def owners(self) -> set[int]:
         """Everybody who holds or waits for something."""
         found = {lock.owner for locks in self._held.values() for lock in locks}
@@ -224,7 +228,7 @@ class FileLocks:
 
     def any_flock(self) -> bool:
         """Whether closing a file may have to give back a lock."""
-        return bool(self._flock.owners())
+        return not self._flock.is_empty()
 
     def table(self, *, flock: bool) -> LockTable:
         """One of the two."""
