@@ -7,7 +7,7 @@ Invariants
 3. The tree of superblock E lists every block that E does not reach: what was free or in limbo when E was frozen.
 
 The search is C-LOOK: from the cursor upwards, the tail of an extent that spans the cursor included, wrapping once; the cursor
-is kept in the superblock. Worst case O(log n) per run handed out.
+is kept in the superblock. Worst case O(log n) per run handed out. Large data goes to whole stripes where the medium has any.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from itertools import islice
+from typing import NamedTuple
 
 from sortedcontainers import SortedDict, SortedSet
 
@@ -25,10 +26,31 @@ Run = tuple[int, int]  # (first block, blocks)
 _LOOK_AHEAD = 8  # extents tried from the cursor on before the best fit is taken
 
 
+class Stripes(NamedTuple):
+    """What the medium below writes whole: `blocks` from block `first` on, and so forth in both directions."""
+
+    blocks: int
+    first: int = 0
+
+    def next_start(self, block: int) -> int:
+        """The first block at or after `block` at which a stripe begins."""
+        return block + (self.first - block) % self.blocks
+
+    def whole_in(self, start: int, blocks: int) -> int:
+        """How many stripes lie in the run with all their blocks."""
+        return max(0, (start + blocks - self.next_start(start)) // self.blocks)
+
+    def touched_by(self, start: int, blocks: int) -> int:
+        """How many stripes have a block in the run."""
+        return -(-(start + blocks - self.first) // self.blocks) - (start - self.first) // self.blocks
+
+
 class Allocator:
     """Free extents of one image. Not thread-safe: the store's lock guards it."""
 
-    def __init__(self, cursor: int = 0) -> None:
+    def __init__(self, cursor: int = 0, stripes: Stripes | None = None) -> None:
+        self.stripes = stripes
+        self.whole_stripes = self.partial_stripes = 0  # that `allocate_data` has taken
         self._by_start: SortedDict = SortedDict()
         self._by_size: SortedSet = SortedSet()
         self._limbo: deque[tuple[int, list[Run]]] = deque()
@@ -49,18 +71,52 @@ class Allocator:
         runs: list[Run] = []
         while blocks:
             start, length = self._choose(blocks)
-            taken = min(blocks, length)
-            self._cut(start, taken)
-            self._allocated.append((start, taken))
-            self.cursor = start + taken
-            runs.append((start, taken))
-            blocks -= taken
+            runs.append(self._take_run(start, min(blocks, length)))
+            blocks -= runs[-1][1]
         return runs
 
+    def _take_run(self, start: int, blocks: int) -> Run:
+        self._cut(start, blocks)
+        self._allocated.append((start, blocks))
+        self.cursor = start + blocks
+        return start, blocks
+
+    def allocate_data(self, blocks: int) -> list[Run]:
+        """`allocate`, with as much as there is of it on whole stripes, each beginning where one of the medium does."""
+        stripes, runs, left = self.stripes, [], blocks
+        if stripes is None or blocks > self.free_blocks:
+            return self.allocate(blocks)
+        while left >= stripes.blocks:
+            run = self._choose_stripes(stripes, left // stripes.blocks)
+            if run is None:
+                break
+            runs.append(self._take_run(*run))
+            left -= run[1]
+        if left:
+            runs += self.allocate(left)
+        for run in runs:
+            whole = stripes.whole_in(*run)
+            self.whole_stripes += whole
+            self.partial_stripes += stripes.touched_by(*run) - whole
+        return runs
+
+    def _choose_stripes(self, stripes: Stripes, count: int) -> Run | None:
+        """Up to `count` whole stripes that lie together: all of them near the cursor, or in the smallest extent that surely holds
+        them, or as many as the largest extent has; None when that has none."""
+        index = max(0, self._by_start.bisect_right(self.cursor) - 1)
+        for start, length in islice(self._by_start.items()[index : index + _LOOK_AHEAD], _LOOK_AHEAD):
+            skipped = max(0, self.cursor - start)
+            if stripes.whole_in(start + skipped, length - skipped) >= count:
+                return stripes.next_start(start + skipped), count * stripes.blocks
+        fit = self._by_size.bisect_left(((count + 1) * stripes.blocks - 1, 0))
+        length, start = self._by_size[fit] if fit < len(self._by_size) else self._by_size[-1]
+        count = min(count, stripes.whole_in(start, length))
+        return (stripes.next_start(start), count * stripes.blocks) if count else None
+
     def reserve(self, blocks: int) -> list[Run]:
-        """`allocate`, for what no logged transaction names yet: a superblock made meanwhile still calls these blocks free, so
-        that a crash leaks none and replay may take them. Then `claim` them, or `hand_over` gives them back."""
-        runs = self.allocate(blocks)
+        """`allocate_data`, for what no logged transaction names yet: a superblock made meanwhile still calls these blocks free,
+        so that a crash leaks none and replay may take them. Then `claim` them, or `hand_over` gives them back."""
+        runs = self.allocate_data(blocks)
         del self._allocated[-len(runs) :]
         self.limbo_blocks += blocks
         return runs

@@ -264,7 +264,7 @@ def flush(space: Space, pager: Pager, onode: Onode, new_tree_id: TreeIds, limit:
         while stop < len(numbers) and numbers[stop] == numbers[stop - 1] + 1:
             stop += 1
         content = [onode.blocks[number] for number in numbers[start:stop]]
-        runs = space.allocate(len(content))
+        runs = space.allocate_data(len(content))
         checksums = crc32c_blocks(b"".join(content), space.block_size) if onode.is_checked else b""
         _map(space, pager, onode, new_tree_id, numbers[start], runs, checksums)
         space.stage(runs, content)

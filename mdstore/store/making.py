@@ -15,10 +15,12 @@ from mdstore.store.superblock import Superblock
 _BLOCKS_MIN = 16  # blocks after the log that an image needs to hold anything
 
 
-def prepare(device: Device, block_size: int, log_bytes: int | None) -> tuple[Superblock, Journal]:
+def prepare(
+    device: Device, block_size: int, log_bytes: int | None, stripe: tuple[int, int] = (0, 0)
+) -> tuple[Superblock, Journal]:
     """Erase whatever image the device held, and make an empty log. Returns the superblock (of epoch 0, not on the device)
     that the first checkpoint starts from. InvalidRequest when the device is too small."""
-    chosen = layout(device, block_size, log_bytes)
+    chosen = layout(device, block_size, log_bytes, stripe)
     _erase_superblocks(device)
     _zero_log(device, chosen)
     journal = _create_log(device, chosen)
@@ -36,9 +38,10 @@ def _erase_superblocks(device: Device) -> None:
     device.flush()
 
 
-def layout(device: Device, block_size: int, log_bytes: int | None) -> Superblock:
+def layout(device: Device, block_size: int, log_bytes: int | None, stripe: tuple[int, int] = (0, 0)) -> Superblock:
     """Where things lie on a device of that size. InvalidRequest when it is too small for them."""
     superblock.check_block_size(block_size)
+    superblock.check_stripe(*stripe, block_size)
     if device.size_bytes < IMAGE_SIZE_MIN:
         raise InvalidRequest(f"{device.name} has {device.size_bytes} bytes; an image needs at least {IMAGE_SIZE_MIN}")
     blocks = superblock.usable_blocks(device.size_bytes, block_size)
@@ -46,6 +49,7 @@ def layout(device: Device, block_size: int, log_bytes: int | None) -> Superblock
     chosen = Superblock(
         uuid=os.urandom(16), block_size=block_size, blocks=blocks, log_start=superblock.reserved_front(block_size),
         log_blocks=-(-size // block_size), created_ns=time.time_ns(),
+        stripe_bytes=stripe[0], stripe_offset=stripe[1],
     )  # fmt: skip
     if chosen.first_block + _BLOCKS_MIN > blocks:
         raise InvalidRequest(f"{device.name} has {blocks} blocks of {block_size} bytes: too few beside a log of {size} bytes")

@@ -43,6 +43,10 @@ class Space:
         """Runs for exactly that many blocks (NoSpace otherwise). The shape `Tree.seal` wants."""
         return self.allocator.allocate(blocks)
 
+    def allocate_data(self, blocks: int) -> Sequence[Run]:
+        """The same for blocks of an object's data, on whole stripes of the medium as far as it goes."""
+        return self.allocator.allocate_data(blocks)
+
     def release(self, start: int, blocks: int, birth: int) -> None:
         """Drop one reference to these blocks, which epoch `birth` wrote; those nobody else refers to die."""
         for run in self.shares.release(start, blocks):

@@ -23,6 +23,8 @@ def of_space(tables: Tables, superblock: Superblock, pending_blocks: int) -> Num
         "stored_bytes": tables.objects.stored_bytes,
         "objects": len(tables.objects),
         "fragmentation": allocator.fragmentation(),
+        "stripes_whole": allocator.whole_stripes,
+        "stripes_partial": allocator.partial_stripes,
         "epoch": superblock.epoch,
         "snapshots": len(tables.space.snapshots),
     }

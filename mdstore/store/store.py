@@ -81,16 +81,17 @@ class Store(Queries):
     def create(
         cls, device: Device, *, block_size: int = BLOCK_SIZE_DEFAULT, log_bytes: int | None = None,
         cache_bytes: int = CACHE_BYTES, dirty_bytes: int = DIRTY_BYTES, onodes: int = ONODES, background: bool = True,
-        wipe: Wipe = "off",
+        wipe: Wipe = "off", stripe_bytes: int = 0, stripe_offset: int = 0,
     ) -> Store:  # fmt: skip
         """Make an empty image of the whole device, whatever was there, and open it. Durable on return.
 
         block_size: bytes of a page and of a unit of allocation, a power of two from 256 to 65536. log_bytes: size of the
         write-ahead log (default: a sixteenth of the image, at most 128 MiB). wipe: what becomes of freed blocks and of the
-        log's past, see `wipe`; it takes in what the device held before this image. Errors: InvalidRequest when the device is
-        too small, DeviceFailed, ReadOnly.
+        log's past, see `wipe`; it takes in what the device held before this image. stripe_bytes: size of the stripes that the
+        medium below writes whole (0: it has none), stripe_offset: the byte at which one begins; both multiples of block_size.
+        Errors: InvalidRequest when the device is too small, DeviceFailed, ReadOnly.
         """
-        chosen, journal = making.prepare(device, block_size, log_bytes)
+        chosen, journal = making.prepare(device, block_size, log_bytes, (stripe_bytes, stripe_offset))
         live = tables.empty(device, chosen, cache_bytes, onodes)
         store = cls(device, chosen, live, journal, Recovery(clean=True), read_only=False, background=background,
                     dirty_bytes=dirty_bytes, wipe=wipe)  # fmt: skip

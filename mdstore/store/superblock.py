@@ -31,12 +31,12 @@ KNOWN_READ_ONLY = 0
 FEATURE_SNAPSHOTS = 1  # incompatible: blocks that this superblock does not reach are not all free (snapshot_table.py)
 KNOWN_INCOMPATIBLE = FEATURE_SNAPSHOTS
 
-_HEAD = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24s")
+_HEAD = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqII16s")
 _RUN_COUNT = struct.Struct("<H")
 _RUN = struct.Struct("<QQ")
 _ROOT = struct.Struct("<HH")
 _CRC_FROM = 12
-_RESERVED = bytes(24)
+_RESERVED = bytes(16)
 _TAIL_FROM = 192
 SPARE_RUNS_MAX = 32
 
@@ -80,6 +80,8 @@ class Superblock:
     features_compatible: int = 0
     features_read_only: int = 0
     features_incompatible: int = 0
+    stripe_bytes: int = 0  # of the medium below, 0: none is known
+    stripe_offset: int = 0  # byte of the device at which a stripe begins
     spare_runs: list[tuple[int, int]] = field(default_factory=list)
     roots: dict[int, bytes] = field(default_factory=dict)
 
@@ -111,7 +113,7 @@ class Superblock:
             self.features_compatible, self.features_read_only, self.features_incompatible,
             self.epoch, self.block_size, self.flags, self.blocks, self.log_start, self.log_blocks, self.log_position,
             self.next_tree_id, self.next_collection_id, self.cursor, self.objects, self.stored_bytes, self.free_blocks,
-            self.created_ns, self.written_ns, _RESERVED,
+            self.created_ns, self.written_ns, self.stripe_bytes, self.stripe_offset, _RESERVED,
         )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def decode(raw: bytes, where: str) -> Superblock:
     (
         _, checksum, version, uuid, compatible, read_only, incompatible, epoch, block_size, flags, blocks, log_start,
         log_blocks, log_position, next_tree_id, next_collection_id, cursor, objects, stored_bytes, free_blocks,
-        created_ns, written_ns, reserved,
+        created_ns, written_ns, stripe_bytes, stripe_offset, reserved,
     ) = _HEAD.unpack_from(raw)  # fmt: skip
     if version != VERSION:
         raise UnsupportedFormat(f"{where}: format version {version}; this mdstore reads version {VERSION}")
@@ -140,7 +142,8 @@ def decode(raw: bytes, where: str) -> Superblock:
         flags=flags, log_position=log_position, next_tree_id=next_tree_id, next_collection_id=next_collection_id,
         cursor=cursor, objects=objects, stored_bytes=stored_bytes, free_blocks=free_blocks, created_ns=created_ns,
         written_ns=written_ns, features_compatible=compatible, features_read_only=read_only,
-        features_incompatible=incompatible, spare_runs=spare_runs, roots=roots,
+        features_incompatible=incompatible, stripe_bytes=stripe_bytes, stripe_offset=stripe_offset,
+        spare_runs=spare_runs, roots=roots,
     )  # fmt: skip
     _check_fields(superblock, where)
     return superblock
@@ -176,10 +179,24 @@ def _check_fields(superblock: Superblock, where: str) -> None:
         (superblock.log_start >= front, "log_start", superblock.log_start),
         (superblock.first_block < superblock.blocks, "log_blocks", superblock.log_blocks),
         (superblock.epoch > 0, "epoch", superblock.epoch),
+        (superblock.stripe_bytes % size == 0, "stripe_bytes", superblock.stripe_bytes),
+        (_is_stripe_offset(superblock.stripe_offset, superblock.stripe_bytes, size), "stripe_offset", superblock.stripe_offset),
     )
     for holds, name, value in rules:
         if not holds:
             raise CorruptionError("superblock", where, f"a possible {name}", value)
+
+
+def _is_stripe_offset(offset: int, stripe_bytes: int, block_size: int) -> bool:
+    return offset % block_size == 0 and (offset < stripe_bytes or not offset)
+
+
+def check_stripe(stripe_bytes: int, stripe_offset: int, block_size: int) -> None:
+    """InvalidRequest unless stripes are whole blocks, below 4 GiB, and begin at a block inside the first of them."""
+    if not 0 <= stripe_bytes < 1 << 32 or stripe_bytes % block_size:
+        raise InvalidRequest(f"stripes of {stripe_bytes} bytes: a multiple of {block_size}, a block, below 4 GiB is needed")
+    if stripe_offset < 0 or not _is_stripe_offset(stripe_offset, stripe_bytes, block_size):
+        raise InvalidRequest(f"stripe offset {stripe_offset}: whole blocks of {block_size}, below {stripe_bytes}, are needed")
 
 
 def reserved_front(block_size: int) -> int:

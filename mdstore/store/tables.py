@@ -15,7 +15,7 @@ from mdstore.errors import CorruptionError
 from mdstore.store import collections as collection_module
 from mdstore.store import floors as floors_module
 from mdstore.store import objects as object_module
-from mdstore.store.allocator import Allocator, Run
+from mdstore.store.allocator import Allocator, Run, Stripes
 from mdstore.store.collections import CollectionTable
 from mdstore.store.floors import Floors
 from mdstore.store.objects import ObjectTable
@@ -75,7 +75,7 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
     """The state of a new image: no object, all space after the log free."""
     pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
     pager.generation = superblock.epoch + 1
-    allocator = Allocator(superblock.first_block)
+    allocator = Allocator(superblock.first_block, _stripes(superblock))
     allocator.load([(superblock.first_block, superblock.blocks - superblock.first_block)])
     trees = {root: Tree(pager, descriptor, root) for root, descriptor in DESCRIPTORS.items()}
     pager.refs = trees[Root.PAGE_REFERENCES]
@@ -103,7 +103,7 @@ def load(
     pager.generation = superblock.epoch + 1
     trees = {root: _open(pager, superblock, root, descriptor) for root, descriptor in DESCRIPTORS.items()}
     pager.refs = trees[Root.PAGE_REFERENCES]
-    allocator = Allocator(superblock.cursor)
+    allocator = Allocator(superblock.cursor, _stripes(superblock))
     if to_read_only:
         trees |= {root: Tree(pager, DESCRIPTORS[root], root) for root in _OPTIONAL}
     else:
@@ -135,6 +135,11 @@ def _check_snapshots(snapshots: SnapshotTable, superblock: Superblock) -> None:
             found = f"epoch {old.epoch} of {old.uuid.hex()}"
             expected = f"one before {superblock.epoch} of {superblock.uuid.hex()}"
             raise CorruptionError("snapshot record", repr(kept.name), expected, found)
+
+
+def _stripes(superblock: Superblock) -> Stripes | None:
+    size = superblock.block_size
+    return Stripes(superblock.stripe_bytes // size, superblock.stripe_offset // size) if superblock.stripe_bytes else None
 
 
 def _open(pager: Pager, superblock: Superblock, root: Root, expect: Descriptor) -> Tree:
@@ -192,7 +197,7 @@ def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: 
         cursor=allocator.cursor, objects=len(tables.objects), stored_bytes=tables.objects.stored_bytes,
         free_blocks=allocator.free_blocks + allocator.limbo_blocks, created_ns=previous.created_ns,
         written_ns=written_ns, features_incompatible=FEATURE_SNAPSHOTS if len(space.snapshots) else 0,
-        spare_runs=list(runs), roots=roots,
+        stripe_bytes=previous.stripe_bytes, stripe_offset=previous.stripe_offset, spare_runs=list(runs), roots=roots,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ import pytest
 from mdstore.errors import CorruptionError, NoSpace, NotFound, PosixError, TransactionError
 from mdstore.tools import cli, output
 from mdstore.tools.output import duration_text, explain, shown, size_text, time_text
+from mdstore.tools.reader.superblock import decode as superblock_of
 
 MIB = 1 << 20
 
@@ -75,6 +76,15 @@ def refused(ran: Ran, *words: str, code: int = 1) -> None:
 
 
 # -- what works --------------------------------------------------------------------------------------------------------
+
+
+def test_mkfs_records_the_stripe(run: Run, tmp_path: Path) -> None:
+    made = tmp_path / "striped.img"
+    assert run("mkfs", made, "--size", "8M", "--stripe", "64K@4K").code == 0
+    found = superblock_of(made.read_bytes()[:4096])
+    assert (found.stripe_bytes, found.stripe_offset) == (65536, 4096)
+    refused(run("mkfs", tmp_path / "other.img", "--size", "8M", "--stripe", "5000"), "stripes of 5000 bytes")
+    assert not (tmp_path / "other.img").exists()
 
 
 def test_mkfs_says_what_it_made(run: Run, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.errors import CorruptionError, NoSpace
-from mdstore.store.allocator import Allocator, merge_runs
+from mdstore.store.allocator import Allocator, Stripes, merge_runs
 
 
 def make(*extents: tuple[int, int], cursor: int = 0) -> Allocator:
@@ -95,3 +95,59 @@ def test_agrees_with_a_set_of_blocks(steps: list[tuple[bool, int, int]], cursor:
         starts = [start for start, _ in allocator.extents()]
         ends = [start + length for start, length in allocator.extents()]
         assert all(end < start for end, start in zip(ends, starts[1:])), "neighbours are merged"
+
+
+def test_large_data_takes_whole_stripes_of_the_medium_and_the_rest_follows() -> None:
+    allocator = Allocator(3, Stripes(8, 2))
+    allocator.load([(0, 100)])
+    assert allocator.allocate_data(20) == [(10, 16), (26, 4)]
+    assert (allocator.whole_stripes, allocator.partial_stripes) == (2, 1)
+    assert allocator.cursor == 30
+    assert allocator.allocate(3) == [(30, 3)], "small ones go on where the last ended"
+    assert allocator.allocate_data(8) == [(34, 8)]
+    assert allocator.allocate_data(5) == [(42, 5)], "less than a stripe"
+    assert (allocator.whole_stripes, allocator.partial_stripes) == (3, 2)
+    assert allocator.free_blocks == 100 - 20 - 3 - 8 - 5
+
+
+def test_where_no_extent_holds_a_stripe_data_takes_what_there_is() -> None:
+    allocator = Allocator(0, Stripes(8))
+    allocator.load([(1, 7), (9, 7), (17, 14), (33, 7)])
+    assert sum(blocks for _, blocks in allocator.allocate_data(24)) == 24
+    assert allocator.whole_stripes == 0
+    assert allocator.partial_stripes >= 3
+    with pytest.raises(NoSpace):
+        allocator.allocate_data(12)
+
+
+@pytest.mark.parametrize(("blocks", "first"), [(1, 0), (4, 0), (4, 3), (7, 5)])
+def test_stripes_agree_with_counting(blocks: int, first: int) -> None:
+    stripes = Stripes(blocks, first)
+    of = [(block - first) // blocks for block in range(60)]
+    for start in range(40):
+        assert stripes.next_start(start) == next(b for b in range(start, 60) if (b - first) % blocks == 0)
+        for count in range(1, 20):
+            inside = of[start : start + count]
+            assert stripes.touched_by(start, count) == len(set(inside))
+            assert stripes.whole_in(start, count) == sum(inside.count(stripe) == blocks for stripe in set(inside))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=40), st.integers(1, 9), st.integers(0, 8))
+def test_data_on_stripes_is_exact_and_apart(steps: list[tuple[int, bool]], blocks: int, first: int) -> None:
+    allocator, free, used = Allocator(0, Stripes(blocks, first % blocks)), set(range(200)), []
+    allocator.load([(0, 200)])
+    for count, give_back in steps:
+        if give_back and used:
+            start, length = used.pop(len(used) // 2)
+            allocator.add_free(start, length)
+            free |= set(range(start, start + length))
+        elif count <= len(free):
+            runs = allocator.allocate_data(count)
+            taken = [block for start, length in runs for block in range(start, start + length)]
+            assert len(taken) == len(set(taken)) == count
+            assert free.issuperset(taken)
+            free -= set(taken)
+            used += runs
+        assert allocator.free_blocks == len(free)
+        assert {b for start, length in allocator.extents() for b in range(start, start + length)} == free

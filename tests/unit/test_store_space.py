@@ -10,7 +10,8 @@ import pytest
 
 from mdstore.device.file import FileDevice
 from mdstore.device.memory import MemoryDevice
-from mdstore.errors import NoSpace, TransactionError
+from mdstore.errors import InvalidRequest, NoSpace, TransactionError
+from mdstore.store import extents
 from mdstore.store.check import check
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
@@ -80,3 +81,26 @@ def test_the_cache_forgets_only_blocks_that_nothing_reaches(tmp_path: Path) -> N
     assert store.read("c", "kept") == content
     assert not check(store, deep=True)
     store.close()
+
+
+def test_large_objects_lie_on_whole_stripes_also_after_a_reopen() -> None:
+    device = MemoryDevice(8 << 20)
+    store = Store.create(device, block_size=512, log_bytes=256 * 1024, background=False, stripe_bytes=16384, stripe_offset=1024)
+    store.apply(Transaction().create_collection("c").write("c", "a", 0, bytes([1]) * 200_000))
+    store.close()
+    store = Store.open(MemoryDevice.from_bytes(device.image()), background=False)
+    assert (store.superblock.stripe_bytes, store.superblock.stripe_offset) == (16384, 1024)
+    store.apply(Transaction().write("c", "b", 0, bytes([2]) * (20 * 16384)))
+    onode = store.tables.objects.get(1, b"b")
+    assert onode is not None
+    assert onode.data is not None
+    starts = [extent.start * 512 for extent in extents.overlapping(onode.data, 0, 1 << 30) if not extent.logical % 32]
+    assert starts
+    assert all((start - 1024) % 16384 == 0 for start in starts)
+    found = store.statistics()
+    assert (found["stripes_whole"], found["stripes_partial"]) == (20, 0)
+    assert not check(store, deep=True)
+    store.close()
+    for stripe in ({"stripe_bytes": 1000}, {"stripe_bytes": 4096, "stripe_offset": 4096}, {"stripe_offset": 512}):
+        with pytest.raises(InvalidRequest, match="stripe"):
+            Store.create(MemoryDevice(8 << 20), block_size=512, **stripe)

@@ -14,7 +14,7 @@ def sample(epoch: int = 7) -> Superblock:
     return Superblock(
         uuid=bytes(range(16)), block_size=4096, blocks=1000, log_start=2, log_blocks=50, epoch=epoch, flags=1,
         log_position=123456, next_tree_id=99, next_collection_id=4, cursor=77, objects=5, stored_bytes=6, free_blocks=7,
-        created_ns=-1, written_ns=1, spare_runs=[(100, 2), (200, 1)],
+        created_ns=-1, written_ns=1, stripe_bytes=65536, stripe_offset=4096, spare_runs=[(100, 2), (200, 1)],
         roots={Root.OBJECTS: b"object root", Root.FREE: b""},
     )  # fmt: skip
 
@@ -41,7 +41,8 @@ def test_every_cut_is_noticed() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("block_size", 4095), ("block_size", 128), ("blocks", 0), ("log_start", 1), ("log_blocks", 999), ("epoch", 0)],
+    [("block_size", 4095), ("block_size", 128), ("blocks", 0), ("log_start", 1), ("log_blocks", 999), ("epoch", 0),
+     ("stripe_bytes", 5000), ("stripe_offset", 100), ("stripe_offset", 65536)],
 )
 def test_impossible_fields_with_a_right_checksum_are_damage(field: str, value: int) -> None:
     bad = sample()

@@ -31,7 +31,7 @@ ROOT_NAMES: Final = {
     1: "objects", 2: "collections", 3: "free", 4: "references", 5: "shared", 6: "groups", 7: "floors", 8: "snapshots", 9: "dead",
 }  # fmt: skip
 
-_HEAD: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24sH")
+_HEAD: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqII16sH")
 _RUN: Final = struct.Struct("<QQ")
 _ROOT: Final = struct.Struct("<HH")
 assert _HEAD.size == 194
@@ -61,6 +61,8 @@ class Superblock:
     free_blocks: int
     created_ns: int
     written_ns: int
+    stripe_bytes: int
+    stripe_offset: int
     spare_runs: tuple[tuple[int, int], ...]
     roots: dict[int, bytes]
 
@@ -138,16 +140,16 @@ def _read_copy(image: Image, slot: int, is_spare: bool, offset: int) -> Copy:
 
 def _checked(fields: tuple[Any, ...], data: bytes, offset: int) -> Superblock:
     """The rest of the fields, once magic, checksum and version are right."""
-    reserved, spare_count = fields[22], fields[23]
-    if reserved != bytes(24):
-        raise Damage("superblock", "superblock reserved bytes", "zeros", reserved, byte=offset + 168)
+    reserved, spare_count = fields[24], fields[25]
+    if reserved != bytes(16):
+        raise Damage("superblock", "superblock reserved bytes", "zeros", reserved, byte=offset + 176)
     spare_runs, at = _spare_runs(data, spare_count, offset)
     roots, at = _roots(data, at, offset)
     if data[at:] != bytes(SIZE - at):
         raise Damage("superblock", "superblock tail", "zeros", "other bytes", byte=offset + at)
     if bool(roots.keys() & {ROOT_SNAPSHOTS, ROOT_DEAD}) and not fields[6] & FEATURE_SNAPSHOTS:
         raise Damage("superblock", "superblock incompatible features", FEATURE_SNAPSHOTS, fields[6], byte=offset + 48)
-    superblock = Superblock(*(VERSION, *fields[3:22], spare_runs, roots))
+    superblock = Superblock(*(VERSION, *fields[3:24], spare_runs, roots))
     _check_geometry(superblock, offset)
     return superblock
 
@@ -190,6 +192,9 @@ def _check_geometry(superblock: Superblock, offset: int) -> None:
         ("flags", superblock.flags & ~(FLAG_CLEAN | FLAG_WIPED) == 0, superblock.flags),
         ("log_start", superblock.log_start * size >= 2 * SIZE, superblock.log_start),
         ("log_blocks", superblock.first_block <= superblock.blocks, superblock.log_blocks),
+        ("stripe_bytes", superblock.stripe_bytes % size == 0, superblock.stripe_bytes),
+        ("stripe_offset", superblock.stripe_offset % size == 0, superblock.stripe_offset),
+        ("stripe_offset", superblock.stripe_offset < max(1, superblock.stripe_bytes), superblock.stripe_offset),
         ("free_blocks", superblock.free_blocks <= superblock.blocks, superblock.free_blocks),
     )
     for name, holds, value in rules:

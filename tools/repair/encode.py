@@ -43,7 +43,7 @@ _SLOT: Final = struct.Struct("<IHH")
 _ROOT: Final = struct.Struct("<BBBBhHiIQQ")
 _TAIL: Final = struct.Struct("<IQQ")
 _TWO: Final = struct.Struct("<QQ")
-_SUPERBLOCK: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqq24sH")
+_SUPERBLOCK: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqII16sH")
 _ONODE: Final = struct.Struct("<BBHQQQQ")
 _EXTENT: Final = struct.Struct("<QHHQ")
 _INODE: Final = struct.Struct("<BBHIQIIIIQQQqqqqQHHI")
@@ -61,7 +61,8 @@ def superblock(block: Superblock) -> bytes:
         SUPERBLOCK_MAGIC, 0, VERSION, block.uuid, block.features_compatible, block.features_read_only,
         block.features_incompatible, block.epoch, block.block_size, block.flags, block.blocks, block.log_start,
         block.log_blocks, block.log_position, block.next_tree_id, block.next_collection_id, block.cursor, block.objects,
-        block.stored_bytes, block.free_blocks, block.created_ns, block.written_ns, bytes(24), len(block.spare_runs),
+        block.stored_bytes, block.free_blocks, block.created_ns, block.written_ns, block.stripe_bytes, block.stripe_offset,
+        bytes(16), len(block.spare_runs),
     )  # fmt: skip
     parts = [head, *(_TWO.pack(*run) for run in block.spare_runs), struct.pack("<H", len(block.roots))]
     for kind, record in sorted(block.roots.items()):
