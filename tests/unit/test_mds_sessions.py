@@ -20,6 +20,7 @@ from mdstore.mds.replay import Replay
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import NOW, RENAME_EXCHANGE, ROOT_INO, SUPERUSER, SetAttr
 from mdstore.store.transaction import Transaction
+from mdstore.tools.journal_events import Filter, line
 from tests.model.mds_check import problems
 
 SECOND = 10**9
@@ -391,3 +392,18 @@ def state_after_mounting(store: MemStore, limits: Limits) -> dict[bytes, object]
     server.close()
     assert list(problems(store)) == []
     return {name: (store.map_header(META, name), list(store.map_items(META, name))) for name in store.list_objects(META)}
+
+
+def test_the_log_can_be_searched_for_what_a_client_asked_for(store: MemStore) -> None:
+    server = MetadataServer.mount(store, client=b"mount /mnt")
+    mine = server.clients.list()[0].number
+    theirs = server.clients.open(b"client", timeout_ns=SECOND)
+    server.mkdir(SUPERUSER, ROOT_INO, b"mine", 0o755)
+    server.clients.perform(theirs, 1, 1, "mkdir", SUPERUSER, ROOT_INO, b"theirs", 0o755)
+    server.syncfs()
+    journal = server._core.journal
+    assert journal is not None
+    entries = list(journal.entries())
+    kinds = {client: [entry.type for entry in entries if Filter(client=client)(entry)] for client in (mine, theirs)}
+    assert kinds == {mine: [Kind.SESSION, Kind.MKDIR], theirs: [Kind.SESSION, Kind.MKDIR]}
+    assert "request 1 of client" in line([entry for entry in entries if Filter(client=theirs)(entry)][1], events=True)
