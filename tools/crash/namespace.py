@@ -75,7 +75,8 @@ class NamesSession:
         elif step.verb == "symlink":
             server.symlink(owner, above, name, b"to/%d" % step.number)
         elif step.verb == "link":
-            server.link(SUPERUSER, self._ino(step.path), *self._place(step.to))
+            above, name = self._place(step.to)
+            server.link(SUPERUSER, self._ino(step.path), above, name)  # the file last: nobody holds its number meanwhile
         elif step.verb == "unlink":
             server.unlink(SUPERUSER, above, name)
         elif step.verb == "rmdir":
