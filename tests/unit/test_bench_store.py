@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mdstore.store.check import check
 from mdstore.tools.bench import store as bench
+from mdstore.tools.bench import store_large
 from mdstore.tools.bench.store_peers import (
     MIB,
     Bare,
@@ -57,3 +58,24 @@ def test_every_contestant_writes(tmp_path: Path) -> None:
     assert not check(ours.store)
     for engine in (ours, *peers):
         engine.close()
+
+
+def test_bytes_of_a_put_are_the_disks_own(tmp_path: Path) -> None:
+    engines = [Ours(tmp_path, size_bytes=16 * MIB), Bare(tmp_path)]
+    found = bench.written_per_put(engines, tmp_path, 5)
+    if bench.disk_counter(tmp_path) is None:
+        assert found == {}
+    else:
+        assert set(found) == {engine.name for engine in engines}
+        assert min(found.values()) >= 512, "each put is at least a sector"
+    for engine in engines:
+        engine.close()
+
+
+def test_what_is_opened_again_was_left_by_a_killed_process(tmp_path: Path) -> None:
+    logged = store_large.killed(store_large._fill_ours, tmp_path, 300)
+    assert logged > 300 * 108
+    with store_large._open(tmp_path / "image") as store:
+        assert not store.recovery.clean
+        assert store.stat("bench", "map").map_keys == 300
+        assert not check(store)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple, TypeVar
@@ -20,6 +23,7 @@ from mdstore.tools.bench.store_peers import MIB, LevelDb, Ours, plyvel
 PIECE: Final = 4 * MIB
 BATCH: Final = 10_000
 Result = TypeVar("Result")
+Fill = Callable[[Connection, Path, int], None]
 RateRow = tuple[str, float, str, float, float]  # work, ours per second, peer, the peer's, reach
 
 
@@ -78,6 +82,10 @@ def opening(place: Path, objects: int, rounds: int) -> list[Figure]:
             for _ in range(3):
                 store.checkpoint()
             empty = (store.statistics()["allocated_bytes"] - before) / count
+            snapshots = []
+            for number in range(rounds):
+                snapshots.append(timed(partial(store.snapshot, b"%d" % number)))
+                store.delete_snapshot(b"%d" % number)
     times: dict[int, list[float]] = {count: [] for count in paths}
     for _ in range(rounds):
         for count, path in paths.items():
@@ -88,41 +96,29 @@ def opening(place: Path, objects: int, rounds: int) -> list[Figure]:
     return [
         Figure(f"open a clean store of {objects:,} objects, to one of 1,000", found[objects] / found[1000], "times", 1.2),
         Figure(f"open a clean store of {objects:,} objects", found[objects] * 1000, "ms", 0.0),
+        Figure(f"snapshot of a store of {objects:,} objects", median(snapshots) * 1000, "ms", 1.0),
         Figure("an empty object with a name of 16 bytes", empty, "bytes", 150.0),
     ]
 
 
 def replay(place: Path, rounds: int, records: int) -> list[RateRow]:
-    """Bytes of log per second when opening what kill -9 leaves: copies of the files of stores that are open and flushed."""
-    pairs = [(os.urandom(8), bytes(100)) for _ in range(records)]
-    log_bytes = max(4 * MIB, records * 250)  # under half full there is no checkpoint
-    ours = Ours(place, size_bytes=512 * MIB, log_bytes=log_bytes, dirty_bytes=512 * MIB)
-    logged: dict[str, int] = {}
-    before = ours.store.journal.write
-    for first in range(0, records, 100):
-        ours.batch(pairs[first : first + 100], sync=False)
-    ours.store.sync()
-    logged["ours"] = ours.store.journal.write - before
-    shutil.copy(ours.path, place / "killed")
-    ours.close()
+    """Bytes of log per second when opening what a process leaves that filled its log and was killed with SIGKILL. LevelDB opens a
+    copy each time, since opening compacts the log away; ours writes nothing before the first change."""
+    logged = {"ours": killed(_fill_ours, place, records)}
     times: dict[str, list[float]] = {"ours": []}
     if plyvel is not None:
-        level = LevelDb(place, write_buffer_size=256 * MIB)
-        for first in range(0, records, 100):
-            level.batch(pairs[first : first + 100])
-        shutil.copytree(level.path, place / "killed-level")
-        level.close()
-        logged["LevelDB"] = sum(file.stat().st_size for file in (place / "killed-level").glob("*.log"))
+        killed(_fill_level, place, records)
+        logged["LevelDB"] = sum(file.stat().st_size for file in (place / "leveldb").glob("*.log"))
         times["LevelDB"] = []
     for _ in range(rounds):
-        seconds, store = timed_result(partial(_open, place / "killed"))
+        seconds, store = timed_result(partial(_open, place / "image"))
         times["ours"].append(seconds)
         store.tables.pager.close()
         store.device.close()  # as it was: a clean close would write a checkpoint
         if "LevelDB" in times:
-            copy = place / "killed-level-copy"  # opening compacts the log away
+            copy = place / "leveldb-copy"
             shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(place / "killed-level", copy)
+            shutil.copytree(place / "leveldb", copy)
             seconds, database = timed_result(partial(plyvel.DB, str(copy), write_buffer_size=256 * MIB))
             times["LevelDB"].append(seconds)
             database.close()
@@ -131,11 +127,50 @@ def replay(place: Path, rounds: int, records: int) -> list[RateRow]:
     return [(work, rates["ours"], name, rates[name], 1.0) for name in rates if name != "ours"]
 
 
+def killed(fill: Fill, place: Path, records: int) -> int:
+    """Run `fill` in a process of its own until it answers, and kill that; returns the answer."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=fill, args=(there, place, records))
+    process.start()
+    there.close()
+    answer = here.recv()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return int(answer)
+
+
+def _batches(records: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    for _ in range(0, records, 100):
+        yield [(os.urandom(8), bytes(100)) for _ in range(100)]
+
+
+def _fill_ours(done: Connection, place: Path, records: int) -> None:
+    log_bytes = max(4 * MIB, records * 250)  # under half full there is no checkpoint
+    ours = Ours(place, size_bytes=512 * MIB, log_bytes=log_bytes, dirty_bytes=512 * MIB)
+    before = ours.store.journal.write
+    for pairs in _batches(records):
+        ours.batch(pairs, sync=False)
+    ours.store.sync()
+    done.send(ours.store.journal.write - before)
+    signal.pause()
+
+
+def _fill_level(done: Connection, place: Path, records: int) -> None:
+    level = LevelDb(place, write_buffer_size=256 * MIB)
+    for pairs in _batches(records):
+        level.batch(pairs)
+    done.send(0)
+    signal.pause()
+
+
 def data(place: Path, size_bytes: int, rounds: int) -> tuple[list[RateRow], list[Figure]]:
-    """A large object written, read and cloned; a plain file the same way."""
+    """A large object written, read (from memory, then from the medium) and cloned; a plain file the same way."""
     piece = os.urandom(PIECE)
     writes: dict[str, list[float]] = {"ours": [], "file": []}
     reads: dict[str, list[float]] = {"ours": [], "file": []}
+    cold: dict[str, list[float]] = {"ours": [], "file": []}
     clones: list[float] = []
     plain = place / "plain"
     with image(place / "data" / "image", 3 * size_bytes + 256 * MIB) as store:
@@ -146,6 +181,10 @@ def data(place: Path, size_bytes: int, rounds: int) -> tuple[list[RateRow], list
             store.checkpoint()
             reads["ours"].append(timed(partial(_read_object, store, name, size_bytes)))
             reads["file"].append(timed(partial(_read_plain, plain, size_bytes)))
+            for path in (place / "data" / "image", plain):
+                _forget(path)
+            cold["ours"].append(timed(partial(_read_object, store, name, size_bytes)))
+            cold["file"].append(timed(partial(_read_plain, plain, size_bytes)))
             clones.append(timed(partial(store.submit, Transaction().clone("c", name, "clone"))))
             store.apply(Transaction().remove("c", name).remove("c", "clone"))
             for _ in range(2):
@@ -154,9 +193,16 @@ def data(place: Path, size_bytes: int, rounds: int) -> tuple[list[RateRow], list
     rows = [
         (f"sequential {what} of {size_bytes // MIB} MiB, bytes", size_bytes / median(times["ours"]), "plain file with fsync",
          size_bytes / median(times["file"]), 0.8)
-        for what, times in (("write", writes), ("read", reads))
+        for what, times in (("write", writes), ("read", reads), ("read from the medium", cold))
     ]  # fmt: skip
     return rows, [Figure(f"clone of an object of {size_bytes // MIB} MiB", median(clones) * 1000, "ms", 1.0)]
+
+
+def _forget(path: Path) -> None:
+    """Have the system's cache drop the file, which is on the medium."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
 
 
 def _write_object(store: Store, name: str, piece: bytes, size_bytes: int) -> None:
@@ -184,8 +230,8 @@ def _read_plain(path: Path, size_bytes: int) -> None:
 
 
 def checkpoint_stall(place: Path, records: int) -> list[Figure]:
-    """Durable puts while a checkpoint of that many dirty records runs: all of a map, each changed again after a checkpoint, so that
-    every page is replaced and the one before freed. And a snapshot of that map."""
+    """Durable puts while a checkpoint of that many dirty records runs: all of a map, each changed again after a checkpoint, so
+    that every page is replaced and the one before freed. And a snapshot of that map."""
     place.mkdir()
     ours = Ours(place, size_bytes=2048 * MIB, log_bytes=512 * MIB, dirty_bytes=1024 * MIB, cache_bytes=1024 * MIB)
     keys = [os.urandom(8) for _ in range(records)]
