@@ -105,9 +105,9 @@ def puts(place: Path, scale: int) -> Found:
 
 
 def written_per_put(contestants: Sequence[Engine], place: Path, count: int) -> dict[str, float]:
-    """Bytes that the disk below `place` was sent for each put, the file system's own records included: by its own
-    counter, which is right for all alike: what the kernel accounts to a process are whole folios of the page cache. The lowest of three, since
-    others may write too. Empty where the file system does not lie on one disk."""
+    """Bytes that the disk below `place` was sent for each put, the file system's own records included. Its own counter is right
+    for all alike: what the kernel accounts to a process are whole folios of the page cache. The lowest of three, since others may
+    write too. Empty where the file system does not lie on one disk."""
     counter = disk_counter(place)
     found: dict[str, float] = {}
     for engine in (*contestants, *contestants, *contestants) if counter is not None else ():
