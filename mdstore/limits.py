@@ -29,6 +29,7 @@ SNAPSHOT_NAME_MAX: Final = 255  # bytes, any of the 256 values, at least 1
 COLLECTION_NAME_MAX: Final = 255  # bytes, any of the 256 values, at least 1
 OBJECT_NAME_MAX: Final = 512  # bytes, any of the 256 values, at least 1
 ATTR_NAME_MAX: Final = 255  # bytes
+ATTRIBUTES_MAX: Final = 65535  # of one object: counted in u16
 ATTR_VALUE_MAX: Final = 64 * KIB
 MAP_KEY_MAX: Final = 1000  # bytes; room for the tree's own prefix under KEY_SIZE_MAX
 MAP_VALUE_MAX: Final = 256 * MIB

@@ -21,7 +21,7 @@ from mdstore.engines.lmdb_tables import (
     revision_row,
 )
 from mdstore.errors import AlreadyExists, InvalidRequest, LimitExceeded, NotEmpty, NotFound
-from mdstore.limits import MOVED_OBJECTS_MAX, REVISION_MAX
+from mdstore.limits import ATTRIBUTES_MAX, MOVED_OBJECTS_MAX, REVISION_MAX
 from mdstore.store.floors import Floors
 from mdstore.store.moves import Selection
 from mdstore.store.revisions import MARK, ordered_name, plain_name
@@ -312,6 +312,8 @@ class Applier(View):
     def _setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
         onode = self._for_writing(collection, name)
         if self.databases.attributes.put(self.txn, onode.number, attribute, value):
+            if onode.attributes >= ATTRIBUTES_MAX:
+                raise LimitExceeded("ATTRIBUTES_MAX", onode.attributes + 1, ATTRIBUTES_MAX)
             self._save(collection, name, onode._replace(attributes=onode.attributes + 1))
 
     def _rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:

@@ -20,7 +20,7 @@ from mdstore.errors import (
     NotFound,
     TransactionError,
 )
-from mdstore.limits import MOVED_OBJECTS_MAX
+from mdstore.limits import ATTRIBUTES_MAX, MOVED_OBJECTS_MAX
 from mdstore.store.floors import Floors
 from mdstore.store.moves import Selection
 from mdstore.store.transaction import Op, Operation
@@ -191,7 +191,7 @@ class _Names:
         attributes = self.needs(collection, name)
         _differ(name, to_name)
         self.writes(collection, to_name)
-        self.put(collection, to_name, attributes)
+        self.put(collection, to_name, frozenset(attributes))
 
     def clone_range(self, collection: bytes, name: bytes, to_name: bytes, *_: int) -> None:
         self.needs(collection, name)
@@ -200,7 +200,17 @@ class _Names:
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, _: bytes) -> None:
         self.writes(collection, name)
-        self.put(collection, name, {*(self.find(collection, name) or ()), attribute})
+        names = self.find(collection, name) or frozenset()
+        if attribute not in names:
+            if len(names) >= ATTRIBUTES_MAX:
+                raise LimitExceeded("ATTRIBUTES_MAX", len(names) + 1, ATTRIBUTES_MAX)
+            self.added(collection, name, names).add(attribute)
+
+    def added(self, collection: bytes, name: bytes, names: AbstractSet[bytes]) -> set[bytes]:
+        """The object's attributes as a set of its own, to change."""
+        own = names if isinstance(names, set) else set(names)
+        self._attributes[collection, name] = own
+        return own
 
     def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         attributes = self.needs(collection, name)

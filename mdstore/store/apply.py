@@ -29,12 +29,16 @@ class Applier:
         self._objects = objects
         self._space = objects.space
         self._rev = 0  # that the next operation of the transaction carries
+        self._touched: dict[int, Onode] = {}  # by the transaction, each once
 
     def apply(self, operations: Sequence[Operation]) -> None:
         """Apply validated operations in order."""
         self._rev = 0
         for operation in operations:
             _OPERATIONS[operation[0]](self, *operation[1:])
+        for onode in self._touched.values():
+            self._objects.measure(onode)
+        self._touched.clear()
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
@@ -47,6 +51,7 @@ class Applier:
         onode = self._objects.get(self._collection(collection).number, name)
         assert onode is not None, "validated"
         self._objects.mark_dirty(onode)
+        self._touched[id(onode)] = onode
         return onode
 
     def _make(self, collection: bytes, name: bytes) -> Onode:
@@ -59,6 +64,7 @@ class Applier:
             home.objects += 1
             home.dirty = True
         self._objects.mark_dirty(onode)
+        self._touched[id(onode)] = onode
         return onode
 
     def _written(self, collection: bytes, name: bytes) -> Onode:
@@ -223,7 +229,6 @@ class Applier:
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
         self._written(collection, name).attributes[attribute] = value
-        self._objects.changed_attribute_bytes += len(attribute) + len(value)
 
     def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         del self._changed(collection, name).attributes[attribute]

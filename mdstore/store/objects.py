@@ -15,7 +15,16 @@ from collections.abc import Mapping, Sequence
 from mdstore.btree import Descriptor, Pager, Tree
 from mdstore.limits import OBJECT_SIZE_MAX
 from mdstore.store import data
-from mdstore.store.onode import Onode, Record, data_descriptor, map_descriptor, object_key, split_key
+from mdstore.store.onode import (
+    Onode,
+    Record,
+    data_descriptor,
+    map_descriptor,
+    object_key,
+    record_bound,
+    record_need,
+    split_key,
+)
 from mdstore.store.revisions import is_revision, revision_key, with_collection
 from mdstore.store.space import Space
 
@@ -38,7 +47,7 @@ class ObjectTable:
         self.stored_bytes = 0
         self.replaying = False
         self.changed_onodes = 0  # since the last checkpoint, each time one was dirtied
-        self.changed_attribute_bytes = 0  # likewise
+        self.pending_bytes = 0  # of space that records of dirty objects may take, `Onode.need` summed
         self.changes = 0  # odd while a transaction is being applied, and for good once the store is closed or latched
         self._has_revisions: bool | None = None  # not known before somebody asks
         self._onodes_max = max(ONODES_MIN, onodes_max)
@@ -190,13 +199,30 @@ class ObjectTable:
 
     def _forget(self, key: bytes) -> None:
         self._cached.pop(key, None)
-        self._dirty.pop(key, None)
+        onode = self._dirty.pop(key, None)
+        if onode is not None:
+            self._counted(onode)
 
     def mark_dirty(self, onode: Onode) -> None:
         if not onode.dirty:
             onode.dirty = True
             self.changed_onodes += 1
             self._dirty[onode.key] = onode
+            self.measure(onode)
+
+    def measure(self, onode: Onode) -> None:
+        """Count what writing the object's record back may take, after it changed."""
+        if onode.dirty:
+            size = self.space.block_size
+            need = record_need(record_bound(onode, size), size)
+            self.pending_bytes += need - onode.need
+            onode.need = need
+
+    def _counted(self, onode: Onode) -> None:
+        """The object is not dirty any more, or gone."""
+        onode.dirty = False
+        self.pending_bytes -= onode.need
+        onode.need = 0
 
     def map_of(self, onode: Onode) -> Tree:
         """The object's map tree, made when there is none."""
@@ -214,7 +240,7 @@ class ObjectTable:
         """Bring every record of the object tree up to date: blocks get addresses, changed trees are sealed."""
         while self._dirty:
             self.flush_one(next(iter(self._dirty.values())))
-        self.changed_onodes = self.changed_attribute_bytes = 0
+        self.changed_onodes = 0
 
     def dirty_keys(self) -> list[bytes]:
         """Of every object whose record may be old, now."""
@@ -232,7 +258,7 @@ class ObjectTable:
             data.flush(self.space, self.pager, onode, self.new_tree_id)
         roots = [self._seal(tree) for tree in (onode.data, onode.map)]
         self.tree.put(onode.key, onode.encode(*roots))
-        onode.dirty = False
+        self._counted(onode)
         self._dirty.pop(onode.key, None)
 
     def _seal(self, tree: Tree | None) -> bytes:

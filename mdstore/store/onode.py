@@ -26,6 +26,8 @@ _COLLECTION = struct.Struct(">Q")
 
 assert _HEAD.size == 36
 
+_TREE_ROOT_MAX = 96  # of a tree's root record, and the length before it, without what is embedded
+_OVERFLOW_HEAD_MAX = 64  # of a page that holds a part of a spilled value
 EMBED_LIMIT_DATA = 192  # one or two extents with their checksums
 EMBED_LIMIT_MAP = 512
 
@@ -58,7 +60,7 @@ class Onode:
     """
 
     __slots__ = ("allocated", "attributes", "blocks", "created_rev", "data", "dirty", "group", "hint", "key", "map",
-                 "record", "size", "touched")  # fmt: skip
+                 "need", "size", "touched")  # fmt: skip
 
     def __init__(self, key: bytes) -> None:
         self.key = key
@@ -73,6 +75,7 @@ class Onode:
         self.blocks: dict[int, bytes | bytearray] = {}
         self.dirty = False
         self.touched = False
+        self.need = 0  # bytes that ObjectTable counts for writing it back
 
     @property
     def is_checked(self) -> bool:
@@ -92,6 +95,27 @@ class Onode:
         for name, value in self.attributes.items():
             parts += [_ATTR.pack(len(name), len(value)), name, value]
         return b"".join(parts)
+
+
+def record_bound(onode: Onode | None, block_size: int, *, has_data: bool = False, has_map: bool = False) -> int:
+    """The most bytes that an object's record can have as it stands (None: an empty one's), whatever its trees become; with data
+    or a map also when it has none yet."""
+    bound = _HEAD.size + _HINT.size
+    if has_data or (onode is not None and (onode.data is not None or onode.blocks)):
+        bound += _TREE_ROOT_MAX + min(EMBED_LIMIT_DATA, block_size // 8)
+    if has_map or (onode is not None and onode.map is not None):
+        bound += _TREE_ROOT_MAX + min(EMBED_LIMIT_MAP, block_size // 8)
+    if onode is None:
+        return bound
+    bound += len(onode.map.user_blob) if onode.map is not None else 0
+    return bound + sum([_ATTR.size + len(name) + len(value) for name, value in onode.attributes.items()])
+
+
+def record_need(record: int, block_size: int) -> int:
+    """Bytes of space that a record of so many bytes may take at most: it shares half-full leaves, or has blocks of its own."""
+    if record <= block_size // 4:
+        return 2 * record
+    return (record // (block_size - _OVERFLOW_HEAD_MAX) + 1) * block_size + 2 * _TREE_ROOT_MAX
 
 
 class Record:

@@ -16,7 +16,7 @@ from mdstore.store import moves, revisions
 from mdstore.store.collections import CollectionTable
 from mdstore.store.moves import Selection
 from mdstore.store.objects import ObjectTable
-from mdstore.store.onode import Onode, object_key
+from mdstore.store.onode import Onode, object_key, record_bound, record_need
 
 Place = tuple[bytes, bytes]  # collection, name
 
@@ -26,21 +26,29 @@ class Shadow:
 
     `onode`: of the store, whose streams it has but for what this transaction changes; None: it has none of there.
     `attributes`: their names, None before anybody asked. `is_shared`: a clone that the transaction makes shares its data.
+    `grown`, `has_data`, `has_map`: what the operations add to its record.
     """
 
-    __slots__ = ("attributes", "created_rev", "is_shared", "onode")
+    __slots__ = ("attributes", "created_rev", "grown", "has_data", "has_map", "is_shared", "onode")
 
     def __init__(self, onode: Onode | None, created_rev: int) -> None:
         self.onode = onode
         self.created_rev = created_rev
         self.attributes: set[bytes] | None = None
-        self.is_shared = False
+        self.is_shared = self.has_data = self.has_map = False
+        self.grown = 0
 
     def names(self) -> set[bytes]:
         """The attributes' names, to look at and to change."""
         if self.attributes is None:
             self.attributes = set(self.onode.attributes) if self.onode is not None else set()
         return self.attributes
+
+
+    def need(self, block_size: int) -> int:
+        """Bytes of space that writing the record back may take."""
+        bound = record_bound(self.onode, block_size, has_data=self.has_data, has_map=self.has_map)
+        return record_need(bound + self.grown, block_size)
 
 
 class Prospect:
@@ -103,6 +111,10 @@ class Prospect:
         if shadow is None:
             raise NotFound("object", name)
         return shadow
+
+    def touched(self) -> Iterator[Shadow]:
+        """Every object that was looked at and would be there."""
+        return (shadow for shadow in self._shadows.values() if shadow is not None)
 
     def put(self, collection: bytes, name: bytes, shadow: Shadow | None) -> None:
         """Note that the object, which was looked at, is there as the shadow says, or (None) is not."""

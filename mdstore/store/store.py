@@ -362,8 +362,8 @@ class Store(Queries):
         """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve)."""
         dirty_pages = self.tables.pager.dirty_bytes // self.superblock.block_size
         objects = self.tables.objects
-        records = objects.dirty_onodes * _RECORD_BYTES + 2 * objects.changed_attribute_bytes
-        changing = self.tables.space.changed_blocks + dirty_pages + records // self.superblock.block_size
+        records = objects.pending_bytes // self.superblock.block_size
+        changing = self.tables.space.changed_blocks + dirty_pages + records
         return changing + self.tables.space.snapshots.burial(changing)
 
     def _apply_and_log(self, operations: list[Operation], payload: bytes) -> int:
@@ -512,7 +512,6 @@ class Store(Queries):
 
 _CHANGED_ONODES = 1 << 16  # so that replay, which keeps them all in memory, never meets more
 _PAIR_BLOCKS = 64  # a bound of what a short put may take: Validator's for it, and more
-_RECORD_BYTES = 320  # by which a dirty onode's record may outgrow what its leaf holds now, room that leaves keep included
 _CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back what the first replaced
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mdstore.btree import key_size_max
+from mdstore.btree import Tree, key_size_max
 from mdstore.errors import AlreadyExists, InvalidRequest, LimitExceeded, MdstoreError, NotFound, TransactionError
-from mdstore.limits import MOVED_BYTES_MAX, MOVED_OBJECTS_MAX
+from mdstore.limits import ATTRIBUTES_MAX, MOVED_BYTES_MAX, MOVED_OBJECTS_MAX
 from mdstore.store import data, revisions
 from mdstore.store.collections import CollectionTable
 from mdstore.store.floors import KEY_OVERHEAD, Floors
@@ -37,7 +37,9 @@ class Validator:
         self._prospect = Prospect(collections, objects)
         self._block_size = objects.space.block_size
         self._rev = 0  # that the next operation carries
-        self.growth = 4
+        self._blocks = 4  # of data, of values too large for a leaf, and of trees that grow by a page
+        self._bytes = 0  # of space that records in leaves take
+        self._depth = _pages_of_one(objects.tree)
         self.rewrites = 4
         self.only_frees = True
         self._key_max = key_size_max(self._block_size)
@@ -51,6 +53,13 @@ class Validator:
                 _CHECKS[operation[0]](self, *operation[1:])
             except MdstoreError as cause:
                 raise TransactionError(index, Op(operation[0]).name.lower(), cause) from None
+        for shadow in self._prospect.touched():
+            self._bytes += shadow.need(self._block_size)
+
+    @property
+    def growth(self) -> int:
+        """Blocks for what the operations add."""
+        return self._blocks + self._bytes // self._block_size
 
     # -- what most operations do to an object --------------------------------------------------------------------------
 
@@ -67,7 +76,7 @@ class Validator:
             self._fits("OBJECT_NAME_MAX", name, len(object_key(0, b"")))
             shadow = Shadow(None, max(self._rev, *self._prospect.revisions_of(collection, name), 0))
             self._prospect.put(collection, name, shadow)
-        self._grow(2, len(name))
+        self._grow(1, len(name))
         return shadow
 
     def _write(self, collection: bytes, name: bytes) -> Shadow:
@@ -92,7 +101,7 @@ class Validator:
         """A clone of the object takes room for what is in memory alone, and a write to either of them for counting extents."""
         shadow.is_shared = True
         if shadow.onode is not None:
-            self.growth += 4 + len(shadow.onode.blocks) + self._objects.pager.dirty_bytes // self._block_size
+            self._blocks += 4 + len(shadow.onode.blocks) + self._objects.pager.dirty_bytes // self._block_size
 
     def _move(self, collection: bytes, selection: Selection, target: bytes) -> None:
         """The operation moves what it selects, if no name of it is taken in the target."""
@@ -120,9 +129,10 @@ class Validator:
             raise LimitExceeded(limit, len(name), self._key_max - overhead)
 
     def _grow(self, records: int, size: int) -> None:
+        """Records of so many bytes in all come into leaves, which may be half full."""
         self.only_frees = False
-        self.rewrites += 2 * records
-        self.growth += 1 + 2 * size // self._block_size
+        self.rewrites += records * self._depth
+        self._bytes += 2 * (size + records * _RECORD_HEAD)
 
     # -- one check for each operation ----------------------------------------------------------------------------------
 
@@ -154,7 +164,8 @@ class Validator:
 
     def write(self, collection: bytes, name: bytes, offset: int, content: bytes) -> None:
         shadow = self._write(collection, name)
-        self.growth += 2 + len(content) // self._block_size
+        self._blocks += 2 + len(content) // self._block_size
+        shadow.has_data = True
         self._partial(shadow, name, offset, len(content))
 
     def write_mapped(self, collection: bytes, name: bytes, logical: int, runs: Any, checksums: bytes) -> None:
@@ -166,7 +177,7 @@ class Validator:
 
     def truncate(self, collection: bytes, name: bytes, size: int) -> None:
         shadow = self._change(collection, name)
-        self.growth += 2
+        self._blocks += 2
         self._partial(shadow, name, size, 0)
 
     def _partial(self, shadow: Shadow, name: bytes, offset: int, length: int) -> None:
@@ -175,7 +186,7 @@ class Validator:
         if onode is None:
             return
         if (onode.group or shadow.is_shared) and onode.data is not None:
-            self.growth += 4 + len(onode.data) * 64 // self._block_size
+            self._blocks += 4 + len(onode.data) * 64 // self._block_size
         data.prefetch(self._objects.space, onode, offset, length, _show(name))
 
     def remove(self, collection: bytes, name: bytes) -> None:
@@ -186,8 +197,11 @@ class Validator:
 
     def setattr(self, collection: bytes, name: bytes, attribute: bytes, value: bytes) -> None:
         shadow = self._write(collection, name)
-        self._grow(1, len(attribute) + len(value))
-        shadow.names().add(attribute)
+        self._grow(0, 0)
+        names = shadow.names()
+        _at_most("ATTRIBUTES_MAX", len(names) + (attribute not in names), ATTRIBUTES_MAX)
+        names.add(attribute)
+        shadow.grown += len(attribute) + len(value) + _RECORD_HEAD
 
     def rmattr(self, collection: bytes, name: bytes, attribute: bytes) -> None:
         shadow = self._prospect.need(collection, name)
@@ -212,7 +226,7 @@ class Validator:
             raise InvalidRequest(f"object {name!r} cannot be cloned onto itself")
         copy = self._write(collection, to_name)
         available = length if origin.onode is None else max(0, min(length, origin.onode.size - source))
-        self.growth += 2 + available // self._block_size
+        self._blocks += 2 + available // self._block_size
         self._partial(copy, to_name, target, length)
 
     def rename(self, collection: bytes, name: bytes, to_collection: bytes, to_name: bytes) -> None:
@@ -247,12 +261,16 @@ class Validator:
         shadow = self._write(collection, name)
         keys = [key for key, _ in pairs]
         self._fits("MAP_KEY_MAX", max(keys, key=len, default=b""))
-        self._grow(len(pairs), sum(map(len, keys)) + sum([len(value) for _, value in pairs]))
+        sizes, quarter = [len(value) for _, value in pairs], self._block_size // 4
+        self._grow(0, sum(map(len, keys)) + sum(sizes) + len(pairs) * _RECORD_HEAD)
+        self._rewrite_leaves(shadow, len(pairs))
+        self._blocks += 2 + sum([size // (self._block_size // 2) + 1 for size in sizes if size > quarter])
+        shadow.has_map = True
         self._read_leaves(shadow, keys)
 
     def map_remove(self, collection: bytes, name: bytes, keys: list[bytes]) -> None:
         shadow = self._change(collection, name)
-        self.rewrites += 2 * len(keys)
+        self._rewrite_leaves(shadow, len(keys))
         self._read_leaves(shadow, keys)
 
     def map_remove_range(self, collection: bytes, name: bytes, start: bytes | None, stop: bytes | None) -> None:
@@ -262,8 +280,10 @@ class Validator:
         self._change(collection, name)
 
     def map_set_header(self, collection: bytes, name: bytes, header: bytes) -> None:
-        self._write(collection, name)
-        self._grow(1, len(header))
+        shadow = self._write(collection, name)
+        self._grow(0, 0)
+        shadow.grown += len(header)
+        shadow.has_map = True
 
     def set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
         self._fits("OBJECT_NAME_MAX", name, KEY_OVERHEAD + len(collection))
@@ -275,11 +295,25 @@ class Validator:
             self._raised = self._floors.copy()
         return self._raised
 
+    def _rewrite_leaves(self, shadow: Shadow, keys: int) -> None:
+        """Each key may be in a leaf of its own, and the pages above it may be."""
+        tree = shadow.onode.map if shadow.onode is not None else None
+        if tree is not None and tree.height:
+            self.rewrites += tree.height + (keys * _pages_of_one(tree) if tree.height > 1 else 0)
+
     def _read_leaves(self, shadow: Shadow, keys: list[bytes]) -> None:
         """Have the pages of these keys read and checked before anything changes."""
         tree = shadow.onode.map if shadow.onode is not None else None
         if tree is not None and tree.height > 1:
             tree.get_many(keys)
+
+
+_RECORD_HEAD = 48  # bytes of a record's cell, of its owner's number, and of what names it, generously
+
+
+def _pages_of_one(tree: Tree) -> int:
+    """Pages from a leaf up to below the root: what changing one record of many rewrites."""
+    return max(1, tree.height - 1)
 
 
 def _at_most(limit: str, value: int, maximum: int) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mdstore import limits
-from mdstore.errors import InvalidRequest, LimitExceeded
-from tests.conformance.subjects import T
+from mdstore.errors import InvalidRequest, LimitExceeded, TransactionError
+from mdstore.limits import ATTRIBUTES_MAX
+from tests.conformance.subjects import Rig, T
 
 LARGE = bytes(limits.MAP_VALUE_MAX + 1)  # pages that nobody writes cost no memory
 
@@ -103,3 +104,24 @@ def test_empty_names_and_negative_ranges_are_invalid_and_add_nothing(add: Callab
     with pytest.raises(InvalidRequest):
         add(transaction)
     assert len(transaction) == 0
+
+
+def test_as_many_attributes_as_the_limit_and_no_more(rig: Rig) -> None:
+    """A count over 16 bits stopped the store when it was written back; 2008's store had the same count."""
+    names = [b"%05d" % number for number in range(ATTRIBUTES_MAX)]
+    for start in range(0, ATTRIBUTES_MAX, 30_000):
+        transaction = T()
+        for name in names[start : start + 30_000]:
+            transaction.setattr("c", "o", name, b"")
+        rig.store.apply(transaction)
+    one_too_many = T().rmattr("c", "o", names[0]).setattr("c", "o", "a", b"").setattr("c", "o", "b", b"")
+    for build in (T().setattr("c", "o", "more", b""), one_too_many):
+        with pytest.raises(TransactionError) as caught:
+            rig.store.apply(build)
+        assert isinstance(caught.value.cause, LimitExceeded)
+        assert caught.value.cause.limit == "ATTRIBUTES_MAX"
+    rig.store.apply(T().setattr("c", "o", names[5], b"changed").rmattr("c", "o", names[0]).setattr("c", "o", "a", b""))
+    rig.reopen()
+    found = rig.store.getattrs("c", "o")
+    assert len(found) == ATTRIBUTES_MAX
+    assert (found[names[5]], found[b"a"]) == (b"changed", b"")

@@ -1,0 +1,77 @@
+"""A full store: it says so before it changes anything, never fails after it said yes, is nearly full then, and still deletes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from mdstore.device.memory import MemoryDevice
+from mdstore.errors import NoSpace, TransactionError
+from mdstore.limits import MIB
+from mdstore.store.check import check
+from mdstore.store.store import Store
+from mdstore.store.transaction import Transaction
+
+Fill = Callable[[int, Random], Transaction]
+FILLS: dict[str, Fill] = {
+    "large writes": lambda n, random: Transaction().write("c", b"%08d" % n, 0, random.randbytes(200_000)),
+    "medium writes": lambda n, random: Transaction().write("c", b"%08d" % n, 0, random.randbytes(20_000)),
+    "small objects": lambda n, random: Transaction().write("c", b"%08d" % n, 0, random.randbytes(100)),
+    "attributes that fill a page": lambda n, random: Transaction().setattr("c", b"%08d" % n, "a", random.randbytes(1000)),
+    "large attributes": lambda n, random: Transaction().setattr("c", b"%08d" % n, "a", random.randbytes(9000)),
+    "small pairs": lambda n, random: Transaction().map_set("c", "m", {random.randbytes(8): bytes(100) for _ in range(10)}),
+    "large values": lambda n, random: Transaction().map_set("c", "m", {random.randbytes(8): random.randbytes(1100)}),
+    "random blocks of one object": lambda n, random: Transaction().write("c", "o", random.randrange(900) * 4096, bytes(4096)),
+    "revisions": lambda n, random: Transaction(rev=n + 1).write("c", "o", random.randrange(400) * 4096, bytes(4096)),
+}
+
+
+def fill(store: Store, build: Fill, seed: int) -> int:
+    """Transactions until one is refused for want of space; how many were not. Anything but NoSpace is an error."""
+    random, count = Random(seed), 0
+    while count < 12_000:
+        try:
+            store.submit(build(count, random))
+        except TransactionError as error:
+            if isinstance(error.cause, NoSpace):
+                return count
+            raise
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("kind", FILLS)
+def test_a_store_never_fails_after_it_said_yes_and_is_nearly_full_when_it_says_no(kind: str) -> None:
+    """Objects with attributes of a kilobyte filled a store until a checkpoint had no room: each record takes a whole block."""
+    store = Store.create(MemoryDevice(12 * MIB), log_bytes=MIB, dirty_bytes=2 * MIB, background=False)
+    store.apply(Transaction().create_collection("c"))
+    count = fill(store, FILLS[kind], 1)
+    store.checkpoint()
+    store.checkpoint()
+    total = store.superblock.blocks - store.superblock.first_block
+    allocator = store.tables.allocator
+    free = allocator.free_blocks + allocator.limbo_blocks
+    largest = 200_000 // 4096 + 1 if kind == "large writes" else 0
+    if count < 12_000:
+        assert free - largest < total * 0.05, f"{free} of {total} blocks are free"
+    while names := store.list_objects("c", limit=50):
+        for name in names:
+            store.apply(Transaction().remove("c", name))
+            store.apply(Transaction().trim_revisions("c", name, 1 << 60))
+    for name in store.list_revised("c"):
+        store.apply(Transaction().trim_revisions("c", name, 1 << 60))
+    store.checkpoint()
+    store.checkpoint()
+    assert not check(store, deep=True)
+    assert total - allocator.free_blocks < 20, "everything was given back"
+
+
+def test_many_operations_in_one_transaction_are_not_counted_as_a_block_each() -> None:
+    store = Store.create(MemoryDevice(12 * MIB), log_bytes=4 * MIB, background=False)
+    transaction = Transaction().create_collection("c")
+    for number in range(20_000):
+        transaction.touch("c", b"%06d" % number)
+    store.apply(transaction)
+    assert len(store.list_objects("c")) == 20_000
