@@ -46,6 +46,8 @@ def opened_store(image: str, *, read_only: bool) -> Iterator[Store]:
     except BaseException:
         device.close()
         raise
+    for sentence in store.recovery.isolated:
+        click.echo(f"warning: set apart: {sentence}", err=True)
     with store:
         yield store
 

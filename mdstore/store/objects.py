@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from mdstore.btree import Descriptor, Pager, Tree
 from mdstore.limits import OBJECT_SIZE_MAX
 from mdstore.store import data
+from mdstore.store.isolated import Isolated
 from mdstore.store.onode import (
     Onode,
     Record,
@@ -46,6 +47,7 @@ class ObjectTable:
         self.next_tree_id = next_tree_id
         self.stored_bytes = 0
         self.replaying = False
+        self.isolated = Isolated()
         self.changed_onodes = 0  # since the last checkpoint, each time one was dirtied
         self.pending_bytes = 0  # of space that records of dirty objects may take, `Onode.need` summed
         self.changes = 0  # odd while a transaction is being applied, and for good once the store is closed or latched
@@ -72,6 +74,8 @@ class ObjectTable:
         """The object or the revision under a key, or None. The same cost."""
         onode = self._cached.get(key)
         if onode is None:
+            if self.isolated:
+                self.isolated.check(key)
             raw = self.tree.get(key)
             if raw is None:
                 return None
@@ -101,6 +105,11 @@ class ObjectTable:
             self._evict()
         self._cached[onode.key] = onode
         return onode
+
+    def isolate(self, key: bytes, cause: str) -> None:
+        """The object's state is not known: from now on whoever asks for it gets CorruptionError."""
+        self.isolated.add(key, cause)
+        self._forget(key)
 
     # -- changing ------------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ class Queries(ABC):
             number = self._collection_number(collection)
             first = object_key(number, _raw(start) if start is not None else b"")
             last = object_key(number, _raw(stop)) if stop is not None else object_key(number + 1, b"")
+            self.tables.objects.isolated.check_range(first, last)
             keys = self.tables.objects.tree.keys(first, last)
             names = [split_key(key)[1] for key, _ in zip(keys, range(limit))] if limit is not None else None
             return names if names is not None else [split_key(key)[1] for key in keys]
@@ -127,6 +128,7 @@ class Queries(ABC):
         """The object's revisions, oldest first; the object itself need not exist. Cost: one onode for each."""
         with self.lock:
             number, raw = self._collection_number(collection), object_name(name)
+            self.tables.objects.isolated.check(object_key(number, raw))
             kept = revisions.of_object(self.tables.objects, number, raw)
             return [Revision(revisions.rev_of(onode), onode.created_rev) for onode in kept]
 
@@ -138,9 +140,10 @@ class Queries(ABC):
         if limit is not None and limit < 0:
             raise InvalidRequest(f"limit {limit} must not be negative")
         with self.lock:
-            names = revisions.names(
-                self.tables.objects, self._collection_number(collection), _raw(start or b""), None if stop is None else _raw(stop)
-            )
+            number, first, last = self._collection_number(collection), _raw(start or b""), None if stop is None else _raw(stop)
+            end = object_key(number + 1, b"") if last is None else object_key(number, last)
+            self.tables.objects.isolated.check_range(object_key(number, first), end)
+            names = revisions.names(self.tables.objects, number, first, last)
             return list(islice(names, limit))
 
     def list_collections(self) -> list[bytes]:
@@ -160,6 +163,8 @@ class Queries(ABC):
 
     def _lookup(self, collection: Name, name: Name, rev: int = 0) -> Onode | None:
         number, raw, objects = self._collection_number(collection), object_name(name), self.tables.objects
+        if rev and objects.isolated:
+            objects.isolated.check(object_key(number, raw))
         return revisions.find_at(objects, number, raw, rev) if rev else objects.get(number, raw)
 
     def _find(self, collection: Name, name: Name, rev: int = 0) -> Onode:

@@ -18,6 +18,7 @@ from mdstore.device.protocol import Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError
 from mdstore.store import log, superblock
 from mdstore.store.apply import Applier
+from mdstore.store.isolation import REMEDY, IsolatingApplier, evidence
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import Tables, load
 
@@ -31,7 +32,8 @@ class Recovery:
     entries: int = 0
     log_bytes: int = 0
     tail: str = ""  # why the log ends where it does
-    warnings: list[str] = field(default_factory=list)  # superblocks passed over, in words
+    warnings: list[str] = field(default_factory=list)  # superblocks passed over, heads not found, objects set apart, in words
+    isolated: list[str] = field(default_factory=list)  # objects set apart by a read-only opening (isolation.py), in words
 
 
 def choose(device: Device, cache_bytes: int, onodes_max: int, report: Recovery) -> tuple[Superblock, Tables, int]:
@@ -74,7 +76,7 @@ _RING_BLOCK_MIN = 512  # a head slot; smaller blocks are for tests of tiny trees
 
 def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery, must_reach: int, *, read_only: bool) -> Journal:
     """Apply the log to the tables and return the journal, positioned at the valid end."""
-    replayer = _Replayer(tables, report)
+    replayer = _Replayer(tables, report, isolating=read_only)
     tables.objects.replaying = True
     try:
         journal = Journal.open(
@@ -94,6 +96,8 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
     if journal.write < must_reach:
         where = f"position {journal.write}"
         raise CorruptionError("log", where, f"entries up to {must_reach}, which a damaged superblock had absorbed", "its end")
+    report.isolated = list(tables.objects.isolated)
+    report.warnings += [f"set apart: {sentence}" for sentence in report.isolated]
     tables.objects.replaying = read_only  # a read-only store never takes a block
     report.log_bytes = journal.write - chosen.log_position
     return journal
@@ -102,10 +106,12 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
 class _Replayer:
     """Applies entries in order; holds back those whose mapped blocks may never have arrived until a later entry tells."""
 
-    def __init__(self, tables: Tables, report: Recovery) -> None:
+    def __init__(self, tables: Tables, report: Recovery, *, isolating: bool) -> None:
         self._tables = tables
         self._report = report
-        self._applier = Applier(tables.collections, tables.objects, tables.floors)
+        self._applier: Applier | IsolatingApplier = Applier(tables.collections, tables.objects, tables.floors)
+        if isolating:
+            self._applier = IsolatingApplier(self._applier, tables.collections, tables.objects)
         self._held: deque[tuple[Entry, list[list[object]]]] = deque()
         self._known_durable = 0  # every entry that ends here or before was durable, blocks and all
 
@@ -143,11 +149,13 @@ class _Replayer:
         for runs, _ in log.mapped_writes(operations):
             for start, blocks in runs:
                 self._tables.allocator.take(start, blocks)
+        where = f"position {entry.position}, sequence {entry.sequence}"
         try:
             self._applier.apply(operations)  # type: ignore[arg-type]
-        except (CorruptionError, DeviceFailed):
+        except CorruptionError as error:
+            raise CorruptionError("place that the log changes", where, REMEDY, evidence(error)) from error
+        except DeviceFailed:
             raise
         except (AssertionError, MdstoreError, LookupError, ValueError, TypeError) as error:
-            where = f"position {entry.position}, sequence {entry.sequence}"
             raise CorruptionError("log entry", where, "operations that fit the state they meet", repr(error)) from error
         self._report.entries += 1

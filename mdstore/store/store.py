@@ -35,6 +35,7 @@ from mdstore.store.answers import Capabilities, SnapshotInfo
 from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer
 from mdstore.store.commit import Commit, Committer
+from mdstore.store.isolation import REMEDY
 from mdstore.store.mapview import MapView
 from mdstore.store.onode import Onode
 from mdstore.store.queries import Queries, check_window
@@ -107,7 +108,8 @@ class Store(Queries):
     ) -> Store:  # fmt: skip
         """Open an image and recover it; `recovery` tells what was found. Nothing is written before the first change.
 
-        read_only: the log is replayed in memory only. Errors: NotAnImage, UnsupportedFormat, CorruptionError,
+        read_only: the log is replayed in memory only; objects it changes through damaged pages are set apart, listed in
+        `recovery.isolated`, and answer CorruptionError. Errors: NotAnImage, UnsupportedFormat, CorruptionError,
         DeviceFailed. Cost: superblocks, one page for each tree, the free extents, and the log since the last checkpoint.
         """
         found = Recovery()
@@ -487,7 +489,8 @@ class Store(Queries):
     def _check_writable(self) -> None:
         self.check_usable()
         if self._read_only:
-            raise ReadOnly(f"{self.device.name} is open read-only")
+            damage = f"; parts of it are damaged: {REMEDY}" if self.recovery.isolated else ""
+            raise ReadOnly(f"{self.device.name} is open read-only{damage}")
 
     def guarded(self, action: Callable[[], Result]) -> Result:
         """Run what must not fail half-way; when it does, latch the store (invariant 3)."""

@@ -50,8 +50,8 @@ def codes_in(cell: str) -> set[str]:
 
 
 EXPECTED = {
-    row[0]: (codes_in(row[1]), codes_in(row[2])) for row in table("Matrix")
-}  # structure: fsck's codes, outcomes
+    row[0]: (codes_in(row[1]), codes_in(row[2]), codes_in(row[3])) for row in table("Matrix")
+}  # structure: fsck's codes, outcomes of opening, and of opening read-only
 
 
 # -- the image, and where its structures lie ---------------------------------------------------------------------------
@@ -144,9 +144,9 @@ def pages_of(tree: Tree) -> list[int]:
 
 
 # -- what the engine says ----------------------------------------------------------------------------------------------
-def content_of(image: bytes, names: list[tuple[bytes, bytes]] | None) -> Content:
+def content_of(image: bytes, names: list[tuple[bytes, bytes]] | None, *, read_only: bool = False) -> Content:
     """What a store says of its objects (those of `names`, or all) and of their lists; a typed error is its class."""
-    store = Store.open(MemoryDevice.from_bytes(image), background=False)
+    store = Store.open(MemoryDevice.from_bytes(image), background=False, read_only=read_only)
     lists: Content = {(c, b""): (answer(lambda c=c: store.list_objects(c)),) for c in store.list_collections()}
     if names is None:
         names = [(c, name) for (c, _), (listed,) in lists.items() for name in listed]  # type: ignore[attr-defined]
@@ -170,10 +170,10 @@ def answer(query: Callable[[], object]) -> object:
         return "not there"
 
 
-def outcome(image: bytes, expected: Content) -> str:
+def outcome(image: bytes, expected: Content, *, read_only: bool = False) -> str:
     """`same`, `error-there` (some answers are errors, all others right), `refuses`, `last-lost` or what was wrong."""
     try:
-        found = content_of(image, list(expected))
+        found = content_of(image, list(expected), read_only=read_only)
     except MdstoreError:
         return "refuses"
     wrong = {key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)}
@@ -241,7 +241,7 @@ def test_damage_is_found_and_never_gives_wrong_data(
         image[at : at + length] = damage(subject, subject.image[at : at + length], at, random)
     if bytes(image) == subject.image:
         return  # it is the same in the older version
-    codes, outcomes = EXPECTED[structure]
+    codes, outcomes, read_only_outcomes = EXPECTED[structure]
     try:
         found = {problem.code for problem in check(bytes(image), subject.folder, DEEP)}
     except MdstoreError as error:
@@ -250,6 +250,8 @@ def test_damage_is_found_and_never_gives_wrong_data(
     assert found & codes, f"fsck found {found}, expected one of {codes}"
     got = outcome(bytes(image), subject.content)
     assert got in outcomes, got
+    got = outcome(bytes(image), subject.content, read_only=True)
+    assert got in read_only_outcomes, f"opened read-only: {got}"
 
 
 def test_the_page_lists_every_code_with_its_severity() -> None:

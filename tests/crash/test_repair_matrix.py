@@ -23,7 +23,7 @@ from mdstore.tools.repair.planning import Plan, plan
 from tests.crash.test_damage_matrix import DAMAGES, SEED, Subject, codes_in, content_of, outcome, table
 from tests.unit.reader_images import check
 
-AFTER = {row[0]: codes_in(row[3]) for row in table("Matrix")}
+AFTER = {row[0]: codes_in(row[4]) for row in table("Matrix")}
 OPTIONS = RepairOptions(is_deep=True, drops_damaged=True)
 
 
