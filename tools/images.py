@@ -16,6 +16,7 @@ from mdstore.errors import MdstoreError
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.store.store import Store
+from mdstore.tools.output import complain
 
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
@@ -47,7 +48,7 @@ def opened_store(image: str, *, read_only: bool) -> Iterator[Store]:
         device.close()
         raise
     for sentence in store.recovery.isolated:
-        click.echo(f"warning: set apart: {sentence}", err=True)
+        complain(f"{image}: set apart: {sentence}")
     with store:
         yield store
 
