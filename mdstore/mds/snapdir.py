@@ -264,6 +264,10 @@ class SnapshotVfs:
             return self.server.read(handle, offset, length)
         return self._view(handle).frozen.read(handle, offset, length)
 
+    def read_cached(self, handle: int, offset: int, length: int) -> bytes | None:
+        """See `MetadataServer`. What a snapshot has is always on the medium."""
+        return self.server.read_cached(handle, offset, length) if handle < LIVING else None
+
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """See `Vfs`."""
         if handle < LIVING:

@@ -122,3 +122,22 @@ def test_a_mounted_name_space_is_scrubbed_while_programs_use_it(tmp_path: Path, 
         if mounted_at(str(mountpoint)) is not None:
             unmount(mountpoint, lazy=True)
     assert document("scrub", image, "--status")["last"]["entries"] == 54
+
+
+def test_bytes_just_written_are_read_through_the_mount_command(tmp_path: Path, image: Path) -> None:
+    need_fuse()
+    mountpoint = tmp_path / "mnt"
+    serve(image, mountpoint)
+    try:
+        fd = os.open(mountpoint / "f", os.O_CREAT | os.O_RDWR)
+        os.pwrite(fd, b"x" * 10_000, 5000)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(fd, 20_000, 0) == bytes(5000) + b"x" * 10_000
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(fd, 20_000, 4990) == bytes(10) + b"x" * 10_000
+        os.close(fd)
+        mdstore("umount", mountpoint)
+    finally:
+        if mounted_at(str(mountpoint)) is not None:
+            unmount(mountpoint, lazy=True)
