@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from mdstore.store import Store, Transaction
+from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.entry import MAGIC
+from mdstore.tools.reader.entry import decode_header as decode_entry_header
 from mdstore.tools.reader.mds_inode import Entry, decode_entry
 from tests.unit.reader_images import changed, check, codes, file_system
 from tests.unit.repair_images import Tree, lost, repaired, rich_file_system, tree_of
@@ -295,6 +298,69 @@ def test_events_that_were_not_written_back_are_kept(tmp_path: Path) -> None:
     image = file_system(is_closed=False)
     _, after = repaired(changed(image, low_next_number))
     assert tree_of(after).keys() == tree_of(image).keys()
+
+
+# -- the events of a file system that was killed ------------------------------------------------------------------------
+def event_objects(store: Store) -> Iterator[tuple[bytes, bytes]]:
+    """Objects of the metadata log with their bytes."""
+    for name in store.list_objects(LOG):
+        if b"head" not in name:
+            yield name, store.read(LOG, name)
+
+
+def events_in(data: bytes) -> list[int]:
+    """Where entries begin."""
+    return [at for at in range(len(data)) if data[at : at + 4] == MAGIC and decode_entry_header(data, at) is not None]
+
+
+def rotten_event(store: Store) -> None:
+    """An event in the middle whose bytes changed: its checksum says so."""
+    name, data = next(event_objects(store))
+    at = events_in(data)[6]
+    store.apply(Transaction().write(LOG, name, at + 60, b"\xff\xff"))
+
+
+def nonsense_event(store: Store) -> None:
+    """An event in the middle that is whole, and says nothing that an event can say."""
+    name, data = next(event_objects(store))
+    at = events_in(data)[6]
+    header = decode_entry_header(data, at)
+    assert header is not None
+    payload = b"\x63" + data[at + 53 : at + 52 + header.length]
+    head = data[at : at + 44] + crc32c(payload).to_bytes(4, "little")
+    store.apply(Transaction().write(LOG, name, at, head + crc32c(head).to_bytes(4, "little") + payload))
+
+
+def heads_gone(store: Store) -> None:
+    store.apply(Transaction().remove(LOG, "events.head0").remove(LOG, "events.head1"))
+
+
+@pytest.mark.parametrize(
+    ("inject", "code", "word"),
+    [
+        (rotten_event, "event-rot", "events between"),
+        (nonsense_event, "event", "the event at position"),
+        (heads_gone, "event-no-head", ""),
+    ],
+    ids=["rotten_event", "nonsense_event", "heads_gone"],
+)
+def test_damaged_events_cost_what_they_said_and_nothing_else(
+    inject: Callable[[Store], None], code: str, word: str, tmp_path: Path
+) -> None:
+    """The image was killed: its events are the only copy of much of it."""
+    image = file_system(is_closed=False)
+    before = tree_of(image)
+    damaged = changed(image, inject)
+    assert code in codes(check(damaged, tmp_path))
+    made, after = repaired(damaged)
+    found = tree_of(after)
+    if not word:
+        assert found == before
+        return
+    assert any(word in line for line in lost(made))
+    contents = {thing.content for thing in found.values()}
+    missing = [path for path, thing in before.items() if thing.mode >> 12 == 8 and thing.size and thing.content not in contents]
+    assert missing == [], "bytes were written before the events that name them"
 
 
 # -- a wiped name space ------------------------------------------------------------------------------------------------

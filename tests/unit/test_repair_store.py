@@ -10,6 +10,7 @@ import pytest
 
 from mdstore.device.memory import MemoryDevice
 from mdstore.store import Store, Transaction
+from mdstore.store.transaction import HINT_UNCHECKED
 from mdstore.tools.reader import superblock as superblocks
 from mdstore.tools.reader.onode import decode_extent
 from mdstore.tools.reader.page import Reference
@@ -278,6 +279,28 @@ def test_what_is_intact_keeps_its_bytes(large: bytes, tmp_path: Path) -> None:
     same = sum(large[page * BLOCK : (page + 1) * BLOCK] == after[page * BLOCK : (page + 1) * BLOCK] for page in kept)
     assert same > 0.9 * len(kept)
     assert made.bench.shadow.changed_bytes < len(large) // 4
+
+
+def test_revisions_clones_and_unchecked_data_come_through(tmp_path: Path) -> None:
+    device = MemoryDevice(8 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=1 << 20, background=False)
+    store.apply(Transaction().create_collection("c"))
+    for number in range(300):
+        name = f"object {number:04}"
+        change = Transaction().alloc_hint("c", name, 0, 0, HINT_UNCHECKED) if number % 2 else Transaction()
+        store.apply(change.write("c", name, 0, bytes([number % 256]) * 700))
+        if number % 3 == 0:
+            store.apply(Transaction(rev=5).write("c", name, 10, b"new"))
+        if number % 7 == 0:
+            store.apply(Transaction().clone("c", name, name + " clone").write("c", name + " clone", 0, b"changed"))
+    store.close()
+    image = device.image()
+    expected = content_of(image, None)
+    pages = index_pages(image, tmp_path, newest(image).roots[ROOT_OBJECTS])
+    for damaged in (older_superblock_gone(without(image, pages)), leaked_extent(image, tmp_path)):
+        made, after = repaired(damaged)
+        assert lost(made) == []
+        assert content_of(after, None) == expected
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Step:
 
 @dataclass(slots=True)
 class Verdict:
-    """What a check found: codes with how often, the first problems in full, and why it could not go on, if so."""
+    """What a check found: codes of errors and warnings with how often, the first in full, and why it could not go on, if so."""
 
     codes: Counter[str] = field(default_factory=Counter)
     severities: Counter[str] = field(default_factory=Counter)
@@ -85,10 +85,12 @@ class Verdict:
         return self.severities["error"] + self.severities["warning"] + bool(self.failure)
 
     def add(self, problem: Problem) -> None:
-        """Count a finding; keep it while there are few."""
-        self.codes[problem.code] += 1
+        """Count a finding; keep it while there are few. Notes are facts that nobody has to set right."""
         self.severities[problem.severity] += 1
-        if problem.severity != "note" and len(self.problems) < PROBLEMS_KEPT:
+        if problem.severity == "note":
+            return
+        self.codes[problem.code] += 1
+        if len(self.problems) < PROBLEMS_KEPT:
             self.problems.append(problem)
 
 

@@ -3,7 +3,7 @@
 It is read through the second reader, the metadata server's events applied, so it is the name space as the next mount would see
 it. `mend` changes it; `writing` brings the store to it.
 
-Memory: some 600 bytes for each inode, and the values of entries.
+Memory: some 2 KB for each inode (measured: 50,000 files, 127 MB in all).
 """
 
 from __future__ import annotations

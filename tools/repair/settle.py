@@ -16,7 +16,7 @@ from mdstore.tools.repair.shadow import Shadow
 FALLBACK_CODES: Final = frozenset({
     "superblock-fallback", "page-checksum", "page-identity", "page-structure", "overflow", "beyond-image", "root-record",
 })  # fmt: skip
-CODES: Final = frozenset({"superblock-copy", "superblock-stale", "superblock-fallback", "log-clean", "journal-head"})
+CODES: Final = frozenset({"superblock-copy", "superblock-fallback", "log-clean", "journal-head"})
 
 
 def fall_back(bench: Bench) -> Iterator[Step]:

@@ -9,7 +9,7 @@ from mdstore.tools.reader.superblock import SIZE, Superblock, decode_or_none, re
 from mdstore.tools.repair import encode
 from mdstore.tools.repair.bench import Bench, Step
 
-CODES: Final = frozenset({"superblock", "superblock-copy", "superblock-stale", "superblock-none"})
+CODES: Final = frozenset({"superblock", "superblock-copy", "superblock-none"})
 _PHASE: Final = "superblocks"
 _CHUNK: Final = 1 << 20
 
