@@ -8,11 +8,12 @@ from random import Random
 import pytest
 
 from mdstore.device.memory import MemoryDevice
-from mdstore.errors import NoSpace, TransactionError
+from mdstore.errors import LimitExceeded, NoSpace, TransactionError
 from mdstore.limits import MIB
 from mdstore.store.check import check
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
+from mdstore.tools.crash.transactions import Mixed, first_collections, outcome
 
 Fill = Callable[[int, Random], Transaction]
 FILLS: dict[str, Fill] = {
@@ -75,3 +76,47 @@ def test_many_operations_in_one_transaction_are_not_counted_as_a_block_each() ->
         transaction.touch("c", b"%06d" % number)
     store.apply(transaction)
     assert len(store.list_objects("c")) == 20_000
+
+
+def fuzzed(random: Random, mixed: Mixed) -> Transaction:
+    """One of `Mixed`'s, half of the time with an object of its own beside: many records, in trees of many levels."""
+    transaction, name = mixed.transaction(), b"f%d" % random.randrange(100_000)
+    kind = random.randrange(10)
+    if kind == 0:
+        transaction.write("alpha", name, random.randrange(5000), random.randbytes(random.randrange(1, 4000)))
+    elif kind == 1:
+        pairs = range(random.randrange(30))
+        transaction.map_set("alpha", name, {random.randbytes(random.randrange(1, 40)): random.randbytes(90) for _ in pairs})
+    elif kind == 2:
+        transaction.setattr("alpha", name, "a", random.randbytes(random.randrange(600)))
+    elif kind == 3:
+        for number in range(30):
+            transaction.touch("alpha", b"%d-%d" % (random.randrange(1_000_000), number))
+    elif kind == 4:
+        transaction.map_set("alpha", b"big", {random.randbytes(8): bytes(random.randrange(60)) for _ in range(40)})
+    return transaction
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_small_blocks_full_all_the_time_never_meet_no_space_in_a_checkpoint(seed: int) -> None:
+    """With blocks of 256 bytes trees have many levels and free space many pieces: the checkpoint of an accepted transaction met
+    NoSpace and latched the store, because rewritten pages, whole records and the tree of free extents were counted short."""
+    print(f"seed {seed}")
+    random, mixed = Random(seed), Mixed(seed)
+    store = Store.create(
+        MemoryDevice(MIB), block_size=256, log_bytes=MIB // 8, cache_bytes=64 * 1024, dirty_bytes=1 << 30, background=False
+    )
+    store.apply(first_collections())
+    refused = 0
+    for _ in range(700):
+        try:
+            refused += outcome(store, fuzzed(random, mixed)) == (0, NoSpace)
+        except LimitExceeded:
+            pass
+        if refused and random.random() < 0.05:
+            for name in random.sample(store.list_objects("alpha"), 2):
+                store.submit(Transaction().remove("alpha", name))
+        if random.random() < 0.03:
+            store.checkpoint()
+    assert refused > 30
+    assert not check(store, deep=True)

@@ -1,0 +1,26 @@
+"""The device fails, fills up or takes half a write, at every call it gets: while the store works, and while it recovers."""
+
+from __future__ import annotations
+
+import pytest
+
+from mdstore.device.faulty import Effect
+from mdstore.tools.crash.faults import FaultReport, fault_cases, run_case
+from mdstore.tools.crash.workloads import crash_workload
+
+HONEST = (Effect.EIO, Effect.ENOSPC, Effect.SHORT)  # the device says that it failed
+
+
+@pytest.mark.parametrize(("name", "steps"), [("transactions", 16), ("full", 14)])
+def test_an_honest_fault_at_any_call_loses_nothing_acknowledged(name: str, steps: int) -> None:
+    chosen = crash_workload(name)
+    cases = [case for case in fault_cases(chosen, 1, steps) if case.fault.effect in HONEST]
+    total = FaultReport(1)
+    for case in cases:
+        total.merge(run_case(chosen, 1, steps, case))
+    assert not total.findings, total.findings[:5]
+    assert sum(total.told.values()) > len(cases) // 2, "most faults reach the caller, as typed errors"
+    struck = {(case.phase, case.fault.operation, case.fault.effect) for case in cases}
+    for phase in ("work", "recovery"):
+        assert {(phase, operation, Effect.EIO) for operation in ("read", "write", "flush")} <= struck
+        assert (phase, "write", Effect.ENOSPC) in struck
