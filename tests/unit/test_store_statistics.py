@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from mdstore.device.memory import MemoryDevice
 from mdstore.store.latency import KEPT, Latencies
 from mdstore.store.store import Store
@@ -37,3 +40,13 @@ def test_every_statistic_is_a_plain_number_and_the_waits_are_counted() -> None:
     assert 0 <= rows["cache_hit_rate"] <= 1
     store.checkpoint()
     assert store.statistics()["log_fill"] < 0.02
+
+
+def test_the_page_lists_every_statistic() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "statistics.md").read_text()
+    listed = re.findall(r"^\| `(\w+)`( \*)? \|", page, re.M)
+    store = Store.create(MemoryDevice(1 << 20), block_size=512, log_bytes=64 * 1024, background=False)
+    assert {name for name, _ in listed} == store.statistics().keys()
+    store.snapshot("s")
+    with store.open_snapshot("s") as view:
+        assert {name for name, star in listed if star} == view.statistics().keys()
