@@ -91,6 +91,7 @@ def test_what_the_log_makes_of_it_is_set_apart_too() -> None:
     assert store.read("c", "fresh") == b"more"
     assert store.exists("d", "sound")
     assert len(store.recovery.isolated) == 3
+    assert "it depends on object 'broken'" in "".join(store.recovery.isolated), "a chain of causes leads to the damage"
 
 
 def test_writing_is_refused_with_the_remedy() -> None:

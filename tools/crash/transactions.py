@@ -25,6 +25,7 @@ SYNC_EVERY: Final = 3  # transactions
 
 Content = dict[str, object]
 COLLECTIONS = (b"alpha", b"beta")
+MARKS: Final = b"marks"
 NAMES = tuple(f"object-{i}".encode() for i in range(6))
 
 
@@ -149,16 +150,22 @@ def first_collections() -> Transaction:
     return first
 
 
+def stamped(transaction: Transaction, number: int) -> Transaction:
+    """With a mark of its own, last: no two states are equal, so what is recovered says which transactions it holds."""
+    return transaction.setattr(MARKS, "last", "number", str(number).encode())
+
+
 def workload_of_transactions(seed: int, steps: int) -> Workload:
-    """`steps` transactions with a checkpoint whenever one is due (inline: one seed, one order), every third one waited for."""
+    """`steps` transactions with a checkpoint whenever one is due (inline: one seed, one order), every third one waited for.
+    Each stamps its number; what a crash leaves must be what a clean run up to that number holds."""
 
     def workload(device: Device, history: History) -> None:
         store, model, mixed = Store.create(device, **GEOMETRY, **SMALL), MemStore(), Mixed(seed)
-        store.apply(first_collections())
-        model.apply(first_collections())
+        store.apply(first_collections().create_collection(MARKS))
+        model.apply(first_collections().create_collection(MARKS))
         history.start(content_of(model))
         for step in range(steps):
-            transaction = mixed.transaction()
+            transaction = stamped(mixed.transaction(), step)
             expected = outcome(model, transaction)
             number = history.begin(content_of(model))
             found = outcome(store, transaction)
