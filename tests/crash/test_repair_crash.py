@@ -18,7 +18,7 @@ from mdstore.tools.repair import perform
 from mdstore.tools.repair.bench import RepairOptions
 from mdstore.tools.repair.planning import plan
 from mdstore.tools.repair.record import FileState, RepairFile
-from tests.crash.test_damage_matrix import Subject
+from tests.crash.test_damage_matrix import Subject, content_of
 
 SEED = int(os.environ.get("REPAIR_SEED", "7"))
 FEW = Plan(drops=1, subsets=1, tears=1)
@@ -82,6 +82,26 @@ def test_a_repair_killed_at_any_write_is_finished_or_taken_back(repair: Repair) 
             again.close()
             assert medium.image() == expected, f"{state.state_id}, {act.__name__}"
     assert tried > 40
+
+
+def test_a_half_repaired_image_without_its_file_can_be_repaired_anew(repair: Repair) -> None:
+    """The writes come in an order that leaves a repairable image wherever they stop."""
+    device = FaultyDevice(repair.before, seed=SEED)
+    file = repair.file()
+    perform.carry_out(file, device)
+    file.close()
+    expected = content_of(repair.after, None)
+    tried = set()
+    for number, state in enumerate(crash_states(device.log, seed=SEED, plan=FEW)):
+        image = state.image.to_bytes()
+        if number % 4 or image in tried:
+            continue
+        tried.add(image)
+        made = plan(MemoryDevice.from_bytes(image), RepairOptions())
+        assert not made.left, str(state.state_id)
+        assert content_of(made.bench.shadow.read(0, len(image)), None) == expected, str(state.state_id)
+        made.bench.shadow.drop()
+    assert len(tried) > 10
 
 
 def test_taking_back_killed_at_any_write_is_taken_back_again(repair: Repair) -> None:

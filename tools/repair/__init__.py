@@ -1,23 +1,21 @@
 """Repairing an image: diagnosis by the second reader, changes by whichever part is not the one that judges them.
 
-| module     | what it does                                                                                        |
-|------------|-----------------------------------------------------------------------------------------------------|
-| shadow     | a device over the image that keeps every write to itself, in order: plans are carried out on it      |
-| record     | the repair file: what was there, what will be there (docs/format/repair-file.md)                    |
-| perform    | carrying a repair file out, finishing one that was interrupted, taking one back                     |
-| planning   | the rounds: check, repair what was found, check again; the plan and what it leaves                  |
-| superblocks| copies from copies, lost ones from anywhere on the device                                           |
-| ring       | the store's log: heads, damaged entries, entries that do not fit the state                          |
-| encode     | pages, roots, records and superblocks, from the format pages                                        |
-| build      | trees from records in order, and trees from what is left of their pages                             |
-| usage      | what every block is used for, as the trees say                                                      |
-| trees      | trees that lost pages; records that make no sense                                                   |
-| counts     | free space, reference counts, groups and totals, from what the trees use                            |
-| contents   | data that does not match its checksum; bytes behind an object's end                                 |
-| events     | the metadata server's log: heads, damaged events; writing back what it holds                        |
-| names      | the name space as a whole, in memory                                                                |
-| mend       | what is wrong with it, and setting it right: links, orphans, duplicates, statistics, tables         |
-| command    | `mdstore repair`                                                                                    |
+| module                    | what it does                                                                               |
+|---------------------------|--------------------------------------------------------------------------------------------|
+| shadow                    | a device over the image that keeps every write to itself, in order: plans are made on it     |
+| record, perform           | the repair file (docs/format/repair-file.md); carrying it out, ending one, taking it back    |
+| planning, bench           | check, set right what was found, check again; what every part works with                     |
+| superblocks, settle       | copies from copies; the superblock before, and checkpoints, by the engine                    |
+| ring                      | the store's log: heads, damaged entries, entries that do not fit the state                   |
+| encode, build             | pages, roots and records from the format pages; trees from records and leaves in order       |
+| usage, counts, dead       | what every block is used for; free space, references, totals and snapshots' dead from that   |
+| trees, salvage, extents   | trees that lost pages; a search for leaves; extents that point to the wrong blocks           |
+| contents                  | bytes behind an object's end                                                                 |
+| events                    | the metadata server's record and log                                                         |
+| name_space, names         | the name space: read into memory as a whole, mended, written                                 |
+| mend, mend_folders, mend_inodes, totals | where things hang, directories, inodes, sizes and statistics                   |
+| writing                   | bringing the store to what was mended                                                        |
+| command                   | `mdstore repair`                                                                             |
 
 Everything below the objects (superblocks, log, trees, counts) is written by plain Python and then opened by the engine;
 everything above goes through the engine's transactions and is then judged by the second reader.

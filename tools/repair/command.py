@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from mdstore.device.file import FileDevice
-from mdstore.errors import MdstoreError, NotAnImage
+from mdstore.errors import InvalidRequest, MdstoreError, NotAnImage
 from mdstore.tools.fsck import progress_display
 from mdstore.tools.images import image_argument, json_option
 from mdstore.tools.output import complain, explain, print_json, print_line, size_text
@@ -25,6 +25,7 @@ EXIT_CLEAN: Final = 0
 EXIT_CORRECTED: Final = 1
 EXIT_LEFT: Final = 4
 EXIT_FAILED: Final = 8
+_SUFFIX: Final = ".repair"
 _LINES_MAX: Final = 20  # of details, losses and problems each, as text; --json has all of them
 
 
@@ -58,16 +59,16 @@ def repair_command(
         if undo_path is not None:
             sys.exit(_undo(image, undo_path, front))
         options = RepairOptions(is_deep=deep or drop_damaged, drops_damaged=drop_damaged)
-        sys.exit(_repair(image, options, path or f"{image}.repair", front, applies=applies))
+        sys.exit(_repair(image, options, path, front, applies=applies))
     except (MdstoreError, OSError) as error:
         front.failed(explain(error))
         sys.exit(EXIT_FAILED)
 
 
-def _repair(image: str, options: RepairOptions, path: str, front: _Front, *, applies: bool) -> int:
+def _repair(image: str, options: RepairOptions, path: str | None, front: _Front, *, applies: bool) -> int:
     device = FileDevice.open(image, read_only=not applies)
     try:
-        interrupted = _unfinished(path)
+        interrupted = _unfinished(path or f"{image}{_SUFFIX}")
         if interrupted is not None:
             return _finish(device, interrupted, front, applies=applies)
         with progress_display() as progress:
@@ -81,7 +82,7 @@ def _repair(image: str, options: RepairOptions, path: str, front: _Front, *, app
             if not applies:
                 front.plan(made, None)
                 return EXIT_LEFT
-            path = _free_name(path)
+            path = _free_name(path or _beside(device))
             with progress_display() as progress:
                 _apply(made, device, path, progress)
             front.plan(made, path)
@@ -90,6 +91,13 @@ def _repair(image: str, options: RepairOptions, path: str, front: _Front, *, app
             made.bench.shadow.drop()
     finally:
         device.close()
+
+
+def _beside(device: FileDevice) -> str:
+    """Where the repair file goes when nobody says. InvalidRequest for a block device: what lies in /dev does not last."""
+    if device.is_block_device:
+        raise InvalidRequest(f"{device.name} is a block device: say with --file where the repair file goes")
+    return f"{device.name}{_SUFFIX}"
 
 
 def _apply(made: Plan, device: FileDevice, path: str, progress: Progress) -> None:
