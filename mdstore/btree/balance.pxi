@@ -227,6 +227,7 @@ cdef void split_leaf(TreeCore *t, Path *path, int pos, const Item *item) noexcep
     if n.run < -1 and pos == 0:
         item_at(t, n, 0, &edge)
         up_item(t, &up, cell, item, &edge, n)
+        page_init(page_of(fresh), fresh.cap, t.tree_id, 0)
         cell_put(t, fresh, 0, item)
         path.node[d - 1].kids[at] = fresh
     else:
@@ -304,7 +305,7 @@ cdef void fill_page(TreeCore *t, Node *n, Item *items, int count, uint8_t *page)
     """Build a page of `items` in `page` (n.cap bytes, apart from every item)."""
     cdef int i, heap = n.cap, first = 1 if n.level else 0, skip = 0, cut
     cdef uint8_t *slot = page + HEADER
-    page_init(page, n.cap, t.tree_id, n.level)
+    page_head(page, n.cap, t.tree_id, n.level)
     if plain_order(&t.s) and count > first + 1:
         skip = common_prefix(items[first].cell, items[first].klen, items[count - 1].cell, items[count - 1].klen)
         if skip < 3:
@@ -317,6 +318,7 @@ cdef void fill_page(TreeCore *t, Node *n, Item *items, int count, uint8_t *page)
         st16(slot + 4, heap)
         st16(slot + 6, items[i].klen - cut)
         slot += 8
+    memset(slot, 0, page + heap - slot)
     st16(page + OFF_COUNT, count)
     st32(page + OFF_HEAP, heap)
     st16(page + OFF_SKIP, skip)

@@ -55,6 +55,7 @@ cdef class RecordIterator:
     cdef bytes start
     cdef bytes stop
     cdef bint only_keys
+    cdef bint running     # a thread is on its way to the next leaf
 
     def __dealloc__(self):
         if self.view is not None and self.view.core != NULL:
@@ -77,13 +78,17 @@ cdef class RecordIterator:
         cdef const uint8_t *value
         cdef Fault fault
         cdef bytes key, data
+        if self.running:
+            raise InvalidRequest("the iterator is in use by another thread")
         if c.pos >= c.end:
             if self.view is None:
                 raise StopIteration
             if not c.last or c.depth < 0:
                 memset(&fault, 0, sizeof(Fault))
+                self.running = True
                 with nogil:
                     code = cursor_more(c, &fault)
+                self.running = False
                 if code != OK:
                     self.finish()
                     raised(&fault)
@@ -121,10 +126,12 @@ cdef class RecordIterator:
         cdef Fault fault
         cdef int code
         memset(&fault, 0, sizeof(Fault))
+        self.running = True
         with nogil:
             rw_lock_shared(&self.c.t.p.rw)
             code = spill_read(self.c.t, body, 0, into, size, &fault)
             rw_unlock_shared(&self.c.t.p.rw)
+        self.running = False
         if code != OK:
             raised(&fault)
         return data

@@ -127,7 +127,13 @@ cdef inline int page_live(const uint8_t *page, int cap) noexcept nogil:
 
 
 cdef inline void page_init(uint8_t *page, int cap, uint64_t tree_id, int level) noexcept nogil:
-    memset(page, 0, cap)
+    memset(page + HEADER, 0, cap - HEADER)
+    page_head(page, cap, tree_id, level)
+
+
+cdef inline void page_head(uint8_t *page, int cap, uint64_t tree_id, int level) noexcept nogil:
+    """The header of an empty page; the rest of it is still to be written or zeroed."""
+    memset(page, 0, HEADER)
     holes_of(page).n = 0
     st32(page + OFF_MAGIC, PAGE_MAGIC)
     st64(page + OFF_TREE, tree_id)

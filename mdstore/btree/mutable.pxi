@@ -34,10 +34,9 @@ cdef class Tree(TreeView):
     cdef int start(self, Pager pager, Descriptor descriptor, uint64_t tree_id) except -1:
         if self.core != NULL:
             raise InvalidRequest("the tree is made already")
-        self.pager = pager
         self._descriptor = descriptor
         self._blob = b""
-        self.core = core_new(pager)
+        self.hold(pager)
         self.core.live = 1
         self.core.tree_id = tree_id
         shape_set(self.core, descriptor)
@@ -107,6 +106,7 @@ cdef class Tree(TreeView):
 
     @property
     def dirty_pages(self):
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef int64_t pages
         lock_tree(t)
@@ -161,6 +161,7 @@ cdef class Tree(TreeView):
         leaf also touches a sibling or makes one. LimitExceeded, InvalidRequest: nothing changed."""
         cdef bytes k = key if type(key) is bytes else as_bytes(key)
         cdef bytes v = value if type(value) is bytes else as_bytes(value)
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.core
         cdef bint existed = False, done = False
         cdef int klen = <int> PyBytes_GET_SIZE(k)
@@ -200,6 +201,7 @@ cdef class Tree(TreeView):
         Cost: inside a spilled value the pages touched and their overflow index (what no seal has reached is changed in place); where it
         grows, stays in a leaf, waits for write_sealed or is shared with a clone or a view, it is read whole and put again."""
         cdef bytes k = self.search_key(key), d = as_bytes(data), whole
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.core
         cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
         cdef const uint8_t *dp = <uint8_t *> PyBytes_AS_STRING(d)
@@ -243,6 +245,7 @@ cdef class Tree(TreeView):
         return self.remove(k)
 
     cdef object remove(self, bytes k):
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.core
         cdef bint existed = False, done = False
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
@@ -272,6 +275,7 @@ cdef class Tree(TreeView):
         return self.batch(iter(keys), False)
 
     cdef int64_t batch(self, object source, bint puts) except -1:
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Work *w = <Work *> take(sizeof(Work))
         cdef Fault fault
@@ -332,6 +336,7 @@ cdef class Tree(TreeView):
         return self.cut(a, b)
 
     cdef int64_t cut(self, bytes a, bytes b) except -1:
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Range r
         cdef int64_t records = 0
@@ -374,6 +379,7 @@ cdef class Tree(TreeView):
         """Another mutable tree with the same content and the same tree id. Sealed pages are shared and counted in
         `Pager.refs`; pages that are dirty are copied in memory, so a tree just sealed is cloned in O(1). Drop a clone with
         `clear()`, so that its pages are no longer counted. InvalidRequest: the pager has no `refs` tree."""
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Tree copy = Tree.__new__(Tree)
         cdef Fault fault
@@ -396,6 +402,7 @@ cdef class Tree(TreeView):
 
     # -- sealing -------------------------------------------------------------------------------------------------------
     def seal(self, allocate):
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Plan plan
         cdef Fault fault
@@ -437,6 +444,7 @@ cdef class Tree(TreeView):
             free(plan.addresses)
 
     def seal_leaves(self, allocate, int64_t start, int64_t pages):
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Plan plan
         cdef Fault fault

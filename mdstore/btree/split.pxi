@@ -177,7 +177,7 @@ cdef int reserve(TreeCore *t, Path *path, int need, Fault *f) noexcept nogil:
         n = node_alloc(t.p, t.s.page_size, level, t.s.signature, DIRTY)
         if n == NULL:
             return fail(f, E_MEMORY, "page")
-        page_init(page_of(n), n.cap, t.tree_id, level)
+        page_head(page_of(n), n.cap, t.tree_id, level)
         path.spare[level] = n
         level -= 1
     return OK
@@ -200,6 +200,7 @@ cdef void grow_root(TreeCore *t, Path *path) noexcept nogil:
     """Put a new root with one child above the full one; everything on the path moves a level down."""
     cdef Node *root = spare_take(t, path, t.level + 1)
     cdef int i
+    page_init(page_of(root), root.cap, t.tree_id, root.level)
     memset(page_open(&t.s, page_of(root), root.cap, 0, p_empty, 0, t.s.ref_size), 0, t.s.ref_size)
     root.kids[0] = t.root
     t.root = root

@@ -1,26 +1,42 @@
 # TreeView: what reads a tree.
 
 @cython.no_gc_clear
+cdef class Hold:
+    """Keeps a core until the last who uses it lets go: the tree or view, and each operation that lets other threads run."""
+
+    cdef TreeCore *core
+    cdef Pager pager
+    cdef bint pinned
+
+    def __dealloc__(self):
+        cdef TreeCore *t = self.core
+        if t != NULL:
+            if self.pinned:
+                self.pager.unpin(t.pinned)
+            with nogil:
+                core_free(t)
+
+
+@cython.no_gc_clear
 cdef class TreeView:
     """Reads of a tree as it was at one moment."""
 
-    cdef TreeCore *core
+    cdef TreeCore *core   # NULL once closed
+    cdef Hold held
     cdef readonly Pager pager
     cdef bytes _blob
-    cdef bint _pinned
 
-    def __dealloc__(self):
-        self.release()
+    cdef int hold(self, Pager pager) except -1:
+        self.pager = pager
+        self.held = Hold.__new__(Hold)
+        self.held.pager = pager
+        self.held.core = core_new(pager)
+        self.core = self.held.core
+        return 0
 
     cdef int release(self) except -1:
-        cdef TreeCore *t = self.core
-        if t != NULL:
-            self.core = NULL
-            if self._pinned:
-                self.pager.unpin(t.pinned)
-                self._pinned = False
-            with nogil:
-                core_free(t)
+        self.core = NULL
+        self.held = None
         return 0
 
     cdef TreeCore *open_core(self) except NULL:
@@ -32,9 +48,9 @@ cdef class TreeView:
         """A view of the tree as it is now: O(1), no page read."""
         cdef TreeCore *t = self.open_core()
         cdef TreeView view = TreeView.__new__(TreeView)
-        view.pager = self.pager
+        cdef Hold kept = self.held
         view._blob = self._blob
-        view.core = core_new(self.pager)
+        view.hold(self.pager)
         if t.live:
             lock_tree(t)
             core_view(t, view.core)
@@ -46,7 +62,7 @@ cdef class TreeView:
             rw_unlock_shared(&t.p.rw)
             view.core.pinned = t.pinned
         self.pager.pin(view.core.pinned)
-        view._pinned = True
+        view.held.pinned = True
         return view
 
     cdef bytes search_key(self, object key, bint above=False):
@@ -106,6 +122,7 @@ cdef class TreeView:
         """Bytes of a value from `offset` (to its end, or `length` of them), short at the end; None where there is no such key.
         Cost: as `get`, but of a spilled value only the pages that hold the range."""
         cdef bytes k = self.search_key(key)
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.core
         cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(k)
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
@@ -217,6 +234,7 @@ cdef class TreeView:
     cdef object find_slow(self, bytes key, bint only_presence, object default):
         cdef Out out
         cdef Fault fault
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.core
         cdef int code
         cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(key)
@@ -236,6 +254,7 @@ cdef class TreeView:
 
     def get_many(self, keys):
         """The values of many keys, None for those missing, without the interpreter lock. Cost: as `get` for each."""
+        cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         if t.s.duplicates:
             return [self.get(key) for key in keys]

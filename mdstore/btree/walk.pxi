@@ -127,6 +127,7 @@ cdef class PageWalk:
     cdef Node *node[HEIGHT_MAX]
     cdef int at[HEIGHT_MAX]
     cdef int depth
+    cdef bint running
 
     def __cinit__(self, TreeView view):
         cdef TreeCore *t = view.core
@@ -213,8 +214,14 @@ cdef class PageWalk:
         return self
 
     def __next__(self):
-        while not self.ready and self.depth >= 0:
-            self.step()
+        if self.running:
+            raise InvalidRequest("the iterator is in use by another thread")
+        self.running = True
+        try:
+            while not self.ready and self.depth >= 0:
+                self.step()
+        finally:
+            self.running = False
         if self.ready:
             return self.ready.pop()
         self.view.release()

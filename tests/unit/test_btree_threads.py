@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mdstore.btree import REFS_DESCRIPTOR, Tree
+from mdstore.btree import REFS_DESCRIPTOR, Tree, TreeView
+from mdstore.errors import InvalidRequest, StoreClosed
 from tests.model.btree_world import World, new_tree
 
 Value = bytes | None
@@ -252,3 +254,58 @@ def test_memory_stays_flat_over_many_operations() -> None:
     assert len(set(after)) == 1
     assert resident[-1] - resident[len(resident) // 3] < 4 << 20
     assert after[0][0] == 0
+
+
+def test_closing_beside_operations_ends_them_or_lets_them_end() -> None:
+    """A view closed by one thread while another reads it: the reader gets its answer or StoreClosed."""
+    world = World(4, cache_bytes=4000)
+    tree = new_tree(world)
+    model = {b"%05d" % n: b"%d" % n * 5 for n in range(600)}
+    tree.update(model)
+    world.seal(tree)
+    world.write()
+    keys = list(model)
+    for _ in range(60):
+        view = tree.snapshot()
+        answers: list[object] = []
+
+        def read(view: TreeView = view, answers: list[object] = answers) -> None:
+            try:
+                while True:
+                    answers.append(view.get_many(keys) == list(model.values()))
+            except StoreClosed:
+                answers.append("closed")
+
+        def close(view: TreeView = view, answers: list[object] = answers) -> None:
+            while not answers:
+                time.sleep(0)
+            view.close()
+
+        run_all([read, close])
+        assert answers.pop() == "closed"
+        assert all(answers)
+    assert world.pager.oldest_pinned_generation is None
+
+
+def test_an_iterator_that_two_threads_step_gives_each_record_once() -> None:
+    """Or refuses the one that comes while the other is on its way to the next leaf."""
+    world = World(5, cache_bytes=4000)
+    tree = new_tree(world)
+    model = {b"%05d" % n: b"%d" % n * 5 for n in range(3000)}
+    tree.update(model)
+    world.seal(tree)
+    world.write()
+    records = tree.items()
+    found: list[tuple[bytes, bytes]] = []
+
+    def step() -> None:
+        while True:
+            try:
+                found.append(next(records))
+            except InvalidRequest:
+                time.sleep(0)
+            except StopIteration:
+                return
+
+    run_all([step, step])
+    assert sorted(found) == sorted(model.items())

@@ -151,10 +151,20 @@ def measure_lmdb(s: Subjects) -> list[Row]:
         s.tree = s.new_tree()
         put_all(s.tree.put, s.records)
 
+    def load_by_batches() -> None:
+        s.lmdb = environment()
+        with s.lmdb.begin(write=True) as txn:
+            txn.cursor().putmulti(s.records)
+
+    def fill_by_batches() -> None:
+        s.tree = s.new_tree()
+        s.tree.update(s.records)
+
     count, peer = len(s.records), "py-lmdb"
     rows = [s.row("put, in memory", count, f"{peer} put in one txn", 4.0, fill, load)]
     memory = s.pager.counters()["dirty_bytes"] / sum(len(key) + len(value) for key, value in s.records)
     rows.append(Row(f"{s.name}: memory per byte of record", memory, "limit", 1.5, memory / 1.5, 0))
+    rows.append(s.row("update, in memory", count, f"{peer} putmulti in one txn", 0, fill_by_batches, load_by_batches))
     with s.lmdb.begin() as txn:
         cursor = txn.cursor()
 
