@@ -261,10 +261,12 @@ class Validator:
         shadow = self._write(collection, name)
         keys = [key for key, _ in pairs]
         self._fits("MAP_KEY_MAX", max(keys, key=len, default=b""))
-        sizes, quarter = [len(value) for _, value in pairs], self._block_size // 4
+        sizes, quarter = list(map(len, [value for _, value in pairs])), self._block_size // 4
         self._grow(0, sum(map(len, keys)) + sum(sizes) + len(pairs) * _RECORD_HEAD)
         self._rewrite_leaves(shadow, len(pairs))
-        self._blocks += 2 + sum([size // (self._block_size // 2) + 1 for size in sizes if size > quarter])
+        self._blocks += 2
+        if max(sizes, default=0) > quarter:
+            self._blocks += sum([size // (self._block_size // 2) + 1 for size in sizes if size > quarter])
         shadow.has_map = True
         self._read_leaves(shadow, keys)
 
