@@ -31,11 +31,11 @@ def key_size_max(page_size: int, copies: int = 1) -> int:
 def crc32c_blocks(data: Buffer, block_size: int) -> bytes:
     """CRC-32C of each `block_size` bytes of `data` (the last may be short), packed as little-endian u32."""
 
-def read_blocks(fd: int, offset: int, length: int, block_size: int, threads: int = 1) -> tuple[bytes, bytes] | None:
+def read_blocks(fd: int, offset: int, length: int, block_size: int) -> tuple[bytes, bytes] | None:
     """`length` bytes (whole blocks) of a file from `offset` on, and the CRC-32C of each block as `crc32c_blocks` gives them.
 
-    Without the interpreter lock; in two threads where `threads` is more than 1 and it pays (2 MiB and more). None when the file
-    could not be read, or ends before: read it by other means to learn why. InvalidRequest: not whole blocks.
+    Without the interpreter lock. None when the file could not be read, or ends before: read it by other means to learn why.
+    InvalidRequest: not whole blocks.
     """
 
 @final

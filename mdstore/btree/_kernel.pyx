@@ -44,11 +44,6 @@ cdef extern from "<fcntl.h>" nogil:
     int posix_fadvise(int fd, off_t offset, off_t size, int advice)
     int POSIX_FADV_WILLNEED
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
-    int pthread_create(pthread_t *thread, const void *attributes, void *(*start)(void *) noexcept nogil, void *argument)
-    int pthread_join(pthread_t thread, void **result)
-
 cdef extern from "crc32c.h" nogil:
     void crc32c_setup()
     uint32_t crc32c_update(uint32_t value, const void *data, size_t n, int software)

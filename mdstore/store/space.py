@@ -6,7 +6,6 @@ are written by the checkpoint that names them, before its superblock.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
@@ -18,7 +17,6 @@ from mdstore.store.snapshot_table import SnapshotTable
 
 _WRITE_BYTES_MAX = 8 << 20  # of staged blocks merged into one device write
 _FORGET_BYTES_MIN = 64 << 10  # of a freed run that is worth a system call
-_PROCESSORS = len(os.sched_getaffinity(0))
 Hint = Callable[[int, int], None]  # byte offset, bytes; what only files understand
 
 
@@ -105,9 +103,9 @@ class Space:
 
     def read_checked(self, start: int, blocks: int) -> tuple[bytes, bytes]:
         """Whole blocks as they are on the device, and what `crc32c_blocks` says of them. Of a file in one step, without the
-        interpreter lock and in two threads when they are many."""
+        interpreter lock."""
         offset, length, fd = start * self.block_size, blocks * self.block_size, self.device.fileno()
-        found = read_blocks(fd, offset, length, self.block_size, _PROCESSORS) if fd >= 0 else None
+        found = read_blocks(fd, offset, length, self.block_size) if fd >= 0 else None
         if found is not None:
             return found
         content = self.device.read(offset, length)
