@@ -16,7 +16,7 @@ Invariants
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -81,6 +81,10 @@ class LmdbCommit:
     def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
         """Calls `callback(None)` at once."""
         callback(None)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """Returns at once."""
+        yield from ()
 
 
 class LmdbStore:

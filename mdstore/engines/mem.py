@@ -14,8 +14,9 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from threading import RLock
+from typing import Any
 
 from mdstore.engines.mem_check import check
 from mdstore.engines.mem_snapshots import Kept, KeptStates
@@ -51,6 +52,11 @@ class MemCommit:
     def add_done_callback(self, callback: DoneCallback) -> None:
         """Call `callback(None)` once durable, `callback(error)` once the medium failed; at once when that is so already."""
         self._store.call_when_durable(self._sequence, callback)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """`wait`."""
+        self.wait()
+        yield from ()
 
 
 class MemStore:

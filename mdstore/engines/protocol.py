@@ -13,8 +13,8 @@ Reads see every transaction whose `submit` has returned. Edge rules, the same fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Protocol
 
 from mdstore.store.answers import Capabilities, ObjectStat, Revision, SnapshotInfo
 from mdstore.store.transaction import Name, Transaction
@@ -31,6 +31,8 @@ class Commit(Protocol):
         """Return when the transaction survives a crash. DeviceFailed when the medium failed before that; TimeoutError."""
     def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
         """Call `callback(None)` when durable, or `callback(error)`; at once when it is so already. From any thread."""
+    def __await__(self) -> Generator[Any, None, None]:
+        """What `wait` does, for a task of asyncio. Cancelling the task takes nothing back."""
 
 
 class ObjectStore(Protocol):
