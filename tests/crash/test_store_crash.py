@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from mdstore.device.explore import explore
@@ -28,3 +30,13 @@ def test_crashes_around_checkpoints_prepared_in_the_smallest_steps(monkeypatch: 
     report = explore(workload, reopen_transactions, seed=3, size_bytes=SIZE, budget_states=1400, nested_states=2)
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 60, "no write was left out"
+
+
+def test_crashes_with_wipes_in_flight() -> None:
+    """Freed blocks are overwritten between the checkpoint that frees them and their next use."""
+    report = explore(
+        workload_of_transactions(4, 30, wipe="zero"), partial(reopen_transactions, wipe="zero"), seed=4,
+        size_bytes=SIZE, budget_states=1000, nested_states=1,
+    )  # fmt: skip
+    assert report.clean, report.findings
+    assert report.points == report.points_in_all > 40

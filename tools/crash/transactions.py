@@ -16,6 +16,7 @@ from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import CorruptionError, DeviceFailed, TransactionError
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
+from mdstore.store.wipe import Wipe
 from mdstore.tools.crash.verify import Inconsistent, require, require_sound
 
 SIZE: Final = 512 * 1024
@@ -155,12 +156,12 @@ def stamped(transaction: Transaction, number: int) -> Transaction:
     return transaction.setattr(MARKS, "last", "number", str(number).encode())
 
 
-def workload_of_transactions(seed: int, steps: int) -> Workload:
+def workload_of_transactions(seed: int, steps: int, *, wipe: Wipe = "off") -> Workload:
     """`steps` transactions with a checkpoint whenever one is due (inline: one seed, one order), every third one waited for.
     Each stamps its number; what a crash leaves must be what a clean run up to that number holds."""
 
     def workload(device: Device, history: History) -> None:
-        store, model, mixed = Store.create(device, **GEOMETRY, **SMALL), MemStore(), Mixed(seed)
+        store, model, mixed = Store.create(device, **GEOMETRY, **SMALL, wipe=wipe), MemStore(), Mixed(seed)
         store.apply(first_collections().create_collection(MARKS))
         model.apply(first_collections().create_collection(MARKS))
         history.start(content_of(model))
@@ -181,9 +182,9 @@ def workload_of_transactions(seed: int, steps: int) -> Workload:
     return workload
 
 
-def reopen_transactions(device: Device) -> Content:
+def reopen_transactions(device: Device, *, wipe: Wipe = "off") -> Content:
     """Recover, check everything, hand out the content; then once more, read from the trees that the checkpoint wrote."""
-    store = Store.open(device, **SMALL)
+    store = Store.open(device, **SMALL, wipe=wipe)
     try:
         content = content_of(store)
         require_sound(store)
