@@ -17,7 +17,7 @@ from tests.unit.repair_images import rich_file_system, tree_of
 from tests.unit.test_repair_names import wipe_entries
 
 SEED = int(os.environ.get("KILL_SEED", "3"))
-ROUNDS = 6
+ROUNDS = 4
 
 
 def run(*words: str, kill_after: float | None = None) -> int | None:
