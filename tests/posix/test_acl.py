@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.posix.calls import GROUP, MEMBER, OTHER, OWNER, in_child, make, outcome, outcome_as
+from tests.posix.conftest import REFERENCE
 
-pytestmark = pytest.mark.fuse
+pytestmark = [  # the model in memory keeps no lists
+    pytest.mark.fuse,
+    pytest.mark.parametrize("mounted", [REFERENCE, "served"], indirect=True),
+]
 
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 USER_OBJ, USER, GROUP_OBJ, GROUP_TAG, MASK, OTHERS = 1, 2, 4, 8, 16, 32
@@ -27,13 +31,6 @@ def acl(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
 NAMED_USER = acl((USER_OBJ, 6), (USER, 6, OTHER), (GROUP_OBJ, 4), (MASK, 6), (OTHERS, 0))
 NAMED_GROUP = acl((USER_OBJ, 6), (GROUP_OBJ, 0), (GROUP_TAG, 4, GROUP), (MASK, 7), (OTHERS, 0))
 PLAIN = acl((USER_OBJ, 6), (GROUP_OBJ, 4), (OTHERS, 4))
-
-
-@pytest.fixture
-def root(root: Path, kind: str) -> Path:
-    if kind == "memory":
-        pytest.skip("the model keeps no access control lists")
-    return root
 
 
 def mode_of(path: Path) -> int:

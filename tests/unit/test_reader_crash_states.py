@@ -52,6 +52,10 @@ def _content(overlay: Overlay, reader: StoreReader) -> Iterator[tuple[str, objec
             yield f"{where} data", (state.data.size, state.data.read(reader, 0, state.data.size))
             yield f"{where} attributes", overlay.attributes_of(found)
             yield f"{where} map", (overlay.header_of(found), list(overlay.items_of(found)))
+        for name in overlay.revised(collection):
+            for rev, kept in overlay.revisions(collection, name).items():
+                data = kept.data.read(reader, 0, kept.data.size) if rev > 1 else b""
+                yield f"{collection!r}/{name!r} revision {rev}", (kept.created_rev, data)
 
 
 @pytest.mark.parametrize("seed", [5, 6])
