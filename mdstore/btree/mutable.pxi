@@ -198,8 +198,7 @@ cdef class Tree(TreeView):
 
     def write(self, key, int64_t offset, data):
         """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros); the key must be there, else NotFound.
-        Cost: inside a spilled value the pages touched and their overflow index (what no seal has reached is changed in place); where it
-        grows, stays in a leaf, waits for write_sealed or is shared with a clone or a view, it is read whole and put again."""
+        Cost: a spilled value that no seal has reached is changed in place; any other is read whole and put again."""
         cdef bytes k = self.search_key(key), d = as_bytes(data), whole
         cdef Hold kept = self.held
         cdef TreeCore *t = self.core

@@ -51,10 +51,7 @@ cdef struct Node:        # NODE_SIZE bytes, the page behind it. What every searc
 cdef struct Spill:       # a spilled value that no seal has written out yet
     int32_t refs
     int64_t length
-    uint8_t *data        # padded with zeros to whole pages; or, of a value partly on the device:
-    uint8_t **pages      # the data pages that have changed, NULL for the others,
-    uint8_t *entries     # and what names those on the device
-    int64_t changed
+    uint8_t *data        # padded with zeros to whole pages
 
 cdef struct Write:       # pages that wait for write_sealed; holds a reference on what it names
     uint64_t address
@@ -280,14 +277,8 @@ cdef Node *node_alloc(PagerCore *p, int cap, int level, uint32_t signature, int 
 
 
 cdef void spill_free(PagerCore *p, Spill *v) noexcept nogil:
-    cdef int64_t i, pages
     if at_add32(&v.refs, -1) == 0:
-        pages = div_up(v.length, p.page_size)
-        at_add64(&p.dirty_bytes, -(pages if v.pages == NULL else v.changed) * p.page_size)
-        for i in range(pages if v.pages != NULL else 0):
-            free(v.pages[i])
-        free(v.pages)
-        free(v.entries)
+        at_add64(&p.dirty_bytes, -div_up(v.length, p.page_size) * p.page_size)
         free(v.data)
         free(v)
 

@@ -311,20 +311,7 @@ cdef int release_entries(Release *r, const uint8_t *entries, int64_t n, int dept
 cdef int release_cell(Release *r, Node *n, int pos, Fault *f) noexcept nogil:
     """List what slot `pos` of a leaf has spilled to the device."""
     cdef uint8_t *body = spill_at(&r.t.s, page_of(n), pos) if n.spilled else NULL
-    if body == NULL:
-        return OK
-    return release_spill(r, body, f) if spill_pointer(body) == NULL else release_kept(r, spill_pointer(body), f)
-
-
-cdef int release_kept(Release *r, Spill *v, Fault *f) noexcept nogil:
-    """List the pages on the device that a value in memory still names."""
-    cdef int64_t i
-    cdef int k, code = OK
-    for i in range(div_up(v.length, r.t.s.page_size) if v.pages != NULL else 0):
-        for k in range(r.t.s.copies if v.pages[i] == NULL else 0):
-            if code == OK:
-                code = release_page(r, ref_address(v.entries + i * r.t.s.spill_entry, k), r.t.p.generation, f)
-    return code
+    return release_spill(r, body, f) if body != NULL and spill_pointer(body) == NULL else OK
 
 
 cdef void forget_cell(TreeCore *t, Node *n, int pos) noexcept nogil:
@@ -334,7 +321,7 @@ cdef void forget_cell(TreeCore *t, Node *n, int pos) noexcept nogil:
         return
     n.spilled -= 1
     if spill_pointer(body) != NULL:
-        t.dirty_spill -= spill_dirty(&t.s, spill_pointer(body))
+        t.dirty_spill -= spill_pages(&t.s, spill_pointer(body).length)
         spill_free(t.p, spill_pointer(body))
 
 
@@ -390,7 +377,7 @@ cdef void forget_dirty(TreeCore *t, Node *n) noexcept nogil:
     for i in range(node_count(n) if n.level or n.spilled else 0):
         if n.level == 0:
             if leaf_spill(n, i) != NULL:
-                t.dirty_spill -= spill_dirty(&t.s, leaf_spill(n, i))
+                t.dirty_spill -= spill_pages(&t.s, leaf_spill(n, i).length)
         elif n.kids[i] != NULL:
             forget_dirty(t, n.kids[i])
 
@@ -400,23 +387,14 @@ cdef Node *clone_node(Release *r, TreeCore *c, Node *n, Fault *f) noexcept nogil
     """A copy of a dirty node and of the dirty nodes below it; what has an address is shared and listed."""
     cdef Node *copy = node_copy(&c.s, c.p, n, n.cap)
     cdef Node *kid
-    cdef Spill *v
     cdef int i
     if copy == NULL:
         fail(f, E_MEMORY, "page")
         return NULL
     c.dirty_nodes += 1
     for i in range(node_count(n) if n.level == 0 and n.spilled else 0):
-        v = leaf_spill(copy, i)
-        if v != NULL and v.pages != NULL:  # S2
-            v = spill_whole(r.t, v, f)
-            if v == NULL:
-                node_decref(c.p, copy)
-                return NULL
-            spill_free(c.p, leaf_spill(copy, i))
-            st64(spill_at(&c.s, page_of(copy), i) + 16, <uint64_t> <uintptr_t> v)
-        if v != NULL:
-            c.dirty_spill += spill_pages(&c.s, v.length)
+        if leaf_spill(copy, i) != NULL:
+            c.dirty_spill += spill_pages(&c.s, leaf_spill(copy, i).length)
     if gain_below(r, n, f) != OK:
         node_decref(c.p, copy)
         return NULL

@@ -125,8 +125,7 @@ cdef int batch_new(Plan *plan, Spill *v, Fault *f) noexcept nogil:
 
 # -- what cannot -------------------------------------------------------------------------------------------------------
 cdef void seal_spill(Plan *plan, uint8_t *body) noexcept nogil:
-    """Give a value in memory its addresses: entries of its data pages, index pages over them, the top into the cell. Data pages that
-    did not change keep theirs."""
+    """Give a value in memory its addresses: entries of its data pages, index pages over them, the top into the cell."""
     cdef TreeCore *t = plan.t
     cdef Shape *s = &t.s
     cdef Spill *v = spill_pointer(body)
@@ -139,12 +138,8 @@ cdef void seal_spill(Plan *plan, uint8_t *body) noexcept nogil:
     cdef int level = 0, k
     plan.batches = b.next
     for i in range(n):
-        if v.pages != NULL and v.pages[i] == NULL:
-            memcpy(entries + i * s.spill_entry, v.entries + i * s.spill_entry, s.spill_entry)
-        else:
-            spill_entry_set(plan, entries + i * s.spill_entry, at, crc32c_update(
-                0, v.data + i * s.page_size if v.pages == NULL else v.pages[i], s.page_size, 0))
-            at += 1
+        spill_entry_set(plan, entries + i * s.spill_entry, at, crc32c_update(0, v.data + i * s.page_size, s.page_size, 0))
+        at += 1
         for k in range(s.copies):
             b.addresses[k * pages + i] = ref_address(entries + i * s.spill_entry, k)
     for i in range(data, pages):
@@ -202,15 +197,11 @@ cdef void batch_queue(Plan *plan, Batch *b, int64_t data, int64_t pages) noexcep
         i = 0
         while i < pages:
             run = 1
-            if b.spill.pages == NULL or i >= data:
-                while i + run < pages and i + run != data and at[i + run] == at[i] + <uint64_t> run:
-                    run += 1
-                bytes = b.spill.data + i * size if i < data else b.index + (i - data) * size
-            else:
-                bytes = b.spill.pages[i]
-            if bytes != NULL:
-                write_add(plan, at[i], run, bytes, NULL, b)
-                b.pending += 1
+            while i + run < pages and i + run != data and at[i + run] == at[i] + <uint64_t> run:
+                run += 1
+            bytes = b.spill.data + i * size if i < data else b.index + (i - data) * size
+            write_add(plan, at[i], run, bytes, NULL, b)
+            b.pending += 1
             i += run
 
 

@@ -177,24 +177,22 @@ cdef class PageWalk:
         cdef TreeCore *t = self.view.core
         cdef uint8_t copy[SPILL_BODY_MAX]
         cdef Spill *v = spill_find(t, body, copy)
-        cdef bint in_memory = v != NULL and ld64(copy + 8) == IN_MEMORY
         cdef Release r
         cdef Fault fault
         cdef int depth, tops
         cdef int64_t i, length
         cdef Batch *b
-        if v != NULL and not in_memory:
+        if v != NULL:
             spill_free(t.p, v)
+            if ld64(copy + 8) == IN_MEMORY:
+                return 0
         length = <int64_t> ld64(copy)
         tops = spill_tops(&t.s, length, &depth)
         memset(&fault, 0, sizeof(Fault))
         memset(&r, 0, sizeof(Release))
         r.t = t
-        b = NULL if in_memory else batch_find(t.p, ref_address(copy + SPILL_FIXED, 0))
-        if in_memory:
-            release_kept(&r, v, &fault)
-            spill_free(t.p, v)
-        elif b != NULL:
+        b = batch_find(t.p, ref_address(copy + SPILL_FIXED, 0))
+        if b != NULL:
             for i in range(b.pages):
                 release_page(&r, b.addresses[i], 0, &fault)
             batch_free(t.p, b)

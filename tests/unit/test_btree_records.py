@@ -134,37 +134,6 @@ def test_a_range_of_a_spilled_value_reads_only_its_pages() -> None:
     assert world.pager.counters()["pages_read"] - before <= 1 + 3 + 3, "leaf, overflow index, data"
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-def test_a_write_into_a_sealed_value_costs_the_pages_it_touches(copies: int) -> None:
-    world = World(5, page_size=512)
-    tree = new_tree(world, copies=copies)
-    model = bytearray(world.random.randbytes(300_000))
-    tree.put(b"v", bytes(model))
-    world.seal(tree)
-    world.write()
-    world.drain_freed()
-    for _ in range(10):
-        at, size = world.random.randrange(290_000), world.random.randrange(1, 4000)
-        data = world.random.randbytes(size)
-        reads = world.pager.counters()["pages_read"]
-        tree.write(b"v", at, data)
-        model[at : at + size] = data
-        touched = (at + size - 1) // 512 - at // 512 + 1
-        index = 300_000 // 512 // ((512 - 40) // 12) + 4
-        assert world.pager.counters()["pages_read"] - reads <= index * copies + 2, "overflow index and the two ends"
-        assert tree.dirty_pages <= (1 + touched + index * copies) * copies, "leaf, the pages touched, overflow index"
-        assert tree.read(b"v", at, size) == data
-        assert tree.get(b"v") == bytes(model)
-        root = world.seal(tree)
-        assert tree.get(b"v") == bytes(model), "while it waits for write_sealed"
-        world.write()
-        world.drain_freed()
-        tree = Tree.open(world.pager, root)
-        assert tree.get(b"v") == bytes(model)
-        assert world.reached(tree) == world.held
-        assert tree.check() == []
-
-
 def test_bulk_load_fills_leaves_and_refuses_disorder() -> None:
     world = World(5, page_size=4096)
     records = [(b"%06d" % n, b"v" * 50) for n in range(20000)]
