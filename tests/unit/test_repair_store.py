@@ -244,6 +244,16 @@ def test_an_object_table_without_any_index_page_is_made_from_its_leaves(
     assert all(found[name] == expected[name] for name in names)
 
 
+@pytest.mark.parametrize("kind", [ROOT_FREE, ROOT_REFERENCES])
+def test_a_counting_tree_that_lost_a_page_is_made_anew(kind: int, large: bytes, image: bytes, tmp_path: Path) -> None:
+    """Nothing else is wrong, and there is no superblock to fall back to."""
+    subject = large if kind == ROOT_FREE else image
+    pages = pages_of(reader_of(subject, tmp_path).root_tree(kind))
+    made, after = repaired(older_superblock_gone(without(subject, pages[-1:])))
+    assert lost(made) == []
+    assert content_of(after, None) == content_of(subject, None)
+
+
 @pytest.mark.parametrize("stream", ["map", "data"])
 def test_an_objects_tree_without_its_index_is_made_from_its_leaves(stream: str, large: bytes, tmp_path: Path) -> None:
     expected = content_of(large, None)

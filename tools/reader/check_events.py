@@ -46,8 +46,8 @@ def has_file_system(store: Overlay) -> bool:
     there = store.collections()
     if COLLECTION in there and next(store.objects(COLLECTION), None) is not None:
         return True
-    heads = [LOG_NAME + b".head%d" % slot for slot in (0, 1)]
-    has_log = LOG in there and any(store.find(LOG, name) is not None for name in heads)
+    heads = {LOG_NAME + b".head%d" % slot for slot in (0, 1)}
+    has_log = LOG in there and any(name in heads for name, _ in store.objects(LOG))
     return has_log and DATA in there and any(split_data_name(name) is not None for name, _ in store.objects(DATA))
 
 
@@ -69,8 +69,8 @@ def _apply_events(store: Overlay, names: NameSpace, findings: Findings) -> None:
 
 def _compare_geometry(store: Overlay, head: Head, findings: Findings) -> None:
     """The log lies as the server record says."""
-    found = store.find(COLLECTION, TABLES[SERVER])
     try:
+        found = store.find(COLLECTION, TABLES[SERVER])
         server = decode_server(store.header_of(found)) if found is not None else None
     except Damage:
         return  # reported where the record itself is read

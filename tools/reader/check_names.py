@@ -278,18 +278,25 @@ class NameCheck(Names):
         return Place(f"{self.path_of(directory)}/{readable(name)}")
 
     def _entries_of(self, ino: int) -> list[tuple[bytes, bytes]]:
-        found = self._names.store.find(COLLECTION, object_name(ino))
+        found = self._find(ino)
         change = self._names.changed.get(ino)
         if found is None and change is None:
             return []
         return list(self._names.entries(found, change))
+
+    def _find(self, ino: int) -> Found | None:
+        """A directory's object; None also where the object tree is damaged there, which is reported by its own check."""
+        try:
+            return self._names.store.find(COLLECTION, object_name(ino))
+        except Damage:
+            return None
 
     def _header(self, ino: int) -> Header | None:
         change = self._names.changed.get(ino)
         if change is not None and (change.header is not None or change.is_rebuilt):
             known: Header | None = change.header
             return known
-        found = self._names.store.find(COLLECTION, object_name(ino))
+        found = self._find(ino)
         try:
             return decode_header(self._names.store.header_of(found)) if found is not None else None
         except Damage:

@@ -41,7 +41,7 @@ from mdstore.tools.repair.extents import ExtentMender
 from mdstore.tools.repair.ring import mapped_runs
 from mdstore.tools.repair.salvage import FoundLeaf, Losses, Searcher, leaves
 from mdstore.tools.repair.superblocks import write
-from mdstore.tools.repair.usage import Usage, merged, usage_of
+from mdstore.tools.repair.usage import DERIVED, Usage, merged, usage_of
 
 COUNT_CODES: Final = frozenset({
     "free-extent", "free-adjacent", "free-count", "space-leaked", "references", "group", "object-count", "stored-bytes",
@@ -98,7 +98,7 @@ def _run(bench: Bench, *, mends_trees: bool) -> Iterator[Step]:
         searcher = _searcher(bench, reader, usage, past)
         mender = TreeMender(bench, reader, builder, extents, searcher)
         mended = replace(superblock, roots=mender.roots())
-        if mended == superblock and not bench.verdict.codes.keys() & _COUNTED_ANEW:
+        if mended == superblock and not bench.verdict.codes.keys() & _COUNTED_ANEW and mender.are_counts_sound():
             return  # the damage is where only snapshots reach
         if mender.details or mender.lost:
             yield Step(_PHASE, "put trees together from the pages that are left", mender.details, mender.lost)
@@ -158,6 +158,11 @@ class TreeMender:
                 del roots[kind]  # it is there only while it holds a record
         return roots
 
+    def are_counts_sound(self) -> bool:
+        """Whether every page of the trees that are made anew from the others reads."""
+        roots = self._reader.superblock.roots
+        return all(self._is_sound(roots[kind], None) for kind in DERIVED if kind in roots)
+
     # -- any tree ------------------------------------------------------------------------------------------------------
     def _tree(self, record: bytes, shape: Shape, name: str) -> bytes | None:
         """The root of the same tree, sound: `record` itself when it is; None when nothing is left of it."""
@@ -178,10 +183,13 @@ class TreeMender:
         self._tell(name, root, losses)
         return made
 
-    def _is_sound(self, record: bytes, shape: Shape, name: str = "") -> bool:
+    def _is_sound(self, record: bytes, shape: Shape | None, name: str = "") -> bool:
         """Every page reads, and every record of the superblock's own trees can be decoded."""
         found: list[Damage] = []
-        tree = Tree(self._bench.image, self._reader.block_size, record, shape, found.append)
+        try:
+            tree = Tree(self._bench.image, self._reader.block_size, record, shape, found.append)
+        except Damage:
+            return False
         decode = _DECODERS.get(name, _anything)
         for key, value in tree.items():
             try:
