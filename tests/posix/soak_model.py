@@ -76,6 +76,8 @@ class Model:
         node.versions.append(node.versions[-1][:size].ljust(size, b"\0"))
 
     def _rename(self, old: str, new: str) -> None:
+        if self.names.get(new) is self.names[old]:
+            return  # two names of one inode: rename(2) leaves both
         moved = {path: node for path, node in self.names.items() if path == old or path.startswith(old + "/")}
         for path in moved:
             del self.names[path]

@@ -14,6 +14,7 @@ import random
 import time
 from typing import Final
 
+from tests.posix.soak_calls import perform
 from tests.posix.soak_model import TREE_MAX, Model, Op, content_of
 
 GONE: Final = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV)  # what programs see when the server is killed
@@ -55,8 +56,7 @@ class Worker:
     def do(self, op: Op) -> None:
         """Log, do, apply to the model, log."""
         os.write(self._log, b"begin " + json.dumps(op).encode() + b"\n")
-        getattr(self, f"_{op[0]}")(*[self.path(arg) if isinstance(arg, str) and place in _PATHS[op[0]] else arg
-                                     for place, arg in enumerate(op[1:])])  # fmt: skip
+        perform(self.directory, op)
         self.model.apply(op)
         os.write(self._log, b"done\n")
 
@@ -222,47 +222,3 @@ class Worker:
             call(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
-
-    # -- system calls --------------------------------------------------------------------------------------------------
-
-    def _create(self, path: str, mode: int) -> None:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
-
-    def _write(self, path: str, offset: int, length: int, seed: int) -> None:
-        fd = os.open(path, os.O_WRONLY)
-        try:
-            os.pwrite(fd, content_of(seed, length), offset)
-        finally:
-            os.close(fd)
-
-    def _fsync(self, path: str) -> None:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def _mkdir(self, path: str, mode: int) -> None:
-        os.mkdir(path, mode)
-
-    def _setxattr(self, path: str, name: str, value: str) -> None:
-        os.setxattr(path, name, value.encode())
-
-    def _symlink(self, path: str, target: str) -> None:
-        os.symlink(target, path)
-
-    _truncate = staticmethod(os.truncate)
-    _rename = staticmethod(os.rename)
-    _link = staticmethod(os.link)
-    _unlink = staticmethod(os.unlink)
-    _rmdir = staticmethod(os.rmdir)
-    _chmod = staticmethod(os.chmod)
-    _removexattr = staticmethod(os.removexattr)
-
-
-_PATHS: Final[dict[str, tuple[int, ...]]] = {
-    **dict.fromkeys(
-        ("create", "write", "fsync", "mkdir", "setxattr", "symlink", "truncate", "unlink", "rmdir", "chmod", "removexattr"), (0,)
-    ),
-    **dict.fromkeys(("rename", "link"), (0, 1)),
-}  # fmt: skip

@@ -97,7 +97,7 @@ def _state(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in os.listdir(directory) if name != "new"}
 
 
-def _make_image(path: Path) -> None:
+def make_image(path: Path) -> None:
     device = FileDevice.create(str(path), IMAGE_SIZE)
     with Store.create(device) as store:
         MetadataServer.format(store, now_ns=0)
@@ -114,7 +114,7 @@ def _fsck(path: Path) -> list[Problem]:
 def test_what_was_fsynced_survives_kill_9_of_the_server(tmp_path: Path, seed: int) -> None:
     print("seed", seed)
     rng = random.Random(seed)
-    _make_image(tmp_path / "image")
+    make_image(tmp_path / "image")
     acknowledged: dict[str, bytes] = {}
     for round_number in range(ROUNDS):
         with Server(f"image:{tmp_path / 'image'}", tmp_path / "mount") as server:
