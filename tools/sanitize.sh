@@ -1,6 +1,6 @@
 #!/bin/sh
 # Build the kernel under a sanitizer and run tests with it in place of the ordinary build.
-#   tools/sanitize.sh address     hostile pages (MDSTORE_FUZZ_ROUNDS, 20000 by default, a million takes hours), damage, the model
+#   tools/sanitize.sh address     hostile pages (MDSTORE_FUZZ_ROUNDS, 20000 by default, a million takes some minutes), damage, the model
 #   tools/sanitize.sh thread      the stress of many threads; reports are counted, and any is a failure
 #   tools/sanitize.sh KIND pytest ARGUMENTS...     anything else
 # The extension goes to build/sanitized-KIND/; the ordinary one is left alone.
