@@ -16,7 +16,7 @@ from mdstore.errors import MdstoreError
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.store.store import Store
-from mdstore.tools.output import complain
+from mdstore.tools.output import complain, replay_progress
 
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
@@ -66,7 +66,8 @@ def opened_image(image: str, *, read_only: bool, client: bytes | None = None) ->
 
 @contextmanager
 def _mounted(store: Store, *, read_only: bool, client: bytes | None) -> Iterator[MetadataServer]:
-    server = MetadataServer.mount(store, read_only=read_only, client=client)
+    with replay_progress() as progress:
+        server = MetadataServer.mount(store, read_only=read_only, client=client, progress=progress)
     try:
         yield server
     except BaseException:

@@ -13,8 +13,8 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Protocol
 
 from mdstore.errors import MdstoreError, NoSpace, NotAnImage, NotFound, PosixError, TransactionError, UnsupportedFormat
@@ -28,6 +28,7 @@ EXIT_PIPE_CLOSED: Final = 141  # 128 + SIGPIPE: whoever read our output went awa
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\\\udc80-\udcff]")
 _PROGRESS_EVERY_S: Final = 0.1
+_REPLAY_SHOWN_AFTER_S: Final = 0.5
 
 
 class CommandFailed(Exception):
@@ -234,3 +235,36 @@ def progress(label: str, total_files: int | None = None, *, quiet: bool = False)
         line = _Bar(bar, bar.add_task(label, total=total_files, bytes="0 B"))
         yield line
         line.draw()
+
+
+@contextmanager
+def replay_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """What to hand to `MetadataServer.mount`: on a terminal, a bar on stderr with the time left, for a replay that takes longer
+    than half a second; elsewhere None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with ExitStack() as ended:
+        due = time.monotonic() + _REPLAY_SHOWN_AFTER_S
+        shown: list[Callable[[int, int], None]] = []
+
+        def show(done: int, total: int) -> None:
+            if not shown and done < total and time.monotonic() >= due:
+                shown.append(_replay_bar(ended))
+            for bar in shown:
+                bar(done, total)
+
+        yield show
+
+
+def _replay_bar(ended: ExitStack) -> Callable[[int, int], None]:
+    """The bar, until `ended`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    bar = ended.enter_context(RichProgress(*columns, console=Console(stderr=True), transient=True))
+    task = bar.add_task("replaying the log", total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)

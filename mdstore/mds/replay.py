@@ -7,10 +7,12 @@ other time; what a crash in the middle leaves is replayed again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from journal import Entry, Journal
+from journal.medium import Medium
 from mdstore.errors import CorruptionError, NotFound
 from mdstore.mds.core import Core
 from mdstore.mds.events import (
@@ -36,30 +38,46 @@ from mdstore.mds.layout import META, Tab, directory_object
 from mdstore.mds.records import entry_ino
 from mdstore.mds.writeback import WriteBack
 
+Progress = Callable[[int, int], None]  # told (bytes of log replayed, bytes to replay in all as far as known)
+PROGRESS_EVENTS: Final = 4096  # between two calls of it, at most
+
 
 @dataclass(slots=True)
 class RecoveryReport:
     """What opening found and did. `tail`: what followed the last whole entry of the log ("clean" after a clean close)."""
 
     events: int = 0
-    bytes: int = 0
+    bytes: int = 0  # of the log, from the first event replayed to the end of the last
     skipped: int = 0  # records the objects had already
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the whole opening; `replay_seconds` of it went by until the last event was replayed
+    replay_seconds: float = 0.0
     tail: str = ""
     tail_detail: str = ""
 
 
 class Replay:
-    """Applies batches of entries; hand `visit` to `Journal.open`."""
+    """Applies batches of entries; hand `visit` to `Journal.open`. `medium` is what the log lies in."""
 
-    def __init__(self, core: Core, writeback: WriteBack, *, read_only: bool) -> None:
+    def __init__(
+        self, core: Core, writeback: WriteBack, medium: Medium, *, read_only: bool, progress: Progress | None = None
+    ) -> None:
         self._read_only = read_only
+        self._medium = medium
+        self._progress = progress
+        self._first = self._reach = -1
         self._core = core
         self._writeback = writeback
         self.report = RecoveryReport()
 
     def visit(self, batch: list[Entry]) -> None:
         """Apply entries in their order. CorruptionError for an event that makes no sense."""
+        if self._first < 0:
+            self._first = batch[0].position
+            self._reach = self._medium.reach(self._first) if self._progress is not None else 0
+        for start in range(0, len(batch), PROGRESS_EVENTS):
+            self._apply(batch[start : start + PROGRESS_EVENTS])
+
+    def _apply(self, batch: list[Entry]) -> None:
         core = self._core
         ceiling = 1 << 62 if self._read_only else core.limits.dirty_entries
         for entry in batch:
@@ -67,7 +85,9 @@ class Replay:
             if core.changes >= ceiling:
                 self._write_back()
         self.report.events += len(batch)
-        self.report.bytes += batch[-1].end - batch[0].position
+        self.report.bytes = batch[-1].end - self._first
+        if self._progress is not None:
+            self._progress(self.report.bytes, max(self.report.bytes, self._reach - self._first))
 
     def _write_back(self) -> None:
         """Bound memory: everything seen so far goes into the objects. The log keeps it too, until replay is over."""
@@ -77,6 +97,8 @@ class Replay:
 
     def finish(self, journal: Journal) -> None:
         """After the last entry: directories that no event made and no object holds are damage, not directories."""
+        if self._progress is not None and self._first >= 0:
+            self._progress(self.report.bytes, self.report.bytes)
         self.report.tail = journal.tail.kind
         self.report.tail_detail = journal.tail.detail
         for directory in [d for d in self._core.dirty.values() if d.nlink and not d.mode]:

@@ -52,7 +52,7 @@ from mdstore.mds.names import Names
 from mdstore.mds.purge import Purge
 from mdstore.mds.quota import Quota
 from mdstore.mds.rename import Rename
-from mdstore.mds.replay import RecoveryReport, Replay
+from mdstore.mds.replay import Progress, RecoveryReport, Replay
 from mdstore.mds.scrub import Scrub
 from mdstore.mds.scrubrun import ScrubRun
 from mdstore.mds.sessions import Sessions
@@ -124,11 +124,14 @@ class MetadataServer:
     def mount(
         cls, store: ObjectStore, *, clock: Callable[[], int] = time.time_ns, read_only: bool = False,
         limits: Limits | None = None, count_references: bool = True, client: bytes | None = None,
+        progress: Progress | None = None,
     ) -> MetadataServer:  # fmt: skip
         """Recover and serve. `recovery` tells what was replayed. NotAnImage, UnsupportedFormat, CorruptionError.
 
         read_only: nothing is written, neither now nor later; what the log holds is replayed in memory only. `client`: the name
         of the session that the methods called here are for; it ends with `close`, or when the file system is next mounted.
+        progress: called every few thousand events of a replay with (bytes of log replayed, bytes to replay in all): the latter
+        is an upper bound until the last call, where both are equal. Not called where nothing is replayed.
         """
         try:
             server = decode_server(store.map_header(META, TABLE_OBJECTS[Tab.SERVER]))
@@ -137,23 +140,25 @@ class MetadataServer:
         lowered = (limits or Limits()).for_store(int(store.statistics()["size_bytes"]))
         core = Core(store, server, lowered, clock)
         self = cls(core, count_references=count_references)
-        self._recover(read_only=read_only or store.read_only)
+        self._recover(read_only=read_only or store.read_only, progress=progress)
         if client is not None and core.journal is not None:
             core.client = self._sessions.open(client, 0).number
         return self
 
-    def _recover(self, *, read_only: bool) -> None:
+    def _recover(self, *, read_only: bool, progress: Progress | None = None) -> None:
         core = self._core
         began = time.monotonic()
         raw = core.tables[Tab.SERVER].get(NEXT_INO_KEY)
         core.next_ino = NEXT_INO.unpack(raw)[0] if raw is not None and len(raw) == NEXT_INO.size else FIRST_FREE_INO
-        replay = Replay(core, self._writeback, read_only=read_only)
+        medium = event_medium(core.store, core.server)
+        replay = Replay(core, self._writeback, medium, read_only=read_only, progress=progress)
         core.replaying = True
         try:
-            journal = Journal.open(event_medium(core.store, core.server), read_only=read_only, visit=replay.visit)
+            journal = Journal.open(medium, read_only=read_only, visit=replay.visit)
         except JournalError as error:
             raise log_error(error) from error
         replay.finish(journal)
+        replay.report.replay_seconds = time.monotonic() - began
         core.replaying = False
         core.first_ino_here = core.next_ino
         self.recovery = replay.report
