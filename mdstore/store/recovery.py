@@ -19,7 +19,7 @@ from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError
 from mdstore.store import log, superblock
 from mdstore.store.apply import Applier
 from mdstore.store.isolation import REMEDY, IsolatingApplier, evidence
-from mdstore.store.superblock import Superblock
+from mdstore.store.superblock import Root, Superblock
 from mdstore.store.tables import Tables, load
 
 
@@ -36,15 +36,19 @@ class Recovery:
     isolated: list[str] = field(default_factory=list)  # objects set apart by a read-only opening (isolation.py), in words
 
 
-def choose(device: Device, cache_bytes: int, onodes_max: int, report: Recovery) -> tuple[Superblock, Tables, int]:
+def choose(
+    device: Device, cache_bytes: int, onodes_max: int, report: Recovery, *, read_only: bool = False
+) -> tuple[Superblock, Tables, int]:
     """The newest superblock whose checksum and roots verify, its tables, and how far the log must at least reach.
 
     A superblock passed over because its *roots* are damaged was durable, so the log from the older one's position must reach
-    the position it names; otherwise falling back would lose what was acknowledged, and opening refuses.
+    the position it names; otherwise falling back would lose what was acknowledged, and opening refuses. The log knows nothing
+    of snapshots: where the two superblocks name others, only a read-only opening falls back.
     """
     good, bad = superblock.read_all(device)
     report.warnings += bad
     must_reach, first_error, tried = 0, None, set()
+    passed_over: list[Superblock] = []
     for candidate, where in good:
         if candidate.epoch in tried:
             continue
@@ -55,13 +59,22 @@ def choose(device: Device, cache_bytes: int, onodes_max: int, report: Recovery) 
         except CorruptionError as error:
             first_error = first_error or error
             must_reach = max(must_reach, candidate.log_position)
+            passed_over.append(candidate)
             report.warnings.append(f"{where} (epoch {candidate.epoch}) passed over: {error}")
             continue
+        if not read_only and any(_snapshots(newer) != _snapshots(candidate) for newer in passed_over):
+            where = f"epoch {passed_over[0].epoch} of {device.name}"
+            expected = f"roots that read (its snapshots are not those of epoch {candidate.epoch}); {REMEDY}"
+            raise CorruptionError("superblock", where, expected, first_error)
         report.epoch = candidate.epoch
         report.clean = bool(candidate.flags & superblock.FLAG_CLEAN)
         return candidate, tables, must_reach
     assert first_error is not None, "read_all returns at least one superblock or raises"
     raise first_error
+
+
+def _snapshots(superblock: Superblock) -> bytes | None:
+    return superblock.roots.get(Root.SNAPSHOTS)
 
 
 def ring_of(device: Device, chosen: Superblock) -> RingMedium:
