@@ -564,6 +564,7 @@ class MetadataServer:
         `background_work` afterwards until there is none: it tells the front what may have changed."""
         with self._lock:
             core = self._core
+            self._meet_failure()
             if self._closed or core.failed is None:
                 return
             cause, known = core.failed, remember(core, self._handles)
@@ -585,6 +586,21 @@ class MetadataServer:
         """What everything is kept in."""
         return self._core.store
 
+    def settled_store(self) -> ObjectStore:
+        """`store`; of a server that is falling back, the one it goes on over."""
+        with self._lock:
+            return self._core.store
+
+    def look_into(self, store: ObjectStore) -> None:
+        """Go on over `store`, which holds exactly what the one before it did. For a server that is mounted read-only."""
+        with self._lock:
+            core = self._core
+            assert core.journal is None, "what a writable server holds back belongs into its store"
+            core.store = store
+            for table in core.tables.values():
+                table.store = store
+            self._cache.look_in(store)
+
     # -- care ----------------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
@@ -592,6 +608,7 @@ class MetadataServer:
         the medium without holding the lock. Raises what the log or the store failed with, whoever met it."""
         core = self._core
         with self._lock:
+            self._meet_failure()
             if core.failed is not None and not self._closed:
                 raise core.failed
             if not core.is_writable():
@@ -606,6 +623,15 @@ class MetadataServer:
             self._sessions.tick(now_ns)
             self._purge.step()
             self._writeback.retire()
+
+    def _meet_failure(self) -> None:
+        """A store that failed outside the log (a checkpoint, a snapshot) has failed for the server, too. Cost: no read."""
+        core = self._core
+        if core.is_writable():
+            try:
+                core.store.statistics()
+            except MdstoreError as error:
+                core.fail(error)
 
     def background_work(self) -> bool:
         """A small piece of what is to be done beside everything else: writing back, once much is dirty; removing files without a

@@ -19,9 +19,9 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Hashable
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
-from mdstore.errors import PosixError
+from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.frozen import INO_BITS, INO_MASK, refuse
 from mdstore.mds.locks import RANGE_END, Lock
 from mdstore.mds.server import MetadataServer
@@ -31,6 +31,7 @@ from mdstore.mds.vfs import Attr, Credentials, DirEntry, SetAttr, StatFs
 SNAP: Final = b".snap"
 SNAPDIR: Final = 1 << 63
 LIVING: Final = 1 << INO_BITS  # numbers and handles below belong to the living name space
+T = TypeVar("T")
 
 
 class SnapshotVfs:
@@ -53,14 +54,28 @@ class SnapshotVfs:
             refuse(SNAP)
         return self.snapshots.view(number >> INO_BITS, SNAPDIR)
 
+    def _inside(self, number: int, read: Callable[[View], T]) -> T:
+        """`read` in the snapshot that a number or handle belongs to. Once more where it failed because a server that was falling
+        back closed the store meanwhile."""
+        store = self.server.store
+        try:
+            return read(self._view(number))
+        except PosixError:
+            raise
+        except MdstoreError:
+            if self.server.settled_store() is store:
+                raise
+        return read(self._view(number))
+
     def _handed(self, view: View, attr: Attr) -> Attr:
         with self._lock:
             view.references += 1
         return attr
 
-    def _opened(self, view: View, handles: int) -> None:
+    def _opened(self, view: View, handle: int, count: int = 1) -> int:
         with self._lock:
-            view.handles += handles
+            view.handles += count
+        return handle
 
     def _snapdir(self, directory: int) -> Attr:
         """What stat tells of `.snap`: the directory's own attributes, and how many snapshots there are."""
@@ -87,25 +102,33 @@ class SnapshotVfs:
             return found
         if parent >= SNAPDIR:
             return self._top(cred, parent ^ SNAPDIR, name)
-        view = self._view(parent)
-        return self._handed(view, view.frozen.lookup(cred, parent, name))
+        return self._inside(parent, lambda view: self._handed(view, view.frozen.lookup(cred, parent, name)))
 
     def _top(self, cred: Credentials, directory: int, name: bytes) -> Attr:
         """`.snap/NAME`: the directory as it was."""
         self.server.access(cred, directory, os.X_OK)
-        slot = self.snapshots.slot(directory, name)
-        view = self.snapshots.view(slot, SNAPDIR)
-        return self._handed(view, view.frozen.getattr(slot << INO_BITS | directory))
+        return self._top_attr(directory, name, counted=True)
+
+    def _top_attr(self, directory: int, name: bytes, *, counted: bool) -> Attr:
+        top = self.snapshots.slot(directory, name) << INO_BITS | directory
+
+        def stat_top(view: View) -> Attr:
+            attr = view.frozen.getattr(top)
+            return self._handed(view, attr) if counted else attr
+
+        return self._inside(top, stat_top)
 
     def create(self, cred: Credentials, parent: int, name: bytes, mode: int, flags: int) -> tuple[Attr, int]:
         """See `Vfs`."""
         if parent < LIVING:
             _not_snap(name)
             return self.server.create(cred, parent, name, mode, flags)
-        view = self._view(parent)
-        found, handle = view.frozen.create(cred, parent, name, mode, flags)
-        self._opened(view, 1)
-        return self._handed(view, found), handle
+
+        def create(view: View) -> tuple[Attr, int]:
+            found, handle = view.frozen.create(cred, parent, name, mode, flags)
+            return self._handed(view, found), self._opened(view, handle)
+
+        return self._inside(parent, create)
 
     def mkdir(self, cred: Credentials, parent: int, name: bytes, mode: int) -> Attr:
         """See `Vfs`; in `.snap` this makes a snapshot, durable on return (`Snapshots.create`)."""
@@ -184,7 +207,7 @@ class SnapshotVfs:
         """See `Vfs`."""
         if ino < LIVING:
             return self.server.getattr(ino)
-        return self._snapdir(ino ^ SNAPDIR) if ino >= SNAPDIR else self._view(ino).frozen.getattr(ino)
+        return self._snapdir(ino ^ SNAPDIR) if ino >= SNAPDIR else self._inside(ino, lambda view: view.frozen.getattr(ino))
 
     def setattr(self, cred: Credentials, ino: int, change: SetAttr) -> Attr:
         """See `Vfs`."""
@@ -199,11 +222,11 @@ class SnapshotVfs:
         elif ino >= SNAPDIR:
             self.server.access(cred, ino ^ SNAPDIR, mask)
         else:
-            self._view(ino).frozen.access(cred, ino, mask)
+            self._inside(ino, lambda view: view.frozen.access(cred, ino, mask))
 
     def readlink(self, ino: int) -> bytes:
         """See `Vfs`."""
-        return self.server.readlink(ino) if ino < LIVING else self._view(ino).frozen.readlink(ino)
+        return self.server.readlink(ino) if ino < LIVING else self._inside(ino, lambda view: view.frozen.readlink(ino))
 
     def setxattr(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """See `Vfs`."""
@@ -217,13 +240,13 @@ class SnapshotVfs:
             return self.server.getxattr(cred, ino, name)
         if ino >= SNAPDIR:
             raise PosixError(errno.ENODATA, name)
-        return self._view(ino).frozen.getxattr(cred, ino, name)
+        return self._inside(ino, lambda view: view.frozen.getxattr(cred, ino, name))
 
     def listxattr(self, ino: int) -> list[bytes]:
         """See `Vfs`."""
         if ino < LIVING:
             return self.server.listxattr(ino)
-        return [] if ino >= SNAPDIR else self._view(ino).frozen.listxattr(ino)
+        return [] if ino >= SNAPDIR else self._inside(ino, lambda view: view.frozen.listxattr(ino))
 
     def removexattr(self, cred: Credentials, ino: int, name: bytes) -> None:
         """See `Vfs`."""
@@ -253,16 +276,13 @@ class SnapshotVfs:
         """See `Vfs`."""
         if ino < LIVING:
             return self.server.open(cred, ino, flags)
-        view = self._view(ino)
-        handle = view.frozen.open(cred, ino, flags)
-        self._opened(view, 1)
-        return handle
+        return self._inside(ino, lambda view: self._opened(view, view.frozen.open(cred, ino, flags)))
 
     def read(self, handle: int, offset: int, length: int) -> bytes:
         """See `Vfs`."""
         if handle < LIVING:
             return self.server.read(handle, offset, length)
-        return self._view(handle).frozen.read(handle, offset, length)
+        return self._inside(handle, lambda view: view.frozen.read(handle, offset, length))
 
     def read_cached(self, handle: int, offset: int, length: int) -> bytes | None:
         """See `MetadataServer`. What a snapshot has is always on the medium."""
@@ -286,7 +306,7 @@ class SnapshotVfs:
             return
         view = self._view(handle)
         view.frozen.release(handle)
-        self._opened(view, -1)
+        self._opened(view, handle, -1)
 
     def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
         """See `Vfs`."""
@@ -298,7 +318,7 @@ class SnapshotVfs:
         """See `Vfs`."""
         if handle < LIVING:
             return self.server.lseek(handle, offset, whence)
-        return self._view(handle).frozen.lseek(handle, offset, whence)
+        return self._inside(handle, lambda view: view.frozen.lseek(handle, offset, whence))
 
     def copy_file_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
         """See `Vfs`. EXDEV out of a snapshot: the kernel then copies by reading and writing."""
@@ -342,10 +362,7 @@ class SnapshotVfs:
         if ino < LIVING:
             return self.server.opendir(cred, ino)
         if ino < SNAPDIR:
-            view = self._view(ino)
-            handle = view.frozen.opendir(cred, ino)
-            self._opened(view, 1)
-            return handle
+            return self._inside(ino, lambda view: self._opened(view, view.frozen.opendir(cred, ino)))
         self.server.access(cred, ino ^ SNAPDIR, os.R_OK)
         with self._lock:
             number = self._next_listing
@@ -361,12 +378,15 @@ class SnapshotVfs:
             return self.server.readdir(handle, after, limit, count_lookups=count_lookups)
         if handle >= SNAPDIR:
             return self._listing(handle ^ SNAPDIR, after, limit, count_lookups=count_lookups)
-        view = self._view(handle)
-        page = view.frozen.readdir(handle, after, limit, count_lookups=count_lookups)
-        if count_lookups:
-            with self._lock:
-                view.references += len(page)
-        return page
+
+        def read(view: View) -> list[DirEntry]:
+            page = view.frozen.readdir(handle, after, limit, count_lookups=count_lookups)
+            if count_lookups:
+                with self._lock:
+                    view.references += len(page)
+            return page
+
+        return self._inside(handle, read)
 
     def _listing(self, number: int, after: bytes | None, limit: int, *, count_lookups: bool) -> list[DirEntry]:
         directory = self._listings.get(number)
@@ -375,17 +395,14 @@ class SnapshotVfs:
         names = [one.name for one in self.snapshots.of(directory) if after is None or one.name > after]
         page = []
         for name in names[:limit]:
-            slot = self.snapshots.slot(directory, name)
-            view = self.snapshots.view(slot, SNAPDIR)
-            attr = view.frozen.getattr(slot << INO_BITS | directory)
-            page.append(DirEntry(name, self._handed(view, attr) if count_lookups else attr))
+            page.append(DirEntry(name, self._top_attr(directory, name, counted=count_lookups)))
         return page
 
     def parent_of(self, ino: int) -> int:
         """See `Vfs`."""
         if ino < LIVING:
             return self.server.parent_of(ino)
-        return ino ^ SNAPDIR if ino >= SNAPDIR else self._view(ino).frozen.parent_of(ino)
+        return ino ^ SNAPDIR if ino >= SNAPDIR else self._inside(ino, lambda view: view.frozen.parent_of(ino))
 
     def releasedir(self, handle: int) -> None:
         """See `Vfs`."""
@@ -397,7 +414,7 @@ class SnapshotVfs:
         else:
             view = self._view(handle)
             view.frozen.releasedir(handle)
-            self._opened(view, -1)
+            self._opened(view, handle, -1)
 
     # -- whole ---------------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from mdstore.engines.protocol import ObjectStore
-from mdstore.errors import AlreadyExists, NotFound, PosixError, SnapshotBusy
+from mdstore.errors import AlreadyExists, MdstoreError, NotFound, PosixError, SnapshotBusy
 from mdstore.limits import SNAPSHOT_NAME_MAX
 from mdstore.mds.core import Limits
 from mdstore.mds.frozen import INO_BITS, FrozenVfs
@@ -53,6 +54,13 @@ class View:
         self.handles = 0
         self.references = 0
 
+    def look_into(self, store: ObjectStore) -> None:
+        """Go on over the same snapshot, opened again: everything handed out stays what it is."""
+        with suppress(MdstoreError):
+            self.store.close()
+        self.store = store
+        self.server.look_into(store)
+
     def close(self) -> None:
         """Let go of the snapshot; what was handed out is stale."""
         self.frozen.close()
@@ -60,7 +68,10 @@ class View:
 
 
 class Snapshots:
-    """The snapshots of one file system. Safe to call from many threads."""
+    """The snapshots of one file system. Safe to call from many threads.
+
+    Where the server fell back to read-only over its store opened again, the first call after that opens the snapshots again.
+    """
 
     def __init__(self, server: MetadataServer) -> None:
         self._server = server
@@ -71,9 +82,7 @@ class Snapshots:
         self._views: dict[int, View] = {}  # by slot, the one used longest ago first
         self._next_slot = 1
         self.recall: Callable[[int, bytes], bool] | None = None  # what views ask their front through, see `Recalling`
-        if self._store.capabilities.snapshots:
-            for found in self._store.snapshots():
-                self._note(found.name, found.created_ns, found.held_bytes)
+        self._take_list()
 
     @property
     def _store(self) -> ObjectStore:
@@ -87,6 +96,32 @@ class Snapshots:
 
     # -- the list ------------------------------------------------------------------------------------------------------
 
+    def _take_list(self) -> None:
+        """What the store lists."""
+        self._known.clear()
+        for found in self._store.snapshots() if self._store.capabilities.snapshots else ():
+            self._note(found.name, found.created_ns, found.held_bytes)
+
+    def _look_again(self) -> None:
+        """Called under the lock, first. Over another store, the open snapshots are opened again there; the numbers and handles of
+        those that cannot be are stale."""
+        store = self._store
+        if self._looked_in is store:
+            return
+        self._looked_in = store
+        self._take_list()
+        there = {_key(one.directory, one.name) for names in self._known.values() for one in names.values()}
+        for key, slot in list(self._slots.items()):
+            view = self._views.get(slot)
+            try:
+                if view is not None and key in there:
+                    view.look_into(store.open_snapshot(key))
+            except MdstoreError:
+                there.discard(key)
+            if key not in there:
+                del self._slots[key]
+                self._views.pop(slot, None)
+
     @property
     def any(self) -> bool:
         """Whether there is a snapshot at all."""
@@ -99,20 +134,22 @@ class Snapshots:
     def of(self, directory: int) -> list[DirectorySnapshot]:
         """The snapshots of a directory, by name."""
         with self._lock:
+            self._look_again()
             found = self._known.get(directory, {})
             return [found[name] for name in sorted(found)]
 
     def all(self) -> list[DirectorySnapshot]:
         """Every snapshot, by directory and name, with what the engine says now. Cost: the store's table of snapshots."""
         with self._lock:
-            self._known.clear()
-            for found in self._store.snapshots() if self._store.capabilities.snapshots else ():
-                self._note(found.name, found.created_ns, found.held_bytes)
+            self._look_again()
+            self._take_list()
             return [one for _, names in sorted(self._known.items()) for _, one in sorted(names.items())]
 
     def get(self, directory: int, name: bytes) -> DirectorySnapshot:
         """ENOENT."""
-        found = self._known.get(directory, {}).get(name)
+        with self._lock:
+            self._look_again()
+            found = self._known.get(directory, {}).get(name)
         if found is None:
             raise PosixError(errno.ENOENT, name, "no such snapshot")
         return found
@@ -189,9 +226,7 @@ class Snapshots:
     def view(self, slot: int, above: int) -> View:
         """The open snapshot of a slot; opened when it is not. ESTALE when it is gone. `above`: the parent of its top."""
         with self._lock:
-            if self._looked_in is not self._store:
-                self._views.clear()  # their store is closed
-                self._looked_in = self._store
+            self._look_again()
             view = self._views.pop(slot, None)
             if view is None:
                 self._make_room()

@@ -17,6 +17,7 @@ from mdstore.device.faulty import Effect, Fault, FaultyDevice
 from mdstore.device.memory import MemoryDevice
 from mdstore.mds.driver import Driver
 from mdstore.mds.server import MetadataServer
+from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.store import Store
 from tests.posix.calls import make, outcome
 from tests.posix.conftest import need_fuse
@@ -38,7 +39,7 @@ class Mounted:
         self.fell_back = threading.Event()
         self.driver = Driver(self.server, every_s=0.05, failed=lambda error: self.fall_back())
         options = parse_options("attr_timeout=0,entry_timeout=0,negative_timeout=0", MountOptions())
-        self.session = mount(self.server, str(mountpoint), options)
+        self.session = mount(SnapshotVfs(self.server), str(mountpoint), options)
         self.thread = threading.Thread(target=self.session.run)
         self.thread.start()
         self.driver.__enter__()
@@ -121,3 +122,25 @@ def test_a_failure_that_nobody_asked_about_is_met_by_the_driver(mounted: Mounted
     with pytest.raises(OSError, match="Read-only") as refused:
         make(mounted.path / "more")
     assert refused.value.errno == errno.EROFS
+
+
+def test_snapshots_are_read_and_not_changed_after_the_medium_failed(mounted: Mounted) -> None:
+    root = mounted.path
+    make(root / "f", b"as it was")
+    os.mkdir(root / ".snap" / "looked-into")
+    os.mkdir(root / ".snap" / "not-yet")
+    make(root / "f", b"as it is")
+    fsync(root / "f")
+    held = os.open(root / ".snap" / "looked-into" / "f", os.O_RDONLY)
+    mounted.break_medium()
+    make(root / "lost", b"lost")
+    assert mounted.fell_back.wait(30)
+    snapshots = root / ".snap"
+    assert os.listdir(snapshots) == ["looked-into", "not-yet"]
+    for name in os.listdir(snapshots):
+        assert (snapshots / name / "f").read_bytes() == b"as it was"
+        assert outcome(os.rmdir, snapshots / name) == "EROFS"
+    assert os.pread(held, 100, 0) == b"as it was"
+    os.close(held)
+    assert outcome(os.mkdir, snapshots / "another") == "EROFS"
+    assert (root / "f").read_bytes() == b"as it is"
