@@ -82,6 +82,8 @@ cdef class Pager:
         self._pins[generation] = self._pins.get(generation, 0) + 1
 
     cdef void unpin(self, uint64_t generation):
+        if self._pins is None:  # the garbage collector came to the pager before whoever pinned
+            return
         cdef object left = self._pins[generation] - 1
         if left:
             self._pins[generation] = left

@@ -121,6 +121,7 @@ cdef int read_through_object(PagerCore *p, uint64_t address, int64_t size, uint8
     except BaseException as error:
         Py_INCREF(error)
         f.error = <void *> error
+        f.code = E_PYTHON
         return E_PYTHON
 
 
@@ -166,7 +167,7 @@ cdef int page_verify(TreeCore *t, const uint8_t *page, const uint8_t *ref, int l
         return fail(f, E_CORRUPT, "page generation")
     f.expected = f.found = 0
     f.what = page_check(s, page, spilled)
-    return OK if f.what == NULL else E_CORRUPT
+    return OK if f.what == NULL else fail(f, E_CORRUPT, f.what)
 
 
 cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) noexcept nogil:
@@ -202,6 +203,7 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
             with gil:
                 Py_DECREF(<object> f.error)
             f.error = NULL
+            f.code = OK
     if code != OK:
         free(n)
         return code

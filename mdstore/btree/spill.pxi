@@ -69,6 +69,7 @@ cdef int spill_page(TreeCore *t, const uint8_t *entries, int64_t run, int level,
             with gil:
                 Py_DECREF(<object> f.error)
             f.error = NULL
+            f.code = OK
         for i in range(run):
             code = spill_page(t, entries + i * s.spill_entry, 1, level, generation, pages + i * size, f)
             if code != OK:
@@ -89,6 +90,7 @@ cdef int spill_page(TreeCore *t, const uint8_t *entries, int64_t run, int level,
                 with gil:
                     Py_DECREF(<object> f.error)
                 f.error = NULL
+                f.code = OK
         if code != OK:
             return code
         if copy and not t.p.read_only:

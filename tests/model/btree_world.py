@@ -33,7 +33,7 @@ class MemoryPages:
         self.reads += 1
         data = bytes(self.image[offset : offset + length])
         if len(data) != length:
-            raise DeviceFailed("read", str(offset), "past the end")
+            raise InvalidRequest(f"bytes {offset} and on lie past the end")
         return data
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:

@@ -13,7 +13,7 @@ from mdstore.btree import Descriptor, Pager, Tree
 from mdstore.btree._kernel import PAGE_HEADER_SIZE
 from mdstore.device.file import FileDevice
 from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, StoreClosed
-from tests.model.btree_world import World, new_tree
+from tests.model.btree_world import MemoryPages, World, new_tree
 
 
 def filled(world: World, count: int, size: int = 20, tree_id: int = 7, **fields: object) -> tuple[Tree, bytes]:
@@ -383,3 +383,21 @@ def test_a_scan_reads_ahead_in_runs_within_the_cache_and_short_reads_do_not(tmp_
     assert found == expected[: len(found)]
     assert len(found) > 8000, "up to the damaged leaf, though it was read among others"
     device.close()
+
+
+def test_a_device_that_fails_to_read_is_not_called_damage() -> None:
+    """What opening does about damage (another superblock, another copy) must not follow from a read that failed once."""
+    pages = MemoryPages()
+    tree = Tree(Pager(pages, page_size=256), Descriptor(-1, -2), 20)
+    for number in range(200):
+        tree.put(b"%04d" % number, b"v" * 20)
+    root = tree.seal(lambda wanted: [(1, wanted)])
+    tree.pager.write_sealed()
+
+    class Failing(MemoryPages):
+        def read(self, offset: int, length: int) -> bytes:
+            raise DeviceFailed("read", f"byte {offset}", "told to fail")
+
+    again = Tree.open(Pager(Failing(), page_size=256), root, Descriptor(-1, -2))
+    with pytest.raises(DeviceFailed, match="told to fail"):
+        again.get(b"0001")
