@@ -1,7 +1,7 @@
 """The damage table: what was found broken, kept so that somebody sees it.
 
-A row's key is the directory's number (8 bytes, big-endian) and the entry's name (empty: the directory as a whole); its value
-is the sentence of the error. What is broken answers EIO, everything else works.
+A row's key is the directory's number (8 bytes, big-endian) and the entry's name (empty: the directory as a whole, or a file
+without a name); its value is the sentence of the error. What is broken answers EIO, everything else works.
 """
 
 from __future__ import annotations

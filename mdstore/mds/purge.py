@@ -2,7 +2,8 @@
 
 A regular file that may have bytes becomes a row of the stray table with the event that takes its last name. When its last
 handle and reference are gone its bytes are removed, a bounded number of objects per step, and then the row. After a restart
-only sessions that last may still have something open (rows of the open table): every other row is purged.
+only sessions that last may still have something open (rows of the open table): every other row is purged. A file whose objects
+are damaged is left to the next mount, with a row in the damage table; the others go.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final
 
+from mdstore.errors import CorruptionError
 from mdstore.mds.core import Core
+from mdstore.mds.damage import note_damage
 from mdstore.mds.events import Kind
 from mdstore.mds.inode import Inode
 from mdstore.mds.layout import DATA, INO_KEY, data_object
@@ -38,6 +41,7 @@ class Purge:
         self._core = core
         self._queue: dict[int, None] = {}  # in order; no file twice, however it came here
         self._scan_from: bytes | None = None  # rows from this key on are left over from before the start
+        self._files_at_once = STEP_FILES  # 1 while the damaged one of several is looked for
 
     def needs_row(self, node: Inode) -> bool:
         """See the function of that name."""
@@ -94,29 +98,42 @@ class Purge:
             return False
         core = self._core
         core.push_log()
-        transaction, done = self._collect()
-        if transaction.operations:
-            core.settle_commits([core.store.submit(transaction)])
+        try:
+            transaction, done = self._collect()
+            if transaction.operations:
+                core.settle_commits([core.store.submit(transaction)])
+        except CorruptionError as error:
+            self._set_apart(error)
+            return True
+        for ino in done:
+            del self._queue[ino]
         core.counters.purged_objects += len(transaction)
         core.counters.purged_files += len(done)
         if done:
             core.append(Kind.PURGED, b"".join(core.drop_row(core.strays, INO_KEY.pack(ino)) for ino in done))
         return True
 
+    def _set_apart(self, error: CorruptionError) -> None:
+        """Something of this step is damaged: take the files one by one, and leave out the one that it is."""
+        if self._files_at_once == 1:
+            ino = next(iter(self._queue))
+            del self._queue[ino]
+            note_damage(self._core, ino, b"", error)
+        self._files_at_once = STEP_FILES if self._files_at_once == 1 else 1
+
     def _collect(self) -> tuple[Transaction, list[int]]:
+        """What removes the first files of the queue, and which of them are done with it."""
         transaction = Transaction(epoch=self._core.epoch)
         done: list[int] = []
-        while self._queue and len(done) < STEP_FILES:
+        for ino in islice(self._queue, self._files_at_once):
             room = STEP_OBJECTS - len(transaction)
             if room <= 0:
                 break
-            ino = next(iter(self._queue))
             names = self._core.store.list_objects(DATA, b"%016x." % ino, b"%016x/" % ino, room)
             for name in names:
                 transaction.remove(DATA, name)
             if len(names) == room:
                 break  # there may be more of this file: the next step looks again
-            del self._queue[ino]
             done.append(ino)
         return transaction, done
 
