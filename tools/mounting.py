@@ -110,7 +110,7 @@ def _fall_back(image: str, server: MetadataServer, error: MdstoreError, reopened
         return reopened.enter_context(opened_store(image, read_only=True))
 
     try:
-        server.fall_back(reopen)
+        server.fall_back(reopen, error)
     except (MdstoreError, OSError) as failure:
         log.error("%s cannot be read either: %s; unmount it", image, explain(failure))
         return

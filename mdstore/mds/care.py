@@ -109,13 +109,16 @@ class Care:
         self._sessions.load()
         self.recovery.seconds = time.monotonic() - began
 
-    def fall_back(self, reopen: Callable[[], ObjectStore]) -> None:
-        """After a failure: go on read-only, see `fallback`. `reopen` closes the store and opens it again, read-only; it is called
+    def fall_back(self, reopen: Callable[[], ObjectStore], cause: MdstoreError | None = None) -> None:
+        """After a failure: go on read-only, see `fallback`. Nothing where nothing has failed and no `cause` says that something
+        has, such as the error that ended a `Driver`. `reopen` closes the store and opens it again, read-only; it is called
         with the lock held. Its errors, and those of `mount`, come through: then nothing is answered any more. Call
         `background_work` afterwards until there is none: it tells the front what may have changed."""
         with self._lock:
             core = self._core
             self._meet_failure()
+            if cause is not None and core.is_writable():
+                self._save(cause)
             if self._closed or core.failed is None:
                 return
             cause, known = core.failed, remember(core, self._handles)
@@ -131,6 +134,13 @@ class Care:
                 raise
             restore(core, self._cache, self._handles, known)
             self._to_recall = known.changed
+
+    def _save(self, cause: MdstoreError) -> None:
+        """Before the server counts as failed although its store and its log have not: make durable what can be."""
+        with suppress(MdstoreError):
+            self._data.publish(list(self._core.buffered.values()))
+            self._core.flush_log()
+        self._core.fail(cause)
 
     @property
     def store(self) -> ObjectStore:

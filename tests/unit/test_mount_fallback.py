@@ -12,6 +12,7 @@ import pytest
 
 from mdstore.device.file import FileDevice
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, PosixError, ReadOnly, errno_of
+from mdstore.mds.driver import Driver
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER
 from mdstore.tools import cli, mounting
 from mdstore.tools.images import opened_names
@@ -101,3 +102,31 @@ def test_open_files_that_are_not_durable_are_bad_descriptors_afterwards(image: s
             server.read(lost, 0, 1)
         assert server.readdir(directory, None, 10) == []
         server.releasedir(directory)
+
+
+def test_what_ends_the_ticks_ends_changes_too(
+    image: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without ticks nothing becomes durable unasked: damage that a tick meets must not leave a mount that takes changes."""
+    with ExitStack() as reopened, opened_names(image, read_only=False, client=b"mount") as vfs:
+        server = vfs.server
+
+        def damaged(now_ns: int) -> None:
+            if not made:
+                attr, handle = server.create(SUPERUSER, ROOT_INO, b"kept", 0o644, os.O_RDWR)
+                server.write(handle, 0, b"a moment before")
+                made.append((attr.ino, handle))
+            raise CorruptionError("page", "table.sessions")
+
+        made: list[tuple[int, int]] = []
+
+        monkeypatch.setattr(server._sessions, "tick", damaged)
+        with Driver(server, every_s=0.01, failed=lambda error: mounting._fall_back(image, server, error, reopened)) as driver:
+            driver._thread.join(30)
+        assert isinstance(driver.error, CorruptionError)
+        assert "served read-only" in caplog.text
+        refused(errno.EROFS, server.mkdir, SUPERUSER, ROOT_INO, b"d", 0o755)
+        [(ino, handle)] = made
+        assert server.lookup(SUPERUSER, ROOT_INO, b"kept").ino == ino
+        assert server.read(handle, 0, 100) == b"a moment before"
+    assert cli.run(["fsck", image]) == 0
