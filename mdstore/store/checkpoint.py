@@ -32,8 +32,8 @@ OnFrozen = Callable[[Superblock], None]
 Freezer = Callable[[OnFrozen | None], Superblock]
 Result = TypeVar("Result")
 
-_SLICE_S: Final = 0.001  # of work under the lock while others wait for it
-_PAUSE_S: Final = 0.0002  # long enough for one of them to wake up and take it
+_SLICE_S: Final = 0.0003  # of work under the lock while others wait for it
+_PAUSE_S: Final = 0.0005  # long enough for one of them to wake up and take it
 
 
 class Checkpointer:
