@@ -42,11 +42,13 @@ background_option = click.option(
 @click.option("-o", "options", default="", metavar="OPTIONS", help="As for mount(8): ro,noatime,attr_timeout=10 ...")
 @background_option
 @click.option("--read-only", is_flag=True, help="Change nothing in the image, not even to recover it.")
+@click.option("--allow-other", is_flag=True, help="Let other users in; root's mounts do so anyway.")
 @click.option("--log", "log_path", type=click.Path(dir_okay=False), metavar="FILE", help="Append the server's messages to FILE.")
 @json_option
 def mount_command(
-    image: str, directory: str, options: str, background: bool, read_only: bool, log_path: str | None, as_json: bool
-) -> int:
+    image: str, directory: str, options: str, background: bool, read_only: bool, allow_other: bool, log_path: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
     """Serve IMAGE at DIRECTORY until it is unmounted.
 
     \b
@@ -65,7 +67,7 @@ def mount_command(
     if os.geteuid() == 0:
         os.close(open_device())  # FUSE missing is said before the image is opened and recovered
     image = os.path.abspath(image)
-    chosen = parse_options(options, MountOptions(read_only=read_only, source=image, allow_other=os.geteuid() == 0))
+    chosen = parse_options(options, MountOptions(read_only=read_only, source=image, allow_other=allow_other or os.geteuid() == 0))
     return in_foreground_or_not(
         lambda ready: serve(image, path, chosen, ready), lambda: announce(image, path, as_json=as_json), background=background
     )

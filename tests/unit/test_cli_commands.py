@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from mdstore.client.mount import MountOptions
 from mdstore.errors import CorruptionError, NoSpace, NotFound, PosixError, TransactionError
-from mdstore.tools import cli, output
+from mdstore.tools import cli, mounting, output
 from mdstore.tools.output import duration_text, explain, shown, size_text, time_text
 from mdstore.tools.reader.superblock import decode as superblock_of
 
@@ -614,3 +615,22 @@ def test_figures_in_words() -> None:
     assert time_text(-1) == "1969-12-31 23:59:59.999999999"
     assert time_text(1 << 62).startswith("2116-02-20")
     assert shown(b"a\x00\xfe\\") == "a\\x00\\xfe\\\\"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allows"), [((), False), (("--allow-other",), True), (("-o", "allow_other"), True)]
+)  # fmt: skip
+def test_mount_lets_other_users_in_when_told(
+    arguments: tuple[str, ...], allows: bool, image: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[MountOptions] = []
+
+    def serve(image: str, directory: str, options: MountOptions, ready: object) -> int:
+        chosen.append(options)
+        return 0
+
+    monkeypatch.setattr(mounting, "serve", serve)
+    monkeypatch.setattr(mounting.os, "geteuid", lambda: 1000)
+    (tmp_path / "at").mkdir()
+    assert run("mount", image, tmp_path / "at", *arguments).code == 0
+    assert [options.allow_other for options in chosen] == [allows]
