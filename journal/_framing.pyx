@@ -8,7 +8,7 @@ It decides nothing: what is refused, padded or written, and what a broken entry 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
+from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_Check
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -118,7 +118,7 @@ cdef class Framer:
         cdef long number
         cdef int too_wide
         cdef uint32_t crc
-        if not PyBytes_CheckExact(payload) or not PyLong_CheckExact(type_):
+        if not PyBytes_CheckExact(payload) or not PyLong_Check(type_):
             return 0
         length = PyBytes_GET_SIZE(payload)
         number = PyLong_AsLongAndOverflow(type_, &too_wide)

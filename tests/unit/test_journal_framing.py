@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from enum import IntEnum
 
 import crcmod.predefined
 import pytest
@@ -304,3 +305,18 @@ def test_three_checksums_agree_on_random_buffers(rng: random.Random, portable: b
         start = checksum(before, portable=portable)
         found = checksum(view, start, portable=portable)
         assert found == crc32c(data, crc32c(before)) == independent(before + data)
+
+
+def test_a_type_may_be_a_number_of_the_owners_own_class() -> None:
+    """Owners name their types by an enumeration: such a one is appended in one step, too, and as the number it is."""
+
+    class Kind(IntEnum):
+        CREATE = 7
+
+    def framed(type_: int) -> bytes:
+        framer = Framer(1 << 32, 0, 0)
+        framer.limit = framer.hold_back = 1 << 20
+        assert framer.add_at_once(b"payload", type_), "in one step"
+        return b"".join(framer.buffers)
+
+    assert framed(Kind.CREATE) == framed(7)
