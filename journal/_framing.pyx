@@ -118,7 +118,7 @@ cdef class Framer:
         cdef long number
         cdef int too_wide
         cdef uint32_t crc
-        if not PyBytes_CheckExact(payload) or not PyLong_Check(type_):
+        if not PyBytes_CheckExact(payload) or not PyLong_Check(type_) or type_ is True:
             return 0
         length = PyBytes_GET_SIZE(payload)
         number = PyLong_AsLongAndOverflow(type_, &too_wide)
