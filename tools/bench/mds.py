@@ -137,7 +137,7 @@ class Bench:
         """Small files."""
         server = self.server
         directory = server.mkdir(SUPERUSER, ROOT_INO, b"data", 0o755).ino
-        few = min(self.count, 300)
+        few = min(self.count, 2000)  # long enough for a checkpoint of what came before to come and go
 
         def write() -> None:
             for name in self.names_made:
