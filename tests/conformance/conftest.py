@@ -32,7 +32,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
 @pytest.fixture(params=RIGS)
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     """An engine to open, kill and reopen by hand, with one empty collection `c`."""
-    made = RIGS[request.param](tmp_path)
+    yield from opened(RIGS[request.param](tmp_path))
+
+
+def opened(made: Rig) -> Iterator[Rig]:
+    """What a fixture of an engine yields: with one empty collection `c`, closed at the end."""
     made.store.apply(Transaction().create_collection("c"))
     yield made
     made.store.close()

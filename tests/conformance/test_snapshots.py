@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from mdstore.errors import (
@@ -16,17 +19,26 @@ from mdstore.errors import (
 )
 from mdstore.limits import SNAPSHOT_NAME_MAX
 from mdstore.store.transaction import Transaction
-from tests.conformance.subjects import Rig, Subject, everything
+from tests.conformance.conftest import opened
+from tests.conformance.subjects import KINDS, RIGS, Rig, Subject, everything
 
 T = Transaction
 
 
-@pytest.fixture
-def keeping(rig: Rig) -> Rig:
-    """An engine that keeps snapshots."""
-    if not rig.store.capabilities.snapshots:
-        pytest.skip("this engine keeps none: see test_an_engine_without_snapshots_says_so")
-    return rig
+WITHOUT = {"lmdb"}  # engines whose capabilities say that they keep none
+
+
+@pytest.fixture(params=[name for name in RIGS if name not in WITHOUT])
+def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    """An engine that keeps snapshots, with one empty collection `c`."""
+    yield from opened(RIGS[request.param](tmp_path))
+
+
+@pytest.mark.parametrize("engine", RIGS)
+def test_each_engine_says_whether_it_keeps_snapshots(engine: str, tmp_path: Path) -> None:
+    made = RIGS[engine](tmp_path)
+    assert made.store.capabilities.snapshots == (engine not in WITHOUT)
+    made.store.close()
 
 
 def test_an_engine_without_snapshots_says_so(rig: Rig) -> None:
@@ -147,9 +159,11 @@ def test_one_that_is_read_is_not_deleted(keeping: Rig) -> None:
     assert [info.name for info in keeping.store.snapshots()] == [b"s"]
 
 
+KEEPING = {f"{kind.engine}-{kind.disturbance}": kind for kind in KINDS if kind.engine not in WITHOUT}
+
+
+@pytest.mark.parametrize("store", KEEPING.values(), ids=KEEPING, indirect=True)
 def test_floors_of_the_live_store_do_not_reach_into_snapshots(store: Subject) -> None:
-    if not store.rig.store.capabilities.snapshots:
-        pytest.skip("this engine keeps none")
     store.rig.store.apply(T().write("c", "o", 0, b"x"))
     store.rig.store.snapshot("s")
     store.rig.store.apply(T().set_floor(9, "c"))
