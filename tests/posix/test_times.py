@@ -23,11 +23,14 @@ def _times(path: Path | int) -> Stat:
     return st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
 
 
+REALTIME_COARSE = 5  # CLOCK_REALTIME_COARSE of Linux, which the time module has no name for
+
+
 def _aged(path: Path) -> Path:
     """Access and modification long ago; the change time is now, and the clock has moved on when this returns."""
     os.utime(path, ns=(LONG_AGO, LONG_AGO), follow_symlinks=False)
     changed = os.lstat(path).st_ctime_ns
-    while time.clock_gettime_ns(time.CLOCK_REALTIME_COARSE) <= changed:  # what kernels stamp with, some milliseconds a step
+    while time.clock_gettime_ns(REALTIME_COARSE) <= changed:  # what kernels stamp with, some milliseconds a step
         time.sleep(0.001)
     return path
 
