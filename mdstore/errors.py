@@ -10,6 +10,7 @@
 | NoSpace             | free space or grow the image; nothing was changed                        |
 | ReadOnly            | reopen writable, or stop writing                                         |
 | CorruptionError     | stop relying on the thing named; run `mdstore fsck`, then repair          |
+| DamagedFile         | take another copy of the file, or make it anew                           |
 | NotAnImage          | check the path; nothing of ours is there                                 |
 | UnsupportedOperation| do without, or use an engine whose `capabilities` name it                 |
 | UnsupportedFormat   | use the version of mdstore that wrote it, or upgrade                     |
@@ -117,6 +118,7 @@ class CorruptionError(MdstoreError):
     """
 
     errno = errno.EIO
+    remedy = "run `mdstore fsck` on the image"
 
     def __init__(self, what: str, where: str, expected: object = "", found: object = "") -> None:
         self.what = what
@@ -124,7 +126,13 @@ class CorruptionError(MdstoreError):
         self.expected = expected
         self.found = found
         evidence = f": expected {_show(expected)}, found {_show(found)}" if expected != "" or found != "" else ""
-        super().__init__(f"damaged {what} at {where}{evidence}; run `mdstore fsck` on the image")
+        super().__init__(f"damaged {what} at {where}{evidence}; {self.remedy}")
+
+
+class DamagedFile(CorruptionError):
+    """The same of a file that is no image: a dump, a repair file, a crash log."""
+
+    remedy = "the file is not whole: take another copy, or make it anew"
 
 
 class NotAnImage(MdstoreError):

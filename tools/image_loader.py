@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mdstore.device.file import FileDevice
-from mdstore.errors import AlreadyExists, CorruptionError
+from mdstore.errors import AlreadyExists, DamagedFile
 from mdstore.limits import MIB
 from mdstore.store.commit import Commit
 from mdstore.store.store import Store
@@ -46,7 +46,7 @@ class Loader:
         self._object: ObjectRecord | None = None
 
     def put(self, record: Record) -> None:
-        """The next record. CorruptionError for one that cannot come here, NoSpace inside TransactionError."""
+        """The next record. DamagedFile for one that cannot come here, NoSpace inside TransactionError."""
         if isinstance(record, CollectionRecord):
             self._end_object()
             self._collection = record.name
@@ -102,7 +102,7 @@ class Loader:
     def _put_data(self, record: DataRecord) -> None:
         owner = self._owner()
         if record.offset + len(record.data) > owner.size:
-            raise CorruptionError("dump", f"data of {owner.name!r}", f"bytes below {owner.size}", record.offset)
+            raise DamagedFile("dump", f"data of {owner.name!r}", f"bytes below {owner.size}", record.offset)
         self._transaction.write(self._home(), owner.name, record.offset, record.data)
         self.loaded.data_bytes += len(record.data)
 
@@ -122,12 +122,12 @@ class Loader:
 
     def _home(self) -> bytes:
         if self._collection is None:
-            raise CorruptionError("dump", "its beginning", "a collection", "an object")
+            raise DamagedFile("dump", "its beginning", "a collection", "an object")
         return self._collection
 
     def _owner(self) -> ObjectRecord:
         if self._object is None:
-            raise CorruptionError("dump", "a collection", "an object", "its content")
+            raise DamagedFile("dump", "a collection", "an object", "its content")
         return self._object
 
     def _submit(self) -> None:
@@ -143,7 +143,7 @@ def make_image_of(path: str, size_bytes: int, block_size: int, records: Iterable
     """Make an image at `path` that holds the records. Durable on return; a file that was new is gone again after a failure.
 
     CommandFailed when there is a file already (unless `force`) or the records are no possible content; NoSpace inside
-    TransactionError when the size does not do; CorruptionError of the records.
+    TransactionError when the size does not do; DamagedFile of the records.
     """
     is_new = not os.path.lexists(path)
     try:

@@ -64,11 +64,7 @@ def create_command(target: str, name: str, path: str, as_json: bool) -> None:
 
     Nothing is copied: a snapshot costs what is changed after it.
     """
-    if os.path.isdir(target):
-        os.mkdir(_inside_mount(target, path, name))
-    else:
-        with opened_names(target, read_only=False) as vfs:
-            vfs.snapshots.create(_directory(vfs, path), os.fsencode(name))
+    _change(target, path, name, os.mkdir, lambda vfs, directory: vfs.snapshots.create(directory, os.fsencode(name)))
     if as_json:
         print_json({"target": target, "path": path, "created": name})
 
@@ -103,11 +99,7 @@ def delete_command(target: str, name: str, path: str, as_json: bool) -> None:
     \b
     mdstore snapshot delete photos.img before-cleanup /2024
     """
-    if os.path.isdir(target):
-        os.rmdir(_inside_mount(target, path, name))
-    else:
-        with opened_names(target, read_only=False) as vfs:
-            vfs.snapshots.delete(_directory(vfs, path), os.fsencode(name))
+    _change(target, path, name, os.rmdir, lambda vfs, directory: vfs.snapshots.delete(directory, os.fsencode(name)))
     if as_json:
         print_json({"target": target, "path": path, "deleted": name})
 
@@ -140,6 +132,19 @@ def mount_command(
             return serve_at(_frozen(vfs, path, name), at, chosen, ready)
 
     return in_foreground_or_not(serve, lambda: announce(image, at, as_json=as_json), background=background)
+
+
+def _change(
+    target: str, path: str, name: str, in_mount: Callable[[str], None], in_image: Callable[[SnapshotVfs, int], object]
+) -> None:
+    """Make or remove a snapshot where it is: through the mount, or in the image. A name that leads out of `.snap` is none."""
+    if not os.path.isdir(target):
+        with opened_names(target, read_only=False) as vfs:
+            in_image(vfs, _directory(vfs, path))
+        return
+    if name in ("", ".", "..") or "/" in name:
+        raise CommandFailed(f"{shown(name)}: a snapshot cannot be called so")
+    in_mount(_inside_mount(target, path, name))
 
 
 def _frozen(vfs: SnapshotVfs, path: str, name: str) -> FrozenVfs:

@@ -18,7 +18,7 @@ from crc32c import crc32c
 from mdstore.device.crashlog import CrashLog, Flush, Operation, Resize, Rot, Write
 from mdstore.device.images import IMAGE_PAGE, PagedImage
 from mdstore.device.models import Promise, decode_promise, encode_promise
-from mdstore.errors import CorruptionError, UnsupportedFormat
+from mdstore.errors import DamagedFile, UnsupportedFormat
 
 FORMAT: Final = "mdstore crash log"
 VERSION: Final = 2
@@ -51,7 +51,7 @@ def save_crash_file(path: str | os.PathLike[str], crash: CrashFile) -> None:
 
 
 def load_crash_file(path: str | os.PathLike[str]) -> CrashFile:
-    """Read a file back. `CorruptionError` for one that is damaged or cut short, `UnsupportedFormat` for another version,
+    """Read a file back. `DamagedFile` for one that is damaged or cut short, `UnsupportedFormat` for another version,
     OSError."""
     with open(path, "rb") as stream:
         content = stream.read()
@@ -62,16 +62,16 @@ def load_crash_file(path: str | os.PathLike[str]) -> CrashFile:
         header = lines[0]
         version = header["version"] if header["format"] == FORMAT else None
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise CorruptionError("crash log", str(path), "JSON lines and an end", str(error)) from None
+        raise DamagedFile("crash log", str(path), "JSON lines and an end", str(error)) from None
     if version not in VERSIONS:
         raise UnsupportedFormat(f"{path}: crash log of version {version!r}, this is version {VERSION}")
     expected = crc32c(body + b"\n")
     if found != expected:
-        raise CorruptionError("crash log", str(path), f"checksum {expected}", f"{found}")
+        raise DamagedFile("crash log", str(path), f"checksum {expected}", f"{found}")
     try:
         return _decode(header, lines[1:])
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-        raise CorruptionError("crash log", str(path), "lines of the format", repr(error)) from None
+        raise DamagedFile("crash log", str(path), "lines of the format", repr(error)) from None
 
 
 def _encode(crash: CrashFile) -> Iterator[Mapping[str, Any]]:

@@ -177,6 +177,8 @@ class Snapshots:
 
     def _check(self, name: bytes) -> None:
         check_name(name)
+        if name in (b".", b".."):
+            raise PosixError(errno.EINVAL, name, "no snapshot can be called so")
         if len(name) > NAME_MAX:
             raise PosixError(errno.ENAMETOOLONG, name, f"names of snapshots have at most {NAME_MAX} bytes")
         if not self._store.capabilities.snapshots:

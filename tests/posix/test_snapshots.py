@@ -113,6 +113,15 @@ def test_a_mounted_image_is_checked_by_a_snapshot_of_it_while_it_changes(image: 
         assert run("fsck", "--snapshot", "never", image) == 8
 
 
+def test_a_name_that_leads_out_of_the_snapshots_makes_and_removes_nothing(image: Path, tmp_path: Path) -> None:
+    with Server(f"image:{image}", tmp_path / "mount") as server:
+        (server.mountpoint / "kept").mkdir()
+        for name in ("../kept", "..", ".", "a/b"):
+            assert run("snapshot", "create", server.mountpoint, name) == 1
+            assert run("snapshot", "delete", server.mountpoint, name) == 1
+        assert os.listdir(server.mountpoint) == ["kept"]
+
+
 def test_the_command_line_makes_lists_exports_mounts_and_deletes(
     image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -291,3 +291,9 @@ def test_a_front_that_holds_too_many_numbers_is_asked_to_let_go() -> None:
     for (_, name), ino in held.items():
         assert vfs.getattr(ino).ino == vfs.lookup(SUPERUSER, ROOT_INO, name).ino, "what is held is still good"
     vfs.close()
+
+
+@pytest.mark.parametrize("name", [b".", b"..", b"a/b", b"", b"a\0"])
+def test_a_name_that_could_not_be_reached_is_refused(vfs: SnapshotVfs, name: bytes) -> None:
+    refused(errno.ENOENT if not name else errno.EINVAL, vfs.snapshots.create, ROOT_INO, name)
+    assert vfs.snapshots.all() == []

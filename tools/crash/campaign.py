@@ -24,7 +24,7 @@ from mdstore.device.crashfile import CrashFile, save_crash_file
 from mdstore.device.crashstates import Plan
 from mdstore.device.explore import FINDINGS_KEPT, Exploration, Recording, Report
 from mdstore.device.verdicts import Finding, Problem
-from mdstore.errors import CorruptionError, InvalidRequest, MdstoreError
+from mdstore.errors import DamagedFile, InvalidRequest, MdstoreError
 from mdstore.tools.crash.verify import Inconsistent
 from mdstore.tools.crash.workloads import CrashWorkload, chosen_workload
 
@@ -196,7 +196,7 @@ def save_campaign(path: Path, campaign: Campaign) -> None:
 
 
 def load_campaign(path: Path) -> Campaign:
-    """What `save_campaign` wrote. CorruptionError for anything else, OSError."""
+    """What `save_campaign` wrote. DamagedFile for anything else, OSError."""
     try:
         document = json.loads(path.read_text())
         if (document["format"], document["version"]) != (FORMAT, VERSION):
@@ -211,4 +211,4 @@ def load_campaign(path: Path) -> Campaign:
             list(map(str, document["files"])), float(document["seconds"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptionError("crash campaign", str(path), "the state of a campaign", repr(error)) from None
+        raise DamagedFile("crash campaign", str(path), "the state of a campaign", repr(error)) from None

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from crc32c import crc32c
 
-from mdstore.errors import CorruptionError
+from mdstore.errors import DamagedFile
 
 MAGIC: Final = b"MDSREPR\0"
 VERSION: Final = 1
@@ -71,14 +71,14 @@ def encode_header(header: FileHeader) -> bytes:
 
 
 def decode_header(data: bytes, where: str) -> FileHeader:
-    """CorruptionError when it is no repair file, or a damaged one."""
+    """DamagedFile when it is no repair file, or a damaged one."""
     if len(data) < HEADER_SIZE or data[:8] != MAGIC:
-        raise CorruptionError("repair file", where, MAGIC, data[:8])
+        raise DamagedFile("repair file", where, MAGIC, data[:8])
     _, version, zero, size, uuid, spare, crc = _HEADER.unpack(data[:HEADER_SIZE])
     if crc32c(data[:_CRC_AT]) != crc:
-        raise CorruptionError("repair file's header", where, f"{crc:08x}", f"{crc32c(data[:_CRC_AT]):08x}")
+        raise DamagedFile("repair file's header", where, f"{crc:08x}", f"{crc32c(data[:_CRC_AT]):08x}")
     if version != VERSION or zero or any(spare):
-        raise CorruptionError("repair file's header", where, f"version {VERSION}, zeros", (version, zero))
+        raise DamagedFile("repair file's header", where, f"version {VERSION}, zeros", (version, zero))
     return FileHeader(size, uuid)
 
 
@@ -131,7 +131,7 @@ class RepairFile:
 
     @classmethod
     def open(cls, path: str) -> RepairFile:
-        """An existing one. CorruptionError when it is none."""
+        """An existing one. DamagedFile when it is none."""
         stream = open(path, "r+b")  # noqa: SIM115 (closed by `close`)
         try:
             return cls(stream, path, decode_header(stream.read(HEADER_SIZE), path))
