@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, overload
 
+from mdstore.store.mapreads import MapLookups
 from mdstore.store.transaction import Data
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ Other = TypeVar("Other")
 Pairs = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
 
 
-class Batch:
+class Batch(MapLookups):
     """Changes that become one transaction. Reads see the batch's own changes over the map as it is. Not for two threads."""
 
     def __init__(self, view: MapView, sync: bool) -> None:
@@ -55,15 +56,6 @@ class Batch:
             value = self._changes[key]
             return default if value is None else value
         return self._view.get(key, default)
-
-    def __getitem__(self, key: bytes) -> bytes:
-        value = self.get(key)
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self.get(key) is not None
 
     def __len__(self) -> int:
         """How many keys the batch changes."""

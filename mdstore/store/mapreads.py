@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TypeVar, overload
@@ -11,11 +12,29 @@ from mdstore.btree import TreeView
 Other = TypeVar("Other")
 
 
-class MapReads:
-    """What a view and a snapshot answer alike, from `_tree_for_range` alone."""
+class MapLookups(ABC):
+    """What whoever has `get` answers like a mapping."""
 
+    @abstractmethod
+    def get(self, key: bytes) -> object:
+        """The value, or None."""
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = self.get(key)
+        if not isinstance(value, bytes):
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.get(key) is not None
+
+
+class MapReads(MapLookups):
+    """What a view and a snapshot answer alike, from `get` and `_tree_for_range` alone."""
+
+    @abstractmethod
     def _tree_for_range(self) -> TreeView | None:
-        raise NotImplementedError
+        """What ranges are read from; None where there is no object."""
 
     def items(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
@@ -70,15 +89,6 @@ class MapSnapshot(MapReads):
     def get(self, key: bytes, default: object = None) -> object:
         value = None if self._view is None else self._view.get(key)
         return default if value is None else value
-
-    def __getitem__(self, key: bytes) -> bytes:
-        value = self.get(key)
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self.get(key) is not None
 
     def __len__(self) -> int:
         return 0 if self._view is None else len(self._view)

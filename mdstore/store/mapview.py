@@ -121,15 +121,6 @@ class MapView(MapReads):
             tree = self._tree()
             return [None] * len(wanted) if tree is None else tree.get_many(wanted)
 
-    def __getitem__(self, key: bytes) -> bytes:
-        value = self.get(key)
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self.get(key) is not None
-
     def __len__(self) -> int:
         with self._store.lock:
             tree = self._tree()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
-from mdstore.errors import CorruptionError, UnsupportedFormat
+from mdstore.errors import DamagedFile, UnsupportedFormat
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
 
@@ -77,24 +77,24 @@ class DumpLines:
     """A dump that is read: the header at once, the records as they are asked for.
 
     The last record has been handed out before the checksum is known to be right: what was made of them counts only once the
-    iteration has ended without CorruptionError.
+    iteration has ended without DamagedFile.
     """
 
     def __init__(self, lines: Iterable[bytes], name: str) -> None:
-        """`lines`: with their line feeds; `name`: of the source, for messages. CorruptionError, UnsupportedFormat."""
+        """`lines`: with their line feeds; `name`: of the source, for messages. DamagedFile, UnsupportedFormat."""
         self._lines = iter(lines)
         self._name = name
         self._count = 0
         self._checksum = 0
         first = self._next()
         if first.get("format") != FORMAT:
-            raise CorruptionError("dump", name, f'a first line with format "{FORMAT}"', first.get("format"))
+            raise DamagedFile("dump", name, f'a first line with format "{FORMAT}"', first.get("format"))
         if first.get("version") != VERSION:
             raise UnsupportedFormat(f"{name}: dump of version {first.get('version')!r}; this mdstore reads version {VERSION}")
         self.header = self._checked(lambda: DumpHeader(_natural(first["size_bytes"]), _natural(first["block_size"])))
 
     def records(self) -> Iterator[Record]:
-        """The records, in order; CorruptionError for a line that is none, and for a dump that is not whole."""
+        """The records, in order; DamagedFile for a line that is none, and for a dump that is not whole."""
         while True:
             before, count = self._checksum, self._count
             line = self._next()
@@ -123,8 +123,8 @@ class DumpLines:
         except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
             raise self._damaged("a line of the format", repr(error)) from None
 
-    def _damaged(self, expected: object, found: object) -> CorruptionError:
-        return CorruptionError("dump", f"{self._name} line {self._count}", expected, found)
+    def _damaged(self, expected: object, found: object) -> DamagedFile:
+        return DamagedFile("dump", f"{self._name} line {self._count}", expected, found)
 
 
 def _decode(line: dict[str, Any]) -> Record:
