@@ -11,8 +11,8 @@ from mdstore.tools.reader.problems import Damage
 
 COLLECTION: Final = b"meta"
 
-_HEADER: Final = struct.Struct("<BBHIQQQQQqQQQq")
-assert _HEADER.size == 88
+DIRECTORY_HEADER: Final = struct.Struct("<BBHIQQQQQqQQQq")
+assert DIRECTORY_HEADER.size == 88
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,16 @@ class Header:
 
 def decode_header(data: bytes) -> Header:
     """A directory's header. Damage (`directory`, `inode`)."""
-    if len(data) < _HEADER.size:
-        raise Damage("directory", "directory header cut short", f"at least {_HEADER.size} bytes", len(data))
-    layout, spare, name_length, spare2, *numbers = _HEADER.unpack_from(data)
+    if len(data) < DIRECTORY_HEADER.size:
+        raise Damage("directory", "directory header cut short", f"at least {DIRECTORY_HEADER.size} bytes", len(data))
+    layout, spare, name_length, spare2, *numbers = DIRECTORY_HEADER.unpack_from(data)
     if layout != 1 or spare or spare2:
         raise Damage("directory", "directory header", "layout 1, spare bytes 0", data[:8])
-    end = _HEADER.size + name_length
+    end = DIRECTORY_HEADER.size + name_length
     inode = decode_inode(data, end)
     if inode.type != TYPE_DIRECTORY:
         raise Damage("directory", "directory's inode", "a directory", f"mode {inode.mode:o}")
-    header = Header(*(*numbers, data[_HEADER.size : end], inode))
+    header = Header(*(*numbers, data[DIRECTORY_HEADER.size : end], inode))
     if (inode.ino == ROOT) != (not header.name) or (inode.ino == ROOT and header.parent != ROOT):
         raise Damage("directory", "directory's name and parent", "none in the root, one elsewhere", header.name)
     return header

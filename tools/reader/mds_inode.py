@@ -18,10 +18,10 @@ TYPE_REGULAR: Final = 8
 TYPE_SYMLINK: Final = 10
 _TYPES: Final = frozenset({1, 2, 4, 6, 8, 10, 12})  # fifo, character, directory, block, regular, symlink, socket
 
-_INODE: Final = struct.Struct("<BBHIQIIIIQQQqqqqQHHI")
-_LINK: Final = struct.Struct("<BBHQ")
+INODE_CORE: Final = struct.Struct("<BBHIQIIIIQQQqqqqQHHI")
+LINK: Final = struct.Struct("<BBHQ")
 _XATTR: Final = struct.Struct("<BI")
-assert (_INODE.size, _LINK.size, _XATTR.size) == (104, 12, 5)
+assert (INODE_CORE.size, LINK.size, _XATTR.size) == (104, 12, 5)
 
 
 class Inode(NamedTuple):
@@ -62,11 +62,11 @@ class Entry(NamedTuple):
 
 def decode_inode(data: bytes, at: int = 0) -> Inode:
     """The inode record from `at` to the end of `data`. Damage (`inode`)."""
-    if len(data) - at < _INODE.size:
-        raise Damage("inode", "inode record cut short", f"at least {_INODE.size} bytes", len(data) - at)
+    if len(data) - at < INODE_CORE.size:
+        raise Damage("inode", "inode record cut short", f"at least {INODE_CORE.size} bytes", len(data) - at)
     (layout, flags, spare, mode, ino, generation, nlink, uid, gid, rdev, size, allocated, atime, mtime, ctime, btime, change,
-     target_length, spare2, xattr_length) = _INODE.unpack_from(data, at)  # fmt: skip
-    end = at + _INODE.size + target_length
+     target_length, spare2, xattr_length) = INODE_CORE.unpack_from(data, at)  # fmt: skip
+    end = at + INODE_CORE.size + target_length
     if layout != 1 or flags > 3 or spare or spare2 or not ino or mode > 0xFFFF:
         raise Damage("inode", "inode record", "layout 1, known flags, spare bytes 0, a number", data[at : at + 16])
     if end + xattr_length != len(data):
@@ -110,9 +110,9 @@ def decode_entry(value: bytes) -> Entry:
         if inode.mode >> 12 == TYPE_DIRECTORY:
             raise Damage("entry", "entry that owns an inode", "anything but a directory", f"mode {inode.mode:o}")
         return Entry(tag, inode.mode >> 12, inode.ino, inode)
-    if tag not in (TAG_REMOTE, TAG_DIRECTORY) or len(value) != _LINK.size:
+    if tag not in (TAG_REMOTE, TAG_DIRECTORY) or len(value) != LINK.size:
         raise Damage("entry", "directory entry", "a known tag, 12 bytes of link", value[:16])
-    _, file_type, spare, ino = _LINK.unpack(value)
+    _, file_type, spare, ino = LINK.unpack(value)
     if spare or not ino or (file_type == TYPE_DIRECTORY) != (tag == TAG_DIRECTORY) or file_type not in _TYPES:
         raise Damage("entry", "link", "a number, and type 4 exactly with tag 3", value)
     return Entry(tag, file_type, ino, None)

@@ -16,13 +16,13 @@ OBJECT_NAME_MAX: Final = 512
 UNCHECKED: Final = -1  # in place of a checksum: no block has this one
 
 _COLLECTION: Final = struct.Struct("<BBHQQ")
-_ONODE: Final = struct.Struct("<BBHQQQQ")
+ONODE: Final = struct.Struct("<BBHQQQQ")
 _LENGTH: Final = struct.Struct("<I")
 _HINT: Final = struct.Struct("<QQI")
 _ATTRIBUTE: Final = struct.Struct("<HI")
-_EXTENT: Final = struct.Struct("<QHHQ")
+EXTENT: Final = struct.Struct("<QHHQ")
 _NUMBER: Final = struct.Struct(">Q")
-assert (_COLLECTION.size, _ONODE.size, _HINT.size, _EXTENT.size) == (20, 36, 20, 20)
+assert (_COLLECTION.size, ONODE.size, _HINT.size, EXTENT.size) == (20, 36, 20, 20)
 
 
 class Collection(NamedTuple):
@@ -85,19 +85,19 @@ def object_key(number: int, name: bytes) -> bytes:
 
 def decode_onode(value: bytes) -> Onode:
     """An object's record. Damage (`onode`)."""
-    if len(value) < _ONODE.size:
-        raise Damage("onode", "onode cut short", f"at least {_ONODE.size} bytes", len(value))
-    version, flags, count, size, allocated, created_rev, group = _ONODE.unpack_from(value)
+    if len(value) < ONODE.size:
+        raise Damage("onode", "onode cut short", f"at least {ONODE.size} bytes", len(value))
+    version, flags, count, size, allocated, created_rev, group = ONODE.unpack_from(value)
     if version != VERSION or flags & ~7:
         raise Damage("onode", "onode version and flags", "version 1, flags below 8", f"{version}, {flags:#x}")
-    if len(value) == _ONODE.size and not flags and not count:
+    if len(value) == ONODE.size and not flags and not count:
         return Onode(size, allocated, created_rev, group, None, None, None, ())
     return _decode_rest(value, flags, count, (size, allocated, created_rev, group))
 
 
 def _decode_rest(value: bytes, flags: int, count: int, numbers: tuple[int, int, int, int]) -> Onode:
     """Roots, hint and attributes, which follow the fixed head."""
-    at = _ONODE.size
+    at = ONODE.size
     data_root = map_root = hint = None
     if flags & FLAG_DATA:
         data_root, at = _root(value, at)
@@ -124,15 +124,15 @@ def _decode_rest(value: bytes, flags: int, count: int, numbers: tuple[int, int, 
 
 def decode_extent(key: bytes, value: bytes) -> Extent:
     """A record of a data tree. Damage (`extent`)."""
-    if len(key) != 8 or len(value) < _EXTENT.size:
-        raise Damage("extent", "extent record length", f"8 and at least {_EXTENT.size}", f"{len(key)} and {len(value)}")
-    start, blocks, flags, birth = _EXTENT.unpack_from(value)
+    if len(key) != 8 or len(value) < EXTENT.size:
+        raise Damage("extent", "extent record length", f"8 and at least {EXTENT.size}", f"{len(key)} and {len(value)}")
+    start, blocks, flags, birth = EXTENT.unpack_from(value)
     if not blocks or flags & ~1:
         raise Damage("extent", "extent blocks and flags", "at least 1 block, flags 0 or 1", f"{blocks}, {flags:#x}")
-    expected = _EXTENT.size + (0 if flags else 4 * blocks)
+    expected = EXTENT.size + (0 if flags else 4 * blocks)
     if len(value) != expected:
         raise Damage("extent", "extent record length", expected, len(value))
-    return Extent(int.from_bytes(key, "big"), start, blocks, value[_EXTENT.size :], birth)
+    return Extent(int.from_bytes(key, "big"), start, blocks, value[EXTENT.size :], birth)
 
 
 def extent_blocks_max(block_size: int) -> int:

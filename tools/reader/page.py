@@ -28,12 +28,12 @@ KEY_MAX: Final = 1024
 SPILLED: Final = 0xFFFF
 RECORDS_MASK: Final = (1 << 63) - 1
 
-_HEADER: Final = struct.Struct("<IIQQBBHIIHH")
-_SLOT: Final = struct.Struct("<IHH")
-_ROOT: Final = struct.Struct("<BBBBhHiIQQ")
-_TAIL: Final = struct.Struct("<IQQ")  # of a reference, behind its addresses: crc, generation, records
-_TWO: Final = struct.Struct("<QQ")
-assert (_HEADER.size, _SLOT.size, _ROOT.size, _TAIL.size) == (HEADER_SIZE, SLOT_SIZE, 32, 20)
+PAGE_HEADER: Final = struct.Struct("<IIQQBBHIIHH")
+SLOT: Final = struct.Struct("<IHH")
+ROOT_RECORD: Final = struct.Struct("<BBBBhHiIQQ")
+REFERENCE_TAIL: Final = struct.Struct("<IQQ")  # of a reference, behind its addresses: crc, generation, records
+TWO_NUMBERS: Final = struct.Struct("<QQ")
+assert (PAGE_HEADER.size, SLOT.size, ROOT_RECORD.size, REFERENCE_TAIL.size) == (HEADER_SIZE, SLOT_SIZE, 32, 20)
 
 
 class Shape(NamedTuple):
@@ -141,10 +141,10 @@ class Page:
 # -- root records ------------------------------------------------------------------------------------------------------
 def decode_root(data: bytes, expect: Shape | None = None) -> Root:
     """A root record. Damage (`root-record`)."""
-    if len(data) < _ROOT.size:
-        raise Damage("root-record", "root record cut short", f"at least {_ROOT.size} bytes", len(data))
+    if len(data) < ROOT_RECORD.size:
+        raise Damage("root-record", "root record cut short", f"at least {ROOT_RECORD.size} bytes", len(data))
     version, flags, comparator, level, key_size, embed_limit, value_size, blob_length, tree_id, count = (
-        _ROOT.unpack_from(data)
+        ROOT_RECORD.unpack_from(data)
     )
     if version != 1 or flags & ~0xF or not 1 <= flags >> 2 & 3 <= 3 or not 1 <= comparator <= 6:
         raise Damage("root-record", "root record", "version 1, known flags and comparator", data[:4])
@@ -152,14 +152,14 @@ def decode_root(data: bytes, expect: Shape | None = None) -> Root:
         raise Damage("root-record", "root record's sizes", "fixed or a prefix of 1, 2 or 4", (key_size, value_size))
     if expect is not None and (key_size, value_size, comparator, flags & 1) != (*expect, 0):
         raise Damage("root-record", "root record's descriptor", tuple(expect), (key_size, value_size, comparator))
-    at = _ROOT.size + blob_length
+    at = ROOT_RECORD.size + blob_length
     if at > len(data):
-        raise Damage("root-record", "root record's blob", f"at most {len(data) - _ROOT.size} bytes", blob_length)
+        raise Damage("root-record", "root record's blob", f"at most {len(data) - ROOT_RECORD.size} bytes", blob_length)
     content: Reference | tuple[tuple[bytes, bytes], ...]
     if flags & 2:
         copies = flags >> 2 & 3
-        if len(data) != at + 8 * copies + _TAIL.size:
-            raise Damage("root-record", "root record length", at + 8 * copies + _TAIL.size, len(data))
+        if len(data) != at + 8 * copies + REFERENCE_TAIL.size:
+            raise Damage("root-record", "root record length", at + 8 * copies + REFERENCE_TAIL.size, len(data))
         content = _reference(data, at, copies)
     else:
         content = _embedded(data, at, key_size, value_size, bool(flags & 1))
@@ -167,7 +167,7 @@ def decode_root(data: bytes, expect: Shape | None = None) -> Root:
             raise Damage(
                 "root-record", "records embedded in the root", f"level 0, {count} records", (level, len(content))
             )
-    blob = data[_ROOT.size : at]
+    blob = data[ROOT_RECORD.size : at]
     return Root(flags, comparator, level, key_size, embed_limit, value_size, tree_id, count, blob, content)
 
 
@@ -195,13 +195,13 @@ def _sized(data: bytes, at: int, size: int) -> tuple[bytes, int]:
 
 def _reference(data: bytes, at: int, copies: int) -> Reference:
     addresses = struct.unpack_from(f"<{copies}Q", data, at)
-    return Reference(addresses, *_TAIL.unpack_from(data, at + 8 * copies))
+    return Reference(addresses, *REFERENCE_TAIL.unpack_from(data, at + 8 * copies))
 
 
 # -- pages -------------------------------------------------------------------------------------------------------------
 def decode_page(data: bytes, root: Root) -> Page:
     """A page whose checksum is that of its reference. Damage (`page-identity`, `page-structure`, `page-order`)."""
-    _, magic, tree_id, generation, level, kind, count, heap, dead, skip, reserved = _HEADER.unpack_from(data)
+    _, magic, tree_id, generation, level, kind, count, heap, dead, skip, reserved = PAGE_HEADER.unpack_from(data)
     if magic != MAGIC or kind not in KIND_NAMES or reserved:
         raise Damage("page-identity", "page header", "magic mbt1, a known kind, reserved 0", data[4:40])
     if kind == OVERFLOW_INDEX:
@@ -234,7 +234,7 @@ def _slots(data: bytes, count: int, heap: int) -> list[tuple[int, int, int]]:
         raise Damage("page-structure", "page heap", f"{end} .. {len(data)}", heap)
     if any(data[end:heap]):
         raise Damage("page-structure", "bytes between slots and cells", "zeros", "others")
-    return [(slot[0], slot[1], slot[2]) for slot in _SLOT.iter_unpack(data[HEADER_SIZE:end])]
+    return [(slot[0], slot[1], slot[2]) for slot in SLOT.iter_unpack(data[HEADER_SIZE:end])]
 
 
 def _leaf_record(data: bytes, offset: int, length: int, root: Root, cells: list[tuple[int, int]]) -> Record:
@@ -265,7 +265,7 @@ def _leaf_record(data: bytes, offset: int, length: int, root: Root, cells: list[
 def fixed_value_max(page_size: int, copies: int) -> int:
     """The largest fixed size at which values stand alone: a quarter, and beside the longest key and a slot half of the room."""
     room = page_size - HEADER_SIZE
-    key_max = min(KEY_MAX, room // 3 - SLOT_SIZE - 8 * copies - _TAIL.size)
+    key_max = min(KEY_MAX, room // 3 - SLOT_SIZE - 8 * copies - REFERENCE_TAIL.size)
     return min(room // 4, room // 2 - key_max - SLOT_SIZE)
 
 
@@ -276,7 +276,7 @@ def _spill(data: bytes, at: int, copies: int) -> tuple[Spill, int]:
     entries_max = min(4, max(1, (quarter - 16) // size))
     if at + 16 > len(data):
         raise Damage("page-structure", "spilled value's cell", "inside the page", at)
-    length, generation = _TWO.unpack_from(data, at)
+    length, generation = TWO_NUMBERS.unpack_from(data, at)
     count = top_entries(length, len(data), size, entries_max)
     at += 16
     if at + count * size > len(data):
@@ -320,7 +320,7 @@ def _overflow_entries(data: bytes, count: int, copies: int) -> list[PageEntry]:
 
 def _index_record(data: bytes, offset: int, length: int, copies: int, cells: list[tuple[int, int]]) -> Child:
     at = offset + length
-    end = at + 8 * copies + _TAIL.size
+    end = at + 8 * copies + REFERENCE_TAIL.size
     if end > len(data):
         raise Damage("page-structure", "index cell", "inside the page", (offset, length))
     cells.append((offset, end - offset))

@@ -31,10 +31,10 @@ ROOT_NAMES: Final = {
     1: "objects", 2: "collections", 3: "free", 4: "references", 5: "shared", 6: "groups", 7: "floors", 8: "snapshots", 9: "dead",
 }  # fmt: skip
 
-_HEAD: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqII16sH")
-_RUN: Final = struct.Struct("<QQ")
-_ROOT: Final = struct.Struct("<HH")
-assert _HEAD.size == 194
+SUPERBLOCK_HEAD: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqII16sH")
+RUN: Final = struct.Struct("<QQ")
+ROOT_ENTRY: Final = struct.Struct("<HH")
+assert SUPERBLOCK_HEAD.size == 194
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def decode(data: bytes, offset: int = 0) -> Superblock:
     """A superblock from its 4,096 bytes. NotAnImage (no magic), UnsupportedFormat, Damage (`superblock`)."""
     if len(data) != SIZE:
         raise Damage("superblock", "superblock of another length", SIZE, len(data), byte=offset)
-    fields = _HEAD.unpack_from(data)
+    fields = SUPERBLOCK_HEAD.unpack_from(data)
     magic, crc, version = fields[:3]
     if magic != MAGIC:
         raise NotAnImage(f"no superblock at byte {offset}: it begins with {magic!r}")
@@ -157,8 +157,8 @@ def _checked(fields: tuple[Any, ...], data: bytes, offset: int) -> Superblock:
 def _spare_runs(data: bytes, count: int, offset: int) -> tuple[tuple[tuple[int, int], ...], int]:
     if count > SPARES_MAX:
         raise Damage("superblock", "superblock spare runs", f"at most {SPARES_MAX}", count, byte=offset + 192)
-    end = _HEAD.size + count * _RUN.size
-    return tuple((run[0], run[1]) for run in _RUN.iter_unpack(data[_HEAD.size : end])), end
+    end = SUPERBLOCK_HEAD.size + count * RUN.size
+    return tuple((run[0], run[1]) for run in RUN.iter_unpack(data[SUPERBLOCK_HEAD.size : end])), end
 
 
 def _roots(data: bytes, at: int, offset: int) -> tuple[dict[int, bytes], int]:
@@ -166,10 +166,10 @@ def _roots(data: bytes, at: int, offset: int) -> tuple[dict[int, bytes], int]:
     at += 2
     roots: dict[int, bytes] = {}
     for _ in range(count):
-        if at + _ROOT.size > SIZE:
+        if at + ROOT_ENTRY.size > SIZE:
             raise Damage("superblock", "superblock roots", f"{count} roots", f"{len(roots)} fit", byte=offset + at)
-        kind, length = _ROOT.unpack_from(data, at)
-        at += _ROOT.size
+        kind, length = ROOT_ENTRY.unpack_from(data, at)
+        at += ROOT_ENTRY.size
         if at + length > SIZE:
             raise Damage("superblock", "superblock root record", f"at most {SIZE - at} bytes", length, byte=offset + at)
         if kind not in ROOT_NAMES or (roots and kind <= max(roots)):

@@ -12,9 +12,10 @@ from typing import Final
 
 from mdstore.errors import UnsupportedFormat
 from mdstore.tools.reader.checksum import crc32c
-from mdstore.tools.reader.mds_directory import Header
-from mdstore.tools.reader.mds_inode import Inode
+from mdstore.tools.reader.mds_directory import DIRECTORY_HEADER, Header
+from mdstore.tools.reader.mds_inode import INODE_CORE, LINK, Inode
 from mdstore.tools.reader.mds_tables import ServerRecord
+from mdstore.tools.reader.onode import EXTENT, ONODE
 from mdstore.tools.reader.page import (
     COMPARE_BYTES,
     COMPARE_U64_BE,
@@ -23,8 +24,13 @@ from mdstore.tools.reader.page import (
     LEAF,
     MAGIC,
     OVERFLOW_INDEX,
+    PAGE_HEADER,
+    REFERENCE_TAIL,
+    ROOT_RECORD,
+    SLOT,
     SLOT_SIZE,
     SPILLED,
+    TWO_NUMBERS,
     Child,
     PageEntry,
     Record,
@@ -34,39 +40,26 @@ from mdstore.tools.reader.page import (
     fixed_value_max,
 )
 from mdstore.tools.reader.superblock import MAGIC as SUPERBLOCK_MAGIC
-from mdstore.tools.reader.superblock import SIZE, VERSION, Superblock
+from mdstore.tools.reader.superblock import ROOT_ENTRY, RUN, SIZE, SUPERBLOCK_HEAD, VERSION, Superblock
 
 SPILLED_BELOW: Final = 1 << 63
 
-_PAGE: Final = struct.Struct("<IIQQBBHIIHH")
-_SLOT: Final = struct.Struct("<IHH")
-_ROOT: Final = struct.Struct("<BBBBhHiIQQ")
-_TAIL: Final = struct.Struct("<IQQ")
-_TWO: Final = struct.Struct("<QQ")
-_SUPERBLOCK: Final = struct.Struct("<8sII16sQQQQIIQQQQQQQQQQqqII16sH")
-_ONODE: Final = struct.Struct("<BBHQQQQ")
-_EXTENT: Final = struct.Struct("<QHHQ")
-_INODE: Final = struct.Struct("<BBHIQIIIIQQQqqqqQHHI")
-_LINK: Final = struct.Struct("<BBHQ")
-_HEADER: Final = struct.Struct("<BBHIQQQQQqQQQq")
 _HAS_PAGES: Final = 2
-assert (_PAGE.size, _ROOT.size, _SUPERBLOCK.size, _ONODE.size) == (HEADER_SIZE, 32, 194, 36)
-assert (_INODE.size, _LINK.size, _HEADER.size) == (104, 12, 88)
 
 
 # -- superblock --------------------------------------------------------------------------------------------------------
 def superblock(block: Superblock) -> bytes:
     """The 4,096 bytes of a slot."""
-    head = _SUPERBLOCK.pack(
+    head = SUPERBLOCK_HEAD.pack(
         SUPERBLOCK_MAGIC, 0, VERSION, block.uuid, block.features_compatible, block.features_read_only,
         block.features_incompatible, block.epoch, block.block_size, block.flags, block.blocks, block.log_start,
         block.log_blocks, block.log_position, block.next_tree_id, block.next_collection_id, block.cursor, block.objects,
         block.stored_bytes, block.free_blocks, block.created_ns, block.written_ns, block.stripe_bytes, block.stripe_offset,
         bytes(16), len(block.spare_runs),
     )  # fmt: skip
-    parts = [head, *(_TWO.pack(*run) for run in block.spare_runs), struct.pack("<H", len(block.roots))]
+    parts = [head, *(RUN.pack(*run) for run in block.spare_runs), struct.pack("<H", len(block.roots))]
     for kind, record in sorted(block.roots.items()):
-        parts += [struct.pack("<HH", kind, len(record)), record]
+        parts += [ROOT_ENTRY.pack(kind, len(record)), record]
     data = b"".join(parts).ljust(SIZE, b"\0")
     assert len(data) == SIZE, "root records are bounded, so a superblock always fits its slot"
     return data[:8] + crc32c(data[12:]).to_bytes(4, "little") + data[12:]
@@ -75,13 +68,13 @@ def superblock(block: Superblock) -> bytes:
 # -- roots and references ----------------------------------------------------------------------------------------------
 def reference(ref: Reference) -> bytes:
     """What names a page."""
-    return struct.pack(f"<{len(ref.addresses)}Q", *ref.addresses) + _TAIL.pack(ref.crc, ref.generation, ref.below)
+    return struct.pack(f"<{len(ref.addresses)}Q", *ref.addresses) + REFERENCE_TAIL.pack(ref.crc, ref.generation, ref.below)
 
 
 def root(like: Root, count: int, level: int, content: Reference | Sequence[tuple[bytes, bytes]]) -> bytes:
     """A root record with the descriptor, id and user blob of `like`."""
     flags = like.flags & ~_HAS_PAGES | (_HAS_PAGES if isinstance(content, Reference) else 0)
-    head = _ROOT.pack(
+    head = ROOT_RECORD.pack(
         1, flags, like.comparator, level, like.key_size, like.embed_limit, like.value_size, len(like.user_blob), like.tree_id,
         count,
     )  # fmt: skip
@@ -103,7 +96,7 @@ def leaf_cell(like: Root, page_size: int, record: Record) -> bytes:
     """A record as a leaf holds it. The value is one that stays in the leaf, or spilled already."""
     key, value = record
     if isinstance(value, Spill):
-        body = _TWO.pack(value.length, value.generation) + b"".join(map(entry, value.entries))
+        body = TWO_NUMBERS.pack(value.length, value.generation) + b"".join(map(entry, value.entries))
         return key + SPILLED.to_bytes(2, "little") + body
     if 0 <= like.value_size <= fixed_value_max(page_size, like.copies):
         return key + value or b"\0"
@@ -143,8 +136,8 @@ def _page(like: Root, page_size: int, generation: int, level: int, keys: Sequenc
     for number, (key, cell) in enumerate(zip(keys, cells, strict=True)):
         at -= len(cell)
         head = 0 if level and not number else int.from_bytes(key[:4].ljust(4, b"\0"), "big")
-        slots.append(_SLOT.pack(head, at, len(key)))
-    front = _PAGE.pack(
+        slots.append(SLOT.pack(head, at, len(key)))
+    front = PAGE_HEADER.pack(
         0, MAGIC, like.tree_id, generation, level, INDEX if level else LEAF, len(keys), at, 0, 0, 0
     ) + b"".join(slots)
     assert len(front) <= at, "whoever packs a page counts its bytes"
@@ -153,7 +146,7 @@ def _page(like: Root, page_size: int, generation: int, level: int, keys: Sequenc
 
 def overflow_index(like: Root, page_size: int, generation: int, level: int, entries: Sequence[PageEntry]) -> bytes:
     """A page of entries above the pages of a spilled value."""
-    head = _PAGE.pack(0, MAGIC, like.tree_id, generation, level, OVERFLOW_INDEX, len(entries), 0, 0, 0, 0)
+    head = PAGE_HEADER.pack(0, MAGIC, like.tree_id, generation, level, OVERFLOW_INDEX, len(entries), 0, 0, 0, 0)
     return sealed((head + b"".join(map(entry, entries))).ljust(page_size, b"\0"))
 
 
@@ -167,22 +160,22 @@ def onode(
     value: bytes, *, allocated: int, group: int, data_root: bytes | None, map_root: bytes | None
 ) -> bytes:
     """An object's record with some of its fields others; what follows the roots stays as it is."""
-    version, flags, attributes, size, _, revision, _ = _ONODE.unpack_from(value)
-    at = _ONODE.size
+    version, flags, attributes, size, _, revision, _ = ONODE.unpack_from(value)
+    at = ONODE.size
     for flag in (1, 2):
         if flags & flag:
             at += 4 + int.from_bytes(value[at : at + 4], "little")
     flags = flags & ~3 | (1 if data_root is not None else 0) | (2 if map_root is not None else 0)
-    head = _ONODE.pack(version, flags, attributes, size, allocated, revision, group)
+    head = ONODE.pack(version, flags, attributes, size, allocated, revision, group)
     roots = b"".join(len(part).to_bytes(4, "little") + part for part in (data_root, map_root) if part is not None)
     return head + roots + value[at:]
 
 
 def extent_piece(value: bytes, skip: int, count: int) -> bytes:
     """Blocks `skip` .. `skip + count - 1` of an extent's record."""
-    start, _, flags, birth = _EXTENT.unpack_from(value)
-    sums = value[_EXTENT.size + 4 * skip : _EXTENT.size + 4 * (skip + count)]
-    return _EXTENT.pack(start + skip, count, flags, birth) + sums
+    start, _, flags, birth = EXTENT.unpack_from(value)
+    sums = value[EXTENT.size + 4 * skip : EXTENT.size + 4 * (skip + count)]
+    return EXTENT.pack(start + skip, count, flags, birth) + sums
 
 
 def collection(number: int, objects: int) -> bytes:
@@ -193,7 +186,7 @@ def collection(number: int, objects: int) -> bytes:
 # -- the name space ----------------------------------------------------------------------------------------------------
 def inode(record: Inode) -> bytes:
     """An inode record."""
-    core = _INODE.pack(
+    core = INODE_CORE.pack(
         1, record.flags, 0, record.mode, record.ino, record.generation, record.nlink, record.uid, record.gid, record.rdev,
         record.size, record.allocated, record.atime, record.mtime, record.ctime, record.btime, record.change,
         len(record.target), 0, len(record.xattrs),
@@ -203,12 +196,12 @@ def inode(record: Inode) -> bytes:
 
 def link(tag: int, file_type: int, ino: int) -> bytes:
     """An entry whose inode lives elsewhere."""
-    return _LINK.pack(tag, file_type, 0, ino)
+    return LINK.pack(tag, file_type, 0, ino)
 
 
 def directory_header(header: Header) -> bytes:
     """A directory's map header."""
-    head = _HEADER.pack(
+    head = DIRECTORY_HEADER.pack(
         1, 0, len(header.name), 0, header.version, header.parent, header.rbytes, header.rfiles, header.rdirs, header.rctime,
         header.accounted_bytes, header.accounted_files, header.accounted_dirs, header.accounted_ctime,
     )  # fmt: skip
