@@ -125,7 +125,7 @@ class Care:
             self.scrubbing.stop()
             store = reopen()
             restart(core, self._cache, store, cause)
-            self._sessions.forget_all()
+            sessions = self._sessions.forget_all()
             self._purge.forget_all()
             try:
                 self._recover(read_only=True)
@@ -133,6 +133,7 @@ class Care:
                 core.failed = error
                 raise
             restore(core, self._cache, self._handles, known)
+            self._sessions.go_on(sessions, {number for number, _ in self._handles.items()})
             self._to_recall = known.changed
 
     def _save(self, cause: MdstoreError) -> None:

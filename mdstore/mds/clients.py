@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from mdstore.errors import InvalidRequest, MdstoreError, PosixError
 from mdstore.mds.cache import Cache
@@ -42,11 +42,18 @@ HANDS_OUT: Final = frozenset(("lookup", "create", "mkdir", "mknod", "symlink", "
 VERBS: Final = CHANGES | LOOKS | OPENS | WAITS | ON_HANDLE | {"forget", "cancel_lock"}
 
 
+class Serving(Vfs, Protocol):
+    """A name space that knows what a request made."""
+
+    def open_made(self, cred: Credentials, ino: int, flags: int) -> int:
+        """A handle for whoever made the file, whatever its mode says."""
+
+
 class Clients:
     """The sessions of one server and their requests. Safe to call from many threads."""
 
     def __init__(
-        self, core: Core, cache: Cache, vfs: Vfs, sessions: Sessions, holds: Holds, handles: Handles, locks: FileLocks,
+        self, core: Core, cache: Cache, vfs: Serving, sessions: Sessions, holds: Holds, handles: Handles, locks: FileLocks,
         *, counts: bool,
     ) -> None:  # fmt: skip
         """`counts`: whether the numbers that `vfs` hands out are counted."""
@@ -112,7 +119,7 @@ class Clients:
         with self._core.lock:
             session = self._sessions.live(number)
             self._sessions.settle_requests(session, request, oldest)
-            if request in session.completed:
+            if session.knows(request):
                 return self._repeated(session, request, verb, args)
             reply = self._do_once(session, request, verb, args, named)
             self._note(session, verb, reply)
@@ -140,7 +147,7 @@ class Clients:
     def _repeated(self, session: Session, request: int, verb: str, args: Any) -> Any:
         """The answer of a request that was done before. ESTALE, ENOENT when what it made is gone since, or, after a restart, was
         moved by another client."""
-        ino = self._find(session.completed[request])
+        ino = self._find(session.completed.get(request, NOTHING_MADE))
         reply: Any = None
         if verb == "create":
             reply = self._created_again(session, request, ino, *args)
@@ -167,10 +174,13 @@ class Clients:
         handle = session.lifetime.get(request, 0)
         if handle in session.handles:
             return self._vfs.getattr(session.handles[handle]), handle
-        if not ino:
+        flags &= ~(os.O_EXCL | os.O_TRUNC | os.O_CREAT)
+        if ino:
+            handle = self._vfs.open_made(cred, ino, flags)
+        else:
             ino = self._vfs.lookup(cred, parent, name).ino
             self._vfs.forget(ino, 1)
-        handle = self._vfs.open(cred, ino, flags & ~(os.O_EXCL | os.O_TRUNC | os.O_CREAT))
+            handle = self._vfs.open(cred, ino, flags)
         self._note_open(session, handle)
         return self._vfs.getattr(ino), handle
 

@@ -41,7 +41,6 @@ def restart(core: Core, cache: Cache, store: ObjectStore, cause: MdstoreError) -
     core.fell_back = cause
     core.failed = None
     core.journal = None
-    core.client = 0
     core.news = None
     core.changes = core.buffered_bytes = 0
     core.store = store

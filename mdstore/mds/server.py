@@ -235,6 +235,12 @@ class MetadataServer(Care):
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
+    def open_made(self, cred: Credentials, ino: int, flags: int) -> int:
+        """A handle for whoever made the file, whatever its mode says: `create` again, for a reply that was lost. ESTALE."""
+        with self._lock:
+            self._before_read()
+            return self._files.open_new(cred, self._cache.node(ino), flags)
+
     def open(self, cred: Credentials, ino: int, flags: int) -> int:
         """See `Vfs`. EACCES, EISDIR, ELOOP for a symbolic link, ESTALE."""
         with self._lock:

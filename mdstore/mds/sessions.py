@@ -19,7 +19,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final, NamedTuple
 
 from sortedcontainers import SortedDict
@@ -48,6 +48,7 @@ from mdstore.mds.purge import Purge
 
 EVICTED_AFTER: Final = 5  # timeouts without a word; in between others may be kept waiting by its locks
 EVENT_ROWS: Final = 512  # dropped by one event
+REQUESTS_END: Final = 1 << 64  # numbers of requests are u64 on disk
 
 
 class SessionInfo(NamedTuple):
@@ -81,6 +82,10 @@ class Session:
     @property
     def lasts(self) -> bool:
         return self.record.timeout_ns > 0
+
+    def knows(self, request: int) -> bool:
+        """Whether the request was answered already."""
+        return request in self.completed or request in self.lifetime
 
 
 class Sessions:
@@ -128,9 +133,18 @@ class Sessions:
             raise CorruptionError("request table", f"row {key.hex()}", "a session's request", "none")
         session.completed[REQUEST_KEY.unpack(key)[1]] = decode_done(row, f"request table, row {key.hex()}")
 
-    def forget_all(self) -> None:
-        """Before `load` is called again."""
-        self._sessions.clear()
+    def forget_all(self) -> dict[int, Session]:
+        """Before `load` is called again; what `go_on` wants afterwards."""
+        before, self._sessions = self._sessions, {}
+        return before
+
+    def go_on(self, before: dict[int, Session], open_handles: Container[int]) -> None:
+        """After `load`: what each session had open and was handed, as far as it is still there."""
+        for number, session in self._sessions.items():
+            if number in before:
+                old = before[number]
+                session.handles = {handle: ino for handle, ino in old.handles.items() if handle in open_handles}
+                session.references, session.lifetime, session.oldest = old.references, old.lifetime, old.oldest
 
     # -- coming and going ----------------------------------------------------------------------------------------------
 
@@ -222,12 +236,19 @@ class Sessions:
 
     def settle_requests(self, session: Session, number: int, oldest: int) -> None:
         """Before request `number`; the client waits for no reply below `oldest` any more. InvalidRequest, LimitExceeded."""
-        session.oldest = max(session.oldest, oldest)
-        if number < session.oldest:
-            raise InvalidRequest(f"request {number} is below {session.oldest}, which the client called its oldest")
-        waiting = len(session.completed) - session.completed.bisect_left(session.oldest)
-        if waiting >= SESSION_REQUESTS_MAX and number not in session.completed:
+        floor = max(session.oldest, oldest)
+        if not 0 <= number < REQUESTS_END or oldest < 0:
+            raise InvalidRequest(f"request {number}, oldest {oldest}: numbers of requests are 0 to 2**64 - 1")
+        if number < floor:
+            raise InvalidRequest(f"request {number} is below {floor}, which the client called its oldest")
+        waiting = max(
+            len(session.completed) - session.completed.bisect_left(floor), sum(1 for known in session.lifetime if known >= floor)
+        )
+        if waiting >= SESSION_REQUESTS_MAX and not session.knows(number):
             raise LimitExceeded("SESSION_REQUESTS_MAX", waiting + 1, SESSION_REQUESTS_MAX)
+        if floor > session.oldest:
+            session.oldest = floor
+            session.lifetime = {known: handle for known, handle in session.lifetime.items() if known >= floor}
 
     def complete(self, session: Session, number: int, done: Done) -> bytes:
         """The request is done: the records for its event, with those that forget what nobody asks for any more."""
@@ -235,7 +256,6 @@ class Sessions:
         records = []
         while session.completed and session.completed.peekitem(0)[0] < session.oldest:
             old = session.completed.popitem(0)[0]
-            session.lifetime.pop(old, None)
             records.append(core.drop_row(self._requests, REQUEST_KEY.pack(session.number, old)))
         session.completed[number] = done
         records.append(core.put_row(self._requests, REQUEST_KEY.pack(session.number, number), encode_done(done)))

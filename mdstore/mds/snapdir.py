@@ -45,6 +45,7 @@ class SnapshotVfs:
         self._listings: dict[int, int] = {}  # open handles of `.snap` directories
         self._next_listing = 1
         self._lock = threading.Lock()
+        self._coming_and_going = threading.Lock()  # no directory is removed while it is being frozen
 
     # -- whose it is ---------------------------------------------------------------------------------------------------
 
@@ -138,8 +139,11 @@ class SnapshotVfs:
         if parent < SNAPDIR:
             refuse(name)
         directory = parent ^ SNAPDIR
-        self._owned(cred, directory)
-        self.snapshots.create(directory, name)
+        with self._coming_and_going:
+            self._owned(cred, directory)
+            if self.server.getattr(directory).nlink == 0:
+                raise PosixError(errno.ENOENT, SNAP, "the directory was removed")
+            self.snapshots.create(directory, name)
         return self._top(cred, directory, name)
 
     def mknod(self, cred: Credentials, parent: int, name: bytes, mode: int, rdev: int = 0) -> Attr:
@@ -177,8 +181,9 @@ class SnapshotVfs:
             refuse(name)
         if name == SNAP:
             raise PosixError(errno.EBUSY, name, "`.snap` comes with the directory")
-        self._without_snapshots(cred, parent, name)
-        self.server.rmdir(cred, parent, name)
+        with self._coming_and_going:
+            self._without_snapshots(cred, parent, name)
+            self.server.rmdir(cred, parent, name)
 
     def _without_snapshots(self, cred: Credentials, parent: int, name: bytes) -> None:
         """ENOTEMPTY when the directory of that name has snapshots, which would be out of reach without it."""
@@ -198,8 +203,10 @@ class SnapshotVfs:
         """See `Vfs`. A directory keeps its snapshots when it is moved."""
         _changeable(parent, name)
         _changeable(new_parent, new_name)
-        self._without_snapshots(cred, new_parent, new_name)
-        self.server.rename(cred, parent, name, new_parent, new_name, flags)
+        with self._coming_and_going:
+            if not flags and (parent, name) != (new_parent, new_name):  # with flags nothing is replaced
+                self._without_snapshots(cred, new_parent, new_name)
+            self.server.rename(cred, parent, name, new_parent, new_name, flags)
 
     # -- inodes --------------------------------------------------------------------------------------------------------
 

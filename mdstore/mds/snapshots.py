@@ -88,19 +88,19 @@ class Snapshots:
     def _store(self) -> ObjectStore:
         return self._server.store
 
-    def _note(self, key: bytes, created_ns: int, held_bytes: int) -> None:
-        if key.startswith(PREFIX) and len(key) > len(PREFIX) + INO_KEY.size:
-            (directory,) = INO_KEY.unpack_from(key, len(PREFIX))
-            name = key[len(PREFIX) + INO_KEY.size :]
-            self._known.setdefault(directory, {})[name] = DirectorySnapshot(directory, name, created_ns, held_bytes)
-
     # -- the list ------------------------------------------------------------------------------------------------------
 
     def _take_list(self) -> None:
-        """What the store lists."""
-        self._known.clear()
+        """What the store lists. Whoever looks without the lock sees the list before or the one after."""
+        known: dict[int, dict[bytes, DirectorySnapshot]] = {}
         for found in self._store.snapshots() if self._store.capabilities.snapshots else ():
-            self._note(found.name, found.created_ns, found.held_bytes)
+            key = found.name
+            if key.startswith(PREFIX) and len(key) > len(PREFIX) + INO_KEY.size:
+                (directory,) = INO_KEY.unpack_from(key, len(PREFIX))
+                name = key[len(PREFIX) + INO_KEY.size :]
+                snapshot = DirectorySnapshot(directory, name, found.created_ns, found.held_bytes)
+                known.setdefault(directory, {})[name] = snapshot
+        self._known = known
 
     def _look_again(self) -> None:
         """Called under the lock, first. Over another store, the open snapshots are opened again there; the numbers and handles of
@@ -108,8 +108,8 @@ class Snapshots:
         store = self._store
         if self._looked_in is store:
             return
-        self._looked_in = store
         self._take_list()
+        self._looked_in = store
         there = {_key(one.directory, one.name) for names in self._known.values() for one in names.values()}
         for key, slot in list(self._slots.items()):
             view = self._views.get(slot)
@@ -120,7 +120,10 @@ class Snapshots:
                 there.discard(key)
             if key not in there:
                 del self._slots[key]
-                self._views.pop(slot, None)
+                lost = self._views.pop(slot, None)
+                if lost is not None:
+                    with suppress(MdstoreError):  # of a store that is closed already
+                        lost.close()
 
     @property
     def any(self) -> bool:
@@ -171,8 +174,7 @@ class Snapshots:
         except AlreadyExists:
             raise PosixError(errno.EEXIST, name) from None
         with self._lock:
-            found = next(one for one in self._store.snapshots() if one.name == key)
-            self._note(key, found.created_ns, found.held_bytes)
+            self._take_list()
         return self.get(directory, name)
 
     def _check(self, name: bytes) -> None:

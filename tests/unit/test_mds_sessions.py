@@ -10,7 +10,7 @@ import pytest
 
 from journal import Entry
 from mdstore.engines.mem import MemStore
-from mdstore.errors import Conflict, InvalidRequest, LimitExceeded, MdstoreError, NotFound, errno_of
+from mdstore.errors import Conflict, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, NotFound, errno_of
 from mdstore.limits import SESSION_REQUESTS_MAX
 from mdstore.mds.core import Limits
 from mdstore.mds.events import ClientRequest, Kind, decode_event
@@ -18,7 +18,7 @@ from mdstore.mds.layout import META, TABLE_OBJECTS, SessionState, Tab
 from mdstore.mds.locks import Lock
 from mdstore.mds.replay import Replay
 from mdstore.mds.server import MetadataServer
-from mdstore.mds.vfs import NOW, RENAME_EXCHANGE, ROOT_INO, SUPERUSER, SetAttr
+from mdstore.mds.vfs import NOW, RENAME_EXCHANGE, ROOT_INO, SUPERUSER, Credentials, SetAttr
 from mdstore.store.transaction import Transaction
 from mdstore.tools.journal_events import Filter, line
 from tests.model.mds_check import problems
@@ -407,3 +407,69 @@ def test_the_log_can_be_searched_for_what_a_client_asked_for(store: MemStore) ->
     kinds = {client: [entry.type for entry in entries if Filter(client=client)(entry)] for client in (mine, theirs)}
     assert kinds == {mine: [Kind.SESSION, Kind.MKDIR], theirs: [Kind.SESSION, Kind.MKDIR]}
     assert "request 1 of client" in line([entry for entry in entries if Filter(client=theirs)(entry)][1], events=True)
+
+
+def test_a_create_that_found_its_file_is_answered_again_with_the_same_handle(store: MemStore) -> None:
+    server = MetadataServer.mount(store)
+    server.release(server.create(SUPERUSER, ROOT_INO, b"f", 0o644, os.O_RDWR)[1])
+    client = server.clients.open(b"c", timeout_ns=10**9)
+    arguments = (SUPERUSER, ROOT_INO, b"f", 0o644, os.O_RDWR)
+    first = server.clients.perform(client, 1, 1, "create", *arguments)
+    again = server.clients.perform(client, 1, 1, "create", *arguments)
+    assert first == again
+    for request in range(2, 200):
+        handle = server.clients.perform(client, request, request, "create", *arguments)[1]
+        server.clients.call(client, "release", handle)
+    assert len(server._sessions.find(client).lifetime) < 3, "what the client calls old is forgotten"
+
+
+def test_a_create_of_a_file_its_maker_may_not_write_is_answered_again_after_a_crash() -> None:
+    store = MemStore(delayed=True)
+    MetadataServer.format(store, now_ns=1, root_mode=0o777)
+    server = MetadataServer.mount(store)
+    client = server.clients.open(b"c", timeout_ns=10**9)
+    arguments = (Credentials(1000, 1000), ROOT_INO, b"f", 0o444, os.O_RDWR | os.O_EXCL)
+    made = server.clients.perform(client, 1, 1, "create", *arguments)[0]
+    server.syncfs()
+    after = MetadataServer.mount(store.crash())
+    after.clients.resume(client, b"c")
+    found, handle = after.clients.perform(client, 1, 1, "create", *arguments)
+    assert found.ino == made.ino
+    assert after.clients.call(client, "write", handle, 0, b"mine") == 4
+
+
+@pytest.mark.parametrize(("request_", "oldest"), [(1 << 64, 1), (-1, 0), (1, 1 << 63), (3, -1)])
+def test_a_number_that_makes_no_sense_changes_nothing(store: MemStore, request_: int, oldest: int) -> None:
+    server = MetadataServer.mount(store)
+    client = server.clients.open(b"c", timeout_ns=10**9)
+    with pytest.raises(InvalidRequest):
+        server.clients.perform(client, request_, oldest, "mkdir", SUPERUSER, ROOT_INO, b"d", 0o755)
+    assert server.getattr(ROOT_INO).size == 0
+    server.clients.perform(client, 2, 1, "mkdir", SUPERUSER, ROOT_INO, b"d", 0o755)
+    assert server.getattr(ROOT_INO).size == 1
+
+
+def test_locks_and_what_sessions_had_open_can_be_given_back_after_falling_back() -> None:
+    store = MemStore(delayed=True)
+    MetadataServer.format(store, now_ns=1)
+    server = MetadataServer.mount(store, client=b"mount")
+    found, handle = server.create(SUPERUSER, ROOT_INO, b"f", 0o644, os.O_RDWR)
+    client = server.clients.open(b"c", timeout_ns=10**9)
+    theirs = server.clients.call(client, "open", SUPERUSER, found.ino, os.O_RDONLY)
+    server.fsync(handle)
+    other = server.open(SUPERUSER, found.ino, os.O_RDWR)
+    mine, another = Lock(7, 0, 9, True, 1), Lock(8, 0, 9, True, 1)
+    assert server.take_lock(handle, mine)
+    assert server.take_lock(handle, mine, flock=True)
+    left = store.crash()
+    server.fall_back(lambda: left, DeviceFailed("write", "the medium", OSError(5, "told to fail")))
+    assert server.take_lock(handle, mine), "it is the same owner"
+    assert not server.take_lock(other, another)
+    server.drop_lock(handle, 7)
+    server.release(handle)
+    assert server.take_lock(other, another)
+    assert server.take_lock(other, another, flock=True)
+    assert server.clients.call(client, "read", theirs, 0, 10) == b""
+    server.clients.call(client, "release", theirs)
+    server.release(other)
+    assert server.counters()["open_handles"] == 0

@@ -11,12 +11,12 @@ import pytest
 from mdstore.device.memory import MemoryDevice
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore
-from mdstore.errors import PosixError
+from mdstore.errors import DeviceFailed, PosixError
 from mdstore.mds.core import Limits
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.mds.snapshots import NAME_MAX
-from mdstore.mds.vfs import ROOT_INO, SUPERUSER, Credentials, SetAttr
+from mdstore.mds.vfs import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INO, SUPERUSER, Credentials, SetAttr
 from mdstore.store.store import Store
 
 USER = Credentials(1000, 1000)
@@ -297,3 +297,39 @@ def test_a_front_that_holds_too_many_numbers_is_asked_to_let_go() -> None:
 def test_a_name_that_could_not_be_reached_is_refused(vfs: SnapshotVfs, name: bytes) -> None:
     refused(errno.ENOENT if not name else errno.EINVAL, vfs.snapshots.create, ROOT_INO, name)
     assert vfs.snapshots.all() == []
+
+
+def test_a_removed_directory_gets_no_snapshot(vfs: SnapshotVfs) -> None:
+    gone = vfs.mkdir(SUPERUSER, ROOT_INO, b"gone", 0o755).ino
+    snapdir = vfs.lookup(SUPERUSER, gone, b".snap").ino
+    vfs.rmdir(SUPERUSER, ROOT_INO, b"gone")
+    with pytest.raises(PosixError) as raised:
+        vfs.mkdir(SUPERUSER, snapdir, b"s", 0o755)
+    assert raised.value.errno in (errno.ENOENT, errno.ESTALE)
+    assert vfs.snapshots.all() == []
+
+
+def test_renames_that_replace_nothing_may_name_a_directory_with_snapshots(vfs: SnapshotVfs) -> None:
+    kept = vfs.mkdir(SUPERUSER, ROOT_INO, b"kept", 0o755).ino
+    vfs.mkdir(SUPERUSER, ROOT_INO, b"other", 0o755)
+    snap(vfs, kept, b"s")
+    vfs.rename(SUPERUSER, ROOT_INO, b"kept", ROOT_INO, b"kept")
+    refused(errno.EEXIST, vfs.rename, SUPERUSER, ROOT_INO, b"other", ROOT_INO, b"kept", RENAME_NOREPLACE)
+    vfs.rename(SUPERUSER, ROOT_INO, b"other", ROOT_INO, b"kept", RENAME_EXCHANGE)
+    assert names(vfs, ROOT_INO, b"other", b".snap") == [b"s"]
+    refused(errno.ENOTEMPTY, vfs.rename, SUPERUSER, ROOT_INO, b"kept", ROOT_INO, b"other")
+
+
+def test_a_list_that_cannot_be_read_is_the_one_before(vfs: SnapshotVfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = vfs.mkdir(SUPERUSER, ROOT_INO, b"kept", 0o755).ino
+    snap(vfs, kept, b"s")
+
+    def broken() -> list[object]:
+        raise DeviceFailed("read", "the list", "told to fail")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vfs.server.store, "snapshots", broken)
+        with pytest.raises(DeviceFailed):
+            vfs.snapshots.all()
+        refused(errno.ENOTEMPTY, vfs.rmdir, SUPERUSER, ROOT_INO, b"kept")
+    assert [one.name for one in vfs.snapshots.all()] == [b"s"]
