@@ -143,8 +143,12 @@ class Checkpointer:
             self.run()
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name="mdstore-checkpoint", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._loop, name="mdstore-checkpoint", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no thread to be had now: the next transaction asks again, and a full log makes its own
+                return
+            self._thread = thread
         self._wanted.set()
 
     def _loop(self) -> None:

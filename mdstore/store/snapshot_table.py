@@ -138,19 +138,21 @@ class SnapshotTable:
 
     def add(self, kept: Kept) -> None:
         """Record a snapshot; the next checkpoint makes it durable."""
-        self._kept[kept.name] = kept
         self.records.put(kept.name, kept.encode())
+        self._kept[kept.name] = kept
         self._find_newest()
 
-    def mark_deleting(self, kept: Kept) -> None:
+    def _mark_deleting(self, kept: Kept) -> None:
         """From the next checkpoint on it cannot be opened, and its dead may be given up piece by piece."""
         kept.is_deleting = True
         self.records.put(kept.name, kept.encode())
         self._find_newest()
 
     def give_up(self, kept: Kept, allocator: Allocator, limit: int) -> tuple[int, bool]:
-        """Free, or hand to the snapshot before it, at most `limit` of the dead runs of one that is being deleted; its record
-        goes with the last. Returns how many, and whether it is gone."""
+        """Free, or hand to the snapshot before it, at most `limit` of the dead runs of one that is being deleted from now on; its
+        record goes with the last. Returns how many, and whether it is gone."""
+        if not kept.is_deleting:
+            self._mark_deleting(kept)
         before = self._before(kept.epoch)
         batch = list(islice(self.dead_of(kept.epoch), limit + 1))
         self.dead.delete_many([_DEAD_KEY.pack(run.epoch, run.start) for run in batch[:limit]])

@@ -72,7 +72,7 @@ class Snapshots:
         if kept is None:
             kept = checkpoint(lambda frozen: table.expect(frozen.epoch))
         with store.lock:
-            table.add(Kept(name, replace(kept), time.time_ns()))
+            store.guarded(lambda: table.add(Kept(name, replace(kept), time.time_ns())))
         checkpoint(None)
 
     def _make_room(self, checkpoint: Freezer) -> None:
@@ -142,11 +142,10 @@ class Snapshots:
             kept = table.get(name)
             if self._readers[name]:
                 raise SnapshotBusy(name, self._readers[name])
-            if not kept.is_deleting:
-                table.mark_deleting(kept)
             fixed = reserve_blocks(store.superblock.block_size) // 2
             room = store.tables.allocator.free_blocks - store.pending_blocks() - fixed
-            given, is_gone = table.give_up(kept, store.tables.allocator, max(1, min(_STEP_RUNS, room // _STEP_BLOCKS)))
+            most = max(1, min(_STEP_RUNS, room // _STEP_BLOCKS))
+            given, is_gone = store.guarded(lambda: table.give_up(kept, store.tables.allocator, most))
         checkpoint(None)
         return given, is_gone
 
@@ -253,7 +252,7 @@ def open_in_image(device: Device, name: Name, cache_bytes: int = CACHE_BYTES) ->
     raw = snapshot_name(name)
     for look in range(_LOOKS):
         try:
-            _, live, _ = recovery.choose(device, cache_bytes, ONODES, Recovery())
+            _, live, _ = recovery.choose(device, cache_bytes, ONODES, Recovery(), read_only=True)
             kept = _readable(live.space.snapshots.get(raw))
             return SnapshotView(device, kept, cache_bytes, device.close)
         except CorruptionError:  # a checkpoint may have been reusing what this look was reading

@@ -314,6 +314,7 @@ class Store(Queries):
                     refusal = self._refusal(transaction, placed_blocks)
                 if refusal is None:
                     self.tables.allocator.claim(placed)
+                    placed.clear()  # the object's from here on, whatever else fails
                     position = self.guarded(lambda: self._apply_and_log(operations, payload))
                     break
             if attempts == _CHECKPOINTS_FOR_ROOM:
