@@ -48,7 +48,7 @@ def list_command(image: str, as_json: bool) -> int:
 
 @damage_group.command("forget")
 @image_argument
-@click.argument("directory", type=click.IntRange(0))
+@click.argument("directory", type=click.IntRange(0, (1 << 64) - 1))
 @click.argument("name", default="")
 @json_option
 def forget_command(image: str, directory: int, name: str, as_json: bool) -> int:
@@ -83,6 +83,8 @@ def scrub_command(image: str, repair: bool, stop: bool, status: bool, as_json: b
 
     Exit codes: 0 nothing wrong is left, 4 something is, 1 it could not go on.
     """
+    if stop + status + repair > 1:
+        raise click.UsageError("--stop, --status and --repair do not go together")
     if stop or status:
         with reached(image, read_only=True) as space:
             if stop:

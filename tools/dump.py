@@ -31,7 +31,7 @@ from mdstore.tools.reader.views import (
     trees_view,
 )
 from mdstore.tools.reader.whole import stream_of
-from mdstore.tools.report.fsck_report import Mapper, map_sections, write_report
+from mdstore.tools.report.fsck_report import Mapper, map_sections, refuse_to_overwrite, write_report
 
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
@@ -130,15 +130,16 @@ def run_map(path: str, *, as_json: bool = False, html: str | None = None) -> int
     """Show what lies where; returns the exit code. `html`: where the picture goes."""
     mapper, started = Mapper(), time.monotonic()
     try:
+        refuse_to_overwrite(path, html)
         with progress_display() as progress:
             result = check_image(path, Options(watch=mapper.watch), mapper.problem, progress)
     except MdstoreError as error:
         click.echo(f"dump: {error}", err=True)
         return EXIT_FAILED
-    if mapper.image_map is not None:
-        printer(as_json=as_json)(map_sections(mapper.image_map))
     if html:
         write_report(html, path, result, time.monotonic() - started, mapper)
+    if mapper.image_map is not None:
+        printer(as_json=as_json)(map_sections(mapper.image_map))
     if result.errors:
         click.echo(f"dump: {result.errors} errors were met; `mdstore fsck` says which", err=True)
     return EXIT_DAMAGED if result.errors else EXIT_OK

@@ -16,7 +16,7 @@ from mdstore.errors import MdstoreError
 from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, Progress, Result, check_image
 from mdstore.tools.reader.problems import Problem
 from mdstore.tools.reader.views import as_bytes
-from mdstore.tools.report.fsck_report import Mapper, write_report
+from mdstore.tools.report.fsck_report import Mapper, refuse_to_overwrite, write_report
 
 EXIT_CLEAN: Final = 0
 EXIT_ERRORS: Final = 4
@@ -70,16 +70,19 @@ def run_fsck(image: str, options: Options, *, as_json: bool = False, html: str |
 
     started = time.monotonic()
     try:
+        refuse_to_overwrite(image, html)
         with progress_display() as progress:
             watched = replace(options, watch=mapper.watch) if html else options
             result = check_image(image, watched, problem if html else front.problem, progress)
-    except MdstoreError as error:
+        seconds = time.monotonic() - started
+        if html:
+            write_report(html, image, result, seconds, mapper)
+        front.finished(image, result, seconds)
+    except BrokenPipeError:
+        raise
+    except (MdstoreError, OSError) as error:
         front.failed(image, error)
         return EXIT_FAILED
-    seconds = time.monotonic() - started
-    front.finished(image, result, seconds)
-    if html:
-        write_report(html, image, result, seconds, mapper)
     return EXIT_ERRORS if result.errors else EXIT_CLEAN
 
 
@@ -89,7 +92,7 @@ class _TextFront:
     def problem(self, problem: Problem) -> None:
         click.echo(problem.as_line())
 
-    def failed(self, image: str, error: MdstoreError) -> None:
+    def failed(self, image: str, error: Exception) -> None:
         click.echo(f"fsck: {error}", err=True)
 
     def finished(self, image: str, result: Result, seconds: float) -> None:
@@ -113,7 +116,7 @@ class _JsonFront:
         click.echo(("," if self._count else '{"problems": [') + "\n  " + json.dumps(problem.as_json()), nl=False)
         self._count += 1
 
-    def failed(self, image: str, error: MdstoreError) -> None:
+    def failed(self, image: str, error: Exception) -> None:
         self._close({"image": image, "status": "failed", "error": str(error), "error_kind": type(error).__name__})
 
     def finished(self, image: str, result: Result, seconds: float) -> None:

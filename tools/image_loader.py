@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from mdstore.device.file import FileDevice
+from mdstore.device.file import FileDevice, sync_directory_of
 from mdstore.errors import AlreadyExists, DamagedFile
 from mdstore.limits import MIB
 from mdstore.store.commit import Commit
@@ -140,26 +141,43 @@ _OPERATIONS_MAX: Final = 2000
 
 
 def make_image_of(path: str, size_bytes: int, block_size: int, records: Iterable[Record], *, force: bool = False) -> Loaded:
-    """Make an image at `path` that holds the records. Durable on return; a file that was new is gone again after a failure.
+    """Make an image at `path` that holds the records, whole or not at all: it takes its name once it is durable, and until then
+    a file that was there stays what it was.
 
-    CommandFailed when there is a file already (unless `force`) or the records are no possible content; NoSpace inside
-    TransactionError when the size does not do; DamagedFile of the records.
+    CommandFailed when there is a file already (unless `force`), when it is no plain file, or the records are no possible content;
+    ImageBusy when somebody has it open; NoSpace inside TransactionError when the size does not do; DamagedFile of the records.
     """
-    is_new = not os.path.lexists(path)
+    path = os.path.realpath(path)
+    if not os.path.exists(path):
+        return _made(path, size_bytes, block_size, records)
+    if not force:
+        raise CommandFailed(f"{path} exists already; --force overwrites it, or choose another name")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise CommandFailed(f"{path} is no plain file and cannot be replaced by one; choose another name")
+    replaced = FileDevice.open(path)  # nobody has it open meanwhile
     try:
-        device = FileDevice.create(path, size_bytes, exclusive=not force, sparse=True)
+        return _made(path, size_bytes, block_size, records)
+    finally:
+        replaced.close()
+
+
+def _made(path: str, size_bytes: int, block_size: int, records: Iterable[Record]) -> Loaded:
+    partial = f"{path}.part"
+    try:
+        device = FileDevice.create(partial, size_bytes, sparse=True)
     except AlreadyExists:
-        raise CommandFailed(f"{path} exists already; --force overwrites it, or choose another name") from None
+        raise CommandFailed(f"{partial} is in the way: what an earlier run left; remove it and try again") from None
     try:
         with Store.create(device, block_size=block_size) as store:
             loader = Loader(store)
             for record in records:
                 loader.put(record)
             loader.finish()
+        os.replace(partial, path)
+        sync_directory_of(path)
     except BaseException:
         device.close()
-        if is_new:
-            with suppress(OSError):
-                os.unlink(path)
+        with suppress(OSError):
+            os.unlink(partial)
         raise
     return loader.loaded

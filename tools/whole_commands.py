@@ -11,7 +11,7 @@ from typing import IO, Final
 
 import click
 
-from mdstore.device.file import FileDevice
+from mdstore.device.file import FileDevice, sync_directory_of
 from mdstore.errors import NoSpace, TransactionError
 from mdstore.limits import IMAGE_SIZE_MIN, MIB
 from mdstore.tools.image_loader import Loaded, make_image_of
@@ -26,6 +26,12 @@ EXIT_LOST: Final = 4
 _SLACK_BYTES: Final = 4 * MIB
 _GROWTH: Final = 1.5  # of an image that turned out too small
 _ATTEMPTS: Final = 6
+
+
+
+class TooSmall(CommandFailed):
+    """The content does not fit the image."""
+
 
 _force = click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 _source = click.argument("source", type=click.Path(readable=False))
@@ -48,6 +54,8 @@ def load_command(image: str, dump: IO[bytes], size_bytes: int | None, force: boo
     The new image holds the same: dumped again, it gives the same bytes (with the same --size). A dump that is not whole makes
     no image.
     """
+    if os.path.exists(image) and os.path.samestat(os.stat(image), os.fstat(dump.fileno())):
+        raise CommandFailed(f"{image} is the dump itself: name another file to write to")
     lines = DumpLines(iter(dump.readline, b""), getattr(dump, "name", "dump"))
     wanted = size_bytes or lines.header.size_bytes
     with _room_said(image, "--size"):
@@ -131,6 +139,7 @@ def compact_command(source: str, target: str | None, size_bytes: int | None, for
     where it is all of an object; parts of objects that were cloned are stored twice.
     """
     in_place = target is None
+    source = os.path.realpath(source) if in_place else source  # the image, not a link to it
     new = f"{source}.compact" if target is None else target
     if not in_place:
         _refuse_same(source, new)
@@ -159,8 +168,8 @@ def _compacted(image: Image, new: str, size_bytes: int | None, *, force: bool) -
         stream = stream_of(image, finds_shares=True)
         try:
             with _room_said(new, "--size"):
-                return make_image_of(new, _whole_mib(wanted), stream.block_size, stream.records(), force=force or attempt > 0)
-        except CommandFailed:
+                return make_image_of(new, _whole_mib(wanted), stream.block_size, stream.records(), force=force)
+        except TooSmall:
             if size_bytes is not None or attempt == _ATTEMPTS - 1:
                 raise
             wanted = int(wanted * _GROWTH)
@@ -185,11 +194,7 @@ def _replace(new: str, source: str) -> None:
     if os.geteuid() == 0:
         os.chown(new, old.st_uid, old.st_gid)
     os.replace(new, source)
-    directory = os.open(os.path.dirname(os.path.abspath(source)), os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory_of(source)
 
 
 # -- what they share ---------------------------------------------------------------------------------------------------
@@ -239,5 +244,5 @@ def _room_said(image: str, option: str) -> Iterator[None]:
         cause = error.cause if isinstance(error, TransactionError) else error
         if not isinstance(cause, NoSpace):
             raise
-        raise CommandFailed(f"{image} is too small for the content ({cause}); make it larger ({option})") from error
+        raise TooSmall(f"{image} is too small for the content ({cause}); make it larger ({option})") from error
 

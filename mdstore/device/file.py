@@ -111,7 +111,7 @@ class FileDevice:
             os.ftruncate(fd, 0)
             _extend(fd, 0, size_bytes, sparse)
             os.fsync(fd)
-            _sync_directory_of(name)
+            sync_directory_of(name)
             return cls._adopt(fd, name, read_only=False)
         except BaseException as error:
             if is_new:
@@ -320,7 +320,7 @@ def _extend(fd: int, old_bytes: int, new_bytes: int, sparse: bool) -> None:
         os.ftruncate(fd, new_bytes)
 
 
-def _sync_directory_of(path: str) -> None:
+def sync_directory_of(path: str) -> None:
     """The file's name is durable when this returns."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:

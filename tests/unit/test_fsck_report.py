@@ -104,8 +104,21 @@ def test_names_from_the_image_cannot_become_markup(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written_is_an_error_and_leaves_nothing(
     image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["fsck", "--html", str(tmp_path / "no" / "page.html"), str(image)]) == 1
-    assert "no such" in capsys.readouterr().err.lower()
+    assert run(["fsck", "--html", str(tmp_path / "no" / "page.html"), str(image)]) == 8
+    told = capsys.readouterr()
+    assert "no such" in told.err.lower()
+    assert "clean" not in told.out
+
+
+def test_a_page_never_replaces_an_image(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(image.read_bytes())
+    before = image.read_bytes()
+    for page in (image, other):
+        assert run(["fsck", "--html", str(page), str(image)]) == 8
+        assert run(["dump", "--map", "--html", str(page), str(image)]) == 8
+        assert "is an image" in capsys.readouterr().err
+        assert page.read_bytes() == before
 
 
 def test_a_browser_draws_every_kind_and_every_damage(image: Path, tmp_path: Path) -> None:

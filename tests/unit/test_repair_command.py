@@ -179,3 +179,23 @@ def test_an_image_in_use_is_not_touched(path: Path) -> None:
         assert "open" in result.output
     finally:
         holder.close()
+
+
+def test_a_file_that_is_no_repair_file_is_never_replaced(path: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.write_text("my notes")
+    found = run(path, "--apply", "--file", notes)
+    assert found.exit_code == 8
+    assert notes.read_text() == "my notes"
+
+
+def test_a_repair_file_that_the_image_has_left_behind_says_so_in_a_dry_run(path: Path) -> None:
+    assert run(path, "--apply").exit_code == 1
+    file = path.with_name(path.name + ".repair")
+    file.write_bytes(file.read_bytes()[:-24])  # as one that was interrupted
+    with Store.open(FileDevice.open(path)) as store:
+        store.checkpoint()
+        store.checkpoint()
+    found = run(path)
+    assert found.exit_code == 8
+    assert "move the file away" in found.output

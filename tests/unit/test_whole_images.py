@@ -393,3 +393,56 @@ def test_a_snapshot_is_copied_while_the_image_is_in_use(run: Run, tmp_path: Path
     assert dump(tmp_path / "copy").decode() == dumped
     with Store.open(FileDevice.open(str(tmp_path / "copy"))) as copied:
         assert content_of(copied) == content
+
+
+def test_a_target_stays_what_it_was_until_the_new_image_is_whole(tmp_path: Path, run: Run) -> None:
+    """A damaged source, a dump cut short: what was there with --force is untouched, and nothing half made is left."""
+    source, kept = tmp_path / "source", tmp_path / "kept"
+    for path in (source, kept):
+        with Store.create(FileDevice.create(path, 16 * MIB)) as store:
+            store.apply(Transaction().create_collection("c").write("c", "o", 0, CONTENT))
+    before = kept.read_bytes()
+    assert run("dump", "--all", source).code == 0
+    damaged = bytearray(source.read_bytes())
+    at = damaged.index(CONTENT[:4096])
+    damaged[at + 5] ^= 1
+    source.write_bytes(damaged)
+    assert run("copy", source, kept, "--force").code == 1
+    assert kept.read_bytes() == before
+    cut = tmp_path / "cut"
+    cut.write_bytes(b'{"format": "nonsense"}\n')
+    assert run("load", kept, cut, "--force").code == 1
+    assert run("load", cut, cut, "--force").code == 1
+    assert kept.read_bytes() == before
+    assert cut.read_bytes().startswith(b'{"format"')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "kept", "source"]
+
+
+def test_an_image_in_use_is_not_replaced(tmp_path: Path, run: Run) -> None:
+    source, used = tmp_path / "source", tmp_path / "used"
+    with Store.create(FileDevice.create(source, 16 * MIB)) as store:
+        store.apply(Transaction().create_collection("c"))
+    with Store.create(FileDevice.create(used, 16 * MIB)) as store:
+        store.apply(Transaction().create_collection("mine"))
+        found = run("copy", source, used, "--force")
+        assert found.code == 1
+        assert "in use" in found.err or "open" in found.err, found.err
+        assert store.list_collections() == [b"mine"]
+
+
+def test_compacting_overwrites_nothing_unasked_and_follows_a_link_to_the_image(tmp_path: Path, run: Run) -> None:
+    image, link, precious = tmp_path / "image", tmp_path / "link", tmp_path / "image.compact"
+    with Store.create(FileDevice.create(image, 64 * MIB)) as store:
+        store.apply(Transaction().create_collection("c").write("c", "o", 0, CONTENT))
+    precious.write_text("precious")
+    other = tmp_path / "other"
+    other.write_text("other")
+    assert run("compact", image).code == 1
+    assert run("compact", image, other).code == 1
+    assert precious.read_text() == "precious"
+    assert other.read_text() == "other"
+    precious.unlink()
+    link.symlink_to(image)
+    assert run("compact", link).code == 0
+    assert link.is_symlink()
+    assert image.stat().st_size < 64 * MIB

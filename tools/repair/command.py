@@ -19,7 +19,7 @@ from mdstore.tools.output import complain, explain, print_json, print_line, size
 from mdstore.tools.repair import perform
 from mdstore.tools.repair.bench import Progress, RepairOptions, Verdict
 from mdstore.tools.repair.planning import Plan, plan
-from mdstore.tools.repair.record import HEADER_SIZE, FileState, RepairFile
+from mdstore.tools.repair.record import HEADER_SIZE, MAGIC, FileState, RepairFile
 
 EXIT_CLEAN: Final = 0
 EXIT_CORRECTED: Final = 1
@@ -121,8 +121,10 @@ def _counter(progress: Progress, phase: str) -> Callable[[int], None]:
 
 def _state_of(path: str) -> FileState:
     """How far the repair in a file came. CorruptionError when it is no repair file."""
-    if os.path.getsize(path) < HEADER_SIZE:
-        return FileState.PLANNED  # killed before its first write
+    with open(path, "rb") as begun:
+        start = begun.read(HEADER_SIZE)
+    if len(start) < HEADER_SIZE and MAGIC.startswith(start[: len(MAGIC)]):
+        return FileState.PLANNED  # killed before its first write was whole
     file = RepairFile.open(path)
     try:
         return file.state()
@@ -145,6 +147,11 @@ def _unfinished(path: str) -> str | None:
 def _finish(device: FileDevice, path: str, front: _Front, *, applies: bool) -> int:
     """A repair of this image was interrupted: the rest of it is done, nothing is planned anew."""
     if not applies:
+        file = RepairFile.open(path)
+        try:
+            perform.check_image(file, device)
+        finally:
+            file.close()
         front.said(f"{path} holds a repair that was interrupted; --apply finishes it, --undo takes it back", "interrupted")
         return EXIT_LEFT
     file = RepairFile.open(path)
@@ -177,7 +184,7 @@ def _undo(image: str, path: str, front: _Front) -> int:
             file.close()
     finally:
         device.close()
-    front.said(f"{image} is byte for byte as it was before the repair in {path}", "undone")
+    front.said(f"every byte of {image} that the repair in {path} changed is what it was before", "undone")
     return EXIT_CLEAN
 
 

@@ -54,7 +54,7 @@ def write_file(path: str, shadow: Shadow, notes: Iterable[str]) -> RepairFile:
 
 def carry_out(file: RepairFile, device: Device, tick: Tick = lambda _: None) -> None:
     """Make the image what the repair makes of it. Durable on return. `file` is READY."""
-    _check_image(file, device)
+    check_image(file, device)
     for record in file.records():
         if record.kind is RecordKind.NEW:
             device.write(record.offset, [record.payload])
@@ -72,7 +72,7 @@ def take_back(file: RepairFile, device: Device, tick: Tick = lambda _: None) -> 
     """
     if file.state() not in (FileState.READY, FileState.DONE):
         raise InvalidRequest(f"{file.path} has nothing to take back: the image was not changed, or was changed back already")
-    _check_image(file, device)
+    check_image(file, device)
     for record in file.records():
         if record.kind is RecordKind.OLD:
             device.write(record.offset, [record.payload])
@@ -82,7 +82,7 @@ def take_back(file: RepairFile, device: Device, tick: Tick = lambda _: None) -> 
 
 
 # -- whether file and image belong together ----------------------------------------------------------------------------
-def _check_image(file: RepairFile, device: Device) -> None:
+def check_image(file: RepairFile, device: Device) -> None:
     """Conflict unless the image is the one the file was made for, and nobody but this repair wrote to it since."""
     if device.size_bytes != file.header.image_size:
         what = f"{file.path} is for an image of {file.header.image_size} bytes; {device.name} has {device.size_bytes}"
@@ -96,7 +96,7 @@ def _check_image(file: RepairFile, device: Device) -> None:
         found = device.read(at, SIZE)
         if found not in known[at] and decode_or_none(found) is not None:
             what = f"{device.name} was written since {file.path} was made (superblock at byte {at}): the two do not fit together"
-            raise Conflict(what)
+            raise Conflict(f"{what}; move the file away to repair the image as it is now")
 
 
 def _covered(record: Record, places: list[int]) -> Iterator[int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+from mdstore.errors import InvalidRequest
 from mdstore.tools.output import count_text, duration_text, size_text
 from mdstore.tools.reader.check import Result
 from mdstore.tools.reader.check_space import Observer
 from mdstore.tools.reader.problems import Problem
-from mdstore.tools.reader.superblock import Superblock
+from mdstore.tools.reader.superblock import MAGIC, Superblock
 from mdstore.tools.reader.views import Facts, Section
 from mdstore.tools.report.image_map import TITLES, ImageMap
 from mdstore.tools.report.page import Report, write
@@ -34,6 +36,15 @@ class Mapper:
             self._early.append(problem)
         else:
             self.image_map.problem(problem)
+
+
+def refuse_to_overwrite(image: str, page: str | None) -> None:
+    """InvalidRequest when the page would replace the image, or another one."""
+    if page is None or not os.path.isfile(page):
+        return
+    with open(page, "rb") as there:
+        if (os.path.exists(image) and os.path.samefile(image, page)) or there.read(len(MAGIC)) == MAGIC:
+            raise InvalidRequest(f"{page} is an image, which the page would replace; choose another name")
 
 
 def write_report(path: str, image: str, result: Result, seconds: float, mapper: Mapper) -> None:
