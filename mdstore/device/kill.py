@@ -3,12 +3,17 @@
 A kill loses no write that the kernel has taken, so this finds other mistakes than `explore` does (acknowledging before
 the system call, a recovery that depends on a clean close, a lock that outlives its holder), and it works for engines
 that have no `Device` to put in their way.
+
+Every other round the process kills itself, right behind the operation that the seed names, so that what these rounds find
+does not depend on the machine; in the others the kill comes from outside, inside a system call as well as between two.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,8 +79,9 @@ def kill_loop(
 
     `make_script(n, model)` gives the script of round n, which goes on from `model`, what the round before left (None in the
     first round: the script's own `empty`). Ends at the first finding,
-    so that the files at `path` are the evidence. The seed decides after which acknowledgement the kill comes; the
-    machine decides where exactly. Must be called from a process without other threads (it forks).
+    so that the files at `path` are the evidence. The seed decides after which operation the process kills itself (every
+    other round, the first one too) or after which acknowledgement the kill comes from outside; there the machine decides where
+    exactly. Must be called from a process without other threads (it forks).
     """
     say(f"kill loop: seed {seed}")
     report, random, started = KillReport(seed), Random(seed), time.monotonic()
@@ -99,7 +105,10 @@ def _round(
     """Work, kill, verify; returns the model that was found."""
     kill_after = random.randrange(len(script.operations) + 1)
     delay = random.random() * DELAY_MAX_SECONDS
-    begun, acknowledged, was_killed, end = _work_and_kill(subject, script, path, number == 0, kill_after, delay)
+    from_outside = number % 2 == 1
+    begun, acknowledged, was_killed, end = _work_and_kill(
+        subject, script, path, number == 0, kill_after, delay if from_outside else None
+    )
     report.rounds += 1
     report.killed += was_killed
     report.begun += begun
@@ -120,21 +129,21 @@ def _round(
 
 
 def _work_and_kill(
-    subject: Subject[str], script: Script, path: str, fresh: bool, kill_after: int, delay: float
+    subject: Subject[str], script: Script, path: str, fresh: bool, kill_after: int, delay: float | None
 ) -> tuple[int, int, bool, int | None]:
-    """(operations begun, acknowledged, whether the kill ended it, exit status otherwise)."""
+    """(operations begun, acknowledged, whether a kill ended it, exit status otherwise). No delay: the process kills itself."""
     ours, theirs = _processes.Pipe(duplex=False)
-    worker = _processes.Process(target=_work, args=(subject, script, path, fresh, theirs), daemon=True)
+    dies_after = kill_after if delay is None else None
+    worker = _processes.Process(target=_work, args=(subject, script, path, fresh, theirs, dies_after), daemon=True)
     worker.start()
     theirs.close()
     counts = {BEGUN: 0, ACKNOWLEDGED: -1}  # a worker that is ready acknowledges 0
-    armed = True
     while (message := _receive(ours)) is not None:
         counts[message[:1]] = int(message[1:])
-        if armed and counts[ACKNOWLEDGED] >= kill_after:
-            armed = False
+        if delay is not None and counts[ACKNOWLEDGED] >= kill_after:
             _spin(delay)
             worker.kill()
+            delay = None
     worker.join()
     ours.close()
     return counts[BEGUN], max(counts[ACKNOWLEDGED], 0), worker.exitcode == -9, worker.exitcode
@@ -154,14 +163,20 @@ def _spin(seconds: float) -> None:
         pass
 
 
-def _work(subject: Subject[str], script: Script, path: str, fresh: bool, pipe: Connection) -> None:
-    """Runs in the process that will be killed."""
+def _work(
+    subject: Subject[str], script: Script, path: str, fresh: bool, pipe: Connection, dies_after: int | None
+) -> None:
+    """Runs in the process that will be killed; kills itself when it has done `dies_after` operations."""
     session = subject.format(path) if fresh else subject.open(path)
     pipe.send_bytes(ACKNOWLEDGED + b"0")
+    if dies_after == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
     for number, operation in enumerate(script.operations, 1):
         pipe.send_bytes(BEGUN + b"%d" % number)
         session.apply(operation)
         pipe.send_bytes(ACKNOWLEDGED + b"%d" % session.acknowledged())
+        if number == dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
     session.close()
 
 
