@@ -44,6 +44,7 @@ cdef class Tree(TreeView):
 
     @classmethod
     def open(cls, Pager pager not None, root, Descriptor expect=None):
+        """The tree that a root record names. UnsupportedFormat, CorruptionError: as the contract says. Cost: no page."""
         cdef bytes record = as_bytes(root)
         cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(record)
         cdef int64_t size = PyBytes_GET_SIZE(record), blob
@@ -89,23 +90,27 @@ cdef class Tree(TreeView):
 
     @property
     def descriptor(self):
+        """What the tree is. Cost: no page."""
         return self._descriptor
 
     @property
     def tree_id(self):
+        """The number stamped in its pages. Cost: no page."""
         return self.open_core().tree_id
 
     @property
     def height(self):
-        """Levels of pages, the leaves included; 1 for an embedded tree."""
+        """Levels of pages, the leaves included; 1 for an embedded tree. Cost: no page."""
         return self.open_core().level + 1
 
     @property
     def is_dirty(self):
+        """Whether the next seal makes another root record. Cost: no page."""
         return bool(self.open_core().is_dirty or self._blob_dirty)
 
     @property
     def dirty_pages(self):
+        """Pages the next seal asks for, overflow pages and copies included. Cost: no page."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef int64_t pages
@@ -116,6 +121,7 @@ cdef class Tree(TreeView):
 
     @property
     def user_blob(self):
+        """The owner's bytes, committed with the root by the next seal. Cost: no page."""
         return self._blob
 
     @user_blob.setter
@@ -365,7 +371,8 @@ cdef class Tree(TreeView):
 
     def bulk_load(self, items):
         """Fill an empty tree from ascending records: insertions at the right edge leave full leaves behind. InvalidRequest:
-        the tree is not empty, or the records do not ascend (it is empty again then). Cost: each page once."""
+        the tree is not empty, or the records do not ascend (it is empty again then). Cost: reads none, and makes each
+        page once."""
         if len(self):
             raise InvalidRequest("bulk_load fills an empty tree")
         try:
@@ -377,7 +384,8 @@ cdef class Tree(TreeView):
     def clone(self):
         """Another mutable tree with the same content and the same tree id. Sealed pages are shared and counted in
         `Pager.refs`; pages that are dirty are copied in memory, so a tree just sealed is cloned in O(1). Drop a clone with
-        `clear()`, so that its pages are no longer counted. InvalidRequest: the pager has no `refs` tree."""
+        `clear()`, so that its pages are no longer counted. InvalidRequest: the pager has no `refs` tree. Cost: a path of
+        `refs` where the tree is clean; the references of all its dirty pages else."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Tree copy = Tree.__new__(Tree)
@@ -401,6 +409,8 @@ cdef class Tree(TreeView):
 
     # -- sealing -------------------------------------------------------------------------------------------------------
     def seal(self, allocate):
+        """Give every dirty page its address and checksum; the root record. Cost: reads none, asks for `dirty_pages`; nothing is
+        written before `Pager.write_sealed`."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Plan plan
@@ -443,6 +453,7 @@ cdef class Tree(TreeView):
             free(plan.addresses)
 
     def seal_leaves(self, allocate, int64_t start, int64_t pages):
+        """Do a part of the next seal ahead of it. Cost: reads none, asks for at most `pages` (of each copy)."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Plan plan
@@ -473,13 +484,14 @@ cdef class Tree(TreeView):
             free(plan.addresses)
 
     def root(self):
+        """The root record of the last seal. Cost: no page."""
         if self._root is None or self.core == NULL:
             raise InvalidRequest("the tree was never sealed")
         return self._root
 
     def check(self):
-        """Every violated invariant of the whole tree, in words; empty when sound. Reads every page (through a view, so
-        writers go on)."""
+        """Every violated invariant of the whole tree, in words; empty when sound. Through a view, so writers go on. Cost:
+        every page once, spilled values left out."""
         cdef TreeView view = self.view()
         try:
             return TreeCheck(view, self.pager).run()
@@ -487,6 +499,8 @@ cdef class Tree(TreeView):
             view.release()
 
     def pages(self):
+        """(first page address, pages, level) of all that is reached. Cost: index pages, leaves in which a value has spilled, and
+        overflow index pages, once each."""
         return PageWalk(self.view())
 
 
