@@ -53,7 +53,7 @@ cdef class Tree(TreeView):
         cdef const char *fault = NULL
         if size < ROOT_HEADER:
             raise CorruptionError("root record", "a tree's root", f"{ROOT_HEADER} bytes or more", size)
-        if p[0] != ROOT_VERSION:
+        if p[0] != ROOT_VERSION and p[0] != ROOT_DATED:
             raise UnsupportedFormat(f"root record version {p[0]} is not known to this version")
         if not CMP_BYTES <= p[2] <= CMP_PAIR:
             raise UnsupportedFormat(f"comparator {p[2]} is not known to this version")
@@ -72,6 +72,7 @@ cdef class Tree(TreeView):
         t = tree.core
         rw_tally_add(&t.rw, <int64_t> ld64(p + 24))
         t.level = p[3]
+        t.dated = p[0] == ROOT_DATED
         tree._blob = record[ROOT_HEADER:ROOT_HEADER + blob]
         tree._root = record
         if p[1] & ROOT_PAGED:
@@ -204,23 +205,27 @@ cdef class Tree(TreeView):
 
     def write(self, key, int64_t offset, data):
         """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros); the key must be there, else NotFound.
-        Cost: a spilled value that no seal has reached is changed in place; any other is read whole and put again."""
+        Cost: of a spilled value the pages written, the index pages above them (both read where they are only changed in part), and the
+        path to its leaf. Read whole and put again are a value that lies in its leaf, one that no seal has reached and that
+        grows or is a view's too, and, once, one that was written before pages had generations of their own."""
         cdef bytes k = self.search_key(key), d = as_bytes(data), whole
         cdef Hold kept = self.held
         cdef TreeCore *t = self.core
         cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
         cdef const uint8_t *dp = <uint8_t *> PyBytes_AS_STRING(d)
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
-        cdef int64_t n = PyBytes_GET_SIZE(d)
+        cdef int64_t n = PyBytes_GET_SIZE(d), most = value_size_max
         cdef bint done = False
         cdef Fault fault
         if offset < 0 or t.s.duplicates:
             raise InvalidRequest(f"write at {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        if t.s.value_size != -4:
+            most = t.s.value_size if t.s.value_size >= 0 else (1 << -8 * t.s.value_size) - 1
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             rw_lock_shared(&t.p.rw)
             rw_lock_exclusive(&t.rw)
-            code = fail(&fault, E_BROKEN, "tree") if t.broken else write_part(t, kp, klen, offset, dp, n, &done, &fault)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else write_part(t, kp, klen, offset, dp, n, most, &done, &fault)
             unlock_tree(t)
             make_room(t.p)
         if code != OK:
@@ -546,6 +551,8 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
     if grown == NULL:
         raise MemoryError()
     plan.addresses = grown
+    if freed_reserve(plan.t.p, wanted) != OK:  # so that those not used can be given back
+        raise MemoryError()
     runs = allocate(wanted)
     wanted += n
     for first, pages in runs:

@@ -55,7 +55,7 @@ cdef inline const uint8_t *value_at(Shape *s, const uint8_t *page, int cap, int 
         vlen[0] = 0
         return page
     vlen[0] = ld16(page + off)
-    if vlen[0] == SPILL_MARK:
+    if vlen[0] >= SPILL_DATED:
         vlen[0] = -1
     elif off + 2 + vlen[0] > cap:
         vlen[0] = 0
