@@ -3,8 +3,8 @@
     python -m tests.crash.dying LINES CALLS ARGUMENTS...
 
 Once LINES lines went to standard output it dies with SIGKILL right behind the CALLS-th of its next calls that change or flush a
-file (0: at once), and at the end of the command if it makes fewer. CALLS `count`: it lives, ends with the command's exit code, and
-says how many such calls it made in its last line on standard error.
+file (0: at once), and at the end of the command if it makes fewer. CALLS `count`: it lives, ends with the command's exit code,
+and says how many such calls it made in its last line on standard error.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def changes_made(image: Path) -> int:
 
 def killed(image: Path, after: int) -> None:
     """Repair, and die behind that many writes and flushes, or at the end when the rest of the repair has fewer."""
-    assert subprocess.run(dying(0, after, "repair", image, "--apply"), cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    done = subprocess.run(dying(0, after, "repair", image, "--apply"), cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_a_repair_killed_again_and_again_ends_and_can_be_taken_back(tmp_path: Path) -> None:
