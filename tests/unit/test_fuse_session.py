@@ -179,7 +179,7 @@ def test_a_slow_fsync_does_not_keep_others_from_being_answered(
     kernel: Kernel, vfs: MemoryVfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go_on = threading.Event()
-    monkeypatch.setattr(vfs, "fsync", lambda handle, data_only=False: may_go_on.wait(30))
+    monkeypatch.setattr(vfs, "fsync", lambda handle, data_only=False: may_go_on.wait())
     slow = kernel.send(Opcode.FSYNC, protocol.FSYNC_IN.pack(1, 0))
     assert kernel.ask(Opcode.GETATTR, bytes(16))[0] == 0
     may_go_on.set()
