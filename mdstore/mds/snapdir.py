@@ -50,8 +50,8 @@ class SnapshotVfs:
     # -- whose it is ---------------------------------------------------------------------------------------------------
 
     def _look(self, number: int, read: Callable[[View], T]) -> T:
-        """`read` in the snapshot that a number or handle belongs to, which is not closed meanwhile. EROFS for `.snap` itself, which
-        has neither bytes nor targets."""
+        """`read` in the snapshot that a number or handle belongs to, which is not closed meanwhile. EROFS for `.snap` itself,
+        which has neither bytes nor targets."""
         if number >= SNAPDIR:
             refuse(SNAP)
         view = self.snapshots.view(number >> INO_BITS, SNAPDIR)

@@ -211,7 +211,7 @@ class Snapshots:
                 del self._known[directory]
 
     def _close_unused(self, key: bytes, name: bytes) -> None:
-        """Under the lock: close the view once nobody is in the middle of a call that looks into it. EBUSY while a file is open."""
+        """Under the lock: close the view once no call is in the middle of looking into it. EBUSY while a file is open."""
         while (view := self._views.get(self._slots.get(key, 0))) is not None:
             if view.handles:
                 raise PosixError(errno.EBUSY, name, "a file or directory in the snapshot is open")
@@ -237,8 +237,8 @@ class Snapshots:
             return slot
 
     def view(self, slot: int, above: int) -> View:
-        """The open snapshot of a slot; opened when it is not. ESTALE when it is gone. `above`: the parent of its top. It stays open
-        until `leave`, and as long as a handle of it counts."""
+        """The open snapshot of a slot; opened when it is not. ESTALE when it is gone. `above`: the parent of its top. It stays
+        open until `leave`, and as long as a handle of it counts."""
         with self._lock:
             self._look_again()
             view = self._views.pop(slot, None)
