@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,6 +19,17 @@ settings.register_profile("ci", settings.get_profile("home"), derandomize=True, 
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "home")
 
 REAL_COMPONENTS = ("fuse", "rados")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in the order that the seed makes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffled where asked for; pytest then puts together again what shares a mount."""
+    if (seed := config.getoption("shuffle")) is not None:
+        Random(seed).shuffle(items)
 
 
 @pytest.hookimpl(wrapper=True)
