@@ -20,7 +20,7 @@ from mdstore.tools.reader.problems import Damage, Findings, Problem
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.superblock import Superblock, read_copies, usable
 from mdstore.tools.repair.salvage import newest_generation
-from mdstore.tools.repair.shadow import Shadow
+from mdstore.tools.repair.shadow import NoRoomForPlan, Shadow
 
 Progress = Callable[[str, int, int], None]  # phase, how far, of how many (0: unknown)
 PROBLEMS_KEPT: Final = 200
@@ -166,6 +166,8 @@ class Bench:
             if META in store.list_collections() and store.exists(META, TABLE_OBJECTS[Tab.SERVER]):
                 MetadataServer.mount(store, read_only=True)
             return problems
+        except NoRoomForPlan:
+            raise
         except MdstoreError as error:
             return [str(error)]
         finally:
