@@ -42,6 +42,10 @@ _IMAGE: Final = {
     "superblock-fallback": _error(
         "The newest superblock leads to damaged trees; an older one is used for this check", _RECOVER
     ),
+    "superblock-features": _note(
+        "A newer mdstore made this image; this one leaves those features as they are, and may not know all that is wrong",
+        "check it with the version that made it",
+    ),
     "superblock-unclean": _note("The image was not closed; opening it replays its log"),
 }
 

@@ -72,6 +72,7 @@ class Plan:
 def plan(device: Device, options: RepairOptions, progress: Progress = lambda *_: None) -> Plan:
     """Carry the whole repair out on a shadow of `device`. NoRoomForPlan. Cost: several checks, and what is to be built."""
     bench = Bench(device, options, progress)
+    bench.check_writable()
     before = bench.check()
     made = Plan(bench, before, before)
     runs = dict.fromkeys((part.name for part in _PARTS), 0)
