@@ -32,6 +32,7 @@ from tests.posix.soak_worker import GONE, Worker
 ROOT: Final = Path(__file__).parents[2]
 IMAGE_SIZE: Final = "192M"
 FAULTY_EXIT: Final = 3
+HANGS_S: Final = 300  # a server or a command that takes longer
 OPERATIONS: Final = 10, 1500  # of all programs together, at least and at most, before the server is killed or asked to end
 
 
@@ -76,7 +77,7 @@ class Soak:
 
     def command(self, *arguments: str) -> str:
         ran = subprocess.run(
-            [sys.executable, "-m", "mdstore.tools.cli", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+            [sys.executable, "-m", "mdstore.tools.cli", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=HANGS_S
         )
         if ran.returncode:
             raise Broken(f"mdstore {' '.join(arguments)} ended with {ran.returncode}: {ran.stdout[-3000:]}{ran.stderr[-3000:]}")
@@ -154,7 +155,7 @@ class Soak:
     def end(self, server: subprocess.Popen[bytes]) -> None:
         """In order: everything is written back."""
         server.send_signal(signal.SIGTERM)
-        if server.wait(60):
+        if server.wait(HANGS_S):
             raise Broken(f"the server ended with {server.returncode}")
 
     def fsck(self) -> None:

@@ -63,8 +63,7 @@ class Mounted:
 
     def end(self) -> None:
         self.session.unmount()
-        self.thread.join(30)
-        assert not self.thread.is_alive()
+        self.thread.join()
         if self.ticking:
             self.driver.__exit__(None, None, None)
 

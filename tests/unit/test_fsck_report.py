@@ -166,7 +166,7 @@ def _drawn(page: Path, picture: Path, scheme: str) -> Counter[tuple[int, int, in
         f"--user-data-dir={picture.with_suffix('.profile')}", "--enable-logging=stderr",
         f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", f"--screenshot={picture}", page.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
     with Picture.open(picture) as shown:

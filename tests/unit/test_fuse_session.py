@@ -26,7 +26,6 @@ class Kernel:
 
     def __init__(self, vfs: MemoryVfs, options: SessionOptions) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(30)
         self.session = FuseSession(os.dup(theirs.fileno()), vfs, options)
         theirs.close()
         self.unique = 0
@@ -58,7 +57,7 @@ class Kernel:
 
     def end(self) -> None:
         self.session.stop()
-        self.thread.join(30)
+        self.thread.join()
         self.socket.close()
         assert not self.thread.is_alive()
 
