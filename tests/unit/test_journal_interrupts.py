@@ -21,7 +21,7 @@ import pytest
 
 from journal import Journal, JournalError, MemoryMedium, Options
 
-HANG_S = 30
+HANG_S = 250  # before pytest ends the test, so that the place is told
 FILES = ("journal/writer.py", "journal/commit.py", "contextlib.py")
 
 
