@@ -60,10 +60,6 @@ class Plan:
     engine: list[str] = field(default_factory=list)  # what the engine says of the result
 
     @property
-    def is_needed(self) -> bool:
-        return bool(self.steps)
-
-    @property
     def left(self) -> int:
         """Problems that stay. What the engine says counts where the second reader finds nothing, else it is the same again."""
         return self.after.open_problems or len(self.engine)
