@@ -2,12 +2,13 @@
 # make test    set everything up, then all tests (under 15 minutes on 2 cores)
 # make check   lint, types, unit and model tests (under 2 minutes)
 # make bench   the benchmarks that compare with other stores (their packages are an extra)
+# make shake   the tests with threads, processes and kills again, under conditions that differ (docs/testing.md; some 10 minutes)
 # make asan / make tsan   the kernel under AddressSanitizer / ThreadSanitizer
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench asan tsan build browser clean
+.PHONY: demo test check bench shake asan tsan build browser clean
 
 build: $(VENV)/.ready
 
@@ -37,6 +38,9 @@ check: build browser
 bench: build
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/mdstore bench all
+
+shake: build browser
+	PYTHON=$(BIN)/python bash tools/shake.sh
 
 asan: build
 	bash tools/sanitize.sh address

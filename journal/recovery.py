@@ -65,7 +65,7 @@ def recover(
         end=walk.position,
         next_sequence=_next_sequence(head, walk, begin),
         generation=max(head.generation, walk.generation),
-        tail=_judge(read, rule, walk, head, reach),
+        tail=_judge(medium, read, rule, walk, head, begin, reach),
         bytes_per_second=(walk.position - begin) / seconds if measured else 0.0,
     )
 
@@ -77,9 +77,22 @@ def _next_sequence(head: Head, walk: Walk, begin: int) -> int:
     return head.next_sequence + -(-max(0, begin - head.safe) // HEADER_SIZE)
 
 
-def _judge(read: Read, rule: Rule, walk: Walk, head: Head, reach: int) -> Tail:
+def emptied(medium: Medium, head: Head, begin: int) -> str | None:
+    """Why a log in which nothing follows `begin` may have lost what did: the object is gone in which the entry before ended, and
+    those that followed may have gone with it. None when it is there, or need not be."""
+    look = getattr(medium, "missing", None)
+    if look is None or begin <= head.trimmed or (head.clean and begin == head.safe):
+        return None
+    gone = [name for name, _ in look(begin - 1, begin)]
+    return f"object {gone[0]} is missing" if gone else None
+
+
+def _judge(medium: Medium, read: Read, rule: Rule, walk: Walk, head: Head, begin: int, reach: int) -> Tail:
     if head.clean and walk.position == head.safe:
         return Tail("clean", walk.position, "the log was closed here", walk.position)
+    gone = emptied(medium, head, begin) if walk.position == begin else None
+    if gone is not None:
+        raise JournalCorrupt(begin, gone, "an entry ended in it, and nobody can say that none followed")
     tail = classify_tail(read, rule, walk, reach)
     if walk.position < head.safe:
         raise JournalCorrupt(walk.position, tail.detail, f"all below {head.safe} is known to have been durable")

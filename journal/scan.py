@@ -298,6 +298,11 @@ def _payload_intact(read: Read, header: Header, data: bytes, offset: int, window
     body = offset + HEADER_SIZE
     if body + header.length <= len(data):
         return crc32c(data[body : body + header.length]) == header.payload_crc
+    return payload_intact(read, header, window)
+
+
+def payload_intact(read: Read, header: Header, window: int) -> bool:
+    """Whether the payload that belongs to an intact header is there. Reads it, a window at a time."""
     value, position = 0, header.position + HEADER_SIZE
     while position < header.end:
         part = read(position, min(window, header.end - position))

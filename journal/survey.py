@@ -14,7 +14,8 @@ from journal.errors import HeadLost, JournalError, NoJournal
 from journal.head import Head, decode_head, newest_head
 from journal.heads import highest_number, write_copies
 from journal.medium import Medium
-from journal.scan import WINDOW, Read, Rule, Walk, classify_tail, find_headers
+from journal.recovery import emptied
+from journal.scan import WINDOW, Read, Rule, Walk, classify_tail, find_headers, payload_intact
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,8 @@ def _survey_from(medium: Medium, found: Survey, head: Head, window: int) -> None
     found.tail = f"{tail.kind}: {tail.detail}"
     if walk.position < head.safe and not (found.damage and found.damage[-1].start == walk.position):
         found.damage.append(Damage(walk.position, head.safe, walk.broken or "nothing"))
+    if not found.runs and not found.damage and (gone := emptied(medium, head, found.start)) is not None:
+        found.damage.append(Damage(found.start, found.start, gone))
     found.missing = _missing(medium, found.start, max(found.end, head.safe))
 
 
@@ -216,20 +219,25 @@ def find_head(medium: Medium, start: int | None, log: int | None) -> tuple[Head,
 def search_head(medium: Medium, start: int, log: int, *, window: int = WINDOW) -> Head:
     """What the lost head of a ring would say as far as its entries tell, for an owner who knows the log's identity, and where
     the first entry it needs begins, from a durable record of its own. For reading only: `generation_start` lies beyond
-    everything, so that entries of every generation count in their order.
+    everything, so that entries of every generation count in their order. `HeadLost` when nothing shows that this is where the log
+    ends: neither an entry behind `start`, nor a whole one that ends there, which an emptied ring would lack.
 
     `safe` is the highest position that any entry knew durable, so a walk that ends before it is damage. Only what the heads
     alone knew is lost: that the very last entry of an earlier generation had been durable. Writes nothing. Cost: reads the ring.
     """
     capacity = medium.capacity
     assert capacity is not None, "only a ring has entries of one lap at most"
-    generation, safe, last = 0, start, None
+    generation, safe, last, follows = 0, start, None, False
     for header in _ring_headers(medium, capacity, window):
         if header.log != log:
             continue
         generation, safe = max(generation, header.generation), max(safe, header.safe)
+        follows = follows or header.position >= start
         if header.end <= start and (last is None or header.end > last.end):
             last = header
+    if not follows and not (last is not None and last.end == start and payload_intact(medium.read, last, window)):
+        nobody = f"no entry begins at {start}, none ends there: nothing says that none is lost"
+        raise HeadLost(medium.name, ["both copies", nobody])
     next_sequence = 1 if last is None else last.sequence + 1 + -(-(start - last.end) // HEADER_SIZE)
     return Head(
         log=log, generation=generation, number=highest_number(medium), trimmed=start - start % medium.period, expire=start,

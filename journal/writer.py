@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from journal.commit import Callback, Turns
+from journal.commit import Callback, Parked, Turns
 from journal.errors import JournalClosed, JournalError, JournalFailed, JournalFenced
 from journal.head import Head
 from journal.heads import HeadKeeper
@@ -36,6 +36,7 @@ class Writer:
         self._room = room
         self._prezeroed = pack.position
         self._safe_sequence = pack.sequence
+        self._unsettled = False  # from the first step of a turn until it is known what it made of the log
         pack.hold_back = options.buffer_bytes
         self.open_room()
 
@@ -44,26 +45,36 @@ class Writer:
     def wait(self, position: int, timeout: float | None) -> None:
         """See `Journal.wait`."""
         while self.safe < position:
-            with self.lock:
-                if self.safe >= position:
-                    return
-                self.raise_refusal()
-                assert position <= self._pack.position, "waiting for a position that was never appended"
-                parked = self.turns.take(position)
-            if parked is None or self.turns.sleep(parked, timeout):
-                self._commit()
+            me = Parked(position)
+            try:
+                with self.lock:
+                    if self.safe >= position:
+                        return
+                    self.raise_refusal()
+                    assert position <= self._pack.position, "waiting for a position that was never appended"
+                    leads = self.turns.take(me)
+                if leads or self.turns.sleep(me, timeout):
+                    self._commit()
+            except BaseException as cause:
+                self._abandon(me, cause)
+                raise
 
     def push(self) -> None:
         """See `Journal.push`."""
         position = self._pack.position
         while self.flushed < position:
-            with self.lock:
-                if self.flushed >= position:
-                    return
-                self.raise_refusal()
-                parked = self.turns.take(position)
-            if parked is None or self.turns.sleep(parked, None):
-                self._write_in_turn()
+            me = Parked(position)
+            try:
+                with self.lock:
+                    if self.flushed >= position:
+                        return
+                    self.raise_refusal()
+                    leads = self.turns.take(me)
+                if leads or self.turns.sleep(me, None):
+                    self._write_in_turn()
+            except BaseException as cause:
+                self._abandon(me, cause)
+                raise
 
     def add_waiter(self, position: int, callback: Callback) -> None:
         """See `Journal.add_waiter`."""
@@ -80,12 +91,25 @@ class Writer:
         excess = end - self._pack.taken - self._options.buffer_bytes
         if excess <= 0:
             return
-        with self.lock:
-            leader = self.refusal is None and self.turns.take_now()
-        if leader:
-            self._write_in_turn(whole_periods=True)
-        elif excess > self._options.buffer_bytes:
+        me = Parked(end)
+        try:
+            with self.lock:
+                leads = self.refusal is None and not self.turns.busy and self.turns.take(me)
+            if leads:
+                self._write_in_turn(whole_periods=True)
+        except BaseException as cause:
+            self._abandon(me, cause)
+            raise
+        if not leads and excess > self._options.buffer_bytes:
             self.wait(end, None)
+
+    def _abandon(self, me: Parked, cause: BaseException) -> None:
+        """The thread of `me` leaves with `cause`. An interrupt may have come between any two steps of its turn: then nobody knows
+        what of it was written and flushed, so nothing may be written behind it (J6)."""
+        with self.lock:
+            if self._unsettled and self.turns.is_of(me):
+                self._latch("write", cause)
+        self.turns.abandon(me, self.safe, self.refusal)
 
     # -- by the leader -------------------------------------------------------------------------------------------------
 
@@ -93,6 +117,7 @@ class Writer:
         """One write and one flush for everything appended so far. What it covers is durable, `safe`."""
         safe, sequence = self.safe, self._safe_sequence
         error: BaseException | None = None
+        self._unsettled = True
         try:
             safe, sequence = self.write_buffers()
             self._medium.flush()
@@ -108,6 +133,7 @@ class Writer:
     def _write_in_turn(self, *, whole_periods: bool = False) -> None:
         """Write everything appended so far, or all periods that are complete, without a flush."""
         error: BaseException | None = None
+        self._unsettled = True
         try:
             self.write_buffers(whole_periods=whole_periods)
         except BaseException as cause:
@@ -123,6 +149,7 @@ class Writer:
         if not self.heads.begun:
             self.heads.ensure_begun(self._head_now, self._room.trimmed)
         with self.lock:
+            self.raise_refusal()
             complete = self._pack.position - self._pack.position % self._medium.period
             few = self._pack.position - complete <= self._options.buffer_bytes
             if whole_periods and few and self._pack.taken < complete:
@@ -153,11 +180,11 @@ class Writer:
         with self.lock:
             refusal = self._latch(operation, error) if error is not None else None
             if refusal is None:
-                self.safe = self._pack.safe = safe
                 self._safe_sequence = sequence
-            due = self.turns.give(self.safe, refusal)
-        for callback in due:
-            callback(refusal)
+                self.safe = self._pack.safe = safe
+                self._unsettled = False
+            self.turns.give(self.safe, refusal)
+        self.turns.call_due()
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise error
         if error is not None and refusal is not None:

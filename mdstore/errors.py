@@ -153,6 +153,15 @@ class UnsupportedFormat(MdstoreError):
     errno = errno.EOPNOTSUPP
 
 
+class NewerFormat(UnsupportedFormat):
+    """A superblock whose checksum is right, and whose version or features are not known here: no damage to be read past.
+    `epoch`: its number; None where the version is another, so that nothing else of it can be read."""
+
+    def __init__(self, message: str, epoch: int | None) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+
+
 class ImageBusy(MdstoreError):
     """Another process has the image open. `holder` names it."""
 

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from mdstore.device.explore import SUMMARY_PREFIX
 
-# In CI the models try the same examples each time; at home new ones, so that a rare failure is found by a person, once.
-settings.register_profile("ci", derandomize=True, print_blob=True)
-if os.environ.get("CI") == "true":
-    settings.load_profile("ci")
+# In CI the models try the same examples each time; at home new ones, so that a rare failure is found by a person, once. Nowhere
+# does a slow machine make an example fail.
+settings.register_profile("home", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("ci", settings.get_profile("home"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "home")
 
 REAL_COMPONENTS = ("fuse", "rados")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in the order that the seed makes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffled where asked for; pytest then puts together again what shares a mount."""
+    if (seed := config.getoption("shuffle")) is not None:
+        Random(seed).shuffle(items)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -155,6 +155,9 @@ def run_dump(path: str, what: tuple[str, ...], *, as_json: bool = False) -> int:
     except InvalidRequest as error:
         click.echo(f"dump: {error}", err=True)
         return EXIT_USAGE
+    except CorruptionError as error:
+        click.echo(f"dump: {error}", err=True)
+        return EXIT_DAMAGED
     except MdstoreError as error:
         click.echo(f"dump: {error}", err=True)
         return EXIT_FAILED

@@ -1,1 +1,1 @@
-"""What stands in front of a name space: the FUSE mount and the client library."""
+"""What stands in front of a name space: the FUSE mount."""

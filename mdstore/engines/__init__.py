@@ -1,1 +1,1 @@
-"""What can stand where the store stands: one small protocol, implemented by `btree:`, `mem:` (and more to come)."""
+"""What can stand where the store stands: one small protocol, implemented by `btree:`, `lmdb:` and `mem:`."""

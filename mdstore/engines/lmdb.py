@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from threading import RLock
+from types import TracebackType
 from typing import Any, Final, Never, TypeVar
 from weakref import WeakSet
 
@@ -183,6 +184,14 @@ class LmdbStore:
             self._environment.close()
             os.close(self._lock_fd)
 
+    def __enter__(self) -> LmdbStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     # -- queries -------------------------------------------------------------------------------------------------------
 
     def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool:
@@ -196,9 +205,7 @@ class LmdbStore:
         home, wanted = collection_name(collection), object_name(name)
         return self._ask(lambda view: _stat(view.need(home, wanted, rev)))
 
-    def read(
-        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
-    ) -> bytes:
+    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0) -> bytes:
         """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
         _check_window(offset, length)
         home, wanted = collection_name(collection), object_name(name)
@@ -230,9 +237,7 @@ class LmdbStore:
         """The value of one key, None when the map does not have it."""
         return self.map_get_many(collection, name, [key], rev=rev)[0]
 
-    def map_get_many(
-        self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0
-    ) -> list[bytes | None]:
+    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0) -> list[bytes | None]:
         """The values of the keys, in their order, all of one moment."""
 
         def look_up(view: View) -> list[bytes | None]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from threading import RLock
+from types import TracebackType
 from typing import Any
 
 from mdstore.engines.mem_check import check
@@ -143,6 +144,14 @@ class MemStore:
             if self._view_of is not None:
                 self._view_of.readers -= 1
 
+    def __enter__(self) -> MemStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
     def snapshot(self, name: Name) -> None:
@@ -265,9 +274,7 @@ class MemStore:
             checksum = "crc32c" if found.is_checked else "none"
             return ObjectStat(found.size, len(found.blocks) * BLOCK, *counts, found.created_rev, checksum)
 
-    def read(
-        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
-    ) -> bytes:
+    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0) -> bytes:
         """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
         _check_window(offset, length)
         with self._lock:
@@ -299,9 +306,7 @@ class MemStore:
         """The value of one key, None when the map does not have it."""
         return self.map_get_many(collection, name, [key], rev=rev)[0]
 
-    def map_get_many(
-        self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0
-    ) -> list[bytes | None]:
+    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0) -> list[bytes | None]:
         """The values of the keys, in their order, all of one moment."""
         with self._lock:
             records = self._find(collection, name, rev).map

@@ -254,9 +254,3 @@ class Cache:
             return False
         del self._nodes[node.ino]
         return True
-
-    def forget_node(self, node: Inode) -> None:
-        """An inode without a name, that nobody refers to any more, leaves memory."""
-        self._nodes.pop(node.ino, None)
-        self._core.where.pop(node.ino, None)
-        self._core.references.pop(node.ino, None)

@@ -20,7 +20,7 @@ from typing import Final
 from journal import Journal, JournalError, JournalFenced
 from mdstore.engines.protocol import Commit, ObjectStore
 from mdstore.errors import DeviceFailed, FencedError, MdstoreError, ReadOnly
-from mdstore.mds.events import CLIENT_KINDS_END, Kind, client_request
+from mdstore.mds.events import CLIENT_KINDS_END, client_request
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
 from mdstore.mds.tables import Table
@@ -298,8 +298,3 @@ def transaction_bytes(store: ObjectStore) -> int:
     image has a small log: a quarter leaves room for the last thing added and for what the engine adds."""
     log_bytes = int(store.statistics().get("log_bytes", 0))
     return min(_TRANSACTION_BYTES_MAX, log_bytes // 4) if log_bytes else _TRANSACTION_BYTES_MAX
-
-
-def append_event(core: Core, kind: Kind, *records: bytes) -> None:
-    """`Core.append` of several records."""
-    core.append(kind, b"".join(records))

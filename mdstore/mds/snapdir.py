@@ -49,24 +49,28 @@ class SnapshotVfs:
 
     # -- whose it is ---------------------------------------------------------------------------------------------------
 
-    def _view(self, number: int) -> View:
-        """The snapshot that a number or handle belongs to. EROFS for `.snap` itself, which has neither bytes nor targets."""
+    def _look(self, number: int, read: Callable[[View], T]) -> T:
+        """`read` in the snapshot that a number or handle belongs to, which is not closed meanwhile. EROFS for `.snap` itself,
+        which has neither bytes nor targets."""
         if number >= SNAPDIR:
             refuse(SNAP)
-        return self.snapshots.view(number >> INO_BITS, SNAPDIR)
+        view = self.snapshots.view(number >> INO_BITS, SNAPDIR)
+        try:
+            return read(view)
+        finally:
+            self.snapshots.leave(view)
 
     def _inside(self, number: int, read: Callable[[View], T]) -> T:
-        """`read` in the snapshot that a number or handle belongs to. Once more where it failed because a server that was falling
-        back closed the store meanwhile."""
+        """`_look`, and once more where it failed because a server that was falling back closed the store meanwhile."""
         store = self.server.store
         try:
-            return read(self._view(number))
+            return self._look(number, read)
         except PosixError:
             raise
         except MdstoreError:
             if self.server.settled_store() is store:
                 raise
-        return read(self._view(number))
+        return self._look(number, read)
 
     def _handed(self, view: View, attr: Attr) -> Attr:
         with self._lock:
@@ -299,7 +303,7 @@ class SnapshotVfs:
         """See `Vfs`."""
         if handle < LIVING:
             return self.server.write(handle, offset, data)
-        return self._view(handle).frozen.write(handle, offset, data)
+        return self._look(handle, lambda view: view.frozen.write(handle, offset, data))
 
     def fsync(self, handle: int, *, data_only: bool = False) -> None:
         """See `Vfs`."""
@@ -311,9 +315,12 @@ class SnapshotVfs:
         if handle < LIVING:
             self.server.release(handle)
             return
-        view = self._view(handle)
-        view.frozen.release(handle)
-        self._opened(view, handle, -1)
+
+        def release(view: View) -> None:
+            view.frozen.release(handle)
+            self._opened(view, handle, -1)
+
+        self._look(handle, release)
 
     def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
         """See `Vfs`."""
@@ -338,7 +345,7 @@ class SnapshotVfs:
     # -- locks ---------------------------------------------------------------------------------------------------------
 
     def _locking(self, handle: int) -> MetadataServer:
-        return self.server if handle < LIVING else self._view(handle).server
+        return self.server if handle < LIVING else self._look(handle, lambda view: view.server)
 
     def test_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> Lock | None:
         """See `Locking`."""
@@ -419,9 +426,12 @@ class SnapshotVfs:
             with self._lock:
                 self._listings.pop(handle ^ SNAPDIR, None)
         else:
-            view = self._view(handle)
-            view.frozen.releasedir(handle)
-            self._opened(view, handle, -1)
+
+            def releasedir(view: View) -> None:
+                view.frozen.releasedir(handle)
+                self._opened(view, handle, -1)
+
+            self._look(handle, releasedir)
 
     # -- whole ---------------------------------------------------------------------------------------------------------
 

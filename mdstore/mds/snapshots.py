@@ -42,9 +42,9 @@ class DirectorySnapshot(NamedTuple):
 
 class View:
     """An open snapshot: the name space in it under outer numbers, the server of it, and the store below. `handles`: open files
-    and directories; `references`: numbers that a front was handed and has not forgotten."""
+    and directories; `references`: numbers that a front was handed and has not forgotten; `users`: calls that look into it now."""
 
-    __slots__ = ("frozen", "handles", "references", "server", "slot", "store")
+    __slots__ = ("frozen", "handles", "references", "server", "slot", "store", "users")
 
     def __init__(self, slot: int, store: ObjectStore, server: MetadataServer, frozen: FrozenVfs) -> None:
         self.slot = slot
@@ -53,6 +53,7 @@ class View:
         self.frozen = frozen
         self.handles = 0
         self.references = 0
+        self.users = 0  # guarded by the lock of `Snapshots`
 
     def look_into(self, store: ObjectStore) -> None:
         """Go on over the same snapshot, opened again: everything handed out stays what it is."""
@@ -77,6 +78,7 @@ class Snapshots:
         self._server = server
         self._looked_in = server.store  # the store that the views are of: a server that fell back has another
         self._lock = threading.Lock()
+        self._unused = threading.Condition(self._lock)  # some view's last user has left
         self._known: dict[int, dict[bytes, DirectorySnapshot]] = {}
         self._slots: dict[bytes, int] = {}  # by the store's name; a slot stands for one snapshot while the server runs
         self._views: dict[int, View] = {}  # by slot, the one used longest ago first
@@ -195,10 +197,7 @@ class Snapshots:
             raise PosixError(errno.EROFS, name)
         key = _key(directory, name)
         with self._lock:
-            view = self._views.get(self._slots.get(key, 0))
-            if view is not None and view.handles:
-                raise PosixError(errno.EBUSY, name, "a file or directory in the snapshot is open")
-            self._close(view)
+            self._close_unused(key, name)
             try:
                 self._store.delete_snapshot(key)
             except NotFound:
@@ -210,6 +209,16 @@ class Snapshots:
             del left[name]
             if not left:
                 del self._known[directory]
+
+    def _close_unused(self, key: bytes, name: bytes) -> None:
+        """Under the lock: close the view once no call is in the middle of looking into it. EBUSY while a file is open."""
+        while (view := self._views.get(self._slots.get(key, 0))) is not None:
+            if view.handles:
+                raise PosixError(errno.EBUSY, name, "a file or directory in the snapshot is open")
+            if not view.users:
+                self._close(view)
+                return
+            self._unused.wait()
 
     # -- looking into one ----------------------------------------------------------------------------------------------
 
@@ -228,7 +237,8 @@ class Snapshots:
             return slot
 
     def view(self, slot: int, above: int) -> View:
-        """The open snapshot of a slot; opened when it is not. ESTALE when it is gone. `above`: the parent of its top."""
+        """The open snapshot of a slot; opened when it is not. ESTALE when it is gone. `above`: the parent of its top. It stays
+        open until `leave`, and as long as a handle of it counts."""
         with self._lock:
             self._look_again()
             view = self._views.pop(slot, None)
@@ -236,7 +246,15 @@ class Snapshots:
                 self._make_room()
                 view = self._open(slot, above)
             self._views[slot] = view
+            view.users += 1
             return view
+
+    def leave(self, view: View) -> None:
+        """The call that took it from `view` is done, its handle counted."""
+        with self._lock:
+            view.users -= 1
+            if not view.users:
+                self._unused.notify_all()
 
     def open_view(self, slot: int) -> View | None:
         """The open snapshot of a slot, if it is open."""
@@ -260,7 +278,7 @@ class Snapshots:
 
     def _make_room(self) -> None:
         """Close what was used longest ago and has nothing open."""
-        spare = [view for view in self._views.values() if not view.handles]
+        spare = [view for view in self._views.values() if not (view.handles or view.users)]
         spare.sort(key=lambda view: view.references > 0)  # stable: what nobody refers to goes first
         for view in spare[: max(0, len(self._views) + 1 - VIEWS_MAX)]:
             self._close(view)

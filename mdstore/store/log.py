@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from journal import Entry, JournalCorrupt, JournalError, JournalFailed
+from journal import Entry, HeadLost, JournalCorrupt, JournalError, JournalFailed
 from mdstore.device.protocol import Buffer, Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, StoreClosed
 from mdstore.limits import GIB, MIB
@@ -31,6 +31,7 @@ _OPERANDS: dict[int, int] = {
 }  # fmt: skip
 assert set(_OPERANDS) == set(Op), "every operation has its number of operands"
 
+HEADS_REMEDY = "`mdstore repair` goes on with the state of the last checkpoint, which what the log held since may have changed"
 _ONE_ELEMENT = b"\x91"  # MessagePack: an array of one
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder()
@@ -114,6 +115,8 @@ def typed(error: JournalError) -> MdstoreError:
         return DeviceFailed(error.operation, f"log position {error.position}", cause)
     if isinstance(error, JournalCorrupt):
         return CorruptionError("log", f"position {error.position}", error.evidence, error.found)
+    if isinstance(error, HeadLost):
+        return CorruptionError("log", error.where, f"a head; {HEADS_REMEDY}", "; ".join(error.reasons))
     return CorruptionError("log", "its head or entries", "a readable log", error)
 
 

@@ -39,6 +39,8 @@ class Queries(ABC):
             return self._lookup(collection, name, rev) is not None
 
     def stat(self, collection: Name, name: Name, *, rev: int = 0) -> ObjectStat:
+        """Size, bytes on the medium, number of attributes and of map keys, revision of creation, checksum. Cost: the onode,
+        which is cached or one descent."""
         with self.lock:
             onode = self._find(collection, name, rev)
             allocated = (onode.allocated + len(onode.blocks)) * self.superblock.block_size
@@ -46,10 +48,10 @@ class Queries(ABC):
             checksum = "crc32c" if onode.is_checked else "none"
             return ObjectStat(onode.size, allocated, len(onode.attributes), keys, onode.created_rev, checksum)
 
-    def read(
-        self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
-    ) -> bytes:
-        """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked."""
+    def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0) -> bytes:
+        """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked:
+        CorruptionError names the first that is damaged. Cost: one read of the device for
+        each run of neighbouring blocks."""
         check_window(offset, length)
         with self.lock:
             onode = self._find(collection, name, rev)
@@ -66,12 +68,15 @@ class Queries(ABC):
     def extents(
         self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
     ) -> list[tuple[int, int]]:
+        """Ranges (offset, length) of the data that are not holes, in order, in whole blocks, cut at the size. Reads the
+        list of extents, no data."""
         check_window(offset, length)
         with self.lock:
             onode = self._find(collection, name, rev)
             return data.ranges(self.tables.space, onode, offset, onode.size if length is None else length)
 
     def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes:
+        """One attribute; NotFound("attribute") where the object has it not. Cost: the onode."""
         key = attribute.encode() if isinstance(attribute, str) else bytes(attribute)
         with self.lock:
             value = self._find(collection, name, rev).attributes.get(key)
@@ -80,22 +85,25 @@ class Queries(ABC):
         return value
 
     def getattrs(self, collection: Name, name: Name, *, rev: int = 0) -> dict[bytes, bytes]:
+        """All attributes in the order of their names, as a dict of the caller's own. Cost: the onode."""
         with self.lock:
             return dict(sorted(self._find(collection, name, rev).attributes.items()))
 
     def map_get(self, collection: Name, name: Name, key: bytes, *, rev: int = 0) -> bytes | None:
+        """The value of one key of the object's map, None where there is none. Cost: the onode and one descent of the map, most
+        of it in the page cache; `Store.map` keeps hold of the tree and is quicker."""
         with self.lock:
             tree = self._find(collection, name, rev).map
             return tree.get(key) if tree is not None else None
 
-    def map_get_many(
-        self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0
-    ) -> list[bytes | None]:
+    def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0) -> list[bytes | None]:
+        """The values of many keys, in the order of `keys`, all from one moment. Cost: the descents overlap, without the GIL."""
         with self.lock:
             tree = self._find(collection, name, rev).map
             return tree.get_many(keys) if tree is not None else [None] * len(keys)
 
     def map_header(self, collection: Name, name: Name, *, rev: int = 0) -> bytes:
+        """The map's header, b"" where none was set. Cost: the onode."""
         with self.lock:
             tree = self._find(collection, name, rev).map
             return tree.user_blob if tree is not None else b""
@@ -140,13 +148,18 @@ class Queries(ABC):
         if limit is not None and limit < 0:
             raise InvalidRequest(f"limit {limit} must not be negative")
         with self.lock:
-            number, first, last = self._collection_number(collection), _raw(start or b""), None if stop is None else _raw(stop)
+            number, first, last = (
+                self._collection_number(collection),
+                _raw(start or b""),
+                None if stop is None else _raw(stop),
+            )
             end = object_key(number + 1, b"") if last is None else object_key(number, last)
             self.tables.objects.isolated.check_range(object_key(number, first), end)
             names = revisions.names(self.tables.objects, number, first, last)
             return list(islice(names, limit))
 
     def list_collections(self) -> list[bytes]:
+        """Names of all collections, in order, from memory."""
         with self.lock:
             self.check_usable()
             return self.tables.collections.names()

@@ -47,6 +47,8 @@ def choose(
     """
     good, bad = superblock.read_all(device)
     report.warnings += bad
+    if not read_only:
+        superblock.check_writable(good[0][0], device)
     must_reach, first_error, tried = 0, None, set()
     passed_over: list[Superblock] = []
     for candidate, where in good:

@@ -92,12 +92,6 @@ class ScrubReport:
         """Whether everything read so far was as it was written, or is so again."""
         return all(finding.repaired for finding in self.findings)
 
-    @property
-    def seconds_left(self) -> float:
-        """At the speed of this run; 0.0 when nothing is known yet."""
-        done = self.bytes_read
-        return self.seconds * max(0, self.bytes_total - done) / done if done and self.seconds else 0.0
-
 
 class _Saved(msgspec.Struct, array_like=True):
     """The record under `KEY_POSITION`."""

@@ -25,7 +25,6 @@ from mdstore.store.answers import Capabilities, SnapshotInfo
 from mdstore.store.queries import Queries
 from mdstore.store.recovery import Recovery
 from mdstore.store.snapshot_table import Kept, snapshot_name
-from mdstore.store.superblock import Superblock
 from mdstore.store.transaction import Name, Transaction
 
 if TYPE_CHECKING:
@@ -259,8 +258,3 @@ def open_in_image(device: Device, name: Name, cache_bytes: int = CACHE_BYTES) ->
             if look == _LOOKS - 1:
                 raise
     raise AssertionError("the last look returns or raises")
-
-
-def kept_superblocks(store: Store) -> list[Superblock]:
-    """Of the snapshots that can be opened, oldest first. Under the store's lock."""
-    return [kept.superblock for kept in store.tables.space.snapshots if not kept.is_deleting]

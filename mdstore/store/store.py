@@ -113,8 +113,8 @@ class Store(Queries):
         DeviceFailed. Cost: superblocks, one page for each tree, the free extents, and the log since the last checkpoint.
         """
         found = Recovery()
-        chosen, live, must_reach = recovery.choose(device, cache_bytes, onodes, found, read_only=read_only)
         read_only = read_only or device.read_only
+        chosen, live, must_reach = recovery.choose(device, cache_bytes, onodes, found, read_only=read_only)
         journal = recovery.replay(device, chosen, live, found, must_reach, read_only=read_only)
         store = cls(device, chosen, live, journal, found, read_only=read_only, background=background,
                     dirty_bytes=dirty_bytes, wipe=wipe)  # fmt: skip

@@ -16,7 +16,7 @@ from enum import IntEnum
 from crc32c import crc32c
 
 from mdstore.device.protocol import Device
-from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, NotAnImage, UnsupportedFormat
+from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, NewerFormat, NotAnImage, UnsupportedFormat
 from mdstore.limits import BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, IMAGE_BLOCKS_MAX
 
 SLOT_SIZE = 4096
@@ -26,8 +26,7 @@ VERSION = 1
 FLAG_CLEAN = 1  # written by an orderly close: the log holds nothing after log_position
 FLAG_WIPED = 2  # no block that this superblock does not reach, and no part of the log, holds what a user wrote (wipe.py)
 
-KNOWN_COMPATIBLE = 0
-KNOWN_READ_ONLY = 0
+KNOWN_READ_ONLY = 0  # unknown compatible bits, and these where nothing is written, are kept and otherwise ignored
 FEATURE_SNAPSHOTS = 1  # incompatible: blocks that this superblock does not reach are not all free (snapshot_table.py)
 KNOWN_INCOMPATIBLE = FEATURE_SNAPSHOTS
 
@@ -118,8 +117,8 @@ class Superblock:
 
 
 def decode(raw: bytes, where: str) -> Superblock:
-    """The superblock in `raw`. NotAnImage without the magic, UnsupportedFormat for another version or an unknown
-    incompatible feature, CorruptionError for anything else that is wrong."""
+    """The superblock in `raw`. NotAnImage without the magic, CorruptionError for a wrong checksum; with a right one
+    NewerFormat for another version or an unknown incompatible feature, CorruptionError for anything else that is wrong."""
     if len(raw) < SLOT_SIZE or raw[:8] != MAGIC:
         raise NotAnImage(f"{where} holds no mdstore superblock")
     (
@@ -127,13 +126,13 @@ def decode(raw: bytes, where: str) -> Superblock:
         log_blocks, log_position, next_tree_id, next_collection_id, cursor, objects, stored_bytes, free_blocks,
         created_ns, written_ns, stripe_bytes, stripe_offset, reserved,
     ) = _HEAD.unpack_from(raw)  # fmt: skip
-    if version != VERSION:
-        raise UnsupportedFormat(f"{where}: format version {version}; this mdstore reads version {VERSION}")
     found = crc32c(memoryview(raw)[_CRC_FROM:SLOT_SIZE])
     if found != checksum:
         raise CorruptionError("superblock", where, f"crc {checksum:#010x}", f"{found:#010x}")
+    if version != VERSION:
+        raise NewerFormat(f"{where}: format version {version}; this mdstore reads version {VERSION}", None)
     if incompatible & ~KNOWN_INCOMPATIBLE:
-        raise UnsupportedFormat(f"{where}: unknown incompatible features {incompatible & ~KNOWN_INCOMPATIBLE:#x}")
+        raise NewerFormat(f"{where}: unknown incompatible features {incompatible & ~KNOWN_INCOMPATIBLE:#x}", epoch)
     if reserved != _RESERVED:
         raise CorruptionError("superblock", where, "zeros in the reserved bytes", reserved.hex())
     spare_runs, roots = _decode_tail(raw, where)
@@ -235,8 +234,8 @@ def candidates(device: Device) -> Iterator[tuple[Superblock | None, str, Excepti
 def read_all(device: Device) -> tuple[list[tuple[Superblock, str]], list[str]]:
     """Readable superblocks, newest first, and what is wrong with the others, in words.
 
-    NotAnImage when no slot ever held one; UnsupportedFormat when the newest readable magic is of another version;
-    CorruptionError when all are damaged.
+    NotAnImage when no slot ever held one; NewerFormat when one of another version, or a newest one with unknown features, is
+    there, whatever the others are; CorruptionError when all are damaged.
     """
     if device.size_bytes < 2 * SLOTS * SLOT_SIZE:
         raise NotAnImage(f"{device.name} is {device.size_bytes} bytes long: too small for an mdstore image")
@@ -247,18 +246,31 @@ def read_all(device: Device) -> tuple[list[tuple[Superblock, str]], list[str]]:
             good.append((superblock, where))
         elif error is not None:
             bad.append(error)
+    good.sort(key=lambda pair: -pair[0].epoch)  # stable: a primary comes before its spare
+    for error in bad:
+        if isinstance(error, NewerFormat) and (error.epoch is None or not good or error.epoch >= good[0][0].epoch):
+            raise error
     if not good:
         raise _worst(bad, device)
-    good.sort(key=lambda pair: -pair[0].epoch)  # stable: a primary comes before its spare
     return good, [str(error) for error in bad]
 
 
 def _worst(errors: list[Exception], device: Device) -> Exception:
-    for kind in (UnsupportedFormat, CorruptionError, DeviceFailed):
+    for kind in (CorruptionError, DeviceFailed):
         for error in errors:
             if isinstance(error, kind):
                 return error
     return NotAnImage(f"{device.name} is not an mdstore image (no superblock in any of its four places); see `mdstore mkfs`")
+
+
+def check_writable(superblock: Superblock, device: Device) -> None:
+    """UnsupportedFormat when features that only a newer version may change are in the image."""
+    unknown = superblock.features_read_only & ~KNOWN_READ_ONLY
+    if unknown:
+        raise UnsupportedFormat(
+            f"{device.name} has features {unknown:#x}, which this mdstore can read but must not change: "
+            f"open or mount it read-only (-o ro), or use the version that made it"
+        )
 
 
 def check_device_size(device: Device, superblock: Superblock) -> None:

@@ -196,7 +196,9 @@ def freeze(tables: Tables, previous: Superblock, log_position: int, written_ns: 
         next_tree_id=tables.objects.next_tree_id, next_collection_id=tables.collections.next_number,
         cursor=allocator.cursor, objects=len(tables.objects), stored_bytes=tables.objects.stored_bytes,
         free_blocks=allocator.free_blocks + allocator.limbo_blocks, created_ns=previous.created_ns,
-        written_ns=written_ns, features_incompatible=FEATURE_SNAPSHOTS if len(space.snapshots) else 0,
+        written_ns=written_ns, features_compatible=previous.features_compatible,
+        features_read_only=previous.features_read_only,
+        features_incompatible=FEATURE_SNAPSHOTS if len(space.snapshots) else 0,
         stripe_bytes=previous.stripe_bytes, stripe_offset=previous.stripe_offset, spare_runs=list(runs), roots=roots,
     )  # fmt: skip
 

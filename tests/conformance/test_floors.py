@@ -150,11 +150,12 @@ def test_raising_a_floor_beside_writers_and_checkpoints_never_hangs() -> None:
     )
     for thread in (*threads, raising):
         thread.start()
-    raising.join(60)
-    stop.set()
-    assert not raising.is_alive()
+    try:
+        raising.join()
+    finally:
+        stop.set()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     store.close()
 
 

@@ -233,7 +233,8 @@ def test_a_callback_is_called_once_before_or_after_the_commit_is_durable(rig: Ri
         commit.add_done_callback(note(number))
     rig.store.sync()
     commits[0].add_done_callback(note(5))
-    assert all(called.acquire(timeout=30) for _ in range(6))
+    for _ in range(6):
+        called.acquire()
     assert sorted(answers, key=lambda answer: answer[0]) == [(number, None) for number in range(6)]
 
 
@@ -249,7 +250,7 @@ def test_a_callback_may_use_the_store(rig: Rig) -> None:
 
     commit.add_done_callback(read_back)
     commit.wait()
-    assert called.wait(30)
+    called.wait()
     assert seen == [b"data"]
     assert rig.store.exists("c", "from the callback")
 

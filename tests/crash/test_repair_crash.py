@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from mdstore.device.crashlog import CrashLog
 from mdstore.device.crashstates import Plan, crash_states
 from mdstore.device.faulty import FaultyDevice
 from mdstore.device.memory import MemoryDevice
+from mdstore.errors import Conflict, MdstoreError
+from mdstore.store import Store, Transaction
 from mdstore.tools.repair import perform
 from mdstore.tools.repair.bench import RepairOptions
 from mdstore.tools.repair.planning import plan
-from mdstore.tools.repair.record import FileState, RepairFile
+from mdstore.tools.repair.record import FileState, RecordKind, RepairFile
 from tests.crash.test_damage_matrix import Subject, content_of
 
 SEED = int(os.environ.get("REPAIR_SEED", "7"))
@@ -104,14 +107,72 @@ def test_a_half_repaired_image_without_its_file_can_be_repaired_anew(repair: Rep
     assert len(tried) > 10
 
 
+def used(image: bytes) -> bytes | None:
+    """The image after one acknowledged transaction that is in its log and nowhere else; None when it does not open."""
+    device = MemoryDevice.from_bytes(image)
+    try:
+        store = Store.open(device, background=False)
+        store.apply(Transaction().create_collection("since").write("since", "after", 0, b"x" * 5000))
+    except MdstoreError:
+        return None
+    return device.image()
+
+
+def refusing(repair: Repair, log: CrashLog, marks: list[RecordKind]) -> tuple[int, int]:
+    """At every crash state of `log`: the image used in between is refused, both ways, and stays what it is. Returns how many
+    states opened, and how many there were."""
+    opened = tried = 0
+    for state in crash_states(log, seed=SEED, plan=FEW):
+        tried += 1
+        image = used(state.image.to_bytes())
+        if image is None:
+            continue
+        opened += 1
+        for act in (perform.carry_out, perform.take_back):
+            file, medium = repair.file(), MemoryDevice.from_bytes(image)
+            for mark in marks:
+                file.mark(mark)
+            with pytest.raises(Conflict):
+                act(file, medium)
+            file.close()
+            assert medium.image() == image, f"{state.state_id}, {act.__name__}"
+    return opened, tried
+
+
+def test_a_repair_killed_at_any_write_and_used_since_is_neither_finished_nor_taken_back(repair: Repair) -> None:
+    """A transaction that is only in the log was lost by both, silently: superblocks alone were compared."""
+    device = FaultyDevice(repair.before, seed=SEED)
+    file = repair.file()
+    perform.carry_out(file, device)
+    file.close()
+    opened, tried = refusing(repair, device.log, [])
+    assert opened > 5
+    assert tried > 40
+    assert used(repair.after) is not None
+
+
+def test_a_taking_back_killed_at_any_write_and_used_since_is_not_taken_back(repair: Repair) -> None:
+    device = FaultyDevice(repair.after, seed=SEED)
+    file = repair.file()
+    file.mark(RecordKind.DONE)
+    perform.take_back(file, device)
+    file.close()
+    opened, tried = refusing(repair, device.log, [RecordKind.DONE, RecordKind.UNDOING])
+    assert opened > 1
+    assert tried > 5
+
+
 def test_taking_back_killed_at_any_write_is_taken_back_again(repair: Repair) -> None:
     device = FaultyDevice(repair.after, seed=SEED)
     file = repair.file()
+    file.mark(RecordKind.DONE)
     perform.take_back(file, device)
     file.close()
     tried = 0
     for state in crash_states(device.log, seed=SEED, plan=FEW):
         again, medium = repair.file(), MemoryDevice.from_bytes(state.image.to_bytes())
+        again.mark(RecordKind.DONE)
+        again.mark(RecordKind.UNDOING)
         tried += 1
         perform.take_back(again, medium)
         again.close()

@@ -90,6 +90,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _check(_libc.fallocate(fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length)), fd)
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2)."""
+    _check(_libc.syncfs(fd), fd)
+
+
 def _check(result: int, subject: object) -> None:
     if result != 0:
         number = ctypes.get_errno()

@@ -3,14 +3,15 @@ the image clean, and the programs' directories must hold what was fsynced and a 
 
     python -m tests.posix.soak --minutes 10 --seed 1
 
-Needs root and FUSE. The seed decides what the programs choose and when the server is killed; how far they get until then is the
-machine's affair, so a failure keeps the image and the logs, and says where.
+Needs root and FUSE. The seed decides what the programs choose and after how many of their operations the server is killed; what
+each has done until then is the machine's affair, so a failure keeps the image and the logs, and says where.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -31,6 +32,8 @@ from tests.posix.soak_worker import GONE, Worker
 ROOT: Final = Path(__file__).parents[2]
 IMAGE_SIZE: Final = "192M"
 FAULTY_EXIT: Final = 3
+HANGS_S: Final = 300  # a server or a command that takes longer
+OPERATIONS: Final = 10, 1500  # of all programs together, at least and at most, before the server is killed or asked to end
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Broken(Exception):
 
 
 class Soak:
-    """One image, its mountpoint, and `workers` programs. `run` goes on for `seconds`, then ends in order."""
+    """One image, its mountpoint, and `workers` programs. `run` goes on for a time or a number of rounds, then ends in order."""
 
     def __init__(self, directory: Path, seed: int, workers: int = 4, told: bool = True) -> None:
         self.random = random.Random(seed)
@@ -74,7 +77,7 @@ class Soak:
 
     def command(self, *arguments: str) -> str:
         ran = subprocess.run(
-            [sys.executable, "-m", "mdstore.tools.cli", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+            [sys.executable, "-m", "mdstore.tools.cli", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=HANGS_S
         )
         if ran.returncode:
             raise Broken(f"mdstore {' '.join(arguments)} ended with {ran.returncode}: {ran.stdout[-3000:]}{ran.stderr[-3000:]}")
@@ -82,8 +85,8 @@ class Soak:
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
-    def run(self, seconds: float) -> Tally:
-        """Rounds until the time is over. Broken says what was found; the directory is kept as it is then."""
+    def run(self, seconds: float = math.inf, rounds: float = math.inf) -> Tally:
+        """Rounds until the time is over or so many are done. Broken says what was found; the directory is kept as it is then."""
         deadline = time.monotonic() + seconds
         server = self.mount()
         try:
@@ -92,7 +95,7 @@ class Soak:
             (self.mountpoint / "shared" / "below").mkdir(parents=True)
             (self.mountpoint / "shared" / "lock").write_bytes(bytes(200))
             self.sync()
-            while time.monotonic() < deadline:
+            while time.monotonic() < deadline and self.tally.rounds < rounds:
                 server = self.round(server)
             self.end(server)
         finally:
@@ -105,8 +108,10 @@ class Soak:
     def round(self, server: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         """Work, kill or stop, check at rest, mount, compare. The new server."""
         kill = self.random.random() < 0.85
-        programs = [self.start(number) for number in range(self.workers)]
-        time.sleep(self.random.uniform(0.05, 2.5))
+        told, tell = os.pipe()
+        programs = [self.start(number, tell) for number in range(self.workers)]
+        os.close(tell)
+        self.wait_for(self.random.randrange(*OPERATIONS), told)
         if kill:
             server.send_signal(signal.SIGKILL)
             server.wait()
@@ -114,6 +119,7 @@ class Soak:
         else:
             self.stop.touch()
         self.join(programs, killed=kill)
+        os.close(told)
         self.stop.unlink(missing_ok=True)
         if not kill:
             self.end(server)
@@ -149,7 +155,7 @@ class Soak:
     def end(self, server: subprocess.Popen[bytes]) -> None:
         """In order: everything is written back."""
         server.send_signal(signal.SIGTERM)
-        if server.wait(60):
+        if server.wait(HANGS_S):
             raise Broken(f"the server ended with {server.returncode}")
 
     def fsck(self) -> None:
@@ -167,16 +173,16 @@ class Soak:
     def log_of(self, number: int) -> Path:
         return self.directory / f"worker{number}.log"
 
-    def start(self, number: int) -> int:
-        """Fork a program; its process id."""
+    def start(self, number: int, tell: int) -> int:
+        """Fork a program that writes a byte to the pipe for each operation; its process id."""
         seed = self.random.randrange(1 << 30)
         pid = os.fork()
         if pid:
             return pid
         code = FAULTY_EXIT
         try:
-            worker = Worker(str(self.mountpoint), number, str(self.log_of(number)), seed, self.models[number], str(self.stop))
-            worker.run()
+            log = str(self.log_of(number))
+            Worker(str(self.mountpoint), number, log, seed, self.models[number], str(self.stop), tell).run()
             code = 0
         except OSError as error:
             code = 1 if error.errno in GONE else FAULTY_EXIT
@@ -185,6 +191,11 @@ class Soak:
         except BaseException:
             traceback.print_exc()
         os._exit(code)
+
+    def wait_for(self, operations: int, told: int) -> None:
+        """Until the programs together have done so many, or have all ended."""
+        while operations > 0 and (bytes_read := os.read(told, operations)):
+            operations -= len(bytes_read)
 
     def join(self, programs: list[int], *, killed: bool) -> None:
         """All end: with the server gone where it was killed, in order otherwise."""

@@ -2,14 +2,17 @@
 
 An operation is a list: a verb and its arguments, paths relative to the program's directory. Names, kinds, modes, links,
 attributes and targets change in order, so after a crash they are those after some operation between the last fsync and the last
-one begun. Bytes of a file are those of its last fsync, or, at each place, anything written there since.
+one begun. Bytes of a file are those of its last fsync, or, at each place, anything written there since. Its size is one that
+it had, or one in the middle of a write: a write whose first page the kernel has not cached reaches the server in two requests.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import stat
+from collections.abc import Set
 from typing import Any, Final, NamedTuple
 
 Op = list[Any]
@@ -25,6 +28,7 @@ class Node:
         self.target = target
         self.xattrs: dict[str, str] = {}
         self.versions = [content]
+        self.cuts: set[int] = set()  # sizes between two requests of one write, since the last fsync
 
 
 class Look(NamedTuple):
@@ -70,6 +74,9 @@ class Model:
         old = node.versions[-1]
         grown = old.ljust(offset, b"\0")
         node.versions.append(grown[:offset] + content_of(seed, length) + old[offset + length :])
+        first_page_end = offset - offset % mmap.PAGESIZE + mmap.PAGESIZE
+        if offset % mmap.PAGESIZE and len(old) < first_page_end < offset + length:
+            node.cuts.add(first_page_end)
 
     def _truncate(self, path: str, size: int) -> None:
         node = self.names[path]
@@ -104,6 +111,7 @@ class Model:
     def _fsync(self, path: str) -> None:
         if path and self.names[path].kind == "f":
             del self.names[path].versions[:-1]
+            self.names[path].cuts.clear()
 
     # -- what can be seen ----------------------------------------------------------------------------------------------
 
@@ -177,18 +185,19 @@ def check(model: Model, done: list[Op], begun: Op | None, tree: Tree, contents: 
     if not matches:
         return f"the names are of no moment between operations {synced} and {len(operations)}: {_difference(model, tree)}"
     for names in matches:  # contents decide between moments whose names are the same
-        wrong = [path for path, content in contents.items() if not is_possible(names[path].versions, content)]
+        wrong = [path for path, content in contents.items() if not is_possible(names[path].versions, content, names[path].cuts)]
         if not wrong:
             return ""
     return f"bytes of {wrong[0]!r} were never there since its last fsync"
 
 
-def is_possible(versions: list[bytes], content: bytes) -> bool:
-    """Whether a file that had these contents, the first at its last fsync, may have this one after a crash."""
+def is_possible(versions: list[bytes], content: bytes, cuts: Set[int] = frozenset()) -> bool:
+    """Whether a file that had these contents, the first at its last fsync, and in between these sizes, may have this one after a
+    crash."""
     if content in versions:
         return True
     size = len(content)
-    if size not in {len(version) for version in versions}:
+    if size not in {len(version) for version in versions} | cuts:
         return False
     columns = zip(*[version[:size].ljust(size, b"\0") for version in versions], strict=True)
     return all(byte in options for byte, options in zip(content, columns, strict=True))

@@ -29,9 +29,9 @@ class Wrong(Exception):
 
 
 class Worker:
-    """Runs until the server is gone or `stop` exists."""
+    """Runs until the server is gone or `stop` exists. Writes a byte to the pipe `told` for each logged operation."""
 
-    def __init__(self, mountpoint: str, number: int, log: str, seed: int, model: Model, stop: str) -> None:
+    def __init__(self, mountpoint: str, number: int, log: str, seed: int, model: Model, stop: str, told: int) -> None:
         self.random = random.Random(seed)
         self.directory = os.path.join(mountpoint, f"worker{number}")
         self.shared = os.path.join(mountpoint, "shared")
@@ -39,6 +39,7 @@ class Worker:
         self.model = model
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         self._stop = stop
+        self._told = told
         self._unnamed: list[tuple[int, bytes]] = []
         os.umask(0)
         self._made = 0
@@ -59,6 +60,7 @@ class Worker:
         perform(self.directory, op)
         self.model.apply(op)
         os.write(self._log, b"done\n")
+        os.write(self._told, b".")
 
     def path(self, path: str) -> str:
         return os.path.join(self.directory, path) if path else self.directory

@@ -41,7 +41,7 @@ def serve(image: Path, mountpoint: Path) -> None:
     """Mount in a process of its own."""
     mountpoint.mkdir()
     command = [sys.executable, "-m", "mdstore.tools.cli", "mount", str(image), str(mountpoint), "--background"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def document(*arguments: str | Path, code: int = 0) -> Any:

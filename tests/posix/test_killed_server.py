@@ -126,8 +126,7 @@ def test_what_was_fsynced_survives_kill_9_of_the_server(tmp_path: Path, seed: in
             for _ in range(enough):
                 worker.done.acquire()
             server.process.kill()
-            worker.join(60)
-            assert not worker.is_alive()
+            worker.join()
             assert worker.steps >= enough, f"before the server was killed: {worker.error!r}"
         assert _fsck(tmp_path / "image") == [], f"seed {seed}, round {round_number}"
         with Server(f"image:{tmp_path / 'image'}", tmp_path / "mount") as server:

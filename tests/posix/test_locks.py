@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import signal
 import struct
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from tests.posix.conftest import Server
 
 pytestmark = pytest.mark.fuse
 
+LOCK_CALLS = {"x86_64": (b"72", b"73"), "aarch64": (b"25", b"32")}  # the numbers of fcntl and flock
 EX, SH, UN, NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
 
 
@@ -215,6 +217,6 @@ def _wait_until_blocked(pid: int) -> None:
     while True:
         with open(f"/proc/{pid}/syscall", "rb") as file:
             words = file.read().split()
-        if words and words[0] in (b"72", b"73"):  # fcntl, flock on x86-64
+        if words and words[0] in LOCK_CALLS[platform.machine()]:
             return
         os.sched_yield()

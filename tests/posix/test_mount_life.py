@@ -73,8 +73,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield begin
     for served in begun:
         served.session.unmount()
-        served.thread.join(60)
-        assert not served.thread.is_alive()
+        served.thread.join()
         assert served.session.fuse.unexpected_errors == 0
         assert mount_syscalls.mounted_at(str(served.path)) is None
 
@@ -85,7 +84,7 @@ def test_a_signal_unmounts_and_ends_the_server_cleanly(tmp_path: Path, number: i
         make(server.mountpoint / "file", b"x")
         assert server.process is not None
         server.process.send_signal(number)
-        assert server.process.wait(30) == 0
+        assert server.process.wait() == 0
         assert mount_syscalls.mounted_at(str(server.mountpoint)) is None
         assert server.log() == ""
 
@@ -95,11 +94,11 @@ def test_umount_from_outside_ends_the_server(tmp_path: Path) -> None:
         make(server.mountpoint / "file")
         unmount(server.mountpoint)
         assert server.process is not None
-        assert server.process.wait(30) == 0
+        assert server.process.wait() == 0
 
 
 def test_a_busy_mount_is_detached_and_served_until_its_last_user_lets_go(tmp_path: Path) -> None:
-    with Server("memory", tmp_path / "mount") as server:
+    with Server("memory", tmp_path / "mount", "busy_timeout=86400") as server:
         assert server.process is not None
         with open(server.mountpoint / "file", "w+b") as file:
             file.write(b"still")
@@ -110,18 +109,18 @@ def test_a_busy_mount_is_detached_and_served_until_its_last_user_lets_go(tmp_pat
             file.seek(0)
             assert file.read() == b"still served"
             assert server.process.poll() is None
-        assert server.process.wait(30) == 0
+        assert server.process.wait() == 0
         assert "is busy" in server.log()
 
 
 def test_a_second_signal_ends_a_busy_mount_at_once(tmp_path: Path) -> None:
-    with Server("memory", tmp_path / "mount") as server:
+    with Server("memory", tmp_path / "mount", "busy_timeout=86400") as server:
         assert server.process is not None
         fd = os.open(server.mountpoint / "file", os.O_CREAT | os.O_RDWR)
         server.process.terminate()
         _until_unmounted(server.mountpoint)
         server.process.terminate()
-        assert server.process.wait(30) == 0
+        assert server.process.wait() == 0
         assert outcome(os.fsync, fd) in ("ENOTCONN", "ECONNABORTED")
         assert outcome(os.close, fd) in ("OK", "ENOTCONN")
 
@@ -131,7 +130,7 @@ def test_a_busy_mount_is_given_up_after_its_time(tmp_path: Path) -> None:
         assert server.process is not None
         fd = os.open(server.mountpoint / "file", os.O_CREAT | os.O_RDWR)
         server.process.terminate()
-        assert server.process.wait(30) == 0
+        assert server.process.wait() == 0
         assert outcome(os.close, fd) in ("OK", "ENOTCONN")
         assert "still in use" in server.log()
 
@@ -152,7 +151,7 @@ def test_a_mountpoint_left_by_a_killed_server_is_cleaned_at_the_next_mount(tmp_p
             make(first.mountpoint / "file", b"works")
         finally:
             second.terminate()
-            _, said = second.communicate(timeout=30)
+            _, said = second.communicate()
         assert "left mounted by a server that ended" in said
         assert second.returncode == 0
 
@@ -188,7 +187,7 @@ def test_a_directory_that_is_not_empty_can_be_mounted_over(serve: Serve, tmp_pat
         assert os.listdir(tmp_path / "mount0") == []
     finally:
         session.unmount()
-        thread.join(30)
+        thread.join()
     assert os.listdir(tmp_path / "mount0") == ["hidden"]
     os.unlink(tmp_path / "mount0" / "hidden")
     os.rmdir(tmp_path / "mount0")
@@ -214,7 +213,7 @@ def test_the_name_space_is_closed_once_whatever_ends_the_mount(serve: Serve) -> 
         served = serve(vfs)
         make(served.path / "file", b"x")
         end(served)
-        served.thread.join(30)
+        served.thread.join()
         assert vfs.closed == 1
         assert mount_syscalls.mounted_at(str(served.path)) is None
 
@@ -237,7 +236,7 @@ def test_without_allow_other_only_the_mounting_user_comes_in(serve: Serve, tmp_p
         assert outcome_as(OTHER, tmp_path, os.stat, "private/file") == "EACCES"
     finally:
         session.unmount()
-        thread.join(30)
+        thread.join()
 
 
 def test_an_ordinary_user_mounts_through_fusermount() -> None:
@@ -268,7 +267,7 @@ def _mount_work_unmount() -> list[str]:
         return os.listdir("mount")
     finally:
         session.unmount()
-        thread.join(30)
+        thread.join()
 
 
 def test_changes_from_elsewhere_are_seen_after_a_notification(serve: Serve) -> None:
@@ -302,7 +301,7 @@ def test_references_return_to_none_when_the_kernel_forgets(serve: Serve) -> None
     for index in range(300):
         os.unlink(served.path / f"file{index}")
     served.session.unmount()
-    served.thread.join(30)
+    served.thread.join()
     vfs.assert_state()
     assert vfs.getattr(1).nlink == 2
 
@@ -314,7 +313,7 @@ def test_seeking_a_directory_to_nowhere_is_refused(serve: Serve) -> None:
     os.lseek(fd, 123456789, os.SEEK_SET)
     buffer = ctypes.create_string_buffer(4096)
     libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.syscall(217, fd, buffer, 4096) == -1  # getdents64: listdir would rewind first
+    assert libc.getdents64(fd, buffer, 4096) == -1  # listdir would rewind first
     assert ctypes.get_errno() == errno.EINVAL
     os.close(fd)
 
@@ -381,7 +380,7 @@ def test_the_background_returns_when_the_mount_works_and_prints_what_went_wrong(
     path.mkdir()
     good = subprocess.run(
         [sys.executable, "-c", _BACKGROUND, str(path)],
-        cwd=Path(__file__).parents[2], capture_output=True, timeout=60, check=False,
+        cwd=Path(__file__).parents[2], capture_output=True, check=False,
     )  # fmt: skip
     try:
         assert (good.returncode, good.stderr) == (0, b"opened\n")
@@ -391,7 +390,7 @@ def test_the_background_returns_when_the_mount_works_and_prints_what_went_wrong(
         unmount(path)
     bad = subprocess.run(
         [sys.executable, "-c", _BACKGROUND, str(tmp_path / "missing")],
-        cwd=Path(__file__).parents[2], capture_output=True, timeout=60, check=False,
+        cwd=Path(__file__).parents[2], capture_output=True, check=False,
     )  # fmt: skip
     assert bad.returncode == 1
     assert b"there is no such directory" in bad.stderr

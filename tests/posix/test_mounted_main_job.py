@@ -32,7 +32,7 @@ def _fuse() -> None:
 
 def _mdstore(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mdstore.tools.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def _done(*arguments: str | Path) -> str:

@@ -18,6 +18,26 @@ from tests.posix.conftest import Server, need_fuse
 pytestmark = pytest.mark.fuse
 
 
+# The command, which stops at its 20th, 60th and 100th read of a file and says so, until it is told to go on.
+PAUSING = """
+import os, sys
+from mdstore.tools import cli
+
+read, reads = os.pread, 0
+
+def pausing(*arguments):
+    global reads
+    reads += 1
+    if reads in (20, 60, 100):
+        print("paused", file=sys.stderr, flush=True)
+        assert sys.stdin.readline()
+    return read(*arguments)
+
+os.pread = pausing
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     need_fuse()
@@ -96,20 +116,20 @@ def test_a_mounted_image_is_checked_by_a_snapshot_of_it_while_it_changes(image: 
         for number in range(200):
             make(top / f"f{number}", b"%d" % number * 5000)
         (top / ".snap" / "now").mkdir()
-        checking = subprocess.Popen(
-            [sys.executable, "-m", "mdstore.tools.cli", "fsck", "--deep", "--json", "--snapshot", "now", image],
-            stdout=subprocess.PIPE,
-        )
-        number = 0
-        while checking.poll() is None:
-            make(top / f"f{number % 200}", b"%d" % number * 7000)
-            number += 1
-        assert checking.stdout is not None
-        found = json.loads(checking.stdout.read())
-        checking.stdout.close()
+        command = [sys.executable, "-c", PAUSING, "fsck", "--deep", "--json", "--snapshot", "now", image]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as checking:
+            assert checking.stdin is not None
+            assert checking.stdout is not None
+            assert checking.stderr is not None
+            for change in range(3):
+                assert checking.stderr.readline() == b"paused\n"
+                for number in range(200):
+                    make(top / f"f{number}", b"%d %d" % (change, number) * 7000)
+                checking.stdin.write(b"go on\n")
+                checking.stdin.flush()
+            found = json.loads(checking.stdout.read())
         assert checking.returncode == 0, found
         assert found["counts"]["entries"] == 200
-        assert number, "the image changed meanwhile"
         assert run("fsck", "--snapshot", "never", image) == 8
 
 
@@ -154,7 +174,7 @@ def test_the_command_line_makes_lists_exports_mounts_and_deletes(
         assert outcome(os.open, at / "f", os.O_WRONLY) == "EROFS"
     finally:
         run("umount", at)
-        assert served.wait(30) == 0
+        assert served.wait() == 0
 
     assert run("snapshot", "delete", image, "s", "/d") == 0
     assert run("snapshot", "delete", image, "s", "/d") == 1

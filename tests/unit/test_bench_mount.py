@@ -12,7 +12,15 @@ from click.testing import CliRunner
 from mdstore.tools.bench import mount as bench
 
 
-def test_every_operation_is_measured_and_the_directory_is_left_as_it_was(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def asked_for_cold(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where it is asked for: the machine's caches are those of the tests beside, too, some of which look at what they keep."""
+    path = tmp_path_factory.mktemp("proc") / "drop_caches"
+    monkeypatch.setattr(bench, "DROP_CACHES", str(path))
+    return path
+
+
+def test_every_operation_is_measured_and_the_directory_is_left_as_it_was(tmp_path: Path, asked_for_cold: Path) -> None:
     rows = list(bench.measure(tmp_path, 10, 2, pinned=False, server=os.getpid(), listed=20))
     assert [row.operation for row in rows] == [operation.name for operation in (*bench.OPERATIONS, *bench.LISTINGS)]
     by_name = {row.operation: row for row in rows}
@@ -25,6 +33,7 @@ def test_every_operation_is_measured_and_the_directory_is_left_as_it_was(tmp_pat
         assert row.server_us is not None
         assert row.server_us >= 0
     assert os.listdir(tmp_path) == []
+    assert asked_for_cold.read_text() == "3"
 
 
 def test_rows_are_given_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

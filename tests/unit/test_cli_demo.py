@@ -42,3 +42,4 @@ def test_the_whole_story_is_true_of_a_real_tree() -> None:
     assert "everything is as it must be" in done.stdout
     assert "NOT TRUE" not in done.stdout
     assert "none lost" in done.stdout
+    assert "killed with SIGKILL at its work" in done.stdout

@@ -62,7 +62,7 @@ def holder(image: Path, mode: str, *extra: str) -> subprocess.Popen[str]:
 
 
 def release(process: subprocess.Popen[str]) -> None:
-    process.communicate(timeout=20)
+    process.communicate()
 
 
 # -- create and open ---------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_second_process_is_named(image: Path) -> None:
 def test_holder_in_the_background_is_named_and_not_its_dead_parent(image: Path) -> None:
     process = holder(image, "w", "fork")
     assert process.stdout is not None
-    process.wait(timeout=20)
+    process.wait()
     with pytest.raises(ImageBusy) as busy:
         FileDevice.open(image)
     release(process)
@@ -233,7 +233,7 @@ def test_looking_without_the_lock_is_for_readers_only(image: Path) -> None:
 def test_killed_holder_leaves_no_lock(image: Path) -> None:
     process = holder(image, "w")
     process.kill()
-    process.wait(timeout=20)
+    process.wait()
     release(process)
     FileDevice.open(image).close()
 

@@ -161,11 +161,12 @@ def _browser() -> str:
 def _drawn(page: Path, picture: Path, scheme: str) -> Counter[tuple[int, int, int]]:
     """How many pixels of each colour headless Chromium shows."""
     command = [
-        _browser(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1",
-        f"--user-data-dir={picture.with_suffix('.profile')}", "--enable-logging=stderr", "--window-size=1200,1800",
+        _browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+        "--force-device-scale-factor=1", "--window-size=1200,1800",
+        f"--user-data-dir={picture.with_suffix('.profile')}", "--enable-logging=stderr",
         f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", f"--screenshot={picture}", page.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
     with Picture.open(picture) as shown:

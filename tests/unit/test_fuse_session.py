@@ -26,7 +26,6 @@ class Kernel:
 
     def __init__(self, vfs: MemoryVfs, options: SessionOptions) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(30)
         self.session = FuseSession(os.dup(theirs.fileno()), vfs, options)
         theirs.close()
         self.unique = 0
@@ -58,7 +57,7 @@ class Kernel:
 
     def end(self) -> None:
         self.session.stop()
-        self.thread.join(30)
+        self.thread.join()
         self.socket.close()
         assert not self.thread.is_alive()
 
@@ -179,7 +178,7 @@ def test_a_slow_fsync_does_not_keep_others_from_being_answered(
     kernel: Kernel, vfs: MemoryVfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go_on = threading.Event()
-    monkeypatch.setattr(vfs, "fsync", lambda handle, data_only=False: may_go_on.wait(30))
+    monkeypatch.setattr(vfs, "fsync", lambda handle, data_only=False: may_go_on.wait())
     slow = kernel.send(Opcode.FSYNC, protocol.FSYNC_IN.pack(1, 0))
     assert kernel.ask(Opcode.GETATTR, bytes(16))[0] == 0
     may_go_on.set()

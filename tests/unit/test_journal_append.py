@@ -358,8 +358,7 @@ def test_many_waiters_share_one_flush() -> None:
     medium.arrived.acquire()
     medium.gate.release()
     for thread in threads + late:
-        thread.join(10)
-        assert not thread.is_alive()
+        thread.join()
     assert medium.flushes - before == 2
     assert journal.safe == journal.write
     journal.assert_state()
@@ -377,7 +376,7 @@ def test_waiting_times_out_while_another_flushes() -> None:
     with pytest.raises(TimeoutError):
         journal.wait(end, timeout=0.01)
     medium.gate.release(10)
-    leader.join(10)
+    leader.join()
     journal.wait(end)
     assert journal.safe == end
 
@@ -394,7 +393,7 @@ def test_concurrent_appenders_lose_nothing_and_keep_order() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     found: dict[bytes, list[int]] = {}
     for entry in Journal.open(RingMedium(region, block_size=512)).entries():
         name, n = entry.payload.split(b":")
@@ -446,7 +445,7 @@ def test_every_way_of_appending_at_once_from_many_threads(allow_split: bool) -> 
     for thread in (*threads, *beside):
         thread.start()
     for thread in (*threads, *beside):
-        thread.join(60)
+        thread.join()
     journal.flush()
     journal.assert_state()
     assert journal.counters.appends == 6 * 240 + len(hammered)

@@ -71,7 +71,7 @@ def test_a_clean_file_system_has_no_progress_to_tell() -> None:
 def killed_image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An image as kill -9 left it, with `EVENTS` events in the log."""
     directory = tmp_path_factory.mktemp("replay")
-    with Store.create(FileDevice.create(str(directory / "image"), 128 << 20)) as store:
+    with Store.create(FileDevice.create(str(directory / "image"), 128 << 20), background=False) as store:
         MetadataServer.format(store, now_ns=1)
         make_directories(MetadataServer.mount(store, limits=ALL_IN_THE_LOG), EVENTS)
         shutil.copyfile(directory / "image", directory / "killed")

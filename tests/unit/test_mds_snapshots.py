@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,9 +14,10 @@ from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import DeviceFailed, PosixError
 from mdstore.mds.core import Limits
+from mdstore.mds.frozen import FrozenVfs
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.snapdir import SnapshotVfs
-from mdstore.mds.snapshots import NAME_MAX
+from mdstore.mds.snapshots import NAME_MAX, VIEWS_MAX
 from mdstore.mds.vfs import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INO, SUPERUSER, Credentials, SetAttr
 from mdstore.store.store import Store
 
@@ -333,3 +335,78 @@ def test_a_list_that_cannot_be_read_is_the_one_before(vfs: SnapshotVfs, monkeypa
             vfs.snapshots.all()
         refused(errno.ENOTEMPTY, vfs.rmdir, SUPERUSER, ROOT_INO, b"kept")
     assert [one.name for one in vfs.snapshots.all()] == [b"s"]
+
+
+def while_inside(vfs: SnapshotVfs, method: str, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
+    """The next call of that method of a snapshot runs `meanwhile` before it returns, when its view is not counted in use yet."""
+    original = getattr(FrozenVfs, method)
+
+    def call(self: FrozenVfs, *arguments: object) -> object:
+        answer = original(self, *arguments)
+        monkeypatch.setattr(FrozenVfs, method, original)
+        meanwhile()
+        return answer
+
+    monkeypatch.setattr(FrozenVfs, method, call)
+
+
+def test_a_view_that_is_being_looked_into_is_not_closed_to_make_room(
+    vfs: SnapshotVfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between finding the view and counting the handle, others closed it: the program's handle led nowhere."""
+    count = VIEWS_MAX + 3
+    write(vfs, ROOT_INO, b"file", b"content")
+    snap = vfs.lookup(SUPERUSER, ROOT_INO, b".snap").ino
+    for number in range(count):
+        vfs.mkdir(SUPERUSER, snap, b"%d" % number, 0o755)
+    first = vfs.lookup(SUPERUSER, vfs.lookup(SUPERUSER, snap, b"0").ino, b"file").ino
+
+    def look_into_others() -> None:
+        for number in range(1, count):
+            assert read(vfs, ROOT_INO, b".snap", b"%d" % number, b"file") == b"content"
+
+    while_inside(vfs, "open", monkeypatch, look_into_others)
+    handle = vfs.open(SUPERUSER, first, os.O_RDONLY)
+    assert vfs.read(handle, 0, 100) == b"content"
+    vfs.release(handle)
+    look_into_others()
+    assert len(vfs.snapshots._views) <= VIEWS_MAX, "it was let go of"
+
+
+@pytest.mark.parametrize(("method", "outcome"), [("open", errno.EBUSY), ("getattr", 0)])
+def test_a_snapshot_that_is_being_looked_into_is_deleted_after_that(
+    method: str, outcome: int, vfs: SnapshotVfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(vfs, ROOT_INO, b"file", b"content")
+    snap = vfs.lookup(SUPERUSER, ROOT_INO, b".snap").ino
+    vfs.mkdir(SUPERUSER, snap, b"s", 0o755)
+    inside = vfs.lookup(SUPERUSER, vfs.lookup(SUPERUSER, snap, b"s").ino, b"file").ino
+    ended: list[int] = []
+
+    def delete() -> None:
+        try:
+            vfs.rmdir(SUPERUSER, snap, b"s")
+            ended.append(0)
+        except PosixError as error:
+            ended.append(error.errno)
+
+    deleting = threading.Thread(target=delete)
+
+    def begin_to_delete() -> None:
+        deleting.start()
+        while not vfs.snapshots._unused._waiters and deleting.is_alive():  # type: ignore[attr-defined]
+            threading.Event().wait(0.0005)
+        assert not ended, "it waits"
+
+    while_inside(vfs, method, monkeypatch, begin_to_delete)
+    if method == "open":
+        handle = vfs.open(SUPERUSER, inside, os.O_RDONLY)
+        deleting.join()
+        assert vfs.read(handle, 0, 100) == b"content"
+        vfs.release(handle)
+        vfs.rmdir(SUPERUSER, snap, b"s")
+    else:
+        assert vfs.getattr(inside).size == 7
+        deleting.join()
+    assert ended == [outcome]
+    assert names(vfs, snap) == []

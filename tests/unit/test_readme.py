@@ -39,3 +39,10 @@ def test_links_and_paths_lead_somewhere(document: str) -> None:
     named += re.findall(r"`((?:docs|tests|mdstore|journal)/[\w/.-]+\.(?:py|md))`", text)
     for path in named:
         assert (ROOT / path).exists(), f"{document} names {path}"
+
+
+@pytest.mark.parametrize("room", ["journal", *(f"mdstore/{room}" for room in ("device", "store", "engines", "mds", "client"))])
+def test_the_map_names_every_module(room: str) -> None:
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text()
+    missing = [path.name for path in (ROOT / room).glob("*.py") if path.name != "__init__.py" and f"`{path.name}`" not in text]
+    assert not missing, f"docs/ARCHITECTURE.md does not name these of {room}: {missing}"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import resource
+import signal
+import tempfile
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from mdstore.device.memory import MemoryDevice
-from mdstore.errors import Conflict, CorruptionError, InvalidRequest
-from mdstore.tools.repair import perform, record
+from mdstore.errors import Conflict, CorruptionError, InvalidRequest, NoSpace
+from mdstore.store import Store, Transaction
+from mdstore.tools.repair import perform, record, untouched
 from mdstore.tools.repair.bench import RepairOptions
 from mdstore.tools.repair.planning import plan
 from mdstore.tools.repair.record import FileHeader, FileState, Record, RecordKind, RepairFile
@@ -47,8 +54,8 @@ def test_a_shadow_reads_as_a_device_that_was_written_to() -> None:
         if change is not None:
             replayed.write(change[0], [change[1]])
     assert replayed.image() == twin.image()
-    for at, data in shadow.originals():
-        replayed.write(at, [data])
+    for at, length in shadow.changed_places():
+        replayed.write(at, [before[at : at + length]])
     assert replayed.image() == before
 
 
@@ -118,3 +125,116 @@ def test_taking_back_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="nothing to take back"):
         perform.take_back(file, device)
     file.close()
+
+
+# -- what is written in between ----------------------------------------------------------------------------------------
+def acknowledge(image: bytes, *, is_closed: bool = False) -> bytes:
+    """The image after a transaction that was acknowledged; without a close it is in the log and nowhere else."""
+    device = MemoryDevice.from_bytes(image)
+    store = Store.open(device, background=False)
+    store.apply(Transaction().create_collection("since").write("since", "after", 0, b"x" * 9000))
+    if is_closed:
+        store.close()
+    return device.image()
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_taking_back_refuses_what_would_lose_an_acknowledged_transaction(tmp_path: Path, is_closed: bool) -> None:
+    """A transaction that is only in the log changes no superblock: it was taken back along with the repair, without a word."""
+    file, device = made_file(store_image(), tmp_path)
+    used = MemoryDevice.from_bytes(acknowledge(device.image(), is_closed=is_closed))
+    before = used.image()
+    with pytest.raises(Conflict, match="written since"):
+        perform.take_back(file, used)
+    assert used.image() == before
+    assert file.state() is FileState.DONE
+    file.close()
+
+
+@pytest.mark.parametrize("written", [0, 1, None])
+def test_finishing_refuses_what_would_lose_an_acknowledged_transaction(tmp_path: Path, written: int | None) -> None:
+    device = MemoryDevice.from_bytes(bytes(8192) + store_image()[8192:])
+    made = plan(device, RepairOptions())
+    file = perform.write_file(str(tmp_path / "repair"), made.bench.shadow, [])
+    news = [row for row in file.records() if row.kind is RecordKind.NEW]
+    for row in news[:written]:
+        device.write(row.offset, [row.payload])
+    used = MemoryDevice.from_bytes(acknowledge(device.image()))
+    before = used.image()
+    with pytest.raises(Conflict, match="written since"):
+        perform.carry_out(file, used)
+    assert used.image() == before
+    perform.carry_out(file, device)
+    file.close()
+
+
+def test_bytes_of_something_else_of_the_same_size_are_left_alone(tmp_path: Path) -> None:
+    """No superblock reads there, so none contradicted: a foreign file was written over."""
+    file, device = made_file(store_image(), tmp_path)
+    foreign = MemoryDevice.from_bytes(Random(3).randbytes(device.size_bytes))
+    before = foreign.image()
+    with pytest.raises(Conflict, match="another image"):
+        perform.take_back(file, foreign)
+    assert foreign.image() == before
+    twin = MemoryDevice.from_bytes(store_image(2)[: device.size_bytes])
+    with pytest.raises(Conflict, match="another one"):
+        perform.take_back(file, twin)
+    file.close()
+
+
+def test_one_byte_that_the_repair_did_not_write_is_noticed_wherever_it_looks(tmp_path: Path) -> None:
+    file, device = made_file(store_image(), tmp_path)
+    image = device.image()
+    known, same = untouched._read(file)
+    assert same
+    places = [unit * UNIT + 17 for unit in known] + [row.offset for row in same] + [row.offset + row.length - 1 for row in same]
+    for at in places:
+        other = MemoryDevice.from_bytes(image[:at] + bytes([image[at] ^ 64]) + image[at + 1 :])
+        with pytest.raises(Conflict):
+            perform.take_back(file, other)
+    file.close()
+
+
+def test_a_file_of_version_1_is_read_and_taken_back(tmp_path: Path) -> None:
+    image = store_image()
+    file, device = made_file(image, tmp_path)
+    only_new = (RecordKind.SAME, RecordKind.GONE, RecordKind.UNDOING)
+    old = RepairFile.create(str(tmp_path / "old"), file.header._replace(version=1))
+    for row in file.records():
+        if row.kind not in only_new:
+            old.append(row)
+    old.sync()
+    perform.take_back(old, device)
+    assert device.image() == bytes(8192) + image[8192:]
+    assert RepairFile.open(str(tmp_path / "old")).state() is FileState.UNDONE
+    old.close()
+    file.close()
+
+
+# -- no room -----------------------------------------------------------------------------------------------------------
+def test_no_room_for_the_repair_file_is_said_of_it_and_no_half_stays(tmp_path: Path) -> None:
+    device = MemoryDevice.from_bytes(bytes(8192) + store_image()[8192:])
+    made = plan(device, RepairOptions())
+    before = device.image()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(NoSpace, match=r"no room for the repair file .*repair .*--file"):
+            perform.write_file(str(tmp_path / "repair"), made.bench.shadow, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+    assert device.image() == before
+
+
+def test_no_room_for_the_plan_names_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda *_, **__: Full())
+    device = MemoryDevice.from_bytes(bytes(8192) + store_image()[8192:])
+    with pytest.raises(NoSpace, match="TMPDIR"):
+        plan(device, RepairOptions())

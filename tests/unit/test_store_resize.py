@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -114,21 +115,22 @@ def test_an_open_iterator_does_not_hold_the_new_space_back() -> None:
 def test_writers_go_on_meanwhile() -> None:
     store, device = made(size=2 << 20)
     stop = threading.Event()
-    written = [0]
+    written = threading.Semaphore(0)
 
     def write() -> None:
-        while not stop.is_set():
-            i = written[0]
+        for i in itertools.count():
+            if stop.is_set():
+                return
             store.submit(Transaction().write("c", f"w{i % 40}", 0, bytes([i % 256]) * 2000))
-            written[0] = i + 1
+            written.release()
 
     thread = threading.Thread(target=write)
     thread.start()
     for times in range(2, 12):
+        written.acquire()  # the writer is on its way, before and between the growths
         store.resize(times << 20)
     stop.set()
     thread.join()
-    assert written[0] > 0
     assert not check(store, deep=True)
     assert store.superblock.blocks == superblock.usable_blocks(11 << 20, 512)
     store.close()

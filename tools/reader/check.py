@@ -18,13 +18,13 @@ from mdstore.tools.reader.check_names import NameCheck
 from mdstore.tools.reader.check_snapshots import SnapshotFindings, SnapshotsCheck
 from mdstore.tools.reader.check_space import Observer
 from mdstore.tools.reader.check_store import StoreCheck
-from mdstore.tools.reader.check_superblock import check_superblocks
+from mdstore.tools.reader.check_superblock import check_superblocks, choose_superblock
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.overlay import Overlay
-from mdstore.tools.reader.problems import Damage, Findings, Place, Problem
+from mdstore.tools.reader.problems import Damage, Findings, Problem
 from mdstore.tools.reader.snapshots import Snapshot, find_snapshot
 from mdstore.tools.reader.store import StoreReader
-from mdstore.tools.reader.superblock import ROOT_COLLECTIONS, ROOT_FREE, ROOT_OBJECTS, ROOT_SNAPSHOTS, Superblock
+from mdstore.tools.reader.superblock import ROOT_SNAPSHOTS, Superblock
 
 QUICK: Final = "quick"
 NORMAL: Final = "normal"
@@ -89,23 +89,6 @@ def check_opened(
     result.severities = dict(findings.by_severity)
     result.codes = dict(findings.by_code)
     return result
-
-
-def choose_superblock(image: Image, candidates: list[Superblock], findings: Findings) -> Superblock:
-    """The newest superblock whose trees can be opened; the newest of all when none can."""
-    for superblock in candidates:
-        reader = StoreReader(image, superblock)
-        try:
-            for kind in (ROOT_OBJECTS, ROOT_COLLECTIONS, ROOT_FREE):
-                next(reader.root_tree(kind).items(), None)
-        except Damage as damage:
-            findings.add_damage(damage)
-            continue
-        if superblock is not candidates[0]:
-            what = f"the superblock of epoch {candidates[0].epoch} leads to damaged trees; epoch {superblock.epoch} is checked"
-            findings.add("superblock-fallback", what, Place("superblock"))
-        return superblock
-    return candidates[0]
 
 
 def _check(

@@ -5,7 +5,7 @@ docs/format/mds-events.md, mds-tables.md, journal.md.
 
 from __future__ import annotations
 
-from mdstore.tools.reader.entry import Head
+from mdstore.tools.reader.entry import FLAG_CLEAN, Head
 from mdstore.tools.reader.mds_directory import COLLECTION
 from mdstore.tools.reader.mds_events import decode_event
 from mdstore.tools.reader.mds_log import Stripes, read_head
@@ -55,16 +55,27 @@ def _apply_events(store: Overlay, names: NameSpace, findings: Findings) -> None:
     try:
         head = read_head(store, findings.add_damage)
         _compare_geometry(store, head, findings)
-        scan = Scan(Stripes(store, head), head, head.expire)
+        stripes = Stripes(store, head)
+        scan = Scan(stripes, head, head.expire)
         for entry in scan.entries():
             try:
                 names.apply(decode_event(entry.header.type, entry.payload))
             except Damage as damage:
                 findings.add_damage(damage.located(owner=f"log, event at position {entry.header.position}"))
         _report_tail(scan.tail(), findings)
+        if scan.end == head.expire and not (head.flags & FLAG_CLEAN and head.safe == head.expire):
+            _report_emptied(stripes, head, findings)
     except Damage as damage:
         findings.add_damage(damage.located(owner=LOG.decode()))
         findings.add("event-partial", "not all events could be read", Place("log"))
+
+
+def _report_emptied(stripes: Stripes, head: Head, findings: Findings) -> None:
+    """No event is there: then the object is, in which the last one before them ended, or they may have gone with it."""
+    before = head.expire - 1
+    if before >= head.trimmed and not stripes.holds(before):
+        what = f"object {stripes.object_name(stripes.place_of(before)[0]).decode()} is missing, and with it perhaps every event"
+        findings.add("event-rot", what, Place(f"log, position {head.expire}"))
 
 
 def _compare_geometry(store: Overlay, head: Head, findings: Findings) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from mdstore.errors import CorruptionError, NotAnImage, UnsupportedFormat
+from mdstore.errors import CorruptionError, NotAnImage
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage, Findings, Place
-from mdstore.tools.reader.superblock import MAGIC, SIZE, Copy, Superblock, read_copies, usable
+from mdstore.tools.reader.store import StoreReader
+from mdstore.tools.reader.superblock import (
+    MAGIC,
+    ROOT_COLLECTIONS,
+    ROOT_FREE,
+    ROOT_OBJECTS,
+    SIZE,
+    Copy,
+    Superblock,
+    read_copies,
+    unknown_features,
+    usable,
+)
 
 
 def check_superblocks(image: Image, findings: Findings) -> list[Superblock]:
@@ -23,14 +35,30 @@ def check_superblocks(image: Image, findings: Findings) -> list[Superblock]:
     for copy in copies:
         _check_copy(copy, found[0], findings)
     _check_size(image, found[0], findings)
+    if unknown_features(found[0]):
+        findings.add("superblock-features", unknown_features(found[0]), Place("superblock"))
     return found
+
+
+def choose_superblock(image: Image, candidates: list[Superblock], findings: Findings) -> Superblock:
+    """The newest superblock whose trees can be opened; the newest of all when none can."""
+    for superblock in candidates:
+        reader = StoreReader(image, superblock)
+        try:
+            for kind in (ROOT_OBJECTS, ROOT_COLLECTIONS, ROOT_FREE):
+                next(reader.root_tree(kind).items(), None)
+        except Damage as damage:
+            findings.add_damage(damage)
+            continue
+        if superblock is not candidates[0]:
+            what = f"the superblock of epoch {candidates[0].epoch} leads to damaged trees; epoch {superblock.epoch} is read"
+            findings.add("superblock-fallback", what, Place("superblock"))
+        return superblock
+    return candidates[0]
 
 
 def _report_none(image: Image, copies: list[Copy], findings: Findings) -> None:
     """No copy can be used: say why, or that this never was an image."""
-    for copy in copies:
-        if isinstance(copy.error, UnsupportedFormat):
-            raise copy.error
     if not any(isinstance(copy.error, CorruptionError) for copy in copies):
         raise NotAnImage(f"{image.path} is no mdstore image: none of the four superblocks begins with {MAGIC.decode()}")
     for copy in copies:

@@ -42,6 +42,10 @@ _IMAGE: Final = {
     "superblock-fallback": _error(
         "The newest superblock leads to damaged trees; an older one is used for this check", _RECOVER
     ),
+    "superblock-features": _note(
+        "A newer mdstore made this image; this one leaves those features as they are, and may not know all that is wrong",
+        "check it with the version that made it",
+    ),
     "superblock-unclean": _note("The image was not closed; opening it replays its log"),
 }
 
@@ -62,6 +66,7 @@ _LOG: Final = {
     "log-ring": _error("The log cannot be replayed", _RECOVER),
     "journal-head": _warning("One of the log's two heads is lost; the other one counts"),
     "journal-no-head": _warning("Both of the log's heads are lost; a search for its entries stands for them"),
+    "log-gone": _error("Whatever was acknowledged since the last checkpoint is gone; opening stops rather than hide that"),
     "log-torn": _note("A write that never finished; the next opening drops it"),
     "log-rot": _error("Acknowledged transactions of the log are damaged; opening stops rather than lose them"),
     "log-entry": _error("The log cannot be replayed from here on"),

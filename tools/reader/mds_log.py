@@ -41,6 +41,10 @@ class Stripes:
             length -= step
         return b"".join(pieces)
 
+    def holds(self, position: int) -> bool:
+        """Whether the object is there in which `position` lies."""
+        return self._object(self.place_of(position)[0]) is not None
+
     def place_of(self, position: int) -> tuple[int, int]:
         """(object, offset in it) of a position."""
         block = position // self.unit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.entry import HEAD_SIZE, HEADER_SIZE, MAGIC, Head, Header, decode_head, decode_header
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage
@@ -59,14 +60,19 @@ class Ring:
                 heads.append(head)
         if not heads:
             on_damage(Damage("journal-no-head", "store log without an intact head", "one of two", "none", byte=self.start))
-            return self._searched_head()
+            return self._searched_head(on_damage)
         return max(heads, key=lambda head: head.number)
 
-    def _searched_head(self) -> Head:
-        """As far as entries tell: no generation above theirs, durable as far as one of them knew; begun in no certain place."""
-        generation, safe = 0, self.oldest
+    def _searched_head(self, on_damage: Callable[[Damage], None]) -> Head:
+        """As far as entries tell: no generation above theirs, durable as far as one of them knew; begun in no certain place.
+        Where neither the first entry is there nor the last one before it, nobody can say that nothing followed."""
+        generation, safe, is_vouched = 0, self.oldest, False
         for header in self._headers():
             generation, safe = max(generation, header.generation), max(safe, header.safe)
+            is_vouched = is_vouched or header.position >= self.oldest or (header.end == self.oldest and self._is_whole(header))
+        if not is_vouched:
+            what, expected = "store log without heads", f"an entry behind position {self.oldest}, or one that ends there"
+            on_damage(Damage("log-gone", what, expected, "none", byte=self.byte_of(self.oldest)))
         return Head(
             flags=0, log=self._identity, generation=generation, number=0, trimmed=0, expire=self.oldest, safe=safe,
             next_sequence=0, generation_start=self.oldest + 2 * self.body_size, epoch=0, capacity=self.body_size,
@@ -84,6 +90,9 @@ class Ring:
                 if header is not None and header.log == self._identity and header.position % self.body_size == at + found:
                     yield header
                 found = data.find(MAGIC, found + 1)
+
+    def _is_whole(self, header: Header) -> bool:
+        return crc32c(self.read(header.position + HEADER_SIZE, header.length)) == header.payload_crc
 
     def _head_copy(self, slot: int, at: int, on_damage: Callable[[Damage], None]) -> Head | None:
         try:

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mdstore.errors import CorruptionError, NotAnImage, UnsupportedFormat
+from mdstore.errors import CorruptionError, NewerFormat, NotAnImage
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage
@@ -85,7 +85,7 @@ class Copy:
     is_spare: bool
     offset: int
     superblock: Superblock | None
-    error: CorruptionError | NotAnImage | UnsupportedFormat | None
+    error: CorruptionError | NotAnImage | NewerFormat | None
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Copy:
 
 
 def decode(data: bytes, offset: int = 0) -> Superblock:
-    """A superblock from its 4,096 bytes. NotAnImage (no magic), UnsupportedFormat, Damage (`superblock`)."""
+    """A superblock from its 4,096 bytes. NotAnImage (no magic), NewerFormat, Damage (`superblock`)."""
     if len(data) != SIZE:
         raise Damage("superblock", "superblock of another length", SIZE, len(data), byte=offset)
     fields = SUPERBLOCK_HEAD.unpack_from(data)
@@ -102,8 +102,12 @@ def decode(data: bytes, offset: int = 0) -> Superblock:
         raise NotAnImage(f"no superblock at byte {offset}: it begins with {magic!r}")
     if crc32c(data[12:]) != crc:
         raise Damage("superblock", "superblock checksum", f"{crc:08x}", f"{crc32c(data[12:]):08x}", byte=offset)
-    if version != VERSION or fields[6] & ~FEATURE_SNAPSHOTS:
-        raise UnsupportedFormat(f"superblock version {version}, incompatible features {fields[6]:#x}")
+    if version != VERSION:
+        raise NewerFormat(f"superblock version {version}; this mdstore reads version {VERSION}", None)
+    if fields[6] & ~FEATURE_SNAPSHOTS:
+        raise NewerFormat(
+            f"superblock with unknown incompatible features {fields[6] & ~FEATURE_SNAPSHOTS:#x}", fields[7]
+        )
     return _checked(fields, data, offset)
 
 
@@ -111,7 +115,7 @@ def decode_or_none(data: bytes) -> Superblock | None:
     """A superblock, or None for anything else."""
     try:
         return decode(data)
-    except (CorruptionError, NotAnImage, UnsupportedFormat):
+    except (CorruptionError, NotAnImage, NewerFormat):
         return None
 
 
@@ -123,9 +127,19 @@ def read_copies(image: Image) -> list[Copy]:
 
 
 def usable(copies: list[Copy]) -> list[Superblock]:
-    """The superblocks that can be believed, newest first, each epoch once."""
+    """The superblocks that can be believed, newest first, each epoch once. NewerFormat when the newest is another mdstore's."""
     by_epoch = {copy.superblock.epoch: copy.superblock for copy in copies if copy.superblock is not None}
+    newest = max(by_epoch, default=0)
+    for copy in copies:
+        if isinstance(copy.error, NewerFormat) and (copy.error.epoch is None or copy.error.epoch >= newest):
+            raise copy.error
     return [by_epoch[epoch] for epoch in sorted(by_epoch, reverse=True)]
+
+
+def unknown_features(superblock: Superblock) -> str:
+    """What of the image only a newer mdstore knows, in words; empty where there is nothing."""
+    unknown = {"compatible": superblock.features_compatible, "read-only": superblock.features_read_only}
+    return ", ".join(f"unknown {kind} features {bits:#x}" for kind, bits in unknown.items() if bits)
 
 
 def _read_copy(image: Image, slot: int, is_spare: bool, offset: int) -> Copy:
@@ -134,7 +148,7 @@ def _read_copy(image: Image, slot: int, is_spare: bool, offset: int) -> Copy:
         if superblock.epoch % 2 != slot:
             raise Damage("superblock", "superblock in the wrong slot", superblock.epoch % 2, slot, byte=offset)
         return Copy(slot, is_spare, offset, superblock, None)
-    except (CorruptionError, NotAnImage, UnsupportedFormat) as error:
+    except (CorruptionError, NotAnImage, NewerFormat) as error:
         return Copy(slot, is_spare, offset, None, error)
 
 

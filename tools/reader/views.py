@@ -10,6 +10,7 @@ from typing import Final
 from mdstore.errors import InvalidRequest, NotAnImage, NotFound
 from mdstore.tools.reader.check_events import open_name_space
 from mdstore.tools.reader.check_log import LogCheck
+from mdstore.tools.reader.check_superblock import choose_superblock
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.floors import decode_floor
 from mdstore.tools.reader.image import Image
@@ -50,7 +51,7 @@ class Source:
         found = usable(self.copies)
         if not found:
             raise NotAnImage(f"{image.path} has no usable superblock; `mdstore fsck` says why")
-        self.superblock: Superblock = found[0]
+        self.superblock: Superblock = choose_superblock(image, found, self.findings)
         self.reader = StoreReader(image, self.superblock, on_damage=self.findings.add_damage)
         self._overlay: Overlay | None = None
 
@@ -63,8 +64,10 @@ class Source:
         return self._overlay
 
     def names(self) -> NameSpace:
-        """The name space, events applied. NotFound when the image holds none."""
+        """The name space, events applied. NotFound when the image holds none; Damage when what is damaged may have held it."""
         names = open_name_space(self.overlay, self.findings)
+        if names is None and self.findings.errors:
+            raise Damage("root-record", "no file system is left to be read; `mdstore fsck` says what is damaged")
         if names is None:
             raise NotFound("file system in", self.image.path)
         return names
@@ -263,8 +266,7 @@ def object_view(source: Source, collection: str, name: str) -> Iterator[Section]
 
 def page_view(source: Source, number: str) -> Iterator[Section]:
     """One page, whatever tree it belongs to, decoded by what its own bytes say (its tree's descriptor is looked for)."""
-    address = as_number(number)
-    size = source.superblock.block_size
+    address, size = _block_number(source, number), source.superblock.block_size
     data = source.image.read(address * size, size)
     tree_id = int.from_bytes(data[8:16], "little")
     stored, computed = int.from_bytes(data[:4], "little"), crc32c(data[4:])
@@ -280,6 +282,7 @@ def page_view(source: Source, number: str) -> Iterator[Section]:
     try:
         page = decode_page(data, root)
     except Damage as damage:
+        source.findings.add_damage(damage.located(page=address, byte=address * size))
         yield Section("page", {**facts, "damage": str(damage)})
         return
     kind = KIND_NAMES[page.kind]
@@ -294,11 +297,16 @@ def page_view(source: Source, number: str) -> Iterator[Section]:
         )
 
 
+def _block_number(source: Source, number: str) -> int:
+    address, blocks = as_number(number), source.image.size // source.superblock.block_size
+    if not 0 <= address < blocks:
+        raise InvalidRequest(f"block {address}: the image has blocks 0 to {blocks - 1}")
+    return address
+
+
 def raw_view(source: Source, number: str) -> Iterator[Section]:
     """The bytes of one block, sixteen to a row."""
-    address, size = as_number(number), source.superblock.block_size
-    if not 0 <= address < source.image.size // size:
-        raise InvalidRequest(f"block {address}: the image has blocks 0 to {source.image.size // size - 1}")
+    address, size = _block_number(source, number), source.superblock.block_size
     data = source.image.read(address * size, size)
     yield Section("block", {"block": address, "byte": address * size, "bytes": size, "crc_of_all": f"{crc32c(data):08x}"})
     yield Section(

@@ -4,6 +4,7 @@
 |---------------------------|--------------------------------------------------------------------------------------------|
 | shadow                    | a device over the image that keeps every write to itself, in order: plans are made on it     |
 | record, perform           | the repair file (docs/format/repair-file.md); carrying it out, ending one, taking it back    |
+| untouched                 | whether anybody else wrote to the image since the repair file was made                     |
 | planning, bench           | check, set right what was found, check again; what every part works with                     |
 | superblocks, settle       | copies from copies; the superblock before, and checkpoints, by the engine                    |
 | ring                      | the store's log: heads, damaged entries, entries that do not fit the state                   |

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mdstore.device.protocol import Device
-from mdstore.errors import DeviceFailed, InvalidRequest, MdstoreError, NotAnImage
+from mdstore.errors import DeviceFailed, InvalidRequest, MdstoreError, NotAnImage, UnsupportedFormat
 from mdstore.mds.layout import META, TABLE_OBJECTS, Tab
 from mdstore.mds.server import MetadataServer
 from mdstore.store import Store
 from mdstore.store.check import check as check_engine
-from mdstore.tools.reader.check import DEEP, NORMAL, Options, check_opened, choose_superblock
+from mdstore.tools.reader.check import DEEP, NORMAL, Options, check_opened
+from mdstore.tools.reader.check_superblock import choose_superblock
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage, Findings, Problem
 from mdstore.tools.reader.store import StoreReader
-from mdstore.tools.reader.superblock import Superblock, read_copies, usable
+from mdstore.tools.reader.superblock import Superblock, read_copies, unknown_features, usable
 from mdstore.tools.repair.salvage import newest_generation
-from mdstore.tools.repair.shadow import Shadow
+from mdstore.tools.repair.shadow import NoRoomForPlan, Shadow
 
 Progress = Callable[[str, int, int], None]  # phase, how far, of how many (0: unknown)
 PROBLEMS_KEPT: Final = 200
@@ -104,6 +105,12 @@ class Bench:
         self.progress = progress
         self.verdict = Verdict()  # of the last check
 
+    def check_writable(self) -> None:
+        """UnsupportedFormat when the image has features that only a newer mdstore may change."""
+        newest = next(iter(usable(read_copies(self.image))), None)
+        if newest is not None and newest.features_read_only:
+            raise UnsupportedFormat(f"{unknown_features(newest)}: repair it with the version that made the image")
+
     def check(self) -> Verdict:
         """Everything that `fsck` says of the image as it would be."""
         verdict = self.verdict = Verdict()
@@ -166,6 +173,8 @@ class Bench:
             if META in store.list_collections() and store.exists(META, TABLE_OBJECTS[Tab.SERVER]):
                 MetadataServer.mount(store, read_only=True)
             return problems
+        except NoRoomForPlan:
+            raise
         except MdstoreError as error:
             return [str(error)]
         finally:

@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from mdstore.device.file import FileDevice
-from mdstore.errors import InvalidRequest, MdstoreError, NotAnImage
+from mdstore.errors import Conflict, InvalidRequest, MdstoreError, NotAnImage
 from mdstore.tools.fsck import progress_display
 from mdstore.tools.images import image_argument, json_option
 from mdstore.tools.output import complain, explain, print_json, print_line, size_text
@@ -20,6 +20,7 @@ from mdstore.tools.repair import perform
 from mdstore.tools.repair.bench import Progress, RepairOptions, Verdict
 from mdstore.tools.repair.planning import Plan, plan
 from mdstore.tools.repair.record import HEADER_SIZE, MAGIC, FileState, RepairFile
+from mdstore.tools.repair.untouched import check_image
 
 EXIT_CLEAN: Final = 0
 EXIT_CORRECTED: Final = 1
@@ -139,9 +140,9 @@ def _names(path: str) -> Iterator[str]:
 
 
 def _unfinished(path: str) -> str | None:
-    """The file of a repair that was interrupted, if there is one."""
+    """The file of a repair that was interrupted, or of one whose taking back was, if there is one."""
     existing = takewhile(os.path.exists, _names(path))
-    return next((name for name in existing if _state_of(name) is FileState.READY), None)
+    return next((name for name in existing if _state_of(name) in (FileState.READY, FileState.UNDOING)), None)
 
 
 def _finish(device: FileDevice, path: str, front: _Front, *, applies: bool) -> int:
@@ -149,13 +150,17 @@ def _finish(device: FileDevice, path: str, front: _Front, *, applies: bool) -> i
     if not applies:
         file = RepairFile.open(path)
         try:
-            perform.check_image(file, device)
+            check_image(file, device)
+            state = file.state()
         finally:
             file.close()
-        front.said(f"{path} holds a repair that was interrupted; --apply finishes it, --undo takes it back", "interrupted")
+        ways = "--undo" if state is FileState.UNDOING else "--apply finishes it, --undo"
+        front.said(f"{path} holds a repair that was interrupted; {ways} takes it back", "interrupted")
         return EXIT_LEFT
     file = RepairFile.open(path)
     try:
+        if file.state() is FileState.UNDOING:
+            raise Conflict(f"the repair in {path} is half taken back: `mdstore repair {device.name} --undo {path}` ends that")
         perform.carry_out(file, device)
     finally:
         file.close()

@@ -8,11 +8,11 @@ Memory: some 2 KB for each inode (measured: 50,000 files, 127 MB in all).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from mdstore.tools.reader.mds_directory import COLLECTION, Header
+from mdstore.tools.reader.mds_directory import Header
 from mdstore.tools.reader.mds_inode import ROOT, Entry, Inode, decode_entry, is_name
 from mdstore.tools.reader.mds_tables import (
     BACKTRACE,
@@ -220,9 +220,3 @@ def _next_ino(names: NameSpace, model: Model) -> int:
     numbers += [max(found, default=0) for found in (model.folders, model.rows, model.strays, model.data)]
     numbers += [max((slot.ino for slot in folder.entries.values()), default=0) for folder in model.folders.values()]
     return max(numbers) + 1
-
-
-def stored_items(names: NameSpace, name: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """What an object of `meta` holds in the store, events not applied."""
-    found = names.store.find(COLLECTION, name)
-    return names.store.items_of(found) if found is not None else iter(())

@@ -15,6 +15,7 @@ from mdstore.errors import MdstoreError
 from mdstore.tools.reader.problems import Damage
 from mdstore.tools.repair import contents, events, name_space, ring, settle, superblocks, trees
 from mdstore.tools.repair.bench import Bench, Progress, RepairOptions, Step, Verdict
+from mdstore.tools.repair.shadow import NoRoomForPlan
 
 _RUNS_MAX: Final = 4  # of one part: what it did not set right by then it never will
 
@@ -59,18 +60,15 @@ class Plan:
     engine: list[str] = field(default_factory=list)  # what the engine says of the result
 
     @property
-    def is_needed(self) -> bool:
-        return bool(self.steps)
-
-    @property
     def left(self) -> int:
-        """Problems that stay."""
-        return self.after.open_problems + len(self.engine)
+        """Problems that stay. What the engine says counts where the second reader finds nothing, else it is the same again."""
+        return self.after.open_problems or len(self.engine)
 
 
 def plan(device: Device, options: RepairOptions, progress: Progress = lambda *_: None) -> Plan:
-    """Carry the whole repair out on a shadow of `device`. Cost: several checks, and what is to be built."""
+    """Carry the whole repair out on a shadow of `device`. NoRoomForPlan. Cost: several checks, and what is to be built."""
     bench = Bench(device, options, progress)
+    bench.check_writable()
     before = bench.check()
     made = Plan(bench, before, before)
     runs = dict.fromkeys((part.name for part in _PARTS), 0)
@@ -83,6 +81,8 @@ def plan(device: Device, options: RepairOptions, progress: Progress = lambda *_:
         runs[part.name] += 1
         try:
             steps = list(part.run(bench))
+        except NoRoomForPlan:
+            raise
         except (MdstoreError, Damage) as error:
             made.failed.append(f"{part.name}: {error}")
             runs[part.name] = _RUNS_MAX

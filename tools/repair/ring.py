@@ -30,7 +30,7 @@ from mdstore.tools.reader.superblock import Superblock
 from mdstore.tools.repair.bench import Bench, Step
 from mdstore.tools.repair.build import Run
 
-HEAD_CODES: Final = frozenset({"journal-head", "journal-no-head"})
+HEAD_CODES: Final = frozenset({"journal-head", "journal-no-head", "log-gone"})
 ROT_CODES: Final = frozenset({"log-rot"})
 REFUSED_CODES: Final = frozenset({"log-replay", "log-entry", "log-mapped"})
 _PHASE: Final = "log"
@@ -107,11 +107,12 @@ def _head_from_entries(log: Log) -> Step:
             generation_start=start, capacity=log.ring.body_size,
         )  # fmt: skip
         details = ["no entry is left: the log is empty"]
+        lost = [f"every transaction since the checkpoint of epoch {log.superblock.epoch}, if there was one"]
     else:
-        head = replace(found, trimmed=start, expire=start)
+        head, lost = replace(found, trimmed=start, expire=start), []
         details = [f"its newest entry ends at position {found.safe}, generation {found.generation}"]
     install_head(log.medium, head)
-    return Step(_PHASE, "make a head for the log from its entries", details)
+    return Step(_PHASE, "make a head for the log from its entries", details, lost)
 
 
 # -- damaged entries ---------------------------------------------------------------------------------------------------

@@ -17,10 +17,18 @@ from typing import Final
 
 from mdstore.device.protocol import Buffer, Device
 from mdstore.device.ranges import check_range
-from mdstore.errors import InvalidRequest
+from mdstore.errors import InvalidRequest, NoSpace
 
 UNIT: Final = 4096
 SPOOL_BYTES: Final = 64 << 20  # of changes kept in memory; more go to a nameless temporary file
+
+
+class NoRoomForPlan(NoSpace):
+    """The changes do not fit the folder for temporary files. The image is untouched; name a folder with more room in TMPDIR."""
+
+    def __init__(self, folder: str, cause: OSError) -> None:
+        why = cause.strerror or str(cause)
+        super().__init__(f"the plan of the repair does not fit {folder} ({why}): name a folder with more room in TMPDIR")
 
 
 class Shadow:
@@ -89,15 +97,22 @@ class Shadow:
 
     def _write(self, offset: int, data: bytes) -> None:
         first, last = offset // UNIT, (offset + len(data) - 1) // UNIT
-        before = self._unit(first)[: offset - first * UNIT]
-        after = self._unit(last)[offset + len(data) - last * UNIT :]
+        behind = min((last + 1) * UNIT, self.size_bytes)  # a unit that is written whole need not be readable
+        before = self._unit(first)[: offset - first * UNIT] if offset > first * UNIT else b""
+        after = self._unit(last)[offset + len(data) - last * UNIT :] if offset + len(data) < behind else b""
         whole = before + data + after
-        self._spool.seek(self._end)
-        self._spool.write(whole)
+        self._spooled(whole)
         for unit in range(first, last + 1):
             self._units[unit] = self._end + (unit - first) * UNIT
         self._writes.append((first * UNIT, len(whole), self._end))
         self._end += len(whole)
+
+    def _spooled(self, data: bytes) -> None:
+        try:
+            self._spool.seek(self._end)
+            self._spool.write(data)
+        except OSError as error:
+            raise NoRoomForPlan(tempfile.gettempdir(), error) from error
 
     def flush(self) -> None:
         """A mark among the writes."""
@@ -125,10 +140,10 @@ class Shadow:
         """Bytes of the image that differ or were written over with the same."""
         return len(self._units) * UNIT
 
-    def originals(self) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of everything that was written over, as the base has it, in order, in pieces of a unit."""
+    def changed_places(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) of everything that was written over, in order, a unit each."""
         for unit in sorted(self._units):
-            yield unit * UNIT, self.base.read(unit * UNIT, min(UNIT, self.size_bytes - unit * UNIT))
+            yield unit * UNIT, min(UNIT, self.size_bytes - unit * UNIT)
 
     def changes(self) -> Iterator[tuple[int, bytes] | None]:
         """The writes in order, (offset, bytes) each; None: everything before is durable before what follows."""

@@ -1,0 +1,255 @@
+"""An interrupt at every place of a commit where the interpreter lets one in: nobody hangs, and no turn is lost.
+
+CPython raises what comes from outside (a signal, PyThreadState_SetAsyncExc) behind a call, at the beginning of a function and
+where a loop jumps back. `Interruption` raises in the thread that it traces, at one such place after the other, in
+journal/writer.py, journal/commit.py and what they use of contextlib.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from journal import Journal, JournalError, MemoryMedium, Options
+
+HANG_S = 250  # before pytest ends the test, so that the place is told
+FILES = ("journal/writer.py", "journal/commit.py", "contextlib.py")
+
+
+@cache
+def places(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions before which an interrupt may come in."""
+    found, lets_in = set(), False
+    for instruction in dis.get_instructions(code):
+        if lets_in:
+            found.add(instruction.offset)
+        name = instruction.opname
+        lets_in = name.startswith("CALL") or name in ("RESUME", "JUMP_BACKWARD")
+        if name == "JUMP_BACKWARD":
+            found.add(int(instruction.argval))
+    return frozenset(found)
+
+
+class Interruption:
+    """Raises KeyboardInterrupt at place number `at` of those that this thread passes while it is traced."""
+
+    def __init__(self, at: int) -> None:
+        self.passed = 0
+        self.where = ""
+        self._at = at
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        sys.settrace(self._call)
+        try:
+            yield
+        finally:
+            sys.settrace(None)
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Any:
+        if not frame.f_code.co_filename.endswith(FILES) or frame.f_code.co_name == "_call":
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "opcode" and frame.f_lasti in places(frame.f_code):
+            self.passed += 1
+            if self.passed - 1 == self._at:
+                self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}, instruction {frame.f_lasti}"
+                raise KeyboardInterrupt
+        return self._step
+
+
+class Gated(MemoryMedium):
+    """Runs `on_flush` inside the next flush."""
+
+    on_flush: Callable[[], None] | None = None
+
+    def flush(self) -> None:
+        action, self.on_flush = self.on_flush, None
+        if action is not None:
+            action()
+        super().flush()
+
+
+@dataclass
+class Scene:
+    """A journal, and the threads that commit beside the one that is interrupted."""
+
+    medium: Gated = field(default_factory=Gated)
+    threads: list[threading.Thread] = field(default_factory=list)
+    called: list[BaseException | None] = field(default_factory=list)
+    journal: Journal = field(init=False)
+    main: threading.Thread = field(default_factory=threading.current_thread)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal.create(self.medium, options=Options(buffer_bytes=256))
+        self.journal.write_head()
+        self.over = threading.Event()  # the one that is interrupted is done
+
+    def start(self, work: Callable[[], object]) -> None:
+        def run() -> None:
+            with suppress(JournalError):
+                work()
+
+        self.threads.append(threading.Thread(target=run, daemon=True))
+        self.threads[-1].start()
+
+    def commit(self) -> None:
+        self.journal.wait(self.journal.append(b"event"))
+
+    def until_parked(self, count: int) -> None:
+        """Until that many wait behind the leader, or the interrupted one is done and will not."""
+        while len(self.journal._writer.turns._parked) < count and not self.over.is_set():
+            self.over.wait(0.0002)
+
+    def behind_a_flush(self, *others: Callable[[], object]) -> None:
+        """Another thread leads and is in its flush; `others` wait behind it. It ends when one more does."""
+        flushing = threading.Event()
+
+        def stay() -> None:
+            flushing.set()
+            self.until_parked(len(others) + 1)
+
+        self.medium.on_flush = stay
+        self.start(self.commit)
+        assert flushing.wait(HANG_S)
+        for number, other in enumerate(others):
+            self.start(other)
+            self.until_parked(number + 1)
+
+    def joined_by(self, count: int) -> None:
+        """In the next flush, that many others come to wait behind it."""
+
+        def join() -> None:
+            for number in range(count):
+                self.start(self.commit)
+                while len(self.journal._writer.turns._parked) < number + 1:
+                    self.over.wait(0.0002)
+
+        self.medium.on_flush = join
+
+
+def alone(scene: Scene) -> Callable[[], object]:
+    return scene.commit
+
+
+def joined(scene: Scene) -> Callable[[], object]:
+    scene.joined_by(2)
+    return scene.commit
+
+
+def told(scene: Scene) -> Callable[[], object]:
+    end = scene.journal.append(b"event")
+    for _ in range(3):
+        scene.journal.add_waiter(end, scene.called.append)
+    return lambda: scene.journal.wait(end)
+
+
+def failing(scene: Scene) -> Callable[[], object]:
+    scene.joined_by(1)
+    join = scene.medium.on_flush
+
+    def fail() -> None:
+        assert join is not None
+        join()
+        raise OSError(5, "the medium")
+
+    scene.medium.on_flush = fail
+    return scene.commit
+
+
+def covered(scene: Scene) -> Callable[[], object]:
+    """Its entry is part of the flush it waits behind, as others' are: it is woken in a chain, and wakes the next."""
+    first, second, own = (scene.journal.append(b"event") for _ in range(3))
+    scene.behind_a_flush(lambda: scene.journal.wait(first), lambda: scene.journal.wait(second))
+    return lambda: scene.journal.wait(own)
+
+
+def promoted(scene: Scene) -> Callable[[], object]:
+    scene.behind_a_flush()
+    return scene.commit
+
+
+def behind_others(scene: Scene) -> Callable[[], object]:
+    scene.behind_a_flush(scene.commit, scene.commit)
+    return scene.commit
+
+
+def too_late(scene: Scene) -> Callable[[], object]:
+    scene.behind_a_flush(scene.commit)
+
+    def wait() -> None:
+        with suppress(TimeoutError):
+            scene.journal.wait(scene.journal.append(b"event"), timeout=0)
+
+    return wait
+
+
+def pushing(scene: Scene) -> Callable[[], object]:
+    scene.journal.append(b"event")
+    return scene.journal.push
+
+
+def pushing_behind_a_flush(scene: Scene) -> Callable[[], object]:
+    scene.behind_a_flush(scene.commit)
+    scene.journal.append(b"event")
+    return scene.journal.push
+
+
+def appending_too_much(scene: Scene) -> Callable[[], object]:
+    return lambda: scene.journal.append([b"x" * 600, b"y" * 500])
+
+
+def appending_too_much_behind_a_flush(scene: Scene) -> Callable[[], object]:
+    scene.behind_a_flush(scene.commit)
+    return lambda: scene.journal.append([b"x" * 600, b"y" * 500])
+
+
+SCENES = [
+    alone, joined, told, failing, covered, promoted, behind_others, too_late, pushing, pushing_behind_a_flush,
+    appending_too_much, appending_too_much_behind_a_flush,
+]  # fmt: skip
+
+
+def play(prepare: Callable[[Scene], Callable[[], object]], at: int) -> Interruption:
+    """One run with an interrupt at place `at`; everybody comes to an end afterwards."""
+    scene, interruption = Scene(), Interruption(at)
+    work = prepare(scene)
+    with suppress(KeyboardInterrupt, JournalError), interruption.traced():
+        work()
+    scene.over.set()
+    said = f"{prepare.__name__}, place {at}: {interruption.where}"
+    scene.start(scene.commit)
+    for thread in scene.threads:
+        thread.join(HANG_S)
+        assert not thread.is_alive(), f"hangs after {said}"
+    turns = scene.journal._writer.turns
+    assert not turns.busy, said
+    assert not turns._parked, said
+    assert scene.journal.safe == scene.journal.write or scene.journal._writer.refusal is not None, said
+    if prepare is told:
+        assert len(scene.called) >= 3, said
+    if scene.journal._writer.refusal is None:
+        scene.journal.assert_state()
+        assert Journal.open(scene.medium).write == scene.journal.safe, said
+    return interruption
+
+
+@pytest.mark.parametrize("prepare", SCENES)
+def test_no_interrupt_takes_the_turn_along(prepare: Callable[[Scene], Callable[[], object]]) -> None:
+    """One between taking the turn and the `try` behind it, or inside `give`, left the turn taken: every later wait hung."""
+    at = 0
+    while play(prepare, at).where:
+        at += 1
+    assert at > 15, "places were passed"
