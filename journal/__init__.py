@@ -31,9 +31,9 @@ from journal.scan import Tail
 from journal.striped import Layout, StripedMedium
 
 __all__ = [
-    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "DirectoryObjects", "DumpDamaged", "Entry", "EntryTooLarge", "FencingMedium",
-    "Follower", "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed", "JournalCorrupt",
-    "JournalError", "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly", "JournalTrimmed", "Lag",
-    "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region", "RingMedium", "StripedMedium",
-    "Tail", "UnsupportedJournal", "WrongGeometry",
+    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "DirectoryObjects", "DumpDamaged", "Entry", "EntryTooLarge",
+    "FencingMedium", "Follower", "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed",
+    "JournalCorrupt", "JournalError", "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly",
+    "JournalTrimmed", "Lag", "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region",
+    "RingMedium", "StripedMedium", "Tail", "UnsupportedJournal", "WrongGeometry",
 ]  # fmt: skip
