@@ -1,6 +1,7 @@
 """A log: framed, checksummed entries over a ring of device blocks, striped objects, or memory."""
 
 from journal.ceilings import Ceilings, Hold
+from journal.directory import DirectoryObjects
 from journal.entry import PAYLOAD_MAX, TYPE_MAX, Entry
 from journal.errors import (
     DumpDamaged,
@@ -30,9 +31,9 @@ from journal.scan import Tail
 from journal.striped import Layout, StripedMedium
 
 __all__ = [
-    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "DumpDamaged", "Entry", "EntryTooLarge", "FencingMedium",
-    "Follower", "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed", "JournalCorrupt",
-    "JournalError", "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly", "JournalTrimmed", "Lag",
-    "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region", "RingMedium", "StripedMedium",
-    "Tail", "UnsupportedJournal", "WrongGeometry",
+    "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "DirectoryObjects", "DumpDamaged", "Entry", "EntryTooLarge",
+    "FencingMedium", "Follower", "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed",
+    "JournalCorrupt", "JournalError", "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly",
+    "JournalTrimmed", "Lag", "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region",
+    "RingMedium", "StripedMedium", "Tail", "UnsupportedJournal", "WrongGeometry",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from journal.errors import JournalError
 from journal.head import COPIES, HEAD_SIZE
 from journal.medium import Buffer, ObjectIO
 from journal.pack import split_buffers
@@ -71,6 +72,9 @@ class Layout:
         rest = min(max(position - object_set * self.period, 0), self.period)
         rows, inside = divmod(rest, self.stripe_unit * self.stripe_count)
         return rows * self.stripe_unit + min(max(inside - column * self.stripe_unit, 0), self.stripe_unit)
+
+
+_UNREADABLE = b"unreadable"
 
 
 class StripedMedium:
@@ -190,7 +194,20 @@ class StripedMedium:
         return min(numbers) // self.layout.stripe_count * self.period if numbers else self.start
 
     def read_heads(self) -> list[bytes]:
-        return [self._objects.read(self.head_name(slot), 0, HEAD_SIZE) for slot in range(COPIES)]
+        """A copy that cannot be read is as good as a damaged one, as long as another one can. The error of the last otherwise."""
+        copies: list[bytes] = []
+        failures: list[Exception] = []
+        for slot in range(COPIES):
+            try:
+                copies.append(self._objects.read(self.head_name(slot), 0, HEAD_SIZE))
+            except JournalError:
+                raise
+            except Exception as error:
+                failures.append(error)
+                copies.append(_UNREADABLE)
+        if len(failures) == COPIES:
+            raise failures[-1]
+        return copies
 
     def write_head(self, slot: int, data: bytes) -> None:
         self._objects.write(self.head_name(slot), 0, [data])

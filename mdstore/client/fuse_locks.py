@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 from mdstore.client.fuse_operation import Operation, OperationTable, Reply
 from mdstore.client.fuse_protocol import FLUSH_IN, INTERRUPT_IN, LK_FLOCK, LK_IN, LK_OUT, Opcode
@@ -21,12 +21,14 @@ Answer = Callable[[int, "bytes | int"], None]
 
 class LockOperations:
     """Runs in the loop's thread only, but for what grants a lock: that may be any. `answer(unique, payload or errno)` completes a
-    request that was left waiting. flock(2) locks end with their handle, in the name space."""
+    request that was left waiting. flock(2) locks end with their handle, in the name space.
+
+    What waits is known to the name space alone, by the request's number, and it decides between a grant and an interrupt: nothing
+    is kept here that a grant in another thread could miss."""
 
     def __init__(self, vfs: Locking, answer: Answer) -> None:
         self._vfs = vfs
         self._answer = answer
-        self._waiting: dict[int, Hashable] = {}  # by the request's number: what to cancel
 
     def table(self) -> OperationTable:
         return {
@@ -52,17 +54,11 @@ class LockOperations:
         return b"" if self._vfs.take_lock(handle, wanted, flock=flock) else errno.EAGAIN
 
     def setlkw(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
-        reply = self.setlk(unique, nodeid, cred, body)
-        if reply != errno.EAGAIN:
-            return reply
-        handle, wanted, _, flock = _decode(body)
-        token = self._vfs.wait_for_lock(handle, wanted, lambda: self._grant(unique), flock=flock)
-        self._waiting[unique] = token
-        return None
-
-    def _grant(self, unique: int) -> None:
-        self._waiting.pop(unique, None)
-        self._answer(unique, b"")
+        handle, wanted, kind, flock = _decode(body)
+        if kind == fcntl.F_UNLCK:
+            return self.setlk(unique, nodeid, cred, body)
+        held = self._vfs.wait_for_lock(handle, wanted, (self, unique), lambda: self._answer(unique, b""), flock=flock)
+        return b"" if held else None
 
     def flush(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
         """close(2) of any descriptor gives back all POSIX locks its process holds on the file."""
@@ -72,8 +68,7 @@ class LockOperations:
 
     def interrupt(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
         (waiting,) = INTERRUPT_IN.unpack_from(body)
-        token = self._waiting.pop(waiting, None)
-        if token is not None and self._vfs.cancel_lock(token):
+        if self._vfs.cancel_lock((self, waiting)):
             self._answer(waiting, errno.EINTR)
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import threading
 import time
 from typing import Final
 
@@ -30,7 +31,8 @@ class RequestReceiver:
         self._credit = 8  # looks that may fail before looking pauses
         self._pause = 0  # requests until the next look
         self._woken = False
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # -1 once closed
+        self._closing = threading.RLock()  # a signal may wake in the thread that closes
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._poll.register(self._wake_fd, select.POLLIN)
@@ -54,12 +56,17 @@ class RequestReceiver:
         return 0
 
     def wake(self) -> None:
-        """Make `receive` return 0, now and from now on. From any thread, or a signal."""
+        """Make `receive` return 0, now and from now on; nothing once it is closed. From any thread, or a signal."""
         self._woken = True
-        os.eventfd_write(self._wake_fd, 1)
+        # The loop may see that and close before the next line: the number would then be nobody's, or another file's.
+        with self._closing:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
-        os.close(self._wake_fd)
+        with self._closing:
+            fd, self._wake_fd = self._wake_fd, -1
+            os.close(fd)
 
     def _look(self) -> int:
         """Ask again and again for a while; the request's length, or 0 where none came."""

@@ -134,6 +134,8 @@ class Care:
                 raise
             restore(core, self._cache, self._handles, known)
             self._sessions.go_on(sessions, {number for number, _ in self._handles.items()})
+            for ino in {ino for _, ino in known.open} - {node.ino for node in self._handles.nodes()}:
+                self._locks.lose_inode(ino)
             self._to_recall = known.changed
 
     def _save(self, cause: MdstoreError) -> None:

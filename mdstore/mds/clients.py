@@ -255,6 +255,8 @@ class Clients:
     def _close(self, session: Session, handle: int) -> None:
         """Close a file or directory of the session; the last handle of a file without a name lets go of it."""
         ino = session.handles.pop(handle)
+        if self._locks.any_posix() and ino not in session.handles.values():
+            self._locks.close_last(ino, session.number)
         opened = self._handles.get(handle)
         is_file = isinstance(opened, FileHandle)
         last = is_file and session.lasts and self._holds.closed(session.number, ino)
@@ -263,13 +265,15 @@ class Clients:
             self._sessions.let_go_of(session, ino)
 
     def _forget(self, session: Session, ino: int, lookups: int) -> None:
-        """Never more than the session was handed."""
+        """Never more than the session was handed. InvalidRequest for less than none."""
         held = session.references.get(ino, 0)
-        if lookups >= held:
-            session.references.pop(ino, None)
-        else:
-            session.references[ino] = held - lookups
-        self._vfs.forget(ino, min(lookups, held))
+        given_back = min(lookups, held)
+        if not held and lookups >= 0:
+            return
+        self._vfs.forget(ino, given_back)
+        session.references[ino] = held - given_back
+        if given_back == held:
+            del session.references[ino]
 
     def _let_go(self, session: Session) -> None:
         """The session ends: locks, handles and references go. What cannot be written for it any more is not."""

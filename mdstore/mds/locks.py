@@ -1,7 +1,7 @@
 """Advisory locks as data: byte ranges of inodes, who holds them, who waits.
 
-No clock, no thread, no I/O: a front calls `acquire`; where that names a conflict it may `wait` with a token of its own, and
-after whatever gave something back it asks `wake` which tokens hold their lock now. The same structure serves POSIX record
+No clock, no thread, no I/O: a front calls `acquire`, or `wait` with a token of its own, which queues where something is in the
+way; after whatever gave something back it asks `wake` which tokens hold their lock now. The same structure serves POSIX record
 locks (owner: a process) and flock(2) (owner: an open file, the range always whole), in a table each: `FileLocks` has both.
 
 Invariants, checked by `assert_state`:
@@ -17,7 +17,7 @@ import errno
 from collections.abc import Callable, Hashable, Iterator
 from typing import Final, NamedTuple
 
-from mdstore.errors import PosixError
+from mdstore.errors import InvalidRequest, PosixError
 
 RANGE_END: Final = (1 << 63) - 1  # the last byte a lock can name: "to the end of the file, however it grows"
 
@@ -74,11 +74,15 @@ class LockTable:
         if ino in self._held:
             self._replace(ino, owner, start, end, None)
 
-    def wait(self, ino: int, wanted: Lock, token: Hashable) -> None:
-        """Queue `token` for a lock that conflicts now. EDEADLK where its holders wait for this owner already."""
+    def wait(self, ino: int, wanted: Lock, token: Hashable) -> bool:
+        """`acquire` and True; where another's lock is in the way, queue `token` for it and False: whoever is queued waits for
+        somebody, so somebody's `wake` grants it. EDEADLK where the holders wait for this owner already."""
+        if self.acquire(ino, wanted) is None:
+            return True
         if self._detects_deadlock and self._would_deadlock(ino, wanted):
             raise PosixError(errno.EDEADLK, ino, "the holder waits for this process")
         self._waiting.setdefault(ino, []).append(_Waiter(ino, wanted, token))
+        return False
 
     def wake(self, ino: int) -> list[Hashable]:
         """Grant, first come first served, every queued lock that no longer conflicts; returns the tokens granted."""
@@ -98,27 +102,26 @@ class LockTable:
                     return True
         return False
 
-    def forget_owner(self, owner: int) -> list[int]:
-        """Drop all that `owner` holds or waits for, on every inode; returns the inodes to `wake`."""
-        for waiter in [waiter for waiters in self._waiting.values() for waiter in waiters if waiter.lock.owner == owner]:
+    def forget(self, whose: Callable[[int], bool], ino: int | None = None) -> tuple[list[int], list[Hashable]]:
+        """Drop all that the owners `whose` says yes to hold or wait for, on one inode or on every; returns the inodes to `wake`
+        and the tokens that will not be granted any more."""
+        queues = self._waiting.values() if ino is None else (self._waiting.get(ino, ()),)
+        gone = [waiter for waiters in queues for waiter in waiters if whose(waiter.lock.owner)]
+        for waiter in gone:
             self._unqueue(waiter)
-        touched = [ino for ino, locks in self._held.items() if any(lock.owner == owner for lock in locks)]
-        for ino in touched:
-            self.release(ino, owner)
-        return touched
+        held = {
+            (number, lock.owner)
+            for number in (list(self._held) if ino is None else (ino,))
+            for lock in self._held.get(number, ())
+            if whose(lock.owner)
+        }
+        for number, owner in held:
+            self.release(number, owner)
+        return sorted({number for number, _ in held}), [waiter.token for waiter in gone]
 
     def is_empty(self) -> bool:
         """Whether nobody holds anything; then nobody waits."""
         return not self._held
-
-    def owners(self) -> set[int]:
-        """Everybody who holds or waits for something."""
-        found = {lock.owner for locks in self._held.values() for lock in locks}
-        return found | {waiter.lock.owner for waiters in self._waiting.values() for waiter in waiters}
-
-    def tokens(self) -> set[Hashable]:
-        """Everything that waits."""
-        return {waiter.token for waiters in self._waiting.values() for waiter in waiters}
 
     def held(self, ino: int) -> list[Lock]:
         """What is held on an inode, by start."""
@@ -214,64 +217,111 @@ def owner_of(session: int, owner: int) -> int:
     return session << SESSION_SHIFT | owner
 
 
+def of_session(session: int, lock: Lock) -> Lock:
+    """A front's lock under its owner's number among those of all sessions. InvalidRequest for a range or an owner that cannot be:
+    an owner of more than 64 bits would be another session's."""
+    if not 0 <= lock.owner <= OWNER_MASK:
+        raise InvalidRequest(f"lock owner {lock.owner}: owners are 0 to 2**64 - 1")
+    if not 0 <= lock.start <= lock.end <= RANGE_END:
+        raise InvalidRequest(f"a lock of bytes {lock.start} to {lock.end}: both ends are inside, the last byte is {RANGE_END}")
+    return lock._replace(owner=owner_of(session, lock.owner))
+
+
 class FileLocks:
     """The POSIX and flock(2) locks of a name space, and who waits for one. The caller serialises.
 
-    `granted` of a waiter is called once, when its lock is held, by whoever gave back what stood in the way.
+    Who waits is named by the session and a token of its front: no session can cancel another's wait. `granted` of a waiter is
+    called once, when its lock is held, by whoever gave back what stood in the way; never after `cancel`, `close` or `end_session`
+    took the waiter away.
     """
 
     def __init__(self) -> None:
         self._posix = LockTable()
         self._flock = LockTable(detects_deadlock=False)
-        self._granted: dict[Hashable, Callable[[], None]] = {}
-        self._next = 0
-
-    def any_flock(self) -> bool:
-        """Whether closing a file may have to give back a lock."""
-        return not self._flock.is_empty()
+        self._granted: dict[Hashable, Callable[[], None]] = {}  # by (session, token)
 
     def table(self, *, flock: bool) -> LockTable:
         """One of the two."""
         return self._flock if flock else self._posix
 
     def acquire(self, ino: int, wanted: Lock, *, flock: bool) -> bool:
-        """Take a lock, or change one's own; False where another's is in the way, and nothing is changed."""
-        if self.table(flock=flock).acquire(ino, wanted) is not None:
-            return False
+        """Take a lock, or change one's own; False where another's is in the way."""
+        self._make_way(ino, wanted, flock=flock)
+        taken = self.table(flock=flock).acquire(ino, wanted) is None
         self._wake(ino, flock=flock)
-        return True
+        return taken
 
-    def wait(self, ino: int, wanted: Lock, granted: Callable[[], None], *, flock: bool) -> Hashable:
-        """Wait for a lock that conflicts now; what to `cancel`. EDEADLK."""
-        token = self._next
-        self.table(flock=flock).wait(ino, wanted, token)
-        self._next = token + 1
-        self._granted[token] = granted
-        return token
+    def _make_way(self, ino: int, wanted: Lock, *, flock: bool) -> None:
+        """flock(2) changes a lock by giving it back first, for good where the other kind is not to be had: so two who share a
+        lock and both want it alone do not wait for each other."""
+        if flock and self._flock.conflict(ino, wanted) is not None:
+            self._flock.release(ino, wanted.owner)
 
-    def cancel(self, token: Hashable) -> bool:
-        """Wait no longer; False where the lock was granted before, or the waiter is gone."""
-        if self._granted.pop(token, None) is None:
+    def wait(self, ino: int, wanted: Lock, token: Hashable, granted: Callable[[], None], *, flock: bool) -> bool:
+        """`acquire`, or wait until `granted` is called; True where the lock is held on return, and `granted` never called.
+        EDEADLK; InvalidRequest for a token that the owner's session waits with already."""
+        key = (wanted.owner >> SESSION_SHIFT, token)
+        if key in self._granted:
+            raise InvalidRequest(f"{token!r} waits for a lock already: choose another token")
+        self._make_way(ino, wanted, flock=flock)
+        taken = self.table(flock=flock).wait(ino, wanted, key)
+        if not taken:
+            self._granted[key] = granted
+        self._wake(ino, flock=flock)
+        return taken
+
+    def cancel(self, session: int, token: Hashable) -> bool:
+        """The session waits with `token` no longer; False where it does not: the lock was granted, or the waiter is gone."""
+        key = (session, token)
+        if self._granted.pop(key, None) is None:
             return False
-        return self._posix.cancel(token) or self._flock.cancel(token)
+        return self._posix.cancel(key) or self._flock.cancel(key)
 
     def release(self, ino: int, owner: int, start: int = 0, end: int = RANGE_END, *, flock: bool) -> None:
         """Give back a range, and let in who waited for it."""
         self.table(flock=flock).release(ino, owner, start, end)
         self._wake(ino, flock=flock)
 
+    def any_posix(self) -> bool:
+        """Whether anybody holds a POSIX lock."""
+        return not self._posix.is_empty()
+
+    def close(self, ino: int, session: int, handle: int) -> None:
+        """An open file or directory is closed: what it holds and waits for by flock(2) goes."""
+        if not self._flock.is_empty():
+            owner = owner_of(session, handle)
+            self._forget(lambda other: other == owner, ino, flock=True)
+
+    def close_last(self, ino: int, session: int) -> None:
+        """A session has an inode open no longer: nor has any of its processes, and POSIX locks go with their descriptors."""
+        if self.any_posix():
+            self._forget(lambda other: other >> SESSION_SHIFT == session, ino, flock=False)
+
+    def lose_inode(self, ino: int) -> None:
+        """The inode is gone, and every open file of it stale: nobody holds anything, and who waits is told, to find that out."""
+        for flock in (False, True):
+            while held := self.table(flock=flock).held(ino):
+                self.release(ino, held[0].owner, flock=flock)
+
     def end_session(self, session: int) -> None:
         """Drop all that the session's owners hold or wait for."""
         for flock in (False, True):
-            table = self.table(flock=flock)
-            for owner in [owner for owner in table.owners() if owner >> SESSION_SHIFT == session]:
-                for ino in table.forget_owner(owner):
-                    self._wake(ino, flock=flock)
-        waiting = self._posix.tokens() | self._flock.tokens()
-        self._granted = {token: granted for token, granted in self._granted.items() if token in waiting}
+            self._forget(lambda other: other >> SESSION_SHIFT == session, None, flock=flock)
+
+    def _forget(self, whose: Callable[[int], bool], ino: int | None, *, flock: bool) -> None:
+        """First everything goes, waiters too, and then others are let in: nobody who goes is granted something on the way."""
+        touched, gone = self.table(flock=flock).forget(whose, ino)
+        for key in gone:
+            self._granted.pop(key, None)
+        for number in touched:
+            self._wake(number, flock=flock)
 
     def _wake(self, ino: int, *, flock: bool) -> None:
-        for token in self.table(flock=flock).wake(ino):
-            granted = self._granted.pop(token, None)
-            if granted is not None:
-                granted()
+        for granted in [self._granted.pop(key) for key in self.table(flock=flock).wake(ino)]:
+            granted()
+
+    def assert_state(self) -> None:
+        """Check the invariants of both tables, and that exactly those who wait will be told."""
+        self._posix.assert_state()
+        self._flock.assert_state()
+        assert len(self._granted) == self._posix.waiting() + self._flock.waiting(), "somebody waits and will not be told"

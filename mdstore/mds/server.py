@@ -13,14 +13,14 @@ from collections.abc import Callable, Hashable
 
 from journal import JournalError
 from mdstore.engines.protocol import ObjectStore
-from mdstore.errors import NotAnImage, NotFound, PosixError, ReadOnly, StoreClosed
+from mdstore.errors import InvalidRequest, NotAnImage, NotFound, PosixError, ReadOnly, StoreClosed
 from mdstore.mds.care import Care
 from mdstore.mds.clients import Clients
 from mdstore.mds.core import Core, Limits
 from mdstore.mds.events import Kind
 from mdstore.mds.inode import Inode
 from mdstore.mds.layout import META, TABLE_OBJECTS, Tab, decode_server
-from mdstore.mds.locks import OWNER_MASK, RANGE_END, Lock, owner_of
+from mdstore.mds.locks import OWNER_MASK, RANGE_END, Lock, of_session
 from mdstore.mds.making import format_file_system
 from mdstore.mds.replay import Progress
 from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, SetAttr, StatFs
@@ -214,7 +214,9 @@ class MetadataServer(Care):
             self._xattrs.remove(cred, ino, name)
 
     def forget(self, ino: int, lookups: int) -> None:
-        """See `Vfs`. Counts below zero, and numbers nobody has, are ignored."""
+        """See `Vfs`. More than were handed out, and numbers nobody has, are ignored. InvalidRequest for less than none."""
+        if lookups < 0:
+            raise InvalidRequest(f"{lookups} references to inode {ino} cannot be given back")
         with self._lock:
             core = self._core
             left = core.references.get(ino, 0) - lookups
@@ -290,9 +292,7 @@ class MetadataServer(Care):
     def release(self, handle: int) -> None:
         """See `Vfs`. EBADF. Nothing becomes durable by it."""
         with self._lock:
-            if self._locks.any_flock():
-                ino = self._handles.node(handle).ino
-                self._locks.release(ino, owner_of(self._core.client, handle), flock=True)
+            self._unlock(handle)
             if self._core.failed is not None:
                 self._handles.remove(handle)
                 return
@@ -332,26 +332,38 @@ class MetadataServer(Care):
         with self._lock:
             return self._locks.acquire(*self._lockable(handle, wanted, flock=flock), flock=flock)
 
-    def wait_for_lock(self, handle: int, wanted: Lock, granted: Callable[[], None], *, flock: bool = False) -> Hashable:
+    def wait_for_lock(
+        self, handle: int, wanted: Lock, token: Hashable, granted: Callable[[], None], *, flock: bool = False
+    ) -> bool:
         """See `Locking`. `granted` is called under the server's lock. EBADF, EDEADLK."""
         with self._lock:
-            return self._locks.wait(*self._lockable(handle, wanted, flock=flock), granted, flock=flock)
+            return self._locks.wait(*self._lockable(handle, wanted, flock=flock), token, granted, flock=flock)
 
     def cancel_lock(self, token: Hashable) -> bool:
         """See `Locking`."""
         with self._lock:
-            return self._locks.cancel(token)
+            return self._locks.cancel(self._core.client, token)
 
     def drop_lock(self, handle: int, owner: int, start: int = 0, end: int = RANGE_END, *, flock: bool = False) -> None:
         """See `Locking`. EBADF."""
         with self._lock:
             ino, lock = self._lockable(handle, Lock(owner, start, end, exclusive=False), flock=flock)
-            self._locks.release(ino, lock.owner, start, end, flock=flock)
+            self._locks.release(ino, lock.owner, lock.start, lock.end, flock=flock)
 
     def _lockable(self, handle: int, lock: Lock, *, flock: bool) -> tuple[int, Lock]:
-        """The inode, and the lock under its owner's number among all sessions': of flock(2) the owner is the open file."""
-        owner = owner_of(self._core.client, handle if flock else lock.owner)
-        return self._handles.node(handle).ino, lock._replace(owner=owner)
+        """The inode, and the lock under its owner's number among all sessions'. Of flock(2) the owner is the open file, and the
+        whole of it is locked. EBADF, InvalidRequest."""
+        ino = self._handles.node(handle).ino
+        if flock:
+            lock = lock._replace(owner=handle, start=0, end=RANGE_END)
+        return ino, of_session(self._core.client, lock)
+
+    def _unlock(self, handle: int) -> None:
+        """What ends with an open file or directory: its flock(2) locks; with the last of an inode, POSIX locks too. EBADF."""
+        node, client = self._handles.node(handle), self._core.client
+        self._locks.close(node.ino, client, handle)
+        if node.handles == 1:
+            self._locks.close_last(node.ino, client)
 
     # -- directories ---------------------------------------------------------------------------------------------------
 
@@ -391,6 +403,7 @@ class MetadataServer(Care):
     def releasedir(self, handle: int) -> None:
         """See `Vfs`. EBADF."""
         with self._lock:
+            self._unlock(handle)
             closed = self._handles.remove(handle)
             self._purge.released(closed.node)
 

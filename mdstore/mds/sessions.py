@@ -45,6 +45,7 @@ from mdstore.mds.layout import (
     encode_session,
 )
 from mdstore.mds.purge import Purge
+from mdstore.mds.tables import Table
 
 EVICTED_AFTER: Final = 5  # timeouts without a word; in between others may be kept waiting by its locks
 EVENT_ROWS: Final = 512  # dropped by one event
@@ -111,7 +112,7 @@ class Sessions:
         holds = self._holds
         readers = ((self._table, self._take), (self._requests, self._take_request), (holds.table, holds.take))
         for table, take in readers:
-            for key, row in list(table.rows()):
+            for key, row in self._rows(table):
                 try:
                     take(key, row)
                 except CorruptionError as error:
@@ -119,6 +120,16 @@ class Sessions:
         if core.journal is not None:
             for session in [session for session in self._sessions.values() if not session.lasts]:
                 self.end(session.number)
+
+    def _rows(self, table: Table) -> list[tuple[bytes, bytes]]:
+        """All of them; as none where the table cannot be read and nothing is changed: only a writer needs them."""
+        try:
+            return list(table.rows())
+        except CorruptionError as error:
+            if self._core.journal is not None:
+                raise
+            note_damage(self._core, 0, table.object_name, error)
+            return []
 
     def _take(self, key: bytes, row: bytes) -> None:
         if len(key) != INO_KEY.size:

@@ -19,7 +19,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Hashable
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.frozen import INO_BITS, INO_MASK, refuse
@@ -355,15 +355,15 @@ class SnapshotVfs:
         """See `Locking`."""
         return self._locking(handle).take_lock(handle & INO_MASK, wanted, flock=flock)
 
-    def wait_for_lock(self, handle: int, wanted: Lock, granted: Callable[[], None], *, flock: bool = False) -> Hashable:
+    def wait_for_lock(
+        self, handle: int, wanted: Lock, token: Hashable, granted: Callable[[], None], *, flock: bool = False
+    ) -> bool:
         """See `Locking`."""
-        keeper = self._locking(handle)
-        return keeper, keeper.wait_for_lock(handle & INO_MASK, wanted, granted, flock=flock)
+        return self._locking(handle).wait_for_lock(handle & INO_MASK, wanted, token, granted, flock=flock)
 
     def cancel_lock(self, token: Hashable) -> bool:
-        """See `Locking`."""
-        keeper, inner = cast(tuple[MetadataServer, Hashable], token)
-        return keeper.cancel_lock(inner)
+        """See `Locking`. A snapshot in which somebody waits has a file open, so it is open itself."""
+        return self.server.cancel_lock(token) or any(server.cancel_lock(token) for server in self.snapshots.open_servers())
 
     def drop_lock(self, handle: int, owner: int, start: int = 0, end: int = RANGE_END, *, flock: bool = False) -> None:
         """See `Locking`."""

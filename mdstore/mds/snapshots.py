@@ -260,6 +260,11 @@ class Snapshots:
         """The open snapshot of a slot, if it is open."""
         return self._views.get(slot)
 
+    def open_servers(self) -> list[MetadataServer]:
+        """The servers of all snapshots that are open."""
+        with self._lock:
+            return [view.server for view in self._views.values()]
+
     def _open(self, slot: int, above: int) -> View:
         key = next((key for key, number in self._slots.items() if number == slot), None)
         if key is None:

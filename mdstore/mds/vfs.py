@@ -163,15 +163,20 @@ class Recalling(Protocol):
 class Locking(Protocol):
     """What a name space that keeps advisory locks itself has beside `Vfs`. None of it waits; `granted` is called when a lock that
     was waited for is held. POSIX record locks belong to the owner the front names (a process) and go with `drop_lock`, when that
-    closes the file; flock(2) locks (`flock`) belong to the open file and go with its handle. All go with the session."""
+    closes the file, or with the session's last handle of it; flock(2) locks (`flock`) belong to the open file, are on the whole
+    of it, and go with its handle. All go with the session. Who is gone is granted nothing. An owner has 64 bits, a range lies
+    within 0 to `RANGE_END`: InvalidRequest."""
 
     def test_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> Lock | None:
         """The lock in the way, if there is one."""
     def take_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> bool:
-        """Take a lock, or change one; False where another's is in the way."""
-    def wait_for_lock(self, handle: int, wanted: Lock, granted: Callable[[], None], *, flock: bool = False) -> Hashable:
-        """Wait for what `take_lock` just refused; what to hand to `cancel_lock`. EDEADLK."""
+        """Take a lock, or change one; False where another's is in the way. flock(2) gives back one of the other kind first."""
+    def wait_for_lock(
+        self, handle: int, wanted: Lock, token: Hashable, granted: Callable[[], None], *, flock: bool = False
+    ) -> bool:
+        """`take_lock`, or wait for it: False, and `granted` is called once, perhaps before this returns. True: it is held, and
+        `granted` is not called. `token`: the front's own name for the wait, which it has no other wait of. EDEADLK."""
     def cancel_lock(self, token: Hashable) -> bool:
-        """Wait no longer; False where it is granted already."""
+        """Wait no longer; False where it is granted already, or the session has no such wait."""
     def drop_lock(self, handle: int, owner: int, start: int, end: int, *, flock: bool = False) -> None:
         """Give back a range, of which both ends are inside."""

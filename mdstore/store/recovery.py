@@ -36,9 +36,39 @@ class Recovery:
     isolated: list[str] = field(default_factory=list)  # objects set apart by a read-only opening (isolation.py), in words
 
 
+def recover(
+    device: Device, cache_bytes: int, onodes_max: int, *, read_only: bool
+) -> tuple[Superblock, Tables, Journal, Recovery]:
+    """The store's state on the medium, its log at the valid end, and what was found.
+
+    read_only: where damage keeps every superblock from being used, once more without what only a writer needs (free space,
+    counts of references, floors), and with damage inside the object tree left where it is.
+    """
+    try:
+        return _recover(device, cache_bytes, onodes_max, read_only, None)
+    except CorruptionError as error:
+        if not read_only:
+            raise
+        try:
+            return _recover(device, cache_bytes, onodes_max, read_only, [])
+        except CorruptionError:
+            raise error from None
+
+
+def _recover(
+    device: Device, cache_bytes: int, onodes_max: int, read_only: bool, tolerated: list[str] | None
+) -> tuple[Superblock, Tables, Journal, Recovery]:
+    report = Recovery()
+    chosen, live, must_reach = choose(device, cache_bytes, onodes_max, report, read_only=read_only, tolerated=tolerated)
+    report.warnings += tolerated or []
+    journal = replay(device, chosen, live, report, must_reach, read_only=read_only)
+    return chosen, live, journal, report
+
+
 def choose(
-    device: Device, cache_bytes: int, onodes_max: int, report: Recovery, *, read_only: bool = False
-) -> tuple[Superblock, Tables, int]:
+    device: Device, cache_bytes: int, onodes_max: int, report: Recovery, *, read_only: bool = False,
+    tolerated: list[str] | None = None,
+) -> tuple[Superblock, Tables, int]:  # fmt: skip
     """The newest superblock whose checksum and roots verify, its tables, and how far the log must at least reach.
 
     A superblock passed over because its *roots* are damaged was durable, so the log from the older one's position must reach
@@ -57,7 +87,7 @@ def choose(
         tried.add(candidate.epoch)
         try:
             superblock.check_device_size(device, candidate)
-            tables = load(device, candidate, cache_bytes, onodes_max)
+            tables = load(device, candidate, cache_bytes, onodes_max, tolerated=tolerated)
         except CorruptionError as error:
             first_error = first_error or error
             must_reach = max(must_reach, candidate.log_position)

@@ -98,10 +98,18 @@ class SnapshotTable:
     `newest`: epoch of the newest snapshot that is not being deleted, one included whose record is still to be made; 0: none.
     """
 
-    def __init__(self, records: Tree, dead: Tree) -> None:
+    def __init__(self, records: Tree, dead: Tree, tolerated: list[str] | None = None) -> None:
+        """`tolerated`: what is wrong with the records is not raised here, but to whoever asks for one."""
         self.records = records
         self.dead = dead
-        self._kept = {name: decode(name, raw) for name, raw in records.items()}
+        self.damage: CorruptionError | None = None  # why nothing is known of the snapshots, where nothing is
+        self._kept: dict[bytes, Kept] = {}
+        try:
+            self._kept.update((name, decode(name, raw)) for name, raw in records.items())
+        except CorruptionError as error:
+            if tolerated is None:
+                raise
+            self.damage = error
         self._died: list[Death] = []
         self.newest = 0
         self._fan = max(4, records.pager.page_size // (_DEAD_KEY.size + _DEAD.size) - 3)  # records of a leaf, and some room
@@ -111,15 +119,21 @@ class SnapshotTable:
         return len(self._kept)
 
     def __iter__(self) -> Iterator[Kept]:
-        """In the order of their epochs."""
+        """In the order of their epochs. CorruptionError when that is not known."""
+        self._check()
         return iter(sorted(self._kept.values(), key=lambda kept: kept.epoch))
 
     def get(self, name: bytes) -> Kept:
         """NotFound when there is none of that name."""
+        self._check()
         kept = self._kept.get(name)
         if kept is None:
             raise NotFound("snapshot", name)
         return kept
+
+    def _check(self) -> None:
+        if self.damage is not None:
+            raise self.damage.with_traceback(None)
 
     # -- taking and deleting -------------------------------------------------------------------------------------------
 

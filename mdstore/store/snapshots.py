@@ -164,7 +164,7 @@ class SnapshotView(Queries):
         self.created_ns = kept.created_ns
         self._on_close = on_close
         self._closed = False
-        live = tables.load(device, kept.superblock, cache_bytes, ONODES, to_read_only=True)
+        live = tables.load(device, kept.superblock, cache_bytes, ONODES, to_read_only=True, tolerated=[])
         super().__init__(device, kept.superblock, live)
 
     @property

@@ -109,13 +109,12 @@ class Store(Queries):
         """Open an image and recover it; `recovery` tells what was found. Nothing is written before the first change.
 
         read_only: the log is replayed in memory only; objects it changes through damaged pages are set apart, listed in
-        `recovery.isolated`, and answer CorruptionError. Errors: NotAnImage, UnsupportedFormat, CorruptionError,
-        DeviceFailed. Cost: superblocks, one page for each tree, the free extents, and the log since the last checkpoint.
+        `recovery.isolated`, and answer CorruptionError; damage to what only a writer needs is in `recovery.warnings`.
+        Errors: NotAnImage, UnsupportedFormat, CorruptionError, DeviceFailed.
+        Cost: superblocks, one page for each tree, the free extents, and the log since the last checkpoint.
         """
-        found = Recovery()
         read_only = read_only or device.read_only
-        chosen, live, must_reach = recovery.choose(device, cache_bytes, onodes, found, read_only=read_only)
-        journal = recovery.replay(device, chosen, live, found, must_reach, read_only=read_only)
+        chosen, live, journal, found = recovery.recover(device, cache_bytes, onodes, read_only=read_only)
         store = cls(device, chosen, live, journal, found, read_only=read_only, background=background,
                     dirty_bytes=dirty_bytes, wipe=wipe)  # fmt: skip
         store.wiper.begin()

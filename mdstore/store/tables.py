@@ -91,28 +91,32 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
 
 
 def load(
-    device: Device, superblock: Superblock, cache_bytes: int, onodes_max: int, *, to_read_only: bool = False
-) -> Tables:
+    device: Device, superblock: Superblock, cache_bytes: int, onodes_max: int, *, to_read_only: bool = False,
+    tolerated: list[str] | None = None,
+) -> Tables:  # fmt: skip
     """Open the trees a superblock names and read the first page of each: CorruptionError when one cannot be read.
 
     to_read_only: nothing will ever be taken or given back (a snapshot), so free space and snapshots are left alone.
+    tolerated: takes a sentence for each damage that does not keep what is elsewhere from being read, instead of raising it: all
+    but that of the roots, and of the table of collections. Only for an opening that never writes: free space, counts of
+    references and floors may be anything then.
     Cost: one page for each tree, all pages of the tree of free extents (its size follows the free space's pieces, not
     the number of objects), and the record of each snapshot.
     """
     pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
     pager.generation = superblock.epoch + 1
-    trees = {root: _open(pager, superblock, root, descriptor) for root, descriptor in DESCRIPTORS.items()}
+    trees = {root: _open(pager, superblock, root, descriptor, tolerated) for root, descriptor in DESCRIPTORS.items()}
     pager.refs = trees[Root.PAGE_REFERENCES]
     allocator = Allocator(superblock.cursor, _stripes(superblock))
     if to_read_only:
         trees |= {root: Tree(pager, DESCRIPTORS[root], root) for root in _OPTIONAL}
     else:
-        allocator.load(_free_extents(trees[Root.FREE], superblock))
-    space = _space(device, superblock, allocator, trees)
-    _check_snapshots(space.snapshots, superblock)
+        _load_free(allocator, trees[Root.FREE], superblock, tolerated)
+    space = _space(device, superblock, allocator, trees, tolerated)
+    _check_snapshots(space.snapshots, superblock, tolerated)
     object_table = ObjectTable(space, pager, trees[Root.OBJECTS], superblock.next_tree_id, onodes_max)
     object_table.stored_bytes = superblock.stored_bytes
-    floors = Floors(dict(floors_module.decode(key, value) for key, value in trees[Root.FLOORS].items()))
+    floors = _load_floors(trees[Root.FLOORS], tolerated)
     collection_table = CollectionTable(trees[Root.COLLECTIONS], superblock.next_collection_id)
     tables = Tables(space, pager, allocator, collection_table, object_table, trees[Root.FREE], floors, trees[Root.FLOORS], [])
     object_table.replaying = to_read_only
@@ -121,20 +125,48 @@ def load(
     return tables
 
 
-def _space(device: Device, superblock: Superblock, allocator: Allocator, trees: dict[Root, Tree]) -> Space:
+def _load_free(allocator: Allocator, tree: Tree, superblock: Superblock, tolerated: list[str] | None) -> None:
+    try:
+        allocator.load(_free_extents(tree, superblock))
+    except CorruptionError as error:
+        if tolerated is None:
+            raise
+        tolerated.append(f"what is free is not known: {error}")
+        allocator.load([(superblock.first_block, superblock.blocks - superblock.first_block)])
+
+
+def _load_floors(tree: Tree, tolerated: list[str] | None) -> Floors:
+    try:
+        return Floors(dict(floors_module.decode(key, value) for key, value in tree.items()))
+    except CorruptionError as error:
+        if tolerated is None:
+            raise
+        tolerated.append(f"the floors of writers are not known: {error}")
+        return Floors({})
+
+
+def _space(
+    device: Device, superblock: Superblock, allocator: Allocator, trees: dict[Root, Tree], tolerated: list[str] | None = None
+) -> Space:
     shares = Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS])
-    snapshots = SnapshotTable(trees[Root.SNAPSHOTS], trees[Root.DEAD])
+    snapshots = SnapshotTable(trees[Root.SNAPSHOTS], trees[Root.DEAD], tolerated)
     return Space(device, superblock.block_size, allocator, shares, snapshots)
 
 
-def _check_snapshots(snapshots: SnapshotTable, superblock: Superblock) -> None:
+def _check_snapshots(snapshots: SnapshotTable, superblock: Superblock, tolerated: list[str] | None) -> None:
     """A kept superblock is an older one of the same image."""
-    for kept in snapshots:
-        old = kept.superblock
-        if old.uuid != superblock.uuid or old.block_size != superblock.block_size or old.epoch >= superblock.epoch:
-            found = f"epoch {old.epoch} of {old.uuid.hex()}"
-            expected = f"one before {superblock.epoch} of {superblock.uuid.hex()}"
-            raise CorruptionError("snapshot record", repr(kept.name), expected, found)
+    try:
+        for kept in snapshots:
+            old = kept.superblock
+            if old.uuid != superblock.uuid or old.block_size != superblock.block_size or old.epoch >= superblock.epoch:
+                found = f"epoch {old.epoch} of {old.uuid.hex()}"
+                expected = f"one before {superblock.epoch} of {superblock.uuid.hex()}"
+                raise CorruptionError("snapshot record", repr(kept.name), expected, found)
+    except CorruptionError as error:
+        if tolerated is None:
+            raise
+        tolerated.append(f"the snapshots are not known: {error}")
+        snapshots.damage = error
 
 
 def _stripes(superblock: Superblock) -> Stripes | None:
@@ -142,14 +174,21 @@ def _stripes(superblock: Superblock) -> Stripes | None:
     return Stripes(superblock.stripe_bytes // size, superblock.stripe_offset // size) if superblock.stripe_bytes else None
 
 
-def _open(pager: Pager, superblock: Superblock, root: Root, expect: Descriptor) -> Tree:
+def _open(pager: Pager, superblock: Superblock, root: Root, expect: Descriptor, tolerated: list[str] | None) -> Tree:
     record = superblock.roots.get(root)
     if record is None and root in _OPTIONAL:
         return Tree(pager, expect, root)
     if record is None:
         raise CorruptionError("superblock", f"epoch {superblock.epoch}", f"a root of {root.name.lower()}", "none")
     tree = Tree.open(pager, record, expect)
-    tree.first()
+    try:
+        tree.first()
+    except CorruptionError as error:
+        if tolerated is None or root is Root.COLLECTIONS:
+            raise
+        if root is Root.OBJECTS:
+            next(tree.pages())  # without the root page nothing can be found
+        tolerated.append(f"the tree of {root.name.lower().replace('_', ' ')} is damaged: {error}")
     return tree
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from journal import Journal, JournalFull, Layout, Medium, NoJournal, Options, RingMedium, StripedMedium
+from journal.commit import Parked
 from journal.simulation import CrashObjects, CrashRegion
 
 BLOCK = 256
@@ -169,7 +170,7 @@ def test_later_stripes_landed_earlier_ones_not_and_shorter_entries_follow() -> N
     journal.flush()
     start = journal.write
     ends = [journal.append(b"x" * 40) for _ in range(8)]
-    journal._writer.turns.take_now()
+    assert journal._writer.turns.take(Parked(ends[-1]))
     journal._writer.write_buffers()
     pending = [op for op in place.store.operations[-8:] if op.kind == "write"]
     lost = place.medium().layout.pieces(start, 92)  # type: ignore[attr-defined]

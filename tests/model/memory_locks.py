@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from mdstore.mds.locks import FileLocks, Lock
+from mdstore.mds.locks import RANGE_END, FileLocks, Lock, of_session
 
 
 class MemoryLocks:
@@ -20,14 +20,19 @@ class MemoryLocks:
     def take_lock(self, handle: int, wanted: Lock, *, flock: bool = False) -> bool:
         return self.locks.acquire(*self._of(handle, wanted, flock=flock), flock=flock)
 
-    def wait_for_lock(self, handle: int, wanted: Lock, granted: Callable[[], None], *, flock: bool = False) -> Hashable:
-        return self.locks.wait(*self._of(handle, wanted, flock=flock), granted, flock=flock)
+    def wait_for_lock(
+        self, handle: int, wanted: Lock, token: Hashable, granted: Callable[[], None], *, flock: bool = False
+    ) -> bool:
+        return self.locks.wait(*self._of(handle, wanted, flock=flock), token, granted, flock=flock)
 
     def cancel_lock(self, token: Hashable) -> bool:
-        return self.locks.cancel(token)
+        return self.locks.cancel(0, token)
 
     def drop_lock(self, handle: int, owner: int, start: int, end: int, *, flock: bool = False) -> None:
-        self.locks.release(self._ino_of(handle), handle if flock else owner, start, end, flock=flock)
+        ino, lock = self._of(handle, Lock(owner, start, end, exclusive=False), flock=flock)
+        self.locks.release(ino, lock.owner, lock.start, lock.end, flock=flock)
 
     def _of(self, handle: int, lock: Lock, *, flock: bool) -> tuple[int, Lock]:
-        return self._ino_of(handle), lock._replace(owner=handle) if flock else lock
+        if flock:
+            lock = Lock(handle, 0, RANGE_END, lock.exclusive, lock.pid)
+        return self._ino_of(handle), of_session(0, lock)

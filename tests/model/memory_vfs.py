@@ -397,7 +397,7 @@ class MemoryVfs(MemoryLocks):
     @_locked
     def release(self, handle: int) -> None:
         node = self._open(handle).node
-        self.locks.release(node.ino, handle, flock=True)
+        self.locks.close(node.ino, 0, handle)
         del self._handles[handle]
         node.opens -= 1
         self._drop_if_unused(node)

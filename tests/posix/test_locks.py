@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import select
 import signal
 import struct
 from collections.abc import Callable, Iterator
@@ -58,6 +59,10 @@ class Other:
 
     def answer(self) -> str:
         return os.read(self._answers, 100).decode()
+
+    def has_answered(self, another: Other) -> bool:
+        """Whether this one has, once one of the two has."""
+        return self._answers in select.select([self._answers, another._answers], [], [])[0]
 
     def does(self, call: str, *args: int) -> str:
         self.start(call, *args)
@@ -197,6 +202,21 @@ def test_a_flock_ends_with_the_last_descriptor_of_its_open_file(locking: Path) -
     os.close(again)
     assert other.answer() == "OK"
     other.end()
+
+
+def test_two_that_share_a_flock_and_both_want_it_alone_get_it_in_turn(locking: Path) -> None:
+    both = [Other(locking) for _ in range(2)]
+    for other in both:
+        assert other.does("flock", SH) == "OK"
+    for other in both:
+        other.start("flock", EX)
+    first = both[0] if both[0].has_answered(both[1]) else both[1]
+    second = both[1 - both.index(first)]
+    assert first.answer() == "OK"
+    assert first.does("flock", UN) == "OK"
+    assert second.answer() == "OK"
+    for other in reversed(both):  # the later one has the earlier one's pipes, too
+        other.end()
 
 
 def test_two_that_wait_for_each_other_are_told_of_the_deadlock(locking: Path) -> None:

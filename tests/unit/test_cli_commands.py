@@ -404,8 +404,10 @@ def run_as_nobody(*arguments: str | Path) -> Ran:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A directory that everybody may enter; those of pytest are private."""
-    with tempfile.TemporaryDirectory(prefix="mdstore-test-") as name:
+    """A directory that everybody may enter; those of pytest are private, and $TMPDIR may be."""
+    places = [Path(place).resolve() for place in (tempfile.gettempdir(), "/tmp", "/dev/shm")]
+    public = [place for place in places if all(above.stat().st_mode & 0o001 for above in (place, *place.parents))]
+    with tempfile.TemporaryDirectory(prefix="mdstore-test-", dir=public[0]) as name:
         os.chmod(name, 0o755)
         yield Path(name)
 

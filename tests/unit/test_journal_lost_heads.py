@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from journal import HeadLost, Journal, JournalCorrupt, NoJournal, RingMedium
-from journal.simulation import CrashRegion
+from journal import HeadLost, Journal, JournalCorrupt, Layout, NoJournal, RingMedium, StripedMedium
+from journal.simulation import CrashObjects, CrashRegion, ObjectsView
 
 BLOCK, LOG = 256, 0x5EED
 
@@ -103,3 +103,27 @@ def test_entries_of_another_log_in_the_same_place_do_not_count() -> None:
     lose_heads(region)
     found = Journal.open(ring(region), start=created.expire, log=LOG)
     assert [entry.payload for entry in found.entries()] == [b"ours"]
+
+
+class Unreadable(ObjectsView):
+    """Some objects give an error instead of bytes."""
+
+    lost: frozenset[str] = frozenset()
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        if name in self.lost:
+            raise OSError(5, name)
+        return super().read(name, offset, length)
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_a_head_that_cannot_be_read_is_as_good_as_a_damaged_one(slot: int) -> None:
+    objects = Unreadable(CrashObjects(), 0, None)
+    medium = StripedMedium(objects, "log", Layout(stripe_unit=64, object_size=256))
+    with Journal.create(medium) as journal:
+        journal.append(b"event")
+    objects.lost = frozenset({medium.head_name(slot)})
+    assert [entry.payload for entry in Journal.open(medium).entries()] == [b"event"]
+    objects.lost = frozenset({medium.head_name(0), medium.head_name(1)})
+    with pytest.raises(OSError, match=r"log\.head1"):
+        Journal.open(medium)

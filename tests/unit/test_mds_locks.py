@@ -49,6 +49,27 @@ def test_waiters_are_granted_in_order_and_cancelled_ones_never() -> None:
     table.assert_state()
 
 
+def test_who_waits_for_a_free_lock_has_it() -> None:
+    table = LockTable()
+    assert table.wait(1, Lock(7, 0, 9, True), "seven")
+    assert table.held(1) == [Lock(7, 0, 9, True)]
+    assert not table.wait(1, Lock(8, 5, 9, False), "eight")
+    assert table.waiting() == 1
+    table.assert_state()
+
+
+def test_only_what_an_owner_has_on_one_inode_goes_where_one_is_named() -> None:
+    table = LockTable()
+    for ino in (1, 2):
+        table.acquire(ino, Lock(7, 0, 9, True))
+        table.acquire(ino, Lock(8, 10, 19, True))
+    table.wait(1, Lock(7, 10, 19, True), "seven")
+    assert table.forget(lambda owner: owner == 7, 1) == ([1], ["seven"])
+    assert table.held(1) == [Lock(8, 10, 19, True)]
+    assert table.held(2) == [Lock(7, 0, 9, True), Lock(8, 10, 19, True)]
+    table.assert_state()
+
+
 def test_a_cycle_over_several_files_is_a_deadlock() -> None:
     table = LockTable()
     for owner in (1, 2, 3):
@@ -70,7 +91,7 @@ def test_an_owner_that_goes_leaves_nothing() -> None:
     table.acquire(3, Lock(8, 0, 9, True))
     table.wait(3, Lock(7, 0, 9, True), "seven")
     table.wait(1, Lock(9, 0, 9, True), "nine")
-    assert sorted(table.forget_owner(7)) == [1, 2]
+    assert table.forget(lambda owner: owner == 7) == ([1, 2], ["seven"])
     assert table.wake(1) == ["nine"]
     assert table.waiting() == 0
     assert table.held(2) == []

@@ -225,8 +225,8 @@ def test_the_end_of_a_session_gives_back_all_it_had(store: MemStore) -> None:
     wanted = Lock(9, 0, 9, exclusive=True)  # the same number of another client's process
     assert not server.clients.call(two, "take_lock", other, wanted)
     granted: list[str] = []
-    server.clients.call(two, "wait_for_lock", other, wanted, lambda: granted.append("posix"))
-    server.clients.call(two, "wait_for_lock", other, wanted, lambda: granted.append("flock"), flock=True)
+    server.clients.call(two, "wait_for_lock", other, wanted, 1, lambda: granted.append("posix"))
+    server.clients.call(two, "wait_for_lock", other, wanted, 2, lambda: granted.append("flock"), flock=True)
     refused(errno.EBADF, lambda: server.clients.call(two, "read", handle, 0, 1))
     server.clients.end(one)
     assert granted == ["posix", "flock"]
