@@ -193,8 +193,9 @@ class Tree(TreeView):
     def delete(self, key: bytes) -> bool:
         """True when the key was there."""
     def write(self, key: bytes, offset: int, data: bytes) -> None:
-        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros). NotFound without the key. A spilled
-        value that no seal has reached is changed in place; any other is read whole and put again."""
+        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros). NotFound without the key. LimitExceeded,
+        InvalidRequest: the value would be longer than it may. Of a spilled value only the pages written, and the index pages
+        above them, are read and written anew."""
     def delete_value(self, key: bytes, value: bytes) -> bool:
         """Remove one value of a key in a tree with duplicates; True when it was there."""
     def update(self, items: Iterable[tuple[bytes, bytes]] | Mapping[bytes, bytes]) -> int:

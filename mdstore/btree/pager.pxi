@@ -9,7 +9,8 @@
 
 # -- the map of sealed pages: address -> node or page of a spilled value, until the device holds them ------------------
 cdef inline int64_t map_slot(PagerCore *p, uint64_t address) noexcept nogil:
-    return <int64_t> ((address * 0x9e3779b97f4a7c15ULL) >> 20) & (p.map_cap - 1)
+    """Eight neighbouring addresses share a place, so that a run of pages does not miss the processor's cache with each."""
+    return <int64_t> ((((address >> 3) * 0x9e3779b97f4a7c15ULL) >> 20) << 3 | address & 7) & (p.map_cap - 1)
 
 
 cdef Mapped *map_find(PagerCore *p, uint64_t address) noexcept nogil:
