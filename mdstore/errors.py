@@ -17,6 +17,7 @@
 | ImageBusy           | stop the process named, or wait for it                                   |
 | SnapshotBusy        | close whatever reads the snapshot, then try again                         |
 | DeviceFailed        | reopen the store; what was acknowledged is on the medium                  |
+| InternalError       | open it again, report the bug; nothing half-done was written               |
 | FencedError         | stop: another writer has taken over                                      |
 | PosixError          | hand its errno to the program that asked                                 |
 
@@ -194,6 +195,19 @@ class DeviceFailed(MdstoreError):
         self.where = where
         self.cause = cause
         super().__init__(f"{operation} failed at {where}: {cause}")
+
+
+class InternalError(MdstoreError):
+    """A change met an error that nobody foresaw, and stopped what made it before anything half-done was written: a bug. What was
+    acknowledged as durable is on the medium; opening again gives the last whole state."""
+
+    errno = errno.EIO
+
+    def __init__(self, where: str, cause: BaseException) -> None:
+        self.where = where
+        self.cause = cause
+        super().__init__(f"{where} stopped at an unforeseen error, before anything half-done was written: "
+                         f"{type(cause).__name__}: {_show(cause)}")  # fmt: skip
 
 
 class StoreClosed(MdstoreError):

@@ -52,3 +52,7 @@ SESSIONS_MAX: Final = 65536  # at a time: LimitExceeded
 SESSION_NAME_MAX: Final = 255  # bytes of a client's name: LimitExceeded
 SESSION_REQUESTS_MAX: Final = 4096  # done and not yet called old by the client, which must wait: LimitExceeded
 FILE_SIZE_MAX: Final = 1 << 53  # bytes of one file (8 PiB): EFBIG
+TIME_MAX_NS: Final = 9_223_372_036 * 10**9  # 2262-04-11: whole seconds that fit i64 nanoseconds; later times become this one
+TIME_MIN_NS: Final = -TIME_MAX_NS  # 1677-09-21: earlier times become this one, as Linux clamps to what a file system keeps
+OWNER_MAX: Final = (1 << 32) - 2  # a user's or group's number: EINVAL; chown's "leave it" is the one above
+DEVICE_NUMBER_MAX: Final = (1 << 32) - 1  # major and minor of a device, as the kernel packs them: EINVAL

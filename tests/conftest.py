@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -30,6 +32,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Shuffled where asked for; pytest then puts together again what shares a mount."""
     if (seed := config.getoption("shuffle")) is not None:
         Random(seed).shuffle(items)
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that everybody may enter; those of pytest are private, and $TMPDIR may be."""
+    places = [Path(place).resolve() for place in (tempfile.gettempdir(), "/tmp", "/dev/shm")]
+    public = [place for place in places if all(above.stat().st_mode & 0o001 for above in (place, *place.parents))]
+    with tempfile.TemporaryDirectory(prefix="mdstore-test-", dir=public[0]) as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from mdstore.client.mount import MountOptions, check_mountpoint, in_background, mount, unmount
+from mdstore.client.mount_ending import EndingListener
 from mdstore.client.mount_options import parse_options
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at, open_device
 from mdstore.device.file import FileDevice
@@ -84,14 +85,15 @@ def in_foreground_or_not(serve_until_end: Serve, say: Callable[[], None], *, bac
 
 
 def serve(image: str, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
-    """Open the image, mount it, say so, and serve until the end. Durable when it returns: everything."""
+    """Open the image, mount it, say so, and serve until the end. Durable when it returns EXIT_OK: everything."""
     client = b"mount " + os.fsencode(directory)
     with (
         ExitStack() as reopened,
         opened_names(image, read_only=options.read_only, client=client[:SESSION_NAME_MAX]) as vfs,
-        Driver(vfs.server, failed=lambda error: _fall_back(image, vfs.server, error, reopened)),
+        Driver(vfs.server, failed=lambda error: _fall_back(image, vfs.server, error, reopened)) as driver,
     ):
-        return serve_at(vfs, directory, options, ready)
+        code = serve_at(vfs, directory, options, ready)
+    return EXIT_FAILED if vfs.failure is not None or driver.error is not None else code
 
 
 def serve_at(vfs: Vfs, directory: str, options: MountOptions, ready: Callable[[], None]) -> int:
@@ -102,9 +104,10 @@ def serve_at(vfs: Vfs, directory: str, options: MountOptions, ready: Callable[[]
     return EXIT_OK
 
 
-def _fall_back(image: str, server: MetadataServer, error: MdstoreError, reopened: ExitStack) -> None:
-    """The medium failed: serve what is durable from here on, read-only."""
-    log.error("nothing more is written: %s", explain(error))
+def _fall_back(image: str, server: MetadataServer, error: Exception, reopened: ExitStack) -> None:
+    """The medium failed, or the server did: serve what is durable from here on, read-only."""
+    foreseen = isinstance(error, MdstoreError | OSError)
+    log.error("nothing more is written: %s", explain(error) if foreseen else repr(error), exc_info=None if foreseen else error)
 
     def reopen() -> Store:
         with suppress(MdstoreError):
@@ -156,19 +159,24 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
     \b
     mdstore umount /mnt
 
-    When the command is done, everything is durable and the image is free: fsck, or another mount, can follow at once.
+    When the command is done, everything is durable and the image is free: fsck, or another mount, can follow at once. It ends
+    with 1, and says why, where the server could not save everything or had fallen back to read-only.
     """
     path = os.path.realpath(os.path.abspath(directory)) if os.path.exists(directory) else os.path.abspath(directory)
     found = mounted_at(path)
     if found is None or found.fs_type != FILE_SYSTEM_TYPE:
         raise CommandFailed(f"{shown(directory)}: no image is mounted there; `findmnt -t {FILE_SYSTEM_TYPE}` lists what is")
-    unmount(path, lazy=lazy)
-    released = lazy or _wait_for_release(found.source)
+    with EndingListener(path) as server:
+        unmount(path, lazy=lazy)
+        released = lazy or _wait_for_release(found.source)
+        failure = server.heard()
     if not released:
         complain(f"{found.source} is unmounted, but its server still writes back; wait before using it")
+    if failure:
+        complain(f"{found.source} is unmounted, but not all of it was saved: {failure}; run `mdstore fsck {shown(found.source)}`")
     if as_json:
-        print_json({"unmounted": path, "image": found.source, "released": released and not lazy})
-    return EXIT_OK if released else EXIT_FAILED
+        print_json({"unmounted": path, "image": found.source, "released": released and not lazy, "failure": failure or None})
+    return EXIT_OK if released and not failure else EXIT_FAILED
 
 
 def _wait_for_release(image: str) -> bool:

@@ -166,6 +166,30 @@ class TreeView:
         """Release the pages and the pinned generation; later calls raise StoreClosed."""
 
 @final
+class PackedPairs:
+    """Pairs of key and value, copied once into the bytes that the store's log has for them, with the order in which a tree takes
+    them fastest: neighbours together, pairs of one key as they were given. Iterating gives them in the order given.
+
+    Cost: 12 ns a pair of 108 bytes, and 27 bytes of memory besides the keys and values. For a thread's use after it is made: any.
+    """
+
+    longest_key: int
+    longest_value: int
+    payload_bytes: int  # keys and values together
+    def __init__(self, items: Iterable[tuple[Buffer, Buffer]], room: int = 0) -> None:
+        """`room`: the length of the prefix that `encoded` will get, which then copies nothing the first time.
+
+        Naming the pair by its number from 0: TypeError for what is no pair of buffers, InvalidRequest for an empty key,
+        LimitExceeded (MAP_KEY_MAX, MAP_VALUE_MAX). LimitExceeded (TRANSACTION_BYTES_MAX) for all of them together;
+        InvalidRequest for a list that changed meanwhile."""
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
+    def encoded(self, prefix: bytes = b"") -> bytes:
+        """`prefix`, and a MessagePack array of arrays of two byte strings. Cost: one copy, or none (`room`)."""
+    def values_above(self, size: int) -> list[int]:
+        """The sizes of the values longer than `size`, in no order."""
+
+@final
 class Tree(TreeView):
     """A mutable tree. Writes change memory only; `seal` gives the dirty pages addresses and checksums and returns the
     root record that the owner makes durable. All methods may be called from any thread."""
@@ -198,9 +222,12 @@ class Tree(TreeView):
         above them, are read and written anew."""
     def delete_value(self, key: bytes, value: bytes) -> bool:
         """Remove one value of a key in a tree with duplicates; True when it was there."""
-    def update(self, items: Iterable[tuple[bytes, bytes]] | Mapping[bytes, bytes]) -> int:
+    def update(self, items: Iterable[tuple[bytes, bytes]] | Mapping[bytes, bytes] | PackedPairs) -> int:
         """Put many, without the interpreter lock, a thousand at a time; returns how many keys were new. A record that is
         refused leaves the thousands before it in the tree."""
+    def fetch(self, pairs: PackedPairs) -> None:
+        """Have every page in memory, read and checked, that `update` of these pairs looks at, as far as the cache can hold them.
+        Without the interpreter lock. Cost: a descent each, and reading what has spilled. CorruptionError, DeviceFailed."""
     def delete_many(self, keys: Iterable[bytes]) -> int: ...
     def delete_range(self, start: bytes | None = None, stop: bytes | None = None) -> int:
         """Remove start <= key < stop, dropping whole subtrees without reading their leaves where nothing spilled."""

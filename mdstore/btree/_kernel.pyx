@@ -5,8 +5,8 @@
 Read in this order. A page: layout.pxi, keys.pxi, check.pxi (what is checked after a read); in memory: node.pxi. The cache: pager.pxi.
 Changing: own.pxi (copy before change, what a change gives up), spill.pxi and patch.pxi (long values, whole and by range), balance.pxi, split.pxi, merge.pxi (where cells
 go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses, checksums, the root record. Reading: read.pxi, batch.pxi,
-cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor), cache.pxi, view.pxi, iterate.pxi, mutable.pxi, walk.pxi.
-blocks.pxi (data of objects) stands for itself.
+cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor), packed.pxi (what bulk writes carry), cache.pxi, view.pxi,
+iterate.pxi, mutable.pxi, walk.pxi. blocks.pxi (data of objects) stands for itself.
 
 Threads. Everything above api.pxi in the list of includes runs without the interpreter lock and touches no Python object (a device without a
 descriptor is the one exception: it takes the lock for its read). Locks and their order are stated in pager.pxi (G3). A single
@@ -18,7 +18,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, qsort
@@ -27,7 +27,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from mdstore.errors import (
     CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, NotFound, StoreClosed, UnsupportedFormat,
 )
-from mdstore.limits import USER_BLOB_MAX, VALUE_SIZE_MAX
+from mdstore.limits import MAP_KEY_MAX, MAP_VALUE_MAX, TRANSACTION_BYTES_MAX, USER_BLOB_MAX, VALUE_SIZE_MAX
 
 cdef extern from "<unistd.h>" nogil:
     ctypedef long off_t
@@ -118,6 +118,7 @@ include "read.pxi"
 include "batch.pxi"
 include "cursor.pxi"
 include "api.pxi"
+include "packed.pxi"
 include "cache.pxi"
 include "view.pxi"
 include "iterate.pxi"

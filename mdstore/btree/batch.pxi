@@ -3,6 +3,9 @@
 cdef enum:
     GROUP = 16           # keys that descend side by side, so that their cache misses overlap
     WORK_CHUNK = 1024    # records taken from Python at a time
+    TO_GET = 0           # what a group descends for: to read values,
+    TO_PUT = 1           # to change leaves,
+    TO_FETCH = 2         # to have the leaves in memory
 
 cdef struct Arena:
     uint8_t *data
@@ -28,33 +31,54 @@ cdef uint8_t *arena_take(Arena *a, int64_t n) noexcept nogil:
     return a.data + a.size - n
 
 
-cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, bint owned, Node **leaves) noexcept nogil:
-    """The resident leaf of each key, or NULL; with `owned` only where `owned_leaf` would give it. Level by level for the whole group:
-    while one key's next page is fetched from memory, the others are searched."""
-    cdef int level = t.level, j, i
+cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, int purpose, Node **leaves) noexcept nogil:
+    """The resident leaf of each key, or NULL; for puts only where `owned_leaf` would give it. Level by level for the whole group:
+    while one key's next page is fetched from memory, the others are searched. A key that clearly lies in the same child as the
+    one before is not searched for: in a sorted group most do, but in the lowest index pages."""
+    cdef int level = t.level, j, i = 0
     cdef Node *root = <Node *> at_getp(&t.root)
     cdef Node *kid
+    cdef Node *last
     for j in range(n):
         leaves[j] = root
     if root != NULL:
         touch(root)
     while level >= 0 and root != NULL:
+        last = NULL
         for j in range(n):
             kid = leaves[j]
             if kid == NULL:
                 continue
-            if owned and (at_get8(&kid.state) != DIRTY or at_get32(&kid.refs) != 1 or (level == 0 and kid.spilled)):
+            if purpose == TO_PUT and (at_get8(&kid.state) != DIRTY or at_get32(&kid.refs) != 1 or (level == 0 and kid.spilled)):
                 leaves[j] = NULL
+                continue
+            if level == 0 and purpose == TO_FETCH:
                 continue
             touch(kid)
             if level == 0:
                 continue
-            i = index_find(&t.s, page_of(kid), kid.cap, keys[j], sizes[j])
+            if kid != last or not is_between(&t.s, page_of(kid), i, keys[j], sizes[j]):
+                i = index_find(&t.s, page_of(kid), kid.cap, keys[j], sizes[j])
+            last = kid
             kid = <Node *> at_getp(&kid.kids[i])
             leaves[j] = kid
-            if kid != NULL:
+            if kid == NULL:
+                continue
+            if level == 1 and purpose != TO_GET:
+                prefetch(<uint8_t *> kid + 64)  # `spilled`
+            if level > 1 or purpose != TO_FETCH:
                 prefetch_node(kid)
         level -= 1
+
+
+cdef inline bint is_between(Shape *s, const uint8_t *page, int i, const uint8_t *key, int klen) noexcept nogil:
+    """True where slot heads alone tell that child `i` of an index page holds the key."""
+    cdef const uint8_t *slot = page + HEADER + 8 * i
+    cdef uint32_t head
+    if i + 1 >= page_count(page) or ld16(page + OFF_SKIP):
+        return False
+    head = head_of(s, key, klen, 0)
+    return (i == 0 or ld32(slot) < head) and head < ld32(slot + 8)
 
 
 cdef int get_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, Arena *arena, Found *out,
@@ -68,7 +92,7 @@ cdef int get_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, A
     cdef uint8_t *into
     cdef int64_t before
     core_lock_shared(t)
-    descend_group(t, keys, sizes, n, False, leaves)
+    descend_group(t, keys, sizes, n, TO_GET, leaves)
     race_begin()
     for j in range(n):
         if leaves[j] != NULL:
@@ -146,38 +170,71 @@ cdef struct Work:        # a batch of writes, pointing at bytes objects that the
 
 
 cdef int put_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
-    """Put many records: groups under the shared lock, each record that needs more under the exclusive one. Records before a
-    failure are in the tree."""
-    cdef Node *leaves[GROUP]
-    cdef int at = 0, j, n, code = OK, added
-    cdef bint existed
+    """Put many records, a group at a time. Records of the groups before a failure are in the tree, and some of its own."""
+    cdef int at = 0, code = OK
     while at < w.n and code == OK:
-        n = min(GROUP, w.n - at)
-        core_lock_shared(t)
-        descend_group(t, w.key + at, w.klen + at, n, True, leaves)
-        race_begin()  # a guess, taken while others may write
-        for j in range(n):
-            if leaves[j] != NULL:
-                prefetch_gap(page_of(leaves[j]) + ld32(page_of(leaves[j]) + OFF_HEAP) % leaves[j].cap - 128)
-        race_end()
-        added = j = 0
-        while j < n and leaves[j] != NULL and not value_spills(&t.s, w.klen[at], w.vlen[at]) and leaf_put(
-                t, leaves[j], w.key[at], w.klen[at], w.value[at], <int> w.vlen[at], &existed):
-            added += not existed
-            at += 1
-            j += 1
-        rw_unlock_shared_adding(&t.rw, added)
-        w.existed += j - added
-        if j < n:
-            rw_lock_shared(&t.p.rw)
-            rw_lock_exclusive(&t.rw)
-            code = fail(f, E_BROKEN, "tree") if t.broken else put_slow(t, w.key[at], w.klen[at], w.value[at], w.vlen[at], &existed, f)
-            rw_unlock_exclusive(&t.rw)
-            rw_unlock_shared(&t.p.rw)
-            make_room(t.p)
-            w.existed += existed
-            at += 1
+        code = put_group(t, w, at, min(GROUP, w.n - at), f)
+        at += GROUP
     note_hits(t, w.n)
+    return code
+
+
+cdef void prefetch_siblings(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
+    """A full leaf is about to give cells to one of its siblings: have their headers and slots on the way."""
+    cdef Node *n = t.root
+    cdef int i, side
+    while n.level:
+        i = index_find(&t.s, page_of(n), n.cap, key, klen)
+        if n.level > 1:
+            n = n.kids[i]
+            continue
+        for side in range(-1, 2, 2):
+            if 0 <= i + side < node_count(n) and n.kids[i + side] != NULL:
+                prefetch(n.kids[i + side])  # its holes
+                prefetch(<uint8_t *> n.kids[i + side] + 64)
+                prefetch_node(n.kids[i + side])
+        return
+
+
+cdef int put_group(TreeCore *t, Work *w, int at, int n, Fault *f) noexcept nogil:
+    """What fits into its leaf under the shared lock, then each record that needs more under the exclusive one. Once one of a
+    leaf needs more, those behind it in that leaf wait too: of one key the last wins."""
+    cdef Node *leaves[GROUP]
+    cdef int late[GROUP]
+    cdef int i, j, k, lates = 0, code = OK, added = 0
+    cdef bint existed, waits
+    core_lock_shared(t)
+    descend_group(t, w.key + at, w.klen + at, n, TO_PUT, leaves)
+    race_begin()  # a guess, taken while others may write
+    for j in range(n):
+        if leaves[j] != NULL:
+            prefetch_gap(page_of(leaves[j]) + ld32(page_of(leaves[j]) + OFF_HEAP) % leaves[j].cap - 128)
+    race_end()
+    for j in range(n):
+        i = at + j
+        waits = leaves[j] == NULL or value_spills(&t.s, w.klen[i], w.vlen[i])
+        for k in range(lates):
+            waits = waits or leaves[late[k] - at] == leaves[j]
+        if waits or not leaf_put(t, leaves[j], w.key[i], w.klen[i], w.value[i], <int> w.vlen[i], &existed):
+            if not waits:
+                prefetch_siblings(t, w.key[i], w.klen[i])
+            late[lates] = i
+            lates += 1
+        else:
+            added += not existed
+            w.existed += existed
+    rw_unlock_shared_adding(&t.rw, added)
+    for j in range(lates):
+        i = late[j]
+        rw_lock_shared(&t.p.rw)
+        rw_lock_exclusive(&t.rw)
+        code = fail(f, E_BROKEN, "tree") if t.broken else put_slow(t, w.key[i], w.klen[i], w.value[i], w.vlen[i], &existed, f)
+        rw_unlock_exclusive(&t.rw)
+        rw_unlock_shared(&t.p.rw)
+        make_room(t.p)
+        if code != OK:
+            break
+        w.existed += existed
     return code
 
 

@@ -278,7 +278,39 @@ cdef class Tree(TreeView):
     def update(self, items):
         """Put many; how many keys were new. Without the interpreter lock, a thousand records at a time. An error names the first
         record that was refused; those of earlier groups are in the tree. Cost: as `put` for each."""
+        if type(items) is PackedPairs and self.takes_packed(items):
+            return self.packed(items, True)
         return self.batch(iter(items.items() if isinstance(items, dict) else items), True)
+
+    def fetch(self, PackedPairs pairs not None):
+        """Have every page in memory, read and checked, that `update` of these pairs will look at. Cost: a descent each, in the
+        order of the keys; where a value has spilled, reading it. CorruptionError, DeviceFailed."""
+        self.packed(pairs, False)
+
+    cdef bint takes_packed(self, PackedPairs pairs) except -1:
+        """Whether all of them fit this tree without a look at each; otherwise they are put one by one, and refused by name."""
+        cdef Shape *s = &self.open_core().s
+        return (s.key_size == -2 and s.value_size == -4 and not s.duplicates and s.comparator != CMP_PAIR
+                and pairs.longest_key <= s.key_max and pairs.longest_value <= value_size_max)
+
+    cdef int64_t packed(self, PackedPairs pairs, bint puts) except -1:
+        cdef Hold kept = self.held
+        cdef TreeCore *t = self.open_core()
+        cdef Work *w = <Work *> take(sizeof(Work))
+        cdef Fault fault
+        cdef int code
+        cdef int64_t existed
+        if w == NULL:
+            raise MemoryError()
+        memset(&fault, 0, sizeof(Fault))
+        w.existed = 0
+        with nogil:
+            code = put_packed(t, pairs, w, &fault) if puts else fetch_packed(t, pairs, w, &fault)
+        existed = w.existed
+        free(w)
+        if code != OK:
+            raised(&fault)
+        return pairs.count - existed
 
     def delete_many(self, keys):
         """Remove many; how many were there. Cost: as `delete` for each."""

@@ -38,6 +38,7 @@ static inline void prefetch_gap(const void *p) /* where a cell will be written *
     const char *c = (const char *)p;
     __builtin_prefetch(c, 1, 3);
     __builtin_prefetch(c + 64, 1, 3);
+    __builtin_prefetch(c + 127, 1, 3);
 }
 
 static inline int32_t at_add32(int32_t *p, int32_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }

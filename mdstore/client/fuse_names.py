@@ -28,6 +28,7 @@ from mdstore.client.fuse_protocol import (
 )
 from mdstore.client.fuse_reply import ReplyEncoder, time_ns
 from mdstore.errors import InvalidRequest, PosixError
+from mdstore.mds.boundary import clamped_time
 from mdstore.mds.vfs import NOW, SUPERUSER, Credentials, SetAttr, Vfs
 
 
@@ -163,8 +164,8 @@ def _decode_setattr(body: memoryview) -> tuple[int, SetAttr]:
         valid, handle, size, _owner, atime_s, mtime_s, _ctime_s, atime_ns, mtime_ns, _ctime_ns, mode, uid, gid,
     ) = SETATTR_IN.unpack_from(body)  # fmt: skip
     has = SetAttrValid
-    atime = NOW if valid & has.ATIME_NOW else time_ns(atime_s, atime_ns)
-    mtime = NOW if valid & has.MTIME_NOW else time_ns(mtime_s, mtime_ns)
+    atime = NOW if valid & has.ATIME_NOW else clamped_time(time_ns(atime_s, atime_ns))
+    mtime = NOW if valid & has.MTIME_NOW else clamped_time(time_ns(mtime_s, mtime_ns))
     return valid, SetAttr(
         mode=mode if valid & has.MODE else None,
         uid=uid if valid & has.UID else None,

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from mdstore.client import mount_syscalls as system
 from mdstore.client.fuse_session import FuseSession
+from mdstore.client.mount_ending import tell_ending
 from mdstore.client.mount_options import MountOptions
 from mdstore.client.mount_syscalls import FuseUnavailable, MountRefused
 from mdstore.errors import InvalidRequest, PosixError
@@ -64,7 +65,17 @@ class MountSession:
             self._stop_asked.set()
             watcher.join()
             self._leave_no_dead_mount()
+            self._close()
+
+    def _close(self) -> None:
+        """Close the name space, and tell whoever unmounts how that went, and what went wrong before."""
+        try:
             self._vfs.close()
+        except BaseException as error:
+            tell_ending(self.mountpoint, str(error) or type(error).__name__)
+            raise
+        failure = getattr(self._vfs, "failure", None)
+        tell_ending(self.mountpoint, None if failure is None else str(failure))
 
     def unmount(self) -> None:
         """Ask for the end described at the head of the module; returns at once. `run` returns when it is done."""

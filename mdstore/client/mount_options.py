@@ -11,6 +11,7 @@ from mdstore.client import mount_syscalls as system
 from mdstore.client.fuse_init import SessionOptions
 from mdstore.client.fuse_reply import CacheTimes
 from mdstore.errors import InvalidRequest
+from mdstore.limits import OWNER_MAX
 
 BUSY_TIMEOUT_S: Final = 30.0
 
@@ -96,14 +97,21 @@ def _natural(text: str) -> int:
     return value
 
 
+def _owner(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= OWNER_MAX:
+        raise ValueError(text)
+    return value
+
+
 def _locks(text: str) -> bool:
     return {"kernel": False, "server": True}[text]
 
 
 _VALUES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "fsname": ("source", str),
-    "uid": ("uid", _natural),
-    "gid": ("gid", _natural),
+    "uid": ("uid", _owner),
+    "gid": ("gid", _owner),
     "busy_timeout": ("busy_timeout_s", _seconds),
     "entry_timeout": ("times.entry_s", _seconds),
     "attr_timeout": ("times.attr_s", _seconds),

@@ -31,6 +31,7 @@ from mdstore.mds.records import Link, decode_entry, decode_inode
 from mdstore.mds.vfs import ROOT_INO
 
 NODE_BYTES: Final = 700  # what an inode, its numbers, its name and its two dictionary slots take, measured
+INO_MAX: Final = (1 << 64) - 1
 RECALLS_AT_ONCE: Final = 16384
 Entry = Inode | int  # what a directory knows of a name: see inode.py, I3
 
@@ -112,6 +113,8 @@ class Cache:
     # -- loading -------------------------------------------------------------------------------------------------------
 
     def _load(self, ino: int) -> Inode:
+        if not 0 < ino <= INO_MAX:
+            raise PosixError(errno.ESTALE, ino)
         node = self._by_place(ino) or self._by_header(ino) or self._by_table(ino) or self._by_backtrace(ino)
         if node is None:
             raise PosixError(errno.ESTALE, ino)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from journal import Journal, JournalError
 from mdstore.engines.protocol import ObjectStore
-from mdstore.errors import MdstoreError, StoreClosed, TransactionError
+from mdstore.errors import InternalError, MdstoreError, StoreClosed, TransactionError
 from mdstore.mds.attributes import Attributes
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
@@ -109,7 +109,7 @@ class Care:
         self._sessions.load()
         self.recovery.seconds = time.monotonic() - began
 
-    def fall_back(self, reopen: Callable[[], ObjectStore], cause: MdstoreError | None = None) -> None:
+    def fall_back(self, reopen: Callable[[], ObjectStore], cause: Exception | None = None) -> None:
         """After a failure: go on read-only, see `fallback`. Nothing where nothing has failed and no `cause` says that something
         has, such as the error that ended a `Driver`. `reopen` closes the store and opens it again, read-only; it is called
         with the lock held. Its errors, and those of `mount`, come through: then nothing is answered any more. Call
@@ -138,12 +138,17 @@ class Care:
                 self._locks.lose_inode(ino)
             self._to_recall = known.changed
 
-    def _save(self, cause: MdstoreError) -> None:
+    def _save(self, cause: Exception) -> None:
         """Before the server counts as failed although its store and its log have not: make durable what can be."""
         with suppress(MdstoreError):
             self._data.publish(list(self._core.buffered.values()))
             self._core.flush_log()
-        self._core.fail(cause)
+        self._core.fail(cause if isinstance(cause, MdstoreError) else InternalError("the metadata server", cause))
+
+    @property
+    def failure(self) -> MdstoreError | None:
+        """The first thing that ended changes: of the medium, of another writer, of the server itself; None while all is well."""
+        return self._core.failure
 
     @property
     def store(self) -> ObjectStore:
@@ -205,7 +210,7 @@ class Care:
         """What time brings: bytes and events older than a second go to the medium, some removed files are purged. Waits for
         the medium without holding the lock. Raises what the log or the store failed with, whoever met it."""
         core = self._core
-        with self._lock:
+        with core.guard:
             self._meet_failure()
             if core.failed is not None and not self._closed:
                 raise core.failed
@@ -215,7 +220,7 @@ class Care:
                 self._data.publish_older_than(now_ns - core.limits.age_ns)
             position = core.position()
         core.flush_log(position)
-        with self._lock:
+        with core.guard:
             if not core.is_writable():
                 return
             self._sessions.tick(now_ns)
@@ -235,7 +240,7 @@ class Care:
         """A small piece of what is to be done beside everything else: writing back, once much is dirty; removing files without a
         name; a scrub. False when there is nothing more. Cost: some milliseconds under the lock; call it again after a pause."""
         core = self._core
-        with self._lock:
+        with core.guard:
             self._cache.recall_excess()
             writes = core.is_writable() and core.changes >= core.limits.dirty_entries_low
             if writes:
@@ -246,21 +251,21 @@ class Care:
 
     def purge_all(self) -> None:
         """Remove the bytes of every file that has no name and no user. Cost: one transaction per few hundred objects."""
-        with self._lock:
+        with self._core.guard:
             self._core.assert_writable()
             while self._purge.step():
                 pass
 
     def write_back(self) -> None:
         """Bring every directory object up to date and empty the log. Durable on return."""
-        with self._lock:
+        with self._core.guard:
             self._core.assert_writable()
             self._data.publish(list(self._core.buffered.values()))
             self._writeback.everything()
 
     def drop_caches(self) -> None:
         """Write everything back and forget every inode that nobody has open."""
-        with self._lock:
+        with self._core.guard:
             self.write_back()
             self._cache.drop_all()
 
@@ -271,7 +276,7 @@ class Care:
 
     def forget_damage(self, directory: int, name: bytes) -> bool:
         """Drop a row of the damage table; False when there is none. Repairs nothing."""
-        with self._lock:
+        with self._core.guard:
             self._before_change()
             return forget_damage(self._core, directory, name)
 
@@ -291,6 +296,7 @@ class Care:
                 dirty_entries=core.changes, buffered_files=len(core.buffered), buffered_bytes=core.buffered_bytes,
                 open_handles=len(self._handles), purge_backlog=self._purge.backlog, log_bytes=self._writeback.log_bytes,
                 log_blocked_by=self._writeback.blocked_by(), next_ino=core.next_ino,
+                failure=str(core.failure or ""),
             )  # fmt: skip
             return found
 

@@ -25,9 +25,9 @@ class Changes:
             return self.directory(node, now)
         if node.parent:
             directory = self._cache.directory(node.parent)
+            value = node.entry_value()  # first: what cannot be kept must leave the directory as it is
             directory.rbytes += space
             touched = core.bump(directory, now)
-            value = node.entry_value()
             directory.changed[node.name] = value
             return touched + entry_set(directory.ino, directory.version, node.name, value)
         if node.nlink:

@@ -2,8 +2,8 @@
 
 Invariants
 
- C1  every change goes: memory, then one event (`append`), under one lock; after an append that failed nothing is answered
-     any more (`failed`)
+ C1  every change goes: memory, then one event (`append`), under one lock, `guard`; after an append that failed, and after a
+     change that ended between the two, nothing is logged or written back any more (`failed`)
  C2  `dirty` holds exactly the directories with `since` >= 0, in the order of `since`
  C3  everything at or after the smallest `since` of directories and tables is still in the log
  C4  bytes of files are submitted to the store before the event that makes them visible is appended; what an object holds
@@ -12,20 +12,25 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Final
 
 from journal import Journal, JournalError, JournalFenced
 from mdstore.engines.protocol import Commit, ObjectStore
-from mdstore.errors import DeviceFailed, FencedError, MdstoreError, ReadOnly
+from mdstore.errors import DeviceFailed, FencedError, InternalError, MdstoreError, ReadOnly
 from mdstore.mds.events import CLIENT_KINDS_END, client_request
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
 from mdstore.mds.tables import Table
 from mdstore.mds.vfs import ROOT_INO
 from mdstore.store.transaction import Transaction
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,30 @@ class Counters:
     fsyncs: int = 0
 
 
+class Guard:
+    """`with core.guard:` the lock, for what changes something. Where it ends with what nobody foresaw, or between a change of
+    memory and its event, the server is latched before anybody else gets the lock; what was unforeseen becomes `InternalError`."""
+
+    __slots__ = ("_acquire", "_core", "_release")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._acquire = core.lock.acquire
+        self._release = core.lock.release
+
+    def __enter__(self) -> None:
+        self._acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                self._core.meet(error)
+        finally:
+            self._release()
+
+
 class Core:
     """See the head of the module. Not a public class; `lock` guards all of it."""
 
@@ -83,9 +112,12 @@ class Core:
         self.limits = limits
         self.clock = clock
         self.lock = threading.RLock()
+        self.guard = Guard(self)
+        self.unlogged = False  # a directory was changed in memory and no event says so yet
         self.counters = Counters()
         self.journal: Journal | None = None
         self.failed: MdstoreError | None = None
+        self.failure: MdstoreError | None = None  # the first, for whoever asks in the end
         self.fell_back: MdstoreError | None = None  # the failure after which the server went on read-only
         self.replaying = False
         self.nodes: dict[int, Inode] = {}
@@ -130,6 +162,7 @@ class Core:
             journal.append(payload, kind)
         except JournalError as error:
             raise self.fail(error) from error
+        self.unlogged = False
         self.counters.events += 1
         self.counters.event_bytes += len(payload)
 
@@ -140,7 +173,22 @@ class Core:
                 self.failed = FencedError(error.where, error.epoch, error.floor)
             else:
                 self.failed = error if isinstance(error, MdstoreError) else DeviceFailed("metadata log", "log", error)
+            self.failure = self.failed
         return self.failed
+
+    def meet(self, error: BaseException) -> None:
+        """A change ends with `error`, under the lock. Where it may be half-done the log is saved, which is whole up to here, and
+        nothing follows it; instead of what nobody foresaw `InternalError` is raised."""
+        foreseen = isinstance(error, MdstoreError)
+        if foreseen and not self.unlogged:
+            return
+        if self.failed is None:
+            log.error("the metadata server stops: a change ended half-way", exc_info=error)
+            with suppress(MdstoreError):
+                self.flush_log()
+            self.fail(InternalError("the metadata server", error))
+        if not foreseen and isinstance(error, Exception):
+            raise self.failed or error from error
 
     def position(self) -> int:
         """Where the next event will begin."""
@@ -216,6 +264,7 @@ class Core:
         directory.version += 1
         directory.change += 1
         self.changes += 1
+        self.unlogged = True
         if directory.since < 0:
             self.mark(directory)
         if self.news is not None:

@@ -43,6 +43,8 @@ def list_damage(core: Core) -> list[Damage]:
 
 def forget_damage(core: Core, directory: int, name: bytes) -> bool:
     """Drop one row; False when there is none."""
+    if not 0 <= directory < 1 << 64 or len(name) > MAP_KEY_MAX - INO_KEY.size:
+        return False
     key = INO_KEY.pack(directory) + name
     if core.damage.get(key) is None:
         return False

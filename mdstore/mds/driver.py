@@ -8,8 +8,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol
 
-from mdstore.errors import MdstoreError
-
 EVERY_S: Final = 0.5
 WORK_PAUSE_S: Final = 0.01  # between two pieces of background work, which leaves most of the time to everybody else
 
@@ -25,15 +23,16 @@ class Driver:
     """Calls `tick` every so often, in a thread of its own, from `__enter__` to `__exit__`; in between, background work, piece by
     piece, while there is any.
 
-    A tick that fails ends it: the server is latched then and tells everybody itself; `error` keeps the reason and `failed` is
-    told once. What was written before the last tick but one is durable, give or take the time a flush takes.
+    A tick that fails ends it, whatever it fails with: the server is latched then and tells everybody itself; `error` keeps the
+    reason and `failed` is told once. What was written before the last tick but one is durable, give or take the time a flush
+    takes.
     """
 
     def __init__(
         self, server: Ticking, *, every_s: float = EVERY_S, clock: Callable[[], int] = time.time_ns,
-        failed: Callable[[MdstoreError], None] | None = None,
+        failed: Callable[[Exception], None] | None = None,
     ) -> None:  # fmt: skip
-        self.error: MdstoreError | None = None
+        self.error: Exception | None = None
         self._server = server
         self._every_s = every_s
         self._clock = clock
@@ -53,19 +52,20 @@ class Driver:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._every_s):
-            try:
-                self._server.tick(self._clock())
-                self._work()
-            except MdstoreError as error:
-                self.error = error
-                if self._failed is not None:
-                    self._failed(error)
-                return
+        while not self._ended.wait(self._every_s) and self.turn():
+            pass
 
-    def _work(self) -> None:
-        """Background work for as long as it is not time for the next tick."""
-        pieces = max(1, int(self._every_s / (2 * WORK_PAUSE_S)))
-        for _ in range(pieces):
-            if not self._server.background_work() or self._ended.wait(WORK_PAUSE_S):
-                return
+    def turn(self, pause_s: float = WORK_PAUSE_S) -> bool:
+        """One tick, and background work for as long as it is not time for the next. False when it failed. The thread calls it; so
+        may whoever has time pass in steps and did not enter the `with` block."""
+        try:
+            self._server.tick(self._clock())
+            for _ in range(max(1, int(self._every_s / (2 * WORK_PAUSE_S)))):
+                if not self._server.background_work() or self._ended.wait(pause_s):
+                    break
+        except Exception as error:  # also what nobody foresaw: a thread that just ends would end durability in silence
+            self.error = error
+            if self._failed is not None:
+                self._failed(error)
+            return False
+        return True

@@ -7,12 +7,14 @@ a file's end, submitted but never published, are cut off when the size next grow
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
 from mdstore.engines.protocol import Commit
-from mdstore.errors import NotFound, TransactionError
+from mdstore.errors import NotFound, PosixError, TransactionError
 from mdstore.mds.changes import Changes
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind
@@ -21,6 +23,8 @@ from mdstore.mds.inode import Inode
 from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, data_object, encode_backtrace
 from mdstore.mds.records import FLAG_DATA, FLAG_SPARSE
 from mdstore.store.transaction import Transaction
+
+log = logging.getLogger(__name__)
 
 EVENT_FILES: Final = 256  # files published by one event
 TOGETHER: Final = 32  # files published where one has to be
@@ -105,19 +109,21 @@ class FileData:
         if node.ino in buffered:
             self.publish([node, *islice((other for other in buffered.values() if other is not node), TOGETHER - 1)])
 
-    def publish_what_fits(self) -> int:
-        """Before an end: publish every file there is room for, one by one, and forget the bytes of the others. How many were
-        forgotten; a store that has room forgets none."""
-        lost = 0
+    def publish_what_fits(self) -> list[Exception]:
+        """Before an end: publish every file that can be, one by one, and forget the bytes of the others. Why they were forgotten;
+        a store that has room and takes them forgets none."""
+        lost: list[Exception] = []
         try:
             self.publish(list(self._core.buffered.values()))
-        except TransactionError:
+        except Exception:
             for node in list(self._core.buffered.values()):
+                self._core.assert_writable()
                 try:
                     self.publish([node])
-                except TransactionError:
+                except Exception as error:
+                    log.error("the last bytes written to inode %d are lost", node.ino, exc_info=error)
                     self.discard(node)
-                    lost += 1
+                    lost.append(error)
         return lost
 
     def publish_older_than(self, moment: int) -> None:
@@ -155,8 +161,8 @@ class FileData:
             self._fill(batch, node)
         batch.submit()
         core.settle_commits(batch.commits)
-        records = [self._published(node) for node in nodes]
-        core.append(Kind.WRITE, b"".join(records))
+        taken = [self.allocated(node) if node.flags & FLAG_SPARSE else node.allocated for node in nodes]
+        core.append(Kind.WRITE, b"".join([self._published(node, allocated) for node, allocated in zip(nodes, taken)]))
 
     def _fill(self, batch: _Batch, node: Inode) -> None:
         """The operations that bring a file's buffered bytes into the store."""
@@ -188,7 +194,7 @@ class FileData:
             offset += len(part)
             piece = piece[len(part) :]
 
-    def _published(self, node: Inode) -> bytes:
+    def _published(self, node: Inode, allocated: int) -> bytes:
         """The bytes are in the store: the buffer is empty, and these records say so."""
         core = self._core
         file = self.state(node)
@@ -196,8 +202,7 @@ class FileData:
         core.buffered_bytes -= file.buffer.size_bytes
         del core.buffered[node.ino]
         file.buffer.clear()
-        if node.flags & FLAG_SPARSE:
-            node.allocated = self.allocated(node)
+        node.allocated = allocated
         grown = node.size - file.published
         file.published = node.size
         file.times_changed = False
@@ -358,3 +363,10 @@ class FileData:
         store = self._core.store
         names = store.list_objects(DATA, b"%016x." % node.ino, b"%016x/" % node.ino)
         return sum(store.stat(DATA, name).allocated for name in names)
+
+
+def lost_bytes(reasons: list[Exception]) -> PosixError:
+    """What to tell whoever closes a server that could not save the last bytes of some files."""
+    full = all(isinstance(reason, TransactionError) for reason in reasons)
+    number, why = (errno.ENOSPC, "found no room") if full else (errno.EIO, f"could not be saved: {reasons[0]}")
+    return PosixError(number, "close", f"buffered bytes of {len(reasons)} files {why}")

@@ -7,6 +7,7 @@ from secrets import token_bytes
 from journal import Journal, JournalError, Layout, StripedMedium
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import AlreadyExists, CorruptionError, MdstoreError
+from mdstore.mds.boundary import clamped_time, owner
 from mdstore.mds.inode import Directory
 from mdstore.mds.layout import (
     DATA,
@@ -31,11 +32,15 @@ def format_file_system(
     store: ObjectStore, *, now_ns: int, root_mode: int = 0o755, uid: int = 0, gid: int = 0, object_size: int = 64 << 20,
     log_unit: int | None = None, log_object_size: int | None = None, identity: bytes | None = None,
 ) -> None:  # fmt: skip
-    """Make an empty file system. Durable on return. AlreadyExists when there is one in the store.
+    """Make an empty file system. Durable on return. AlreadyExists when there is one in the store, EINVAL
+    for a user or group that no file can have.
 
     `object_size`: bytes of a file in one object. `log_unit`, `log_object_size`: how the log is striped; by default
     objects of 4 MiB, smaller in a small store.
     """
+    owner(uid, "uid")
+    owner(gid, "gid")
+    now_ns = clamped_time(now_ns)
     if log_object_size is None:
         share = int(store.statistics()["size_bytes"]) >> 6
         log_object_size = 1 << max(16, min(22, share.bit_length() - 1))

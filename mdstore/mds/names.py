@@ -10,7 +10,7 @@ import stat
 from bisect import bisect_left, insort
 from typing import Final
 
-from mdstore.errors import PosixError
+from mdstore.errors import CorruptionError, PosixError
 from mdstore.limits import LINK_MAX, SYMLINK_MAX
 from mdstore.mds import acl
 from mdstore.mds.cache import Cache, Entry
@@ -93,7 +93,7 @@ class Names:
 
     def mknod(self, cred: Credentials, parent: int, name: bytes, mode: int, rdev: int) -> Inode:
         """A regular file, FIFO, socket or device; devices are the superuser's (EPERM)."""
-        kind = stat.S_IFMT(mode) or stat.S_IFREG
+        kind = mode & 0o170000 or stat.S_IFREG
         if kind not in MAKEABLE:
             raise PosixError(errno.EINVAL, name, "not a type that mknod makes")
         directory = self._place(cred, parent, name)
@@ -294,7 +294,10 @@ class Names:
         """The name whose directory counted the bytes is gone: the directory of another name counts them from now on."""
         key = INO_KEY.pack(node.ino)
         for row, _ in self._core.links.rows(key, INO_KEY.pack(node.ino + 1)):
-            home = self._cache.directory(INO_KEY.unpack_from(row, 8)[0])
+            try:
+                home = self._cache.directory(INO_KEY.unpack_from(row, 8)[0])
+            except (CorruptionError, PosixError):
+                continue  # that one is damaged: another counts them
             node.home = home.ino
             home.rbytes += node.size if node.file is None else node.file.published
             return self._core.bump(home, now)

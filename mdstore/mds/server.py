@@ -1,8 +1,8 @@
 """`MetadataServer`: a POSIX name space over an object store.
 
 The parts of it are modules of their own, put together and kept in order by `Care`; here they are opened, closed, and called under
-one lock. Every verb of `Vfs` has the same shape: check that changes are possible, let the part do it, count the reference a front
-was handed.
+one lock. Every verb of `Vfs` has the same shape: check the arguments (boundary.py) and that changes are possible, let the part do
+it, count the reference a front was handed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from collections.abc import Callable, Hashable
 from journal import JournalError
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import InvalidRequest, NotAnImage, NotFound, PosixError, ReadOnly, StoreClosed
+from mdstore.mds.boundary import changing, checked
 from mdstore.mds.care import Care
 from mdstore.mds.clients import Clients
 from mdstore.mds.core import Core, Limits
 from mdstore.mds.events import Kind
+from mdstore.mds.filedata import lost_bytes
 from mdstore.mds.inode import Inode
 from mdstore.mds.layout import META, TABLE_OBJECTS, Tab, decode_server
 from mdstore.mds.locks import OWNER_MASK, RANGE_END, Lock, of_session
@@ -44,6 +46,7 @@ class MetadataServer(Care):
 
     def __init__(self, core: Core, *, count_references: bool) -> None:
         super().__init__(core)
+        self._checked: Credentials | None = None
         self._count = count_references
         self.clients = Clients(
             core, self._cache, self, self._sessions, self._holds, self._handles, self._locks, counts=count_references
@@ -92,71 +95,63 @@ class MetadataServer(Care):
             self._before_read()
             return self._referred(self._names.lookup(cred, parent, name))
 
+    @changing
     def create(self, cred: Credentials, parent: int, name: bytes, mode: int, flags: int) -> tuple[Attr, int]:
         """See `Vfs`. EEXIST with O_EXCL, EISDIR, EACCES, ENOSPC, EDQUOT."""
-        with self._lock:
-            self._before_change()
-            self._space.reserve()
-            directory, entry = self._names.place_or_file(cred, parent, name)
-            if entry is None:
-                node = self._names.make_in(directory, cred, name, S_IFREG | mode & 0o7777, Kind.CREATE)
-                handle = self._files.open_new(cred, node, flags)
-            else:
-                node = self._cache.resolve(entry)
-                if flags & O_EXCL:
-                    raise PosixError(errno.EEXIST, name)
-                if node.is_directory:
-                    raise PosixError(errno.EISDIR, name)
-                handle = self._files.open(cred, node, flags)
-            return self._referred(node), handle
+        self._space.reserve()
+        directory, entry = self._names.place_or_file(cred, parent, name)
+        if entry is None:
+            node = self._names.make_in(directory, cred, name, S_IFREG | mode & 0o7777, Kind.CREATE)
+            handle = self._files.open_new(cred, node, flags)
+        else:
+            node = self._cache.resolve(entry)
+            if flags & O_EXCL:
+                raise PosixError(errno.EEXIST, name)
+            if node.is_directory:
+                raise PosixError(errno.EISDIR, name)
+            handle = self._files.open(cred, node, flags)
+        return self._referred(node), handle
 
+    @changing
     def mkdir(self, cred: Credentials, parent: int, name: bytes, mode: int) -> Attr:
         """See `Vfs`. EEXIST, EMLINK and what `create` refuses."""
-        with self._lock:
-            self._before_change()
-            self._space.reserve()
-            return self._referred(self._names.mkdir(cred, parent, name, mode))
+        self._space.reserve()
+        return self._referred(self._names.mkdir(cred, parent, name, mode))
 
+    @changing
     def mknod(self, cred: Credentials, parent: int, name: bytes, mode: int, rdev: int = 0) -> Attr:
         """See `Vfs`. EEXIST; EPERM for a device unless the superuser asks; EINVAL for another type."""
-        with self._lock:
-            self._before_change()
-            self._space.reserve()
-            return self._referred(self._names.mknod(cred, parent, name, mode, rdev))
+        self._space.reserve()
+        return self._referred(self._names.mknod(cred, parent, name, mode, rdev))
 
+    @changing
     def symlink(self, cred: Credentials, parent: int, name: bytes, target: bytes) -> Attr:
         """See `Vfs`. EEXIST, ENAMETOOLONG."""
-        with self._lock:
-            self._before_change()
-            self._space.reserve()
-            return self._referred(self._names.symlink(cred, parent, name, target))
+        self._space.reserve()
+        return self._referred(self._names.symlink(cred, parent, name, target))
 
+    @changing
     def link(self, cred: Credentials, ino: int, parent: int, name: bytes) -> Attr:
         """See `Vfs`. EEXIST, EPERM for a directory, EMLINK, ENOENT for an unlinked inode."""
-        with self._lock:
-            self._before_change()
-            self._space.reserve()
-            return self._referred(self._names.link(cred, ino, parent, name))
+        self._space.reserve()
+        return self._referred(self._names.link(cred, ino, parent, name))
 
+    @changing
     def unlink(self, cred: Credentials, parent: int, name: bytes) -> None:
         """See `Vfs`. EISDIR, EPERM (sticky), EACCES, ENOENT. The bytes go later; works on a full store."""
-        with self._lock:
-            self._before_change()
-            self._names.unlink(cred, parent, name)
+        self._names.unlink(cred, parent, name)
 
+    @changing
     def rmdir(self, cred: Credentials, parent: int, name: bytes) -> None:
         """See `Vfs`. ENOTDIR, ENOTEMPTY, EPERM (sticky), EACCES, ENOENT."""
-        with self._lock:
-            self._before_change()
-            self._names.rmdir(cred, parent, name)
+        self._names.rmdir(cred, parent, name)
 
+    @changing
     def rename(
         self, cred: Credentials, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
     ) -> None:
         """See `Vfs` and `Rename.rename`."""
-        with self._lock:
-            self._before_change()
-            self._rename.rename(cred, parent, name, new_parent, new_name, flags)
+        self._rename.rename(cred, parent, name, new_parent, new_name, flags)
 
     # -- inodes --------------------------------------------------------------------------------------------------------
 
@@ -166,11 +161,10 @@ class MetadataServer(Care):
             self._before_read()
             return self._cache.node(ino).attr()
 
+    @changing
     def setattr(self, cred: Credentials, ino: int, change: SetAttr) -> Attr:
         """See `Vfs`. EPERM, EACCES, EISDIR, EINVAL, EFBIG, EDQUOT; nothing is changed then."""
-        with self._lock:
-            self._before_change()
-            return self._attributes.setattr(cred, ino, change).attr()
+        return self._attributes.setattr(cred, ino, change).attr()
 
     def access(self, cred: Credentials, ino: int, mask: int) -> None:
         """See `Vfs`."""
@@ -187,9 +181,10 @@ class MetadataServer(Care):
                 raise PosixError(errno.EINVAL, ino)
             return node.target
 
+    @checked
     def setxattr(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """See `Vfs` and `Xattrs.set`."""
-        with self._lock:
+        with self._core.guard:
             self._before_change()
             if not name.startswith(OWN):
                 self._space.reserve(1024 + len(value))
@@ -207,11 +202,10 @@ class MetadataServer(Care):
             self._before_read()
             return self._xattrs.names(ino)
 
+    @changing
     def removexattr(self, cred: Credentials, ino: int, name: bytes) -> None:
         """See `Vfs`. ENODATA."""
-        with self._lock:
-            self._before_change()
-            self._xattrs.remove(cred, ino, name)
+        self._xattrs.remove(cred, ino, name)
 
     def forget(self, ino: int, lookups: int) -> None:
         """See `Vfs`. More than were handed out, and numbers nobody has, are ignored. InvalidRequest for less than none."""
@@ -237,15 +231,17 @@ class MetadataServer(Care):
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
+    @checked
     def open_made(self, cred: Credentials, ino: int, flags: int) -> int:
         """A handle for whoever made the file, whatever its mode says: `create` again, for a reply that was lost. ESTALE."""
-        with self._lock:
+        with self._core.guard:
             self._before_read()
             return self._files.open_new(cred, self._cache.node(ino), flags)
 
+    @checked
     def open(self, cred: Credentials, ino: int, flags: int) -> int:
         """See `Vfs`. EACCES, EISDIR, ELOOP for a symbolic link, ESTALE."""
-        with self._lock:
+        with self._core.guard:
             self._before_read()
             return self._files.open(cred, self._cache.node(ino), flags)
 
@@ -273,15 +269,14 @@ class MetadataServer(Care):
         finally:
             self._lock.release()
 
+    @changing
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """See `Vfs`. `data` is copied. EBADF, EFBIG, ENOSPC, EDQUOT; nothing was written then."""
-        with self._lock:
-            self._before_change()
-            return self._files.write(handle, offset, data)
+        return self._files.write(handle, offset, data)
 
     def fsync(self, handle: int, *, data_only: bool = False) -> None:
         """See `Vfs`. Cost: one wait for the store, where its commits are ordered; waiters share flushes."""
-        with self._lock:
+        with self._core.guard:
             core = self._core
             core.assert_syncable()
             self._files.publish(handle)
@@ -291,7 +286,7 @@ class MetadataServer(Care):
 
     def release(self, handle: int) -> None:
         """See `Vfs`. EBADF. Nothing becomes durable by it."""
-        with self._lock:
+        with self._core.guard:
             self._unlock(handle)
             if self._core.failed is not None:
                 self._handles.remove(handle)
@@ -300,11 +295,10 @@ class MetadataServer(Care):
                 self._before_change()
             self._files.release(handle)
 
+    @changing
     def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
         """See `Vfs` and `Files.fallocate`."""
-        with self._lock:
-            self._before_change()
-            self._files.fallocate(handle, mode, offset, length)
+        self._files.fallocate(handle, mode, offset, length)
 
     def lseek(self, handle: int, offset: int, whence: int) -> int:
         """See `Vfs`. Holes are told with the granularity of blocks. ENXIO, EINVAL, EBADF."""
@@ -312,11 +306,10 @@ class MetadataServer(Care):
             self._before_read()
             return self._files.seek(handle, offset, whence)
 
+    @changing
     def copy_file_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
         """See `Vfs` and `Files.copy`. May copy less than asked."""
-        with self._lock:
-            self._before_change()
-            return self._files.copy(source, source_offset, target, target_offset, length)
+        return self._files.copy(source, source_offset, target, target_offset, length)
 
     # -- locks ---------------------------------------------------------------------------------------------------------
 
@@ -416,7 +409,7 @@ class MetadataServer(Care):
 
     def syncfs(self) -> None:
         """See `Vfs`. Cost: submits all buffered bytes; one wait for the store."""
-        with self._lock:
+        with self._core.guard:
             core = self._core
             if core.journal is None and core.fell_back is None:
                 return
@@ -427,8 +420,9 @@ class MetadataServer(Care):
 
     def close(self) -> None:
         """See `Vfs`. Afterwards the log is empty, so that the next opening replays nothing. The store stays open. Again: nothing.
-        After a failure nothing is written any more; what was answered by fsync is on the medium."""
-        with self._lock:
+        After a failure nothing is written any more; what was answered by fsync is on the medium, and `failure` tells. Where the
+        bytes of single files cannot be saved, all others are, and ENOSPC or EIO says so."""
+        with self._core.guard:
             core = self._core
             if self._closed:
                 return
@@ -448,4 +442,4 @@ class MetadataServer(Care):
                 raise core.fail(error) from error
             core.failed = StoreClosed("the file system is closed")
             if lost:
-                raise PosixError(errno.ENOSPC, "close", f"buffered bytes of {lost} files found no room")
+                raise lost_bytes(lost)

@@ -47,6 +47,11 @@ class SnapshotVfs:
         self._lock = threading.Lock()
         self._coming_and_going = threading.Lock()  # no directory is removed while it is being frozen
 
+    @property
+    def failure(self) -> MdstoreError | None:
+        """What ended changes, if anything did: see `MetadataServer`."""
+        return self.server.failure
+
     # -- whose it is ---------------------------------------------------------------------------------------------------
 
     def _look(self, number: int, read: Callable[[View], T]) -> T:

@@ -6,9 +6,11 @@ before anybody asks: so a directory without unwritten changes is always settled,
 
 from __future__ import annotations
 
+from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from typing import Final
 
+from mdstore.errors import CorruptionError, PosixError
 from mdstore.mds.cache import Cache
 from mdstore.mds.core import Core
 from mdstore.mds.events import Kind, dir_set
@@ -42,7 +44,10 @@ class Statistics:
             depth, ino = heappop(heap)
             queued.discard(ino)
             directory = self._cache.directory(ino)
-            parent = self._cache.directory(directory.parent)
+            try:
+                parent = self._cache.directory(directory.parent)
+            except (CorruptionError, PosixError):
+                continue  # what holds it is damaged, and counts nothing
             records.append(self._hand_up(directory, parent))
             if parent.ino != ROOT_INO and parent.ino not in queued and parent.unsettled:
                 queued.add(parent.ino)
@@ -65,9 +70,10 @@ class Statistics:
 
     def _depth(self, directory: Directory) -> int:
         depth = 0
-        while directory.ino != ROOT_INO:
-            directory = self._cache.directory(directory.parent)
-            depth += 1
+        with suppress(CorruptionError, PosixError):
+            while directory.ino != ROOT_INO:
+                directory = self._cache.directory(directory.parent)
+                depth += 1
         return depth
 
     def _hand_up(self, directory: Directory, parent: Directory) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mdstore.btree import PackedPairs
 from mdstore.limits import OBJECT_SIZE_MAX
 from mdstore.store import data, revisions
 from mdstore.store.allocator import Run
@@ -17,7 +18,7 @@ from mdstore.store.objects import ObjectTable
 from mdstore.store.onode import Onode, object_key
 from mdstore.store.transaction import Op, Operation
 
-Pairs = Sequence[tuple[bytes, bytes]]
+Pairs = PackedPairs | Sequence[tuple[bytes, bytes]]  # as they were given; as the log has them
 
 
 class Applier:

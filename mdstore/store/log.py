@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from journal import Entry, HeadLost, JournalCorrupt, JournalError, JournalFailed
+from mdstore.btree import PackedPairs
 from mdstore.device.protocol import Buffer, Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, StoreClosed
 from mdstore.limits import GIB, MIB
@@ -31,9 +32,16 @@ _OPERANDS: dict[int, int] = {
 }  # fmt: skip
 assert set(_OPERANDS) == set(Op), "every operation has its number of operands"
 
+
+def _encode_packed(pairs: object) -> msgspec.Raw:
+    """What the encoder does with operands that it does not know: there are only packed pairs."""
+    assert isinstance(pairs, PackedPairs)
+    return msgspec.Raw(pairs.encoded())
+
+
 HEADS_REMEDY = "`mdstore repair` goes on with the state of the last checkpoint, which what the log held since may have changed"
 _ONE_ELEMENT = b"\x91"  # MessagePack: an array of one
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_packed)
 _decoder = msgspec.msgpack.Decoder()
 
 
@@ -69,7 +77,12 @@ def log_size(size_bytes: int, block_size: int) -> int:
 
 
 def encode(operations: Sequence[Operation], epoch: int | None) -> bytes:
-    """The payload of a transaction's entry."""
+    """The payload of a transaction's entry. Pairs of a map are in its bytes already, and are copied."""
+    if len(operations) == 1 and operations[0][0] == Op.MAP_SET:
+        *names, pairs = operations[0]
+        assert isinstance(pairs, PackedPairs)
+        prefix = _encoder.encode((VERSION, epoch, ((*names, ()),)))
+        return pairs.encoded(prefix[:-1])
     return _encoder.encode((VERSION, epoch, operations))
 
 

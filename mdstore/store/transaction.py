@@ -2,7 +2,8 @@
 
 A transaction is built first and submitted whole. Building checks the shape of each operation (names, sizes: the limits of
 `mdstore.limits`); submitting checks it against the state of the store. Operations are plain tuples, so that encoding one for
-the log is a single call; `docs/format/store-log.md` is their page. Opcodes are on-disk facts: never renumber one.
+the log is a single call; the pairs of a map are packed as they stand in the log, and tuples of bytes to whoever iterates.
+`docs/format/store-log.md` is their page. Opcodes are on-disk facts: never renumber one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from crc32c import crc32c
 
+from mdstore.btree import PackedPairs
 from mdstore.errors import InvalidRequest, LimitExceeded
 from mdstore.limits import (
     ATTR_NAME_MAX,
@@ -33,6 +35,7 @@ Data = bytes | bytearray | memoryview
 Operation = tuple[Any, ...]
 
 
+_LOG_FRONT = 10  # bytes before the pairs, besides names, in the log entry of a transaction that sets one map: then none is copied
 HINT_UNCHECKED = 1  # a flag of `alloc_hint`: no checksums for data written from then on
 
 
@@ -204,9 +207,11 @@ class Transaction:
     def map_set(
         self, collection: Name, name: Name, items: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
     ) -> Transaction:
-        """Set keys of the map, making the object when it is not there. Later pairs of one key win."""
-        pairs, size = _frozen_pairs(list(items.items() if isinstance(items, Mapping) else items))
-        return self._sized(size, (Op.MAP_SET, collection_name(collection), object_name(name), pairs))
+        """Set keys of the map, making the object when it is not there. Later pairs of one key win. Copies all of them once."""
+        home, own = collection_name(collection), object_name(name)
+        given = items.items() if isinstance(items, Mapping) else items
+        pairs = PackedPairs(given, _LOG_FRONT + len(home) + len(own))
+        return self._sized(pairs.payload_bytes, (Op.MAP_SET, home, own, pairs))
 
     def map_remove(self, collection: Name, name: Name, keys: Iterable[bytes]) -> Transaction:
         """Remove keys; keys that are not there are no error. Refused (NotFound) when the object is not there."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mdstore.btree import Tree, key_size_max
+from mdstore.btree import PackedPairs, Tree, key_size_max
 from mdstore.errors import AlreadyExists, InvalidRequest, LimitExceeded, MdstoreError, NotFound, TransactionError
 from mdstore.limits import ATTRIBUTES_MAX, MOVED_BYTES_MAX, MOVED_OBJECTS_MAX
 from mdstore.store import data, revisions
@@ -257,18 +257,19 @@ class Validator:
         found = self._prospect.revisions_of(collection, name)
         found -= {kept for kept in found if kept <= rev}
 
-    def map_set(self, collection: bytes, name: bytes, pairs: list[tuple[bytes, bytes]]) -> None:
+    def map_set(self, collection: bytes, name: bytes, pairs: PackedPairs) -> None:
         shadow = self._write(collection, name)
-        keys = [key for key, _ in pairs]
-        self._fits("MAP_KEY_MAX", max(keys, key=len, default=b""))
-        sizes, quarter = list(map(len, [value for _, value in pairs])), self._block_size // 4
-        self._grow(0, sum(map(len, keys)) + sum(sizes) + len(pairs) * _RECORD_HEAD)
+        if pairs.longest_key > self._key_max:
+            raise LimitExceeded("MAP_KEY_MAX", pairs.longest_key, self._key_max)
+        self._grow(0, pairs.payload_bytes + len(pairs) * _RECORD_HEAD)
         self._rewrite_leaves(shadow, len(pairs))
         self._blocks += 2
-        if max(sizes, default=0) > quarter:
-            self._blocks += sum([size // (self._block_size // 2) + 1 for size in sizes if size > quarter])
+        for size in pairs.values_above(self._block_size // 4):
+            self._blocks += size // (self._block_size // 2) + 1
         shadow.has_map = True
-        self._read_leaves(shadow, keys)
+        tree = _tall_map(shadow)
+        if tree is not None:
+            tree.fetch(pairs)
 
     def map_remove(self, collection: bytes, name: bytes, keys: list[bytes]) -> None:
         shadow = self._change(collection, name)
@@ -305,12 +306,18 @@ class Validator:
 
     def _read_leaves(self, shadow: Shadow, keys: list[bytes]) -> None:
         """Have the pages of these keys read and checked before anything changes."""
-        tree = shadow.onode.map if shadow.onode is not None else None
-        if tree is not None and tree.height > 1:
+        tree = _tall_map(shadow)
+        if tree is not None:
             tree.get_many(keys)
 
 
 _RECORD_HEAD = 48  # bytes of a record's cell, of its owner's number, and of what names it, generously
+
+
+def _tall_map(shadow: Shadow) -> Tree | None:
+    """The map of which not all is in memory for sure: changing it may read pages, which is done before anything changes."""
+    tree = shadow.onode.map if shadow.onode is not None else None
+    return tree if tree is not None and tree.height > 1 else None
 
 
 def _pages_of_one(tree: Tree) -> int:

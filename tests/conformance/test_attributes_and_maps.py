@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from mdstore.errors import NotFound
+from mdstore.errors import InvalidRequest, LimitExceeded, NotFound
 from mdstore.limits import ATTR_NAME_MAX, ATTR_VALUE_MAX, MAP_KEY_MAX, USER_BLOB_MAX
 from tests.conformance.subjects import Subject, T
 
@@ -84,6 +86,25 @@ def test_map_set_makes_the_object_and_the_last_pair_of_a_key_wins(store: Subject
     assert store.stat("c", "o").map_keys == 3
     assert items(store, b"n") == []
     assert store.exists("c", "new")
+
+
+def test_pairs_are_copied_when_they_are_added_whatever_buffers_they_are(store: Subject) -> None:
+    key, value = bytearray(b"key"), bytearray(b"value")
+    pairs = [(key, memoryview(b"a value")[2:]), [memoryview(b"other"), value], (b"plain", b"bytes")]
+    transaction = T().map_set("c", "o", (pair for pair in pairs))  # type: ignore[misc]
+    key[:] = value[:] = b"changed"
+    store.apply(transaction)
+    assert items(store) == [(b"key", b"value"), (b"other", b"value"), (b"plain", b"bytes")]
+
+
+@pytest.mark.parametrize("number", [0, 1, 5000])
+def test_a_pair_that_cannot_be_is_refused_by_its_number(number: int) -> None:
+    good = [(b"%d" % n, b"v") for n in range(number)]
+    for bad, error in (((b"", b"v"), InvalidRequest), ((b"k" * (MAP_KEY_MAX + 1), b"v"), LimitExceeded), (("k", b"v"), TypeError),
+                       ((b"k", 5), TypeError), ((5, b"v"), TypeError)):  # fmt: skip
+        given: list[Any] = [*good, bad, (b"k", b"v")]
+        with pytest.raises(error, match=f"pair {number}: "):
+            T().map_set("c", "o", given)
 
 
 def test_a_key_that_is_not_there_is_none(store: Subject) -> None:

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -239,23 +238,20 @@ def test_without_allow_other_only_the_mounting_user_comes_in(serve: Serve, tmp_p
         thread.join()
 
 
-def test_an_ordinary_user_mounts_through_fusermount() -> None:
+def test_an_ordinary_user_mounts_through_fusermount(reachable: Path) -> None:
     need_fuse()
     if not os.path.exists("/usr/bin/fusermount3"):
         pytest.skip("fusermount3 is not installed")
     before = os.stat(mount_syscalls.DEVICE).st_mode
-    home = Path(tempfile.mkdtemp())  # pytest's own directories are closed to other users
+    (reachable / "mount").mkdir()
+    for path in (reachable, reachable / "mount"):
+        os.chown(path, NOBODY, NOBODY)
     try:
         os.chmod(mount_syscalls.DEVICE, 0o666)
-        (home / "mount").mkdir()
-        for path in (home, home / "mount"):
-            os.chown(path, NOBODY, NOBODY)
-        assert in_child(NOBODY, NOBODY, [], home, _mount_work_unmount) == ["made by the user"]
-        assert mount_syscalls.mounted_at(str(home / "mount")) is None
+        assert in_child(NOBODY, NOBODY, [], reachable, _mount_work_unmount) == ["made by the user"]
+        assert mount_syscalls.mounted_at(str(reachable / "mount")) is None
     finally:
         os.chmod(mount_syscalls.DEVICE, before & 0o7777)
-        (home / "mount").rmdir()
-        home.rmdir()
 
 
 def _mount_work_unmount() -> list[str]:

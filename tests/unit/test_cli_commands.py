@@ -10,16 +10,17 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from crc32c import crc32c
 
 from mdstore.client.mount import MountOptions
 from mdstore.errors import CorruptionError, NoSpace, NotFound, PosixError, TransactionError
+from mdstore.store.superblock import SLOT_SIZE, SLOTS, slot_offsets
 from mdstore.tools import cli, mounting, output
 from mdstore.tools.output import duration_text, explain, shown, size_text, time_text
 from mdstore.tools.reader.superblock import decode as superblock_of
@@ -283,15 +284,14 @@ def _overwrite(image: Path, offset: int, data: bytes) -> None:
 
 
 def _superblock_offsets(image: Path) -> tuple[int, ...]:
-    from mdstore.store.superblock import SLOTS, slot_offsets
-
     size = os.path.getsize(image)
     return tuple(offset for slot in range(SLOTS) for offset in slot_offsets(size, slot))
 
 
 def test_another_version_is_named(run: Run, image: Path) -> None:
     for offset in _superblock_offsets(image):
-        _overwrite(image, offset + 12, b"\x63")
+        checked = b"\x63" + image.read_bytes()[offset + 13 : offset + SLOT_SIZE]  # from the version on
+        _overwrite(image, offset + 8, crc32c(checked).to_bytes(4, "little") + checked)
     refused(run("ls", image), "disk.img", "format version 99", "use the version of mdstore that wrote it")
 
 
@@ -400,16 +400,6 @@ def run_as_nobody(*arguments: str | Path) -> Ran:
     command = [sys.executable, "-c", _AS_NOBODY, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     return Ran(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def reachable() -> Iterator[Path]:
-    """A directory that everybody may enter; those of pytest are private, and $TMPDIR may be."""
-    places = [Path(place).resolve() for place in (tempfile.gettempdir(), "/tmp", "/dev/shm")]
-    public = [place for place in places if all(above.stat().st_mode & 0o001 for above in (place, *place.parents))]
-    with tempfile.TemporaryDirectory(prefix="mdstore-test-", dir=public[0]) as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
 
 
 def test_no_permission(reachable: Path, image: Path) -> None:

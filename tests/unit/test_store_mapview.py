@@ -11,7 +11,16 @@ import pytest
 
 from mdstore.device.faulty import Effect, Fault, FaultyDevice
 from mdstore.device.memory import MemoryDevice
-from mdstore.errors import DeviceFailed, LimitExceeded, MdstoreError, NoSpace, NotFound, ReadOnly, StoreClosed
+from mdstore.errors import (
+    DeviceFailed,
+    InvalidRequest,
+    LimitExceeded,
+    MdstoreError,
+    NoSpace,
+    NotFound,
+    ReadOnly,
+    StoreClosed,
+)
 from mdstore.limits import MAP_KEY_MAX
 from mdstore.store import log
 from mdstore.store.check import check
@@ -171,8 +180,8 @@ def test_only_bytes_are_keys_and_values(bad: object) -> None:
 def test_refusals_come_as_themselves_and_change_nothing() -> None:
     store, _ = make(size=256 * 1024, log_bytes=16 * 1024)
     view = store.map("c", "o", sync=False)
-    for key in (b"", b"k" * (MAP_KEY_MAX + 1)):
-        with pytest.raises(LimitExceeded, match="MAP_KEY_MAX"):
+    for key, error in ((b"", InvalidRequest), (b"k" * (MAP_KEY_MAX + 1), LimitExceeded)):
+        with pytest.raises(error, match="MAP_KEY_MAX"):
             view[key] = b"v"
     written: list[int] = []
 

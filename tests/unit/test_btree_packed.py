@@ -1,0 +1,211 @@
+"""Packed pairs: whatever they are made from, they are the bytes of the log, and a tree takes them as it takes plain pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdstore.btree import Descriptor, PackedPairs, Tree
+from mdstore.btree._kernel import fail_memory
+from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, StoreClosed
+from mdstore.limits import MAP_KEY_MAX
+from tests.model.btree_world import World
+from tests.unit.test_btree_atomic import Scene
+
+Pair = tuple[bytes, bytes]
+AS_TYPES: tuple[Callable[[bytes], Any], ...] = (bytes, bytearray, memoryview, lambda data: memoryview(data * 2)[: len(data)])
+SHAPES: tuple[Callable[[list[Any]], Any], ...] = (list, tuple, iter, lambda pairs: (pair for pair in pairs))
+
+few = st.binary(min_size=1, max_size=3) | st.integers(0, 30).map(lambda n: b"a shared beginning %d" % n)
+keys = few | st.integers(1, 36).map(lambda n: bytes([n]) * n)
+values = st.binary(max_size=40) | st.sampled_from((0, 54, 60, 255, 256, 900, 65535, 65536)).map(lambda n: bytes([n & 7]) * n)
+pairs_of = st.lists(st.tuples(keys, values), max_size=60)
+
+
+@given(pairs_of, st.randoms(use_true_random=False), st.sampled_from(SHAPES), st.integers(0, 12))
+def test_pairs_of_any_kind_are_packed_as_the_log_encodes_them(
+    pairs: list[Pair], random: Any, shape: Callable[[list[Any]], Any], room: int
+) -> None:
+    mixed = [random.choice((tuple, list))((random.choice(AS_TYPES)(k), random.choice(AS_TYPES)(v))) for k, v in pairs]
+    packed = PackedPairs(shape(mixed), room)
+    plain = msgspec.msgpack.encode(pairs)
+    for prefix in (b"in the room!"[:room], b"another one!"[:room], b"", b"of another length"):
+        assert packed.encoded(prefix) == prefix + plain
+    assert list(packed) == pairs
+    assert len(packed) == len(pairs)
+    assert packed.payload_bytes == sum(len(key) + len(value) for key, value in pairs)
+    assert packed.longest_key == max((len(key) for key, _ in pairs), default=0)
+    assert packed.longest_value == max((len(value) for _, value in pairs), default=0)
+    assert sorted(packed.values_above(54)) == sorted(len(value) for _, value in pairs if len(value) > 54)
+
+
+@pytest.mark.parametrize("count", [15, 16, 2047, 2048, 65535, 65536])
+def test_any_number_of_pairs_is_packed_as_the_log_encodes_them(count: int) -> None:
+    pairs = [(b"%x" % (n * 2654435761 % 2**32), b"%d" % n) for n in range(count)]
+    packed = PackedPairs(pairs, 3)
+    first = packed.encoded(b"abc")
+    assert first == b"abc" + msgspec.msgpack.encode(pairs)
+    assert packed.encoded(b"xyz") == b"xyz" + first[3:]
+    assert first[:3] == b"abc", "what was given out does not change"
+    assert list(packed) == pairs
+
+
+def in_tree(tree: Tree, pairs: Iterable[Pair]) -> int:
+    packed = PackedPairs(pairs)
+    tree.fetch(packed)
+    return tree.update(packed)
+
+
+@settings(max_examples=150)
+@given(st.lists(pairs_of, min_size=1, max_size=5), st.sampled_from((256, 4096)), st.booleans())
+def test_a_tree_takes_packed_pairs_as_it_takes_plain_ones(batches: list[list[Pair]], page_size: int, sealed: bool) -> None:
+    world = World(3, page_size=page_size, cache_bytes=1 << 14)
+    tree, plain = Tree(world.pager, Descriptor(), 1), Tree(world.pager, Descriptor(), 2)
+    expected: dict[bytes, bytes] = {}
+    for pairs in batches:
+        assert in_tree(tree, pairs) == plain.update(pairs) == len({key for key, _ in pairs} - expected.keys())
+        expected.update(pairs)
+        if sealed:
+            world.seal(tree)
+            world.write()
+            world.pager.generation += 1
+    assert dict(tree.items()) == dict(plain.items()) == expected
+    assert tree.check() == []
+
+
+@pytest.mark.parametrize("sizes", [(1, 60, 2, 58), (54, 1, 54), (3, 700, 5), (700, 3, 900)])
+def test_of_one_key_the_last_pair_wins_however_full_its_leaf(sizes: tuple[int, ...]) -> None:
+    """The first does not fit its leaf and waits for the exclusive lock; a smaller one behind it in the same group would fit."""
+    for filled in range(30):
+        tree = Tree(World(1).pager, Descriptor(), 1)
+        tree.update((b"%04d" % n, b"v" * 7) for n in range(filled))
+        expected = dict(tree.items())
+        pairs = [(b"0003x", bytes([turn]) * size) for turn, size in enumerate(sizes)]
+        in_tree(tree, [(b"0000", b"first"), *pairs, (b"9999", b"last")])
+        assert dict(tree.items()) == expected | {b"0000": b"first", b"0003x": pairs[-1][1], b"9999": b"last"}
+        assert tree.check() == []
+
+
+SHAPES_OF_TREES = (
+    Descriptor(8, 4), Descriptor(-1, -1), Descriptor(-2, -2), Descriptor(duplicates=True), Descriptor(comparator=5),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("descriptor", SHAPES_OF_TREES)
+def test_trees_of_every_shape_take_packed_pairs(descriptor: Descriptor) -> None:
+    pairs = [(b"%08d" % (n * 7 % 50), b"%04d" % n) for n in range(100)]
+    tree, plain = Tree(World(1).pager, descriptor, 1), Tree(World(1).pager, descriptor, 1)
+    assert in_tree(tree, pairs) == plain.update(pairs)
+    assert list(tree.items()) == list(plain.items())
+    assert tree.check() == []
+
+
+def test_a_tree_refuses_a_packed_pair_that_does_not_fit_it() -> None:
+    tree = Tree(World(1).pager, Descriptor(8, 4), 1)
+    with pytest.raises(InvalidRequest, match="8 bytes, not 2"):
+        tree.update(PackedPairs([(b"12345678", b"1234"), (b"no", b"1234")]))
+    short = Tree(World(1).pager, Descriptor(), 1)
+    with pytest.raises(LimitExceeded, match="KEY_SIZE_MAX"):
+        short.update(PackedPairs([(b"k" * 60, b"")]))
+    tree.close()
+    with pytest.raises(StoreClosed):
+        tree.update(PackedPairs([(b"12345678", b"1234")]))
+
+
+@pytest.mark.parametrize(
+    ("pair", "error", "words"),
+    [
+        ((b"", b"v"), InvalidRequest, "pair 2: an empty key"),
+        ((b"k" * (MAP_KEY_MAX + 1), b"v"), LimitExceeded, "pair 2: .*MAP_KEY_MAX"),
+        (("k", b"v"), TypeError, "pair 2: bytes, .* not str"),
+        ((b"k", 5), TypeError, "pair 2: bytes, .* not int"),
+        ((b"k", None), TypeError, "pair 2: bytes, .* not NoneType"),
+        ((b"k",), TypeError, "pair 2: a key and a value are wanted, not tuple"),
+        (7, TypeError, "pair 2: a key and a value are wanted, not int"),
+    ],
+)
+def test_a_pair_that_cannot_be_is_named(pair: object, error: type[Exception], words: str) -> None:
+    given_pairs: list[Any] = [(b"a", b"1"), (b"b", b"2"), pair, (b"c", b"3")]
+    with pytest.raises(error, match=words):
+        PackedPairs(given_pairs)
+    assert list(PackedPairs([(b"k" * MAP_KEY_MAX, b"")])) == [(b"k" * MAP_KEY_MAX, b"")]
+
+
+def test_a_list_that_changes_while_it_is_packed_is_refused() -> None:
+    pairs: list[Any] = [(b"a", b"1")]
+
+    class Growing:
+        def __iter__(self) -> Any:
+            pairs.append((b"c", b"3"))
+            return iter((b"b", b"2"))
+
+    pairs.append(Growing())
+    with pytest.raises(InvalidRequest, match="changed"):
+        PackedPairs(pairs)
+
+
+NEW = [(b"%04d" % n, b"new%d" % n * (1 + n % 5)) for n in range(1, 230, 7)] + [(b"0090", b"short"), (b"0091", b"long" * 999)]
+
+
+def test_fetching_reads_what_updating_needs() -> None:
+    """But for the index of a long value that is replaced: fetching has read and checked it, and no one keeps it."""
+    scene = Scene(shared=False, dirty=False)
+    pairs = [pair for pair in NEW if int(pair[0]) % 30]
+    packed = PackedPairs(pairs)
+    scene.tree.fetch(packed)
+    before = scene.device.reads
+    scene.tree.update(packed)
+    assert scene.device.reads == before > 20
+    scene.model.update(pairs)
+    scene.sound(scene.model)
+
+
+@pytest.mark.parametrize("damage", [False, True], ids=["refused", "damaged"])
+def test_a_page_that_cannot_be_read_is_found_by_fetching(damage: bool) -> None:
+    expected = CorruptionError if damage else DeviceFailed
+    found = 0
+    for step in range(200):
+        scene = Scene(shared=False, dirty=False)
+        scene.device.damage, scene.device.reads_left = damage, step
+        try:
+            scene.tree.fetch(PackedPairs(NEW))
+        except expected:
+            scene.device.reads_left = -1
+            scene.sound(scene.model)
+            found += 1
+            continue
+        if not scene.device.failed:  # else a read of several pages was made again, page by page
+            assert found > 20
+            return
+    raise AssertionError("it never got by without a failure")
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+@pytest.mark.parametrize("failures", [1, 10**9], ids=["once", "from then on"])
+def test_an_allocation_that_fails_leaves_each_pair_put_or_not(failures: int, shared: bool) -> None:
+    new = dict(NEW)
+    for step in range(2000):
+        scene = Scene(shared=shared, dirty=False)
+        fail_memory(step, failures)
+        try:
+            in_tree(scene.tree, NEW)
+        except MemoryError:
+            assert fail_memory(-1) > 0
+            found = dict(scene.tree.items())
+            assert found.keys() >= scene.model.keys()
+            for key, value in found.items():
+                assert value in (scene.model.get(key), new.get(key))
+            scene.sound(found)
+            continue
+        scene.model.update(NEW)
+        failed = fail_memory(-1)
+        scene.sound(scene.model)
+        if not failed:
+            assert step > 20
+            return
+    raise AssertionError("it never got by without a failure")
