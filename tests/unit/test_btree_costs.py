@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mdstore.btree import REFS_DESCRIPTOR, Pager, RecordCursor, Tree, TreeView
+from mdstore.btree import REFS_DESCRIPTOR, PackedPairs, Pager, RecordCursor, Tree, TreeView
 from tests.model.btree_world import World, new_tree
 
 COUNT = 4000
@@ -200,6 +200,7 @@ TREE = {
     "delete_value": Row(lambda s: s.tree.delete_value(key(77), b"v" * 20), path, path, duplicates=True),
     "update": Row(lambda s: s.tree.update([(key(7), b"w" * 20), (key(7), b"x" * 20), (key(3999), b"w" * 20)]),
                   both_paths, both_paths),
+    "fetch": Row(lambda s: s.tree.fetch(PackedPairs([(key(7), b"w"), (key(3999), b"w")])), both_paths),
     "delete_many": Row(lambda s: s.tree.delete_many([key(7), key(3000)]), both_paths, both_paths),
     "delete_range": Row(lambda s: s.tree.delete_range(key(100), key(1900)),
                         lambda s: least_to(s.height, 2 * s.height + s.index), lambda s: least_to(1, 4 * s.height)),
