@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -245,7 +246,7 @@ def allocated_bytes() -> int:
 
 
 def test_long_values_are_written_by_range_beside_readers_views_and_seals() -> None:
-    """Each write covers two pages and the border between them with one byte: a reader that finds two there has seen half of it."""
+    """Each write covers two pages and the border between them with one byte: a reader that finds two saw half of it."""
     world = World(4)
     tree = new_tree(world)
     for n in range(3):
@@ -278,7 +279,7 @@ def test_long_values_are_written_by_range_beside_readers_views_and_seals() -> No
             tree.seal(world.allocate)
             world.pager.write_sealed()
 
-    run_all([*(lambda number=number: write(number) for number in range(3)), lambda: read(0), lambda: read(1), seal])  # type: ignore[misc]
+    run_all([partial(write, 0), partial(write, 1), partial(write, 2), partial(read, 0), partial(read, 1), seal])
     world.seal(tree)
     world.write()
     world.drain_freed()
