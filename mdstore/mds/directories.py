@@ -7,6 +7,8 @@ from bisect import bisect_right
 from itertools import islice
 from operator import itemgetter
 
+from sortedcontainers import SortedList
+
 from mdstore.errors import PosixError
 from mdstore.mds.cache import Cache
 from mdstore.mds.core import Core
@@ -53,14 +55,14 @@ class Directories:
         if not directory.complete:
             return [name for name, _ in self._merged(directory, after, limit)]
         names = self._sorted_names(directory)
-        start = 0 if after is None else bisect_right(names, after)
-        return names[start : start + limit]
+        return list(islice(names.irange(after, None, inclusive=(False, True)), limit))
 
-    def _sorted_names(self, directory: Directory) -> list[bytes]:
+    def _sorted_names(self, directory: Directory) -> SortedList[bytes]:
+        """Sorted once, and from then on kept so by whoever adds a name or takes one away."""
         if directory.names is None:
             known = set(directory.entries)
             known.update(name for name, raw in directory.changed.items() if raw is not None)
-            directory.names = sorted(known)
+            directory.names = SortedList(known)
         return directory.names
 
     def _merged(self, directory: Directory, after: bytes | None, limit: int) -> Page:

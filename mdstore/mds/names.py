@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from bisect import bisect_left, insort
 from typing import Final
 
 from mdstore.errors import CorruptionError, PosixError
@@ -26,7 +25,6 @@ from mdstore.mds.quota import Quota
 from mdstore.mds.records import FLAG_DATA, TAG_DIRECTORY, TAG_REMOTE, TYPE_DIRECTORY, encode_link
 from mdstore.mds.vfs import ROOT_INO, Credentials
 
-NAMES_KEPT_SORTED: Final = 20_000  # a longer list of names is sorted again when it is next read, not kept in order
 MAKEABLE: Final = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
 
 
@@ -361,26 +359,13 @@ class Names:
 def note_name(directory: Directory, name: bytes) -> None:
     """Keep the sorted list of names right after one more."""
     names = directory.names
-    if names is None:
-        return
-    if len(names) > NAMES_KEPT_SORTED:
-        directory.names = None
-        return
-    at = bisect_left(names, name)
-    if at == len(names) or names[at] != name:
-        insort(names, name)
+    if names is not None and name not in names:
+        names.add(name)
 
 
 def lose_name_of(directory: Directory, name: bytes) -> None:
     """Keep the sorted list of names right after one less."""
-    names = directory.names
-    if names is None:
-        return
-    at = bisect_left(names, name)
-    if at < len(names) and names[at] == name:
-        if len(names) > NAMES_KEPT_SORTED:
-            directory.names = None
-        else:
-            del names[at]
+    if directory.names is not None:
+        directory.names.discard(name)
 
 
