@@ -102,9 +102,30 @@ class Pager:
     def close(self) -> None:
         """Refuse further reads of the device. Nothing is written."""
 
+@final
+class RecordCursor:
+    """A place among the records of a tree as it was when `TreeView.cursor` made it; moves both ways. Pins its generation until
+    `close` (or garbage collection). What each step costs in pages, its docstring says."""
+
+    def first(self) -> tuple[bytes, bytes] | None: ...
+    def last(self) -> tuple[bytes, bytes] | None: ...
+    def seek(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """Go to the first record at or after `key`; where there is none the place is behind the last, and None is returned."""
+    def next(self) -> tuple[bytes, bytes] | None:
+        """Go to the next record; of a fresh cursor, the first. None behind the last one, from where `prev` gives the last."""
+    def prev(self) -> tuple[bytes, bytes] | None:
+        """Go to the record before; of a fresh cursor, the last. None before the first one, from where `next` gives the first."""
+    @property
+    def record(self) -> tuple[bytes, bytes] | None:
+        """The record at the place; None beside the ends and in a fresh cursor."""
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
 class TreeView:
     """Reads of a tree as it was at one moment. Never blocks a writer, never blocked by one. Pins its generation until
-    `close` (or garbage collection)."""
+    `close` (or garbage collection). The docstring of each operation in the module says what it costs in pages; one test
+    holds all of them against the counters (tests/unit/test_btree_costs.py)."""
 
     def __len__(self) -> int: ...
     def __contains__(self, key: bytes) -> bool: ...
@@ -132,6 +153,7 @@ class TreeView:
         tree as it was when the iterator was made."""
     def keys(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]: ...
     def prefix(self, prefix: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]: ...
+    def cursor(self) -> RecordCursor: ...
     @property
     def user_blob(self) -> bytes: ...
     @property
@@ -195,8 +217,9 @@ class Tree(TreeView):
     def delete(self, key: bytes) -> bool:
         """True when the key was there."""
     def write(self, key: bytes, offset: int, data: bytes) -> None:
-        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros). NotFound without the key. A spilled
-        value that no seal has reached is changed in place; any other is read whole and put again."""
+        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros). NotFound without the key. LimitExceeded,
+        InvalidRequest: the value would be longer than it may. Of a spilled value only the pages written, and the index pages
+        above them, are read and written anew."""
     def delete_value(self, key: bytes, value: bytes) -> bool:
         """Remove one value of a key in a tree with duplicates; True when it was there."""
     def update(self, items: Iterable[tuple[bytes, bytes]] | Mapping[bytes, bytes] | PackedPairs) -> int:

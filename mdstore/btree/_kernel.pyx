@@ -3,7 +3,7 @@
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
 Read in this order. A page: layout.pxi, keys.pxi, check.pxi (what is checked after a read); in memory: node.pxi. The cache: pager.pxi.
-Changing: own.pxi (copy before change, what a change gives up), spill.pxi (long values), balance.pxi, split.pxi, merge.pxi (where cells
+Changing: own.pxi (copy before change, what a change gives up), spill.pxi and patch.pxi (long values, whole and by range), balance.pxi, split.pxi, merge.pxi (where cells
 go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses, checksums, the root record. Reading: read.pxi, batch.pxi,
 cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor), packed.pxi (what bulk writes carry), cache.pxi, view.pxi,
 iterate.pxi, mutable.pxi, walk.pxi. blocks.pxi (data of objects) stands for itself.
@@ -110,6 +110,7 @@ include "spill.pxi"
 include "balance.pxi"
 include "split.pxi"
 include "merge.pxi"
+include "patch.pxi"
 include "tree.pxi"
 include "seal.pxi"
 include "root.pxi"

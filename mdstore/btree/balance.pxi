@@ -26,7 +26,7 @@ cdef inline void cell_put(TreeCore *t, Node *n, int pos, const Item *item) noexc
     if n.level:
         memmove(n.kids + pos + 1, n.kids + pos, (node_count(n) - 1 - pos) * sizeof(Node *))
         n.kids[pos] = item.kid
-    elif t.s.fixed_value < 0 and ld16(p) == SPILL_MARK:
+    elif t.s.fixed_value < 0 and ld16(p) >= SPILL_DATED:
         n.spilled += 1
 
 

@@ -34,6 +34,7 @@ cdef class Pager:
 
     @property
     def generation(self):
+        """What the next seals stamp into pages. Cost: no page."""
         return self.core.generation
 
     @generation.setter
@@ -42,10 +43,12 @@ cdef class Pager:
 
     @property
     def page_size(self):
+        """Bytes of a page. Cost: no page."""
         return self.core.page_size
 
     @property
     def cache_bytes(self):
+        """The bound of clean pages in memory. Cost: no page; a lower one evicts at once."""
         return self.core.cache_bytes
 
     @cache_bytes.setter
@@ -56,18 +59,22 @@ cdef class Pager:
 
     @property
     def dirty_bytes(self):
+        """Memory of pages that the device does not have yet. Cost: no page."""
         return at_get64(&self.core.dirty_bytes)
 
     @property
     def sealed_pages(self):
+        """Pages that wait for `write_sealed`. Cost: no page."""
         return self.core.sealed_pages
 
     @property
     def oldest_pinned_generation(self):
+        """The smallest generation a living view or iterator holds, or None. Cost: no page."""
         return min(self._pins, default=None)
 
     @property
     def refs(self):
+        """The tree that counts shared pages, or None. Cost: no page."""
         return self._refs
 
     @refs.setter
@@ -91,6 +98,8 @@ cdef class Pager:
             del self._pins[generation]
 
     def write_sealed(self, int64_t max_bytes=-1):
+        """Write sealed pages in address order, until `max_bytes` are written; the bytes written. Not durable before a flush. Cost: each
+        sealed page once, neighbours in one write of up to 1 MiB."""
         cdef PagerCore *p = &self.core
         cdef Queue *queue
         cdef Write *taken
@@ -142,6 +151,7 @@ cdef class Pager:
         return written
 
     def take_freed(self):
+        """(address, pages, generation) of what the trees stopped reaching since the last call. Cost: no page."""
         cdef PagerCore *p = &self.core
         cdef uint64_t *freed
         cdef int64_t n, i
@@ -157,6 +167,7 @@ cdef class Pager:
             free(freed)
 
     def counters(self):
+        """What was done so far, by name. Cost: no page."""
         cdef PagerCore *p = &self.core
         return {
             "hits": at_get64(&p.hits), "misses": at_get64(&p.misses), "evictions": at_get64(&p.evictions),
@@ -170,7 +181,7 @@ cdef class Pager:
         }
 
     def close(self):
-        """Refuse further reads of the device. Trees in memory stay as they are; nothing is written."""
+        """Refuse further reads of the device. Trees in memory stay as they are; nothing is written. Cost: no page."""
         self.core.closed = 1
 
 

@@ -31,13 +31,13 @@ cdef const char *cell_fault(Shape *s, const uint8_t *page, int i, int heap, int 
             return "cell outside the heap"
         v = ld16(page + off + klen)
         size[0] = klen + 2 + v
-        if v == SPILL_MARK:
+        if v >= SPILL_DATED:
             if off + klen + 2 + SPILL_FIXED > cap:
                 return "cell outside the heap"
             length = ld64(page + off + klen + 2)
             if length == 0 or length > <uint64_t> 1 << 30 or ld64(page + off + klen + 10) == IN_MEMORY:
                 return "spilled value"
-            size[0] = klen + 2 + spill_body(s, <int64_t> length)
+            size[0] = klen + 2 + spill_body(s, form_of(s, page + off + klen + 2), <int64_t> length)
         elif v > s.value_inline or (s.value_size > 0 and v != s.value_size):
             return "value size"
     if size[0] == 0:

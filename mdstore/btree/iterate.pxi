@@ -1,4 +1,4 @@
-# Iterators over views: records in order, and two sets of keys merged.
+# Iterators over views: records in order, two sets of keys merged, and a place that moves both ways.
 
 cdef class KeyMerge:
     """Keys of two trees merged: those only in the first, in both, only in the second, as asked for."""
@@ -73,11 +73,8 @@ cdef class RecordIterator:
 
     def __next__(self):
         cdef Cursor *c = &self.c
-        cdef int pos, vlen, code
-        cdef Node *leaf
-        cdef const uint8_t *value
+        cdef int pos, code
         cdef Fault fault
-        cdef bytes key, data
         if self.running:
             raise InvalidRequest("the iterator is in use by another thread")
         if c.pos >= c.end:
@@ -101,7 +98,15 @@ cdef class RecordIterator:
         else:
             pos = c.pos
             c.pos += 1
-        leaf = c.node[c.depth]
+        return self.record(pos)
+
+    cdef object record(self, int pos):
+        """The record (or key) in slot `pos` of the leaf the cursor stands in."""
+        cdef Cursor *c = &self.c
+        cdef Node *leaf = c.node[c.depth]
+        cdef int vlen
+        cdef const uint8_t *value
+        cdef bytes key, data
         if c.t.s.duplicates:
             return self.duplicate(cell_at(page_of(leaf), pos), klen_at(page_of(leaf), pos))
         key = PyBytes_FromStringAndSize(<char *> cell_at(page_of(leaf), pos), klen_at(page_of(leaf), pos))
@@ -135,3 +140,109 @@ cdef class RecordIterator:
         if code != OK:
             raised(&fault)
         return data
+
+
+@cython.no_gc_clear
+cdef class RecordCursor:
+    """A place among the records of a tree as it was when the cursor was made; moves both ways."""
+
+    cdef RecordIterator it
+    cdef int pos          # of the record in the leaf; -1 before the first record, past the last one behind it
+
+    def __cinit__(self, TreeView view):
+        self.it = view.iterate(None, None, False, False)
+
+    cdef Cursor *cursor(self) except NULL:
+        if self.it is None:
+            raise StoreClosed("the cursor is closed")
+        if self.it.running:
+            raise InvalidRequest("the cursor is in use by another thread")
+        return &self.it.c
+
+    cdef object move(self, int step, bint anew):
+        """To the next leaf in a direction (+1, -1), or `anew` to the first one there; the record at the place reached, or None."""
+        cdef Cursor *c = self.cursor()
+        cdef RecordIterator it = self.it
+        cdef Fault fault
+        cdef int code = OK
+        memset(&fault, 0, sizeof(Fault))
+        it.running = True
+        with nogil:
+            if anew:
+                cursor_clear(c)
+            c.reverse = step < 0
+            c.last = 0
+            code = cursor_more(c, &fault)
+        it.running = False
+        if code != OK:
+            cursor_clear(c)
+            raised(&fault)
+        if c.pos < c.end:
+            self.pos = c.end - 1 if step < 0 else c.pos
+        else:
+            self.pos = -1 if step < 0 else node_count(c.node[c.depth])
+        return self.here(c)
+
+    cdef object here(self, Cursor *c):
+        if c.depth < 0 or not 0 <= self.pos < node_count(c.node[c.depth]):
+            return None
+        return self.it.record(self.pos)
+
+    cdef object step(self, int step):
+        cdef Cursor *c = self.cursor()
+        cdef int count
+        if c.depth < 0:
+            return self.move(step, True)
+        count = node_count(c.node[c.depth])
+        if 0 <= self.pos + step < count:
+            self.pos += step
+            return self.it.record(self.pos)
+        c.pos = c.end
+        return self.move(step, False)
+
+    def first(self):
+        """Go to the first record and return it; None in an empty tree. Cost: one page per level."""
+        return self.move(1, True)
+
+    def last(self):
+        """Go to the last record and return it; None in an empty tree. Cost: one page per level."""
+        return self.move(-1, True)
+
+    def seek(self, key):
+        """Go to the first record at or after `key` and return it; None, and behind the last one, where there is none. Cost: one
+        page per level, or two leaves."""
+        cdef bytes k = self.it.view.search_key(key) if self.it is not None else b""
+        cdef Cursor *c = self.cursor()
+        c.start = <uint8_t *> PyBytes_AS_STRING(k)
+        c.start_len = <int> PyBytes_GET_SIZE(k)
+        try:
+            return self.move(1, True)
+        finally:
+            c.start = NULL
+
+    def next(self):
+        """Go to the next record (of a fresh cursor, the first) and return it; None behind the last. Cost: no page inside a leaf, else
+        the next leaf."""
+        return self.step(1)
+
+    def prev(self):
+        """Go to the record before (of a fresh cursor, the last) and return it; None before the first. Cost: as `next`."""
+        return self.step(-1)
+
+    @property
+    def record(self):
+        """The record at the place; None before the first, behind the last, and in a fresh cursor. Cost: no page."""
+        return self.here(self.cursor())
+
+    def close(self):
+        """Release the pages and the pinned generation; later calls raise StoreClosed. Cost: no page."""
+        if self.it is not None:
+            self.cursor()
+            self.it.finish()
+            self.it = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()

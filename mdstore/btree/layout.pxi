@@ -14,7 +14,8 @@ cdef enum:
     PAGE_MAGIC = 0x3174626d  # "mbt1"
     KIND_LEAF = 1
     KIND_INDEX = 2
-    KIND_SPILL = 3
+    KIND_SPILL = 3       # overflow index of a value all of one generation
+    KIND_DATED = 4       # overflow index whose entries carry their generation
     OFF_CRC = 0
     OFF_MAGIC = 4
     OFF_TREE = 8
@@ -26,10 +27,12 @@ cdef enum:
     OFF_DEAD = 32
     OFF_SKIP = 36
     OFF_RESERVED = 38
-    SPILL_MARK = 0xffff
+    SPILL_MARK = 0xffff  # in the place of a value's length: it has spilled, all of one generation (no longer written),
+    SPILL_DATED = 0xfffe  # or each page with a generation of its own
     SPILL_FIXED = 16  # u64 length, u64 generation
     SPILL_TOP_MAX = 4
-    SPILL_BODY_MAX = 144
+    SPILL_BODY_MAX = 160
+    SPILL_LEVELS = 16    # more than a value of 2**30 bytes has with pages of 256
     REF_MIN = 28
     REF_MAX = 44
     PAGE_MAX = 65536
@@ -53,6 +56,12 @@ cdef struct Holes:       # where cells were taken out, so that others fit in wit
 cdef uint64_t REF_SPILLED = 1ULL << 63  # in a reference's record count: some value below has spilled
 cdef uint64_t IN_MEMORY = 0xffffffffffffffffULL  # a spilled value's generation while its address word is a pointer
 
+cdef struct Form:        # of a spilled value
+    int dated
+    int entry            # copies * 8 + crc 4, and generation 8 where it is dated
+    int fan              # entries of an overflow index page
+    int top              # entries a cell can hold
+
 cdef struct Shape:
     int page_size
     int key_size         # of stored keys: -2 where they carry their value (duplicates)
@@ -69,9 +78,19 @@ cdef struct Shape:
     int value_inline    # the longest value kept in a leaf
     int cell_max        # slot and cell of a leaf together, at most
     int key_max
-    int spill_entry     # copies * 8 + crc 4
-    int spill_fan       # entries of an overflow index page
-    int spill_top       # entries a cell can hold
+    Form undated
+    Form dated
+
+
+cdef void form_init(Form *form, int entry, int usable, bint dated) noexcept nogil:
+    form.dated = dated
+    form.entry = entry
+    form.fan = usable / entry
+    form.top = (usable / 4 - SPILL_FIXED) / entry
+    if form.top > SPILL_TOP_MAX:
+        form.top = SPILL_TOP_MAX
+    if form.top < 1:
+        form.top = 1
 
 
 cdef int shape_init(Shape *s) noexcept nogil:
@@ -82,13 +101,8 @@ cdef int shape_init(Shape *s) noexcept nogil:
     s.key_max = usable / 3 - 8 - s.ref_size
     if s.key_max > 1024:
         s.key_max = 1024
-    s.spill_entry = 8 * s.copies + 4
-    s.spill_fan = usable / s.spill_entry
-    s.spill_top = (quarter - SPILL_FIXED) / s.spill_entry
-    if s.spill_top > SPILL_TOP_MAX:
-        s.spill_top = SPILL_TOP_MAX
-    if s.spill_top < 1:
-        s.spill_top = 1
+    form_init(&s.undated, 8 * s.copies + 4, usable, False)
+    form_init(&s.dated, 8 * s.copies + 12, usable, True)
     s.value_inline = quarter
     s.cell_max = usable / 2
     s.fixed_value = -1
@@ -150,8 +164,7 @@ cdef int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t
     """The first position at or after `lo` whose key is not below `key`; `found`: it is `key`.
 
     Safe on a leaf that another thread is changing (the caller looks at the latch afterwards): no read leaves the page."""
-    cdef int n = page_count(page), skip, i, hi, mid, c, off
-    cdef uint32_t head
+    cdef int n = page_count(page), skip, c, off
     cdef const uint8_t *slots = page + HEADER
     found[0] = False
     if n > (cap - HEADER) >> 3:
@@ -168,7 +181,25 @@ cdef int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t
             return n
         if c < 0 or klen < skip:
             return lo
-    head = head_of(s, key, klen, skip)
+    return page_search(s, page, cap, lo, n, skip, key, klen, found)
+
+
+cdef inline int page_get(Shape *s, const uint8_t *page, int cap, const uint8_t *key, int klen, bint *found) noexcept nogil:
+    """The position of `key` where it is there (`found`), else none that means anything. Reads no cell but that of the key: whether the
+    key begins as all of the page do, which heads leave out, the comparison of the whole key tells. Safe as `page_find`."""
+    cdef int n = page_count(page)
+    found[0] = False
+    if n > (cap - HEADER) >> 3:
+        n = (cap - HEADER) >> 3
+    return page_search(s, page, cap, 0, n, ld16(page + OFF_SKIP), key, klen, found) if n else 0
+
+
+cdef inline int page_search(Shape *s, const uint8_t *page, int cap, int lo, int n, int skip, const uint8_t *key, int klen,
+                            bint *found) noexcept nogil:
+    """As `page_find`, among `n` slots, of a key that begins with the `skip` bytes that heads leave out."""
+    cdef int i, hi, mid, c, off
+    cdef uint32_t head = head_of(s, key, klen, skip)
+    cdef const uint8_t *slots = page + HEADER
     i = lower_slot(slots, lo, n, head)
     if i == n or ld32(slots + 8 * i) != head:
         return i
@@ -206,28 +237,33 @@ cdef inline int64_t div_up(int64_t a, int64_t b) noexcept nogil:
     return (a + b - 1) / b
 
 
-cdef int spill_tops(Shape *s, int64_t length, int *depth) noexcept nogil:
+cdef inline const Form *form_of(const Shape *s, const uint8_t *body) noexcept nogil:
+    """How a spilled value is laid out, by the mark in front of its body."""
+    return &s.dated if ld16(body - 2) == SPILL_DATED else &s.undated
+
+
+cdef int spill_tops(int page_size, const Form *form, int64_t length, int *depth) noexcept nogil:
     """Entries the cell of a spilled value holds, and how many levels of overflow index pages hang below them."""
-    cdef int64_t n = div_up(length, s.page_size)
+    cdef int64_t n = div_up(length, page_size)
     depth[0] = 0
-    while n > s.spill_top:
-        n = div_up(n, s.spill_fan)
+    while n > form.top:
+        n = div_up(n, form.fan)
         depth[0] += 1
     return <int> n
 
 
 cdef int64_t spill_pages(Shape *s, int64_t length) noexcept nogil:
-    """Pages of one copy of a spilled value: data and overflow index."""
+    """Pages of one copy of a spilled value that is written now: data and overflow index."""
     cdef int64_t n = div_up(length, s.page_size), total = n
-    while n > s.spill_top:
-        n = div_up(n, s.spill_fan)
+    while n > s.dated.top:
+        n = div_up(n, s.dated.fan)
         total += n
     return total
 
 
-cdef inline int spill_body(Shape *s, int64_t length) noexcept nogil:
+cdef inline int spill_body(Shape *s, const Form *form, int64_t length) noexcept nogil:
     cdef int depth
-    return SPILL_FIXED + spill_tops(s, length, &depth) * s.spill_entry
+    return SPILL_FIXED + spill_tops(s.page_size, form, length, &depth) * form.entry
 
 
 cdef inline bint value_spills(Shape *s, int klen, int64_t vlen) noexcept nogil:
@@ -240,8 +276,8 @@ cdef inline int leaf_cell_size(Shape *s, const uint8_t *cell, int klen) noexcept
         n = klen + s.fixed_value
     else:
         v = ld16(cell + klen)
-        if v == SPILL_MARK:
-            n = klen + 2 + spill_body(s, <int64_t> ld64(cell + klen + 2))
+        if v >= SPILL_DATED:
+            n = klen + 2 + spill_body(s, form_of(s, cell + klen + 2), <int64_t> ld64(cell + klen + 2))
         else:
             n = klen + 2 + v
     return n if n else 1
@@ -260,7 +296,7 @@ cdef inline uint8_t *spill_at(Shape *s, const uint8_t *page, int i) noexcept nog
     if s.fixed_value >= 0:
         return NULL
     p = cell_at(page, i) + klen_at(page, i)
-    return p + 2 if ld16(p) == SPILL_MARK else NULL
+    return p + 2 if ld16(p) >= SPILL_DATED else NULL
 
 
 cdef inline uint8_t *ref_at(const uint8_t *page, int i) noexcept nogil:

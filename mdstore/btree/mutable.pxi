@@ -44,6 +44,7 @@ cdef class Tree(TreeView):
 
     @classmethod
     def open(cls, Pager pager not None, root, Descriptor expect=None):
+        """The tree that a root record names. UnsupportedFormat, CorruptionError: as the contract says. Cost: no page."""
         cdef bytes record = as_bytes(root)
         cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(record)
         cdef int64_t size = PyBytes_GET_SIZE(record), blob
@@ -52,7 +53,7 @@ cdef class Tree(TreeView):
         cdef const char *fault = NULL
         if size < ROOT_HEADER:
             raise CorruptionError("root record", "a tree's root", f"{ROOT_HEADER} bytes or more", size)
-        if p[0] != ROOT_VERSION:
+        if p[0] != ROOT_VERSION and p[0] != ROOT_DATED:
             raise UnsupportedFormat(f"root record version {p[0]} is not known to this version")
         if not CMP_BYTES <= p[2] <= CMP_PAIR:
             raise UnsupportedFormat(f"comparator {p[2]} is not known to this version")
@@ -71,6 +72,7 @@ cdef class Tree(TreeView):
         t = tree.core
         rw_tally_add(&t.rw, <int64_t> ld64(p + 24))
         t.level = p[3]
+        t.dated = p[0] == ROOT_DATED
         tree._blob = record[ROOT_HEADER:ROOT_HEADER + blob]
         tree._root = record
         if p[1] & ROOT_PAGED:
@@ -89,23 +91,27 @@ cdef class Tree(TreeView):
 
     @property
     def descriptor(self):
+        """What the tree is. Cost: no page."""
         return self._descriptor
 
     @property
     def tree_id(self):
+        """The number stamped in its pages. Cost: no page."""
         return self.open_core().tree_id
 
     @property
     def height(self):
-        """Levels of pages, the leaves included; 1 for an embedded tree."""
+        """Levels of pages, the leaves included; 1 for an embedded tree. Cost: no page."""
         return self.open_core().level + 1
 
     @property
     def is_dirty(self):
+        """Whether the next seal makes another root record. Cost: no page."""
         return bool(self.open_core().is_dirty or self._blob_dirty)
 
     @property
     def dirty_pages(self):
+        """Pages the next seal asks for, overflow pages and copies included. Cost: no page."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef int64_t pages
@@ -116,6 +122,7 @@ cdef class Tree(TreeView):
 
     @property
     def user_blob(self):
+        """The owner's bytes, committed with the root by the next seal. Cost: no page."""
         return self._blob
 
     @user_blob.setter
@@ -198,23 +205,27 @@ cdef class Tree(TreeView):
 
     def write(self, key, int64_t offset, data):
         """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros); the key must be there, else NotFound.
-        Cost: a spilled value that no seal has reached is changed in place; any other is read whole and put again."""
+        Cost: of a spilled value the pages written, the index pages above them (both read where they are only changed in part), and the
+        path to its leaf. Read whole and put again are a value that lies in its leaf, one that no seal has reached and that
+        grows or is a view's too, and, once, one that was written before pages had generations of their own."""
         cdef bytes k = self.search_key(key), d = as_bytes(data), whole
         cdef Hold kept = self.held
         cdef TreeCore *t = self.core
         cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
         cdef const uint8_t *dp = <uint8_t *> PyBytes_AS_STRING(d)
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
-        cdef int64_t n = PyBytes_GET_SIZE(d)
+        cdef int64_t n = PyBytes_GET_SIZE(d), most = value_size_max
         cdef bint done = False
         cdef Fault fault
         if offset < 0 or t.s.duplicates:
             raise InvalidRequest(f"write at {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        if t.s.value_size != -4:
+            most = t.s.value_size if t.s.value_size >= 0 else (1 << -8 * t.s.value_size) - 1
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             rw_lock_shared(&t.p.rw)
             rw_lock_exclusive(&t.rw)
-            code = fail(&fault, E_BROKEN, "tree") if t.broken else write_part(t, kp, klen, offset, dp, n, &done, &fault)
+            code = fail(&fault, E_BROKEN, "tree") if t.broken else write_part(t, kp, klen, offset, dp, n, most, &done, &fault)
             unlock_tree(t)
             make_room(t.p)
         if code != OK:
@@ -397,7 +408,8 @@ cdef class Tree(TreeView):
 
     def bulk_load(self, items):
         """Fill an empty tree from ascending records: insertions at the right edge leave full leaves behind. InvalidRequest:
-        the tree is not empty, or the records do not ascend (it is empty again then). Cost: each page once."""
+        the tree is not empty, or the records do not ascend (it is empty again then). Cost: reads none, and makes each
+        page once."""
         if len(self):
             raise InvalidRequest("bulk_load fills an empty tree")
         try:
@@ -409,7 +421,8 @@ cdef class Tree(TreeView):
     def clone(self):
         """Another mutable tree with the same content and the same tree id. Sealed pages are shared and counted in
         `Pager.refs`; pages that are dirty are copied in memory, so a tree just sealed is cloned in O(1). Drop a clone with
-        `clear()`, so that its pages are no longer counted. InvalidRequest: the pager has no `refs` tree."""
+        `clear()`, so that its pages are no longer counted. InvalidRequest: the pager has no `refs` tree. Cost: a path of
+        `refs` where the tree is clean; the references of all its dirty pages else."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Tree copy = Tree.__new__(Tree)
@@ -433,6 +446,8 @@ cdef class Tree(TreeView):
 
     # -- sealing -------------------------------------------------------------------------------------------------------
     def seal(self, allocate):
+        """Give every dirty page its address and checksum; the root record. Cost: reads none, asks for `dirty_pages`; nothing is
+        written before `Pager.write_sealed`."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Plan plan
@@ -475,6 +490,7 @@ cdef class Tree(TreeView):
             free(plan.addresses)
 
     def seal_leaves(self, allocate, int64_t start, int64_t pages):
+        """Do a part of the next seal ahead of it. Cost: reads none, asks for at most `pages` (of each copy)."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Plan plan
@@ -505,13 +521,14 @@ cdef class Tree(TreeView):
             free(plan.addresses)
 
     def root(self):
+        """The root record of the last seal. Cost: no page."""
         if self._root is None or self.core == NULL:
             raise InvalidRequest("the tree was never sealed")
         return self._root
 
     def check(self):
-        """Every violated invariant of the whole tree, in words; empty when sound. Reads every page (through a view, so
-        writers go on)."""
+        """Every violated invariant of the whole tree, in words; empty when sound. Through a view, so writers go on. Cost:
+        every page once, spilled values left out."""
         cdef TreeView view = self.view()
         try:
             return TreeCheck(view, self.pager).run()
@@ -519,6 +536,8 @@ cdef class Tree(TreeView):
             view.release()
 
     def pages(self):
+        """(first page address, pages, level) of all that is reached. Cost: index pages, leaves in which a value has spilled, and
+        overflow index pages, once each."""
         return PageWalk(self.view())
 
 
@@ -564,6 +583,8 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
     if grown == NULL:
         raise MemoryError()
     plan.addresses = grown
+    if freed_reserve(plan.t.p, wanted) != OK:  # so that those not used can be given back
+        raise MemoryError()
     runs = allocate(wanted)
     wanted += n
     for first, pages in runs:

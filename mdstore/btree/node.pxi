@@ -48,10 +48,22 @@ cdef struct Node:        # NODE_SIZE bytes, the page behind it. What every searc
     uint32_t cap
     Node **kids          # behind the page, as many as it can have slots
 
-cdef struct Spill:       # a spilled value that no seal has written out yet
+cdef struct Sheet:       # a page of a spilled value that the device does not have; its bytes follow
     int32_t refs
+    int32_t unused
+
+cdef struct Spill:       # a spilled value that no seal has written out yet, or not all of it
+    int32_t refs
+    int depth            # levels of overflow index pages
     int64_t length
-    uint8_t *data        # padded with zeros to whole pages
+    uint8_t *data        # whole, padded with zeros to whole pages; NULL where only what has changed is here (patch.pxi):
+    int64_t dirty        # pages of one copy that the next seal writes
+    int64_t owned        # index pages among them
+    int64_t count[SPILL_LEVELS]     # at each level: data pages, index pages of level 1, ...
+    int64_t room[SPILL_LEVELS]      # how many there is memory for
+    uint8_t *entries[SPILL_LEVELS]  # what names each; known where the index page above has been read, or is the cell
+    uint8_t *marks[SPILL_LEVELS]    # of each index page: whether it has been read, whether it is to be written
+    Sheet **sheets       # of each data page; NULL: as the device has it
 
 cdef struct Write:       # pages that wait for write_sealed; holds a reference on what it names
     uint64_t address
@@ -70,16 +82,16 @@ cdef struct Batch:       # a spilled value on its way to the device: one for eac
     int32_t pending      # runs not yet written
     Spill *spill
     uint8_t *index       # overflow index pages
-    int64_t pages
-    uint64_t *addresses  # of all its pages, all copies
+    int64_t indexes      # how many are filled in
+    uint64_t *addresses  # of all its pages, first copies
+    int64_t pages        # how many are listed
     Batch *next          # in a seal's plan
-    uint64_t key         # in the sealed map: the first address its cell holds
 
 
 cdef struct Mapped:
     uint64_t address
     void *owner
-    bint is_spill
+    const uint8_t *bytes # of a page of a spilled value, whose owner is a Batch; NULL for a Node
 
 cdef struct PagerCore:
     int page_size
@@ -137,6 +149,7 @@ cdef struct TreeCore:
     int paged            # `ref` names the root page (of the last seal, or of the view)
     int64_t dirty_nodes
     int64_t dirty_spill
+    int dated            # values have spilled with a generation for each page: the root record says so
     TreeCore *prev
     TreeCore *next
     uint8_t ref[REF_MAX]
@@ -278,8 +291,10 @@ cdef Node *node_alloc(PagerCore *p, int cap, int level, uint32_t signature, int 
 
 cdef void spill_free(PagerCore *p, Spill *v) noexcept nogil:
     if at_add32(&v.refs, -1) == 0:
-        at_add64(&p.dirty_bytes, -div_up(v.length, p.page_size) * p.page_size)
+        if v.data != NULL:
+            at_add64(&p.dirty_bytes, -div_up(v.length, p.page_size) * p.page_size)
         free(v.data)
+        patch_free(p, v)
         free(v)
 
 
@@ -301,7 +316,7 @@ cdef inline Spill *spill_pointer(const uint8_t *body) noexcept nogil:
 cdef Spill *leaf_spill(Node *leaf, int i) noexcept nogil:
     """The value in memory behind slot `i` of a leaf in which something has spilled; the slot holds a reference on it."""
     cdef uint8_t *p = cell_at(page_of(leaf), i) + klen_at(page_of(leaf), i)
-    return spill_pointer(p + 2) if ld16(p) == SPILL_MARK else NULL
+    return spill_pointer(p + 2) if ld16(p) >= SPILL_DATED else NULL
 
 
 cdef void node_decref(PagerCore *p, Node *n) noexcept nogil:

@@ -157,11 +157,26 @@ cdef int gain_below(Release *r, Node *n, Fault *f) noexcept nogil:
                 code = release_gain(r, ref_address(ref_at(page_of(n), i), 0), f)
         elif n.spilled:
             body = spill_at(&t.s, page_of(n), i)
-            if body != NULL and spill_pointer(body) == NULL:
-                code = release_gain(r, ref_address(body + SPILL_FIXED, 0), f)
+            if body != NULL:
+                code = gain_spill(r, body, f)
         if code != OK:
             return code
     return OK
+
+
+cdef int gain_spill(Release *r, const uint8_t *body, Fault *f) noexcept nogil:
+    """Another tree now also reaches the pages that a spilled value has on the device: an undated value counts as one, by its first page,
+    a dated one by the pages that its cell names."""
+    cdef Shape *s = &r.t.s
+    cdef const Form *form = form_of(s, body)
+    cdef int depth, i, code = OK
+    cdef int tops = spill_tops(s.page_size, form, <int64_t> ld64(body), &depth) if form.dated else 1
+    if spill_pointer(body) != NULL:
+        return patch_gain(r, spill_pointer(body), f)
+    for i in range(tops):
+        if code == OK:
+            code = release_gain(r, ref_address(body + SPILL_FIXED + i * form.entry, 0), f)
+    return code
 
 
 # -- owning pages ------------------------------------------------------------------------------------------------------
@@ -249,59 +264,47 @@ cdef int own_path(TreeCore *t, const uint8_t *key, int klen, Path *path, Fault *
 
 # -- giving up spilled values and subtrees -----------------------------------------------------------------------------
 cdef int release_spill(Release *r, const uint8_t *body, Fault *f) noexcept nogil:
-    """The tree stops reaching a spilled value that has addresses: its pages are free, unless a clone has it too."""
-    cdef TreeCore *t = r.t
-    cdef Batch *b
-    cdef bint shared
-    cdef int64_t i, length = <int64_t> ld64(body)
-    cdef int depth, tops = spill_tops(&t.s, length, &depth)
-    cdef int code = release_loss(r, ref_address(body + SPILL_FIXED, 0), &shared, f)
+    """The tree stops reaching a spilled value that has addresses: its pages are free, but for what a clone has too."""
+    cdef Shape *s = &r.t.s
+    cdef const Form *form = form_of(s, body)
+    cdef bint shared = False
+    cdef int64_t length = <int64_t> ld64(body)
+    cdef int depth, tops = spill_tops(s.page_size, form, length, &depth), code = OK
+    if not form.dated:
+        code = release_loss(r, ref_address(body + SPILL_FIXED, 0), &shared, f)
     if code != OK or shared:
         return code
-    b = batch_find(t.p, ref_address(body + SPILL_FIXED, 0))
-    if b == NULL:
-        return release_entries(r, body + SPILL_FIXED, tops, depth, length, ld64(body + 8), f)
-    for i in range(b.pages):  # it still waits for write_sealed, and its batch knows all its pages
-        if code == OK:
-            code = release_page(r, b.addresses[i], ld64(body + 8), f)
-    batch_free(t.p, b)
-    return code
+    return release_entries(r, form, body + SPILL_FIXED, tops, depth, length, ld64(body + 8), f)
 
 
-cdef Batch *batch_find(PagerCore *p, uint64_t address) noexcept nogil:
-    """The value that waits for write_sealed under an address, with a reference; or NULL."""
-    cdef Mapped *m
-    cdef Batch *b = NULL
-    spin_lock(&p.spin)
-    m = map_find(p, address)
-    if m != NULL and m.is_spill:
-        b = <Batch *> m.owner
-        at_add32(&b.refs, 1)
-    spin_unlock(&p.spin)
-    return b
-
-
-cdef int release_entries(Release *r, const uint8_t *entries, int64_t n, int depth, int64_t length, uint64_t generation,
-                         Fault *f) noexcept nogil:
+cdef int release_entries(Release *r, const Form *form, const uint8_t *entries, int64_t n, int depth, int64_t length,
+                         uint64_t generation, Fault *f) noexcept nogil:
+    """The tree stops reaching what entries name, `length` bytes of a value."""
     cdef Shape *s = &r.t.s
     cdef int64_t i, span = s.page_size, below
     cdef int k, d, code = OK
+    cdef bint shared = False
     cdef uint8_t *page = NULL
+    cdef const uint8_t *entry
     for d in range(depth):
-        span *= s.spill_fan
+        span *= form.fan
     if depth:
         page = <uint8_t *> take(s.page_size)
         if page == NULL:
             return fail(f, E_MEMORY, "spilled value")
     for i in range(n):
-        if depth:
+        entry = entries + i * form.entry
+        generation = entry_generation(s, form, entry, generation)
+        if form.dated:
+            code = release_loss(r, ref_address(entry, 0), &shared, f)
+        if depth and code == OK and not shared:
             below = min(span, length - i * span)
-            code = spill_page(r.t, entries + i * s.spill_entry, 1, depth, generation, page, f)
+            code = spill_page(r.t, form, entry, 1, depth, generation, page, f)
             if code == OK:
-                code = release_entries(r, page + HEADER, div_up(below, span / s.spill_fan), depth - 1, below, generation, f)
-        for k in range(s.copies):
+                code = release_entries(r, form, page + HEADER, div_up(below, span / form.fan), depth - 1, below, generation, f)
+        for k in range(0 if shared else s.copies):
             if code == OK:
-                code = release_page(r, ref_address(entries + i * s.spill_entry, k), generation, f)
+                code = release_page(r, ref_address(entry, k), generation, f)
         if code != OK:
             break
     free(page)
@@ -311,7 +314,9 @@ cdef int release_entries(Release *r, const uint8_t *entries, int64_t n, int dept
 cdef int release_cell(Release *r, Node *n, int pos, Fault *f) noexcept nogil:
     """List what slot `pos` of a leaf has spilled to the device."""
     cdef uint8_t *body = spill_at(&r.t.s, page_of(n), pos) if n.spilled else NULL
-    return release_spill(r, body, f) if body != NULL and spill_pointer(body) == NULL else OK
+    if body == NULL:
+        return OK
+    return release_spill(r, body, f) if spill_pointer(body) == NULL else patch_release(r, spill_pointer(body), f)
 
 
 cdef void forget_cell(TreeCore *t, Node *n, int pos) noexcept nogil:
@@ -321,7 +326,7 @@ cdef void forget_cell(TreeCore *t, Node *n, int pos) noexcept nogil:
         return
     n.spilled -= 1
     if spill_pointer(body) != NULL:
-        t.dirty_spill -= spill_pages(&t.s, spill_pointer(body).length)
+        t.dirty_spill -= spill_dirty(t, spill_pointer(body))
         spill_free(t.p, spill_pointer(body))
 
 
@@ -377,7 +382,7 @@ cdef void forget_dirty(TreeCore *t, Node *n) noexcept nogil:
     for i in range(node_count(n) if n.level or n.spilled else 0):
         if n.level == 0:
             if leaf_spill(n, i) != NULL:
-                t.dirty_spill -= spill_pages(&t.s, leaf_spill(n, i).length)
+                t.dirty_spill -= spill_dirty(t, leaf_spill(n, i))
         elif n.kids[i] != NULL:
             forget_dirty(t, n.kids[i])
 
@@ -394,7 +399,7 @@ cdef Node *clone_node(Release *r, TreeCore *c, Node *n, Fault *f) noexcept nogil
     c.dirty_nodes += 1
     for i in range(node_count(n) if n.level == 0 and n.spilled else 0):
         if leaf_spill(copy, i) != NULL:
-            c.dirty_spill += spill_pages(&c.s, leaf_spill(copy, i).length)
+            c.dirty_spill += spill_dirty(c, leaf_spill(copy, i))
     if gain_below(r, n, f) != OK:
         node_decref(c.p, copy)
         return NULL
@@ -415,6 +420,7 @@ cdef int clone_core(TreeCore *t, TreeCore *c, Fault *f) noexcept nogil:
     c.level = t.level
     c.is_dirty = t.is_dirty
     c.paged = t.paged
+    c.dated = t.dated
     memcpy(c.ref, t.ref, REF_MAX)
     release_begin(&r, t, True)
     if t.root != NULL and (at_get8(&t.root.state) == DIRTY or at_get8(&t.root.state) == EMBEDDED):

@@ -55,7 +55,7 @@ cdef inline const uint8_t *value_at(Shape *s, const uint8_t *page, int cap, int 
         vlen[0] = 0
         return page
     vlen[0] = ld16(page + off)
-    if vlen[0] == SPILL_MARK:
+    if vlen[0] >= SPILL_DATED:
         vlen[0] = -1
     elif off + 2 + vlen[0] > cap:
         vlen[0] = 0
@@ -76,7 +76,7 @@ cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f)
     while code == OK:
         version = latch_read(&leaf.version)
         race_begin()
-        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &found)
+        pos = page_get(&t.s, page_of(leaf), leaf.cap, key, klen, &found)
         race_end()
         out.found = found
         if not found:
@@ -159,7 +159,7 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
     while code == OK:
         version = latch_read(&leaf.version)
         race_begin()
-        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &out.found)
+        pos = page_get(&t.s, page_of(leaf), leaf.cap, key, klen, &out.found)
         vlen = 0
         value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen) if out.found else NULL
         race_end()

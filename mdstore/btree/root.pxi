@@ -46,7 +46,7 @@ cdef int root_record(TreeCore *t, bytes blob, bint embedded, bytes record) excep
     cdef uint8_t *p = <uint8_t *> PyBytes_AS_STRING(record)
     cdef uint8_t *page
     cdef int i, klen, vlen
-    p[0] = ROOT_VERSION
+    p[0] = ROOT_DATED if t.dated else ROOT_VERSION
     p[1] = (ROOT_DUPLICATES if t.s.duplicates else 0) | (0 if embedded else ROOT_PAGED) | t.s.copies << 2
     p[2] = t.s.comparator
     p[3] = t.level

@@ -5,6 +5,7 @@
 
 cdef enum:
     ROOT_VERSION = 1
+    ROOT_DATED = 2       # the same, where values may have spilled with a generation for each page
     ROOT_HEADER = 32
     ROOT_DUPLICATES = 1
     ROOT_PAGED = 2
@@ -18,8 +19,6 @@ cdef struct Plan:
     int64_t next_spill
     Batch *batches       # one for each value in memory, in the order they are met
     Batch *last
-    uint8_t *entries     # room for those of the longest value
-    int64_t entries_most
     Queue *queue
 
 
@@ -104,105 +103,107 @@ cdef int seal_prepare(Plan *plan, Node *n, Fault *f) noexcept nogil:
 
 cdef int batch_new(Plan *plan, Spill *v, Fault *f) noexcept nogil:
     cdef Shape *s = &plan.t.s
-    cdef int64_t data = div_up(v.length, s.page_size), pages = spill_pages(s, v.length)
+    cdef int64_t pages = spill_dirty(plan.t, v)
     cdef Batch *b = <Batch *> take_zeroed(1, sizeof(Batch))
     if b == NULL:
         return fail(f, E_MEMORY, "spilled value")
     b.refs = 1
     b.spill = v
     at_add32(&v.refs, 1)
-    b.pages = pages * s.copies
-    b.index = <uint8_t *> take_zeroed(pages - data + 1, s.page_size)
-    b.addresses = <uint64_t *> take(pages * s.copies * 8)
+    b.index = <uint8_t *> take_zeroed((v.owned if v.data == NULL else pages - div_up(v.length, s.page_size)) + 1, s.page_size)
+    b.addresses = <uint64_t *> take(pages * 8 + 8)
     if plan.last != NULL:
         plan.last.next = b
     else:
         plan.batches = b
     plan.last = b
-    plan.entries_most = max(plan.entries_most, data)
     return OK if b.index != NULL and b.addresses != NULL else fail(f, E_MEMORY, "spilled value")
 
 
 # -- what cannot -------------------------------------------------------------------------------------------------------
 cdef void seal_spill(Plan *plan, uint8_t *body) noexcept nogil:
-    """Give a value in memory its addresses: entries of its data pages, index pages over them, the top into the cell."""
+    """Give what a value has in memory its addresses, and the cell the entries at the top. The value itself is not touched: views
+    may be reading it."""
     cdef TreeCore *t = plan.t
-    cdef Shape *s = &t.s
+    cdef const Form *form = &t.s.dated
     cdef Spill *v = spill_pointer(body)
     cdef Batch *b = plan.batches
-    cdef int64_t n = div_up(v.length, s.page_size), data = n, pages = b.pages / s.copies, i, j, groups
-    cdef uint64_t *at = plan.addresses + plan.next_spill
     cdef uint8_t fresh[SPILL_BODY_MAX]
-    cdef uint8_t *entries = plan.entries
-    cdef uint8_t *page = b.index
-    cdef int level = 0, k
+    cdef int i, depth, tops = spill_tops(t.s.page_size, form, v.length, &depth)
     plan.batches = b.next
-    for i in range(n):
-        spill_entry_set(plan, entries + i * s.spill_entry, at, crc32c_update(0, v.data + i * s.page_size, s.page_size, 0))
-        at += 1
-        for k in range(s.copies):
-            b.addresses[k * pages + i] = ref_address(entries + i * s.spill_entry, k)
-    for i in range(data, pages):
-        for k in range(s.copies):
-            b.addresses[k * pages + i] = at[k * plan.total + i - data]
-    while n > s.spill_top:
-        level += 1
-        groups = div_up(n, s.spill_fan)
-        for i in range(groups):
-            j = min(<int64_t> s.spill_fan, n - i * s.spill_fan)
-            spill_index_page(t, page, level, entries + i * s.spill_fan * s.spill_entry, j)
-            spill_entry_set(plan, entries + i * s.spill_entry, at, ld32(page + OFF_CRC))
-            page += s.page_size
-            at += 1
-        n = groups
-    plan.next_spill = at - plan.addresses
     st64(fresh, v.length)
     st64(fresh + 8, t.p.generation)
-    memcpy(fresh + SPILL_FIXED, entries, n * s.spill_entry)
-    batch_queue(plan, b, data, pages)
+    for i in range(tops):
+        seal_spilled(plan, b, v, depth, i, fresh + SPILL_FIXED + i * form.entry)
     spin_lock(&t.p.spin)
-    b.key = ref_address(fresh + SPILL_FIXED, 0)
-    map_put(t.p, b.key, b, True)
-    memcpy(body, fresh, SPILL_FIXED + n * s.spill_entry)
+    memcpy(body, fresh, SPILL_FIXED + tops * form.entry)
     spin_unlock(&t.p.spin)
     spill_free(t.p, v)  # the slot's; the batch has its own
+    if b.pending == 0:
+        batch_free(t.p, b)
 
 
-cdef void spill_entry_set(Plan *plan, uint8_t *entry, const uint64_t *at, uint32_t crc) noexcept nogil:
-    cdef int k
-    for k in range(plan.t.s.copies):
-        st64(entry + 8 * k, at[k * plan.total])
-    st32(entry + 8 * plan.t.s.copies, crc)
+cdef void seal_spilled(Plan *plan, Batch *b, Spill *v, int level, int64_t i, uint8_t *entry) noexcept nogil:
+    """Write the entry of page `i` of a level: the one it had, or a new one where the page, or one below it, is in memory."""
+    cdef TreeCore *t = plan.t
+    cdef Shape *s = &t.s
+    cdef int64_t below, k
+    cdef uint8_t *page
+    cdef uint32_t crc
+    if v.data == NULL and not is_patched(v, level, i):
+        memcpy(entry, v.entries[level] + i * s.dated.entry, s.dated.entry)
+        return
+    if level == 0:
+        page = v.data + i * s.page_size if v.data != NULL else sheet_bytes(v.sheets[i])
+        crc = crc32c_update(0, page, s.page_size, 0)
+    else:
+        page = b.index + b.indexes * s.page_size
+        b.indexes += 1
+        below = min(<int64_t> s.dated.fan, level_count(s, v.length, level - 1) - i * s.dated.fan)
+        for k in range(below):
+            seal_spilled(plan, b, v, level - 1, i * s.dated.fan + k, page + HEADER + k * s.dated.entry)
+        crc = index_finish(t, page, level, below)
+    queue_spilled(plan, b, page, entry)
+    st32(entry + 8 * s.copies, crc)
+    st64(entry + 8 * s.copies + 4, t.p.generation)
 
 
-cdef void spill_index_page(TreeCore *t, uint8_t *page, int level, const uint8_t *entries, int64_t n) noexcept nogil:
-    memset(page, 0, t.s.page_size)
+cdef uint32_t index_finish(TreeCore *t, uint8_t *page, int level, int64_t n) noexcept nogil:
+    """The header of an overflow index page whose entries are there; its checksum."""
+    memset(page, 0, HEADER)
     st32(page + OFF_MAGIC, PAGE_MAGIC)
     st64(page + OFF_TREE, t.tree_id)
     st64(page + OFF_GENERATION, t.p.generation)
     page[OFF_LEVEL] = level
-    page[OFF_KIND] = KIND_SPILL
+    page[OFF_KIND] = KIND_DATED
     st16(page + OFF_COUNT, <int> n)
-    memcpy(page + HEADER, entries, n * t.s.spill_entry)
     st32(page + OFF_CRC, crc32c_update(0, page + 4, t.s.page_size - 4, 0))
+    return ld32(page + OFF_CRC)
 
 
-cdef void batch_queue(Plan *plan, Batch *b, int64_t data, int64_t pages) noexcept nogil:
-    """Queue the runs of a batch: neighbours in memory and on the device together."""
-    cdef int64_t i, run, k, size = plan.t.s.page_size
-    cdef uint64_t *at
-    cdef const uint8_t *bytes
-    for k in range(plan.t.s.copies):
-        at = b.addresses + k * pages
-        i = 0
-        while i < pages:
-            run = 1
-            while i + run < pages and i + run != data and at[i + run] == at[i] + <uint64_t> run:
-                run += 1
-            bytes = b.spill.data + i * size if i < data else b.index + (i - data) * size
-            write_add(plan, at[i], run, bytes, NULL, b)
-            b.pending += 1
-            i += run
+cdef void queue_spilled(Plan *plan, Batch *b, const uint8_t *page, uint8_t *entry) noexcept nogil:
+    """Give a page its addresses, enter it in the map, and queue it: neighbours in memory and on the device as one."""
+    cdef PagerCore *p = plan.t.p
+    cdef int64_t k, copies = plan.t.s.copies
+    cdef uint64_t address
+    cdef Write *last = &plan.queue.writes[plan.queue.n - 1]
+    for k in range(copies):
+        address = plan.addresses[k * plan.total + plan.next_spill]
+        st64(entry + 8 * k, address)
+        if copies == 1 and b.pages and last.batch == b and last.address + <uint64_t> last.pages == address and (
+                last.bytes + last.pages * p.page_size == page):
+            last.pages += 1
+            at_add64(&p.sealed_pages, 1)
+            continue
+        write_add(plan, address, 1, page, NULL, b)
+        b.pending += 1
+    address = ref_address(entry, 0)
+    b.addresses[b.pages] = address
+    b.pages += 1
+    plan.next_spill += 1
+    spin_lock(&p.spin)
+    map_put(p, address, b, page)
+    spin_unlock(&p.spin)
 
 
 cdef void seal_node(Plan *plan, Node *n, uint8_t *ref) noexcept nogil:
@@ -241,7 +242,7 @@ cdef void seal_node(Plan *plan, Node *n, uint8_t *ref) noexcept nogil:
         at_add32(&n.refs, 1)
         write_add(plan, plan.addresses[k * plan.total + plan.next_page], 1, page, n, NULL)
     spin_lock(&t.p.spin)
-    map_put(t.p, n.address, n, False)
+    map_put(t.p, n.address, n, NULL)
     spin_unlock(&t.p.spin)
     plan.next_page += 1
 
@@ -329,9 +330,6 @@ cdef int seal_all(Plan *plan, Fault *f) noexcept nogil:
         node_swap(p, &t.root, root)
     if t.dirty_spill:
         code = seal_prepare(plan, t.root, f)
-        plan.entries = <uint8_t *> take(plan.entries_most * t.s.spill_entry + 1)
-        if code == OK and plan.entries == NULL:
-            code = fail(f, E_MEMORY, "seal")
     if code == OK:
         code = seal_reserve(plan, f)
     if code == OK:
@@ -344,13 +342,14 @@ cdef int seal_all(Plan *plan, Fault *f) noexcept nogil:
         b = plan.batches
         plan.batches = b.next
         batch_free(p, b)
-    free(plan.entries)
     return code
 
 
 cdef void write_done(PagerCore *p, Write *w) noexcept nogil:
-    """The device has these pages: a page with all copies written is CLEAN and no longer found through the map."""
+    """The device has these pages: a page with all copies written is CLEAN and no longer found through the map; nor are those of a
+    spilled value, once it has all of them."""
     cdef bint last
+    cdef int64_t i
     at_add64(&p.sealed_pages, -w.pages)
     spin_lock(&p.spin)
     if w.node != NULL:
@@ -361,9 +360,11 @@ cdef void write_done(PagerCore *p, Write *w) noexcept nogil:
     else:
         w.batch.pending -= 1
         last = w.batch.pending == 0
-        if last:
-            map_drop(p, w.batch.key, w.batch)
     spin_unlock(&p.spin)
+    for i in range(w.batch.pages if w.node == NULL and last else 0):
+        spin_lock(&p.spin)
+        map_drop(p, w.batch.addresses[i], w.batch)
+        spin_unlock(&p.spin)
     if w.node != NULL:
         if last:
             touch(w.node)

@@ -3,42 +3,46 @@
 # Invariants of spilled values:
 #  S1  a slot of a leaf holds addresses, or a pointer and a reference (leaf_spill) on a value in memory
 #  S2  a value in memory is changed only while one slot has it (refs == 1), under the tree's exclusive lock
-#  S3  all pages of a value on the device are of one generation: its owner tells by that which snapshots reach a freed page
+#  S3  an entry's generation is that in which its page was written, never above that of the page or cell it stands in: by it the
+#      owner of freed pages tells which snapshots reach them. All pages of an undated value are of the generation in its cell
+#  S4  a page that clones share is counted in the tree of shared addresses at the topmost page they share (own.pxi); an undated value
+#      as a whole, by its first address
 
 # -- on the device -----------------------------------------------------------------------------------------------------
-cdef int spill_entries(TreeCore *t, const uint8_t *entries, int64_t n, int depth, int64_t length, uint64_t generation,
+cdef inline uint64_t entry_generation(const Shape *s, const Form *form, const uint8_t *entry, uint64_t undated) noexcept nogil:
+    return ld64(entry + 8 * s.copies + 4) if form.dated else undated
+
+
+cdef int spill_entries(TreeCore *t, const Form *form, const uint8_t *entries, int depth, int64_t length, uint64_t generation,
                        int64_t skip, uint8_t *into, int64_t want, Fault *f) noexcept nogil:
     """Read `want` bytes from byte `skip` of the `length` bytes below `entries`; neighbouring data pages in one read."""
     cdef Shape *s = &t.s
     cdef int64_t span = s.page_size, i, last, run, offset, part
-    cdef int code, d
+    cdef int code = OK, d
     cdef uint8_t *pages
+    cdef const uint8_t *entry
     for d in range(depth):
-        span *= s.spill_fan
+        span *= form.fan
     i = skip / span
     last = (skip + want - 1) / span
     pages = <uint8_t *> take((64 if depth == 0 else 1) * <int64_t> s.page_size)
     if pages == NULL:
         return fail(f, E_MEMORY, "spilled value")
-    code = OK
     while i <= last and code == OK:
+        entry = entries + i * form.entry
+        offset = skip - i * span if skip > i * span else 0
+        run = 1
         if depth:
-            code = spill_page(t, entries + i * s.spill_entry, 1, depth, generation, pages, f)
-            offset = skip - i * span if skip > i * span else 0
-            part = min(span, length - i * span) - offset
-            part = min(part, want)
+            generation = entry_generation(s, form, entry, generation)
+            code = spill_page(t, form, entry, 1, depth, generation, pages, f)
+            part = min(min(span, length - i * span) - offset, want)
             if code == OK:
-                code = spill_entries(t, pages + HEADER, min(<int64_t> s.spill_fan, div_up(
-                    min(span, length - i * span), span / s.spill_fan)), depth - 1, min(span, length - i * span),
-                    generation, offset, into, part, f)
-            run = 1
+                code = spill_entries(t, form, pages + HEADER, depth - 1, min(span, length - i * span), generation, offset, into,
+                                     part, f)
         else:
-            run = 1
-            while (run < 64 and i + run <= last and ref_address(entries + (i + run) * s.spill_entry, 0)
-                   == ref_address(entries + i * s.spill_entry, 0) + run):
+            while run < 64 and i + run <= last and ref_address(entry + run * form.entry, 0) == ref_address(entry, 0) + run:
                 run += 1
-            code = spill_page(t, entries + i * s.spill_entry, run, 0, generation, pages, f)
-            offset = skip - i * span if skip > i * span else 0
+            code = spill_page(t, form, entry, run, 0, generation, pages, f)
             part = min(run * span - offset, want)
             if code == OK:
                 memcpy(into, pages + offset, part)
@@ -50,8 +54,48 @@ cdef int spill_entries(TreeCore *t, const uint8_t *entries, int64_t n, int depth
     return code
 
 
-cdef int spill_page(TreeCore *t, const uint8_t *entries, int64_t run, int level, uint64_t generation, uint8_t *pages,
-                    Fault *f) noexcept nogil:
+cdef bint sealed_page(PagerCore *p, uint64_t address, uint8_t *into) noexcept nogil:
+    """Copy a page of a spilled value that waits for write_sealed; False: the device has it."""
+    cdef Mapped *m
+    cdef Batch *b = NULL
+    cdef const uint8_t *bytes
+    spin_lock(&p.spin)
+    m = map_find(p, address)
+    if m != NULL and m.bytes != NULL:
+        b = <Batch *> m.owner
+        bytes = m.bytes
+        at_add32(&b.refs, 1)
+    spin_unlock(&p.spin)
+    if b == NULL:
+        return False
+    memcpy(into, bytes, p.page_size)
+    batch_free(p, b)
+    return True
+
+
+cdef int spill_page(TreeCore *t, const Form *form, const uint8_t *entries, int64_t run, int level, uint64_t generation,
+                    uint8_t *pages, Fault *f) noexcept nogil:
+    """Neighbouring pages of a spilled value: those that wait for write_sealed from memory, the others read, in as few reads as may be."""
+    cdef PagerCore *p = t.p
+    cdef int64_t first = 0, i = 0
+    cdef int code = OK
+    if p.closed:
+        return fail(f, E_CLOSED, "pager")
+    while i < run and at_get64(&p.map_n):
+        if sealed_page(p, ref_address(entries + i * form.entry, 0), pages + i * p.page_size):
+            if first < i:
+                code = spill_load(t, form, entries + first * form.entry, i - first, level, generation, pages + first * p.page_size, f)
+            if code != OK:
+                return code
+            first = i + 1
+        i += 1
+    if first == run:
+        return OK
+    return spill_load(t, form, entries + first * form.entry, run - first, level, generation, pages + first * p.page_size, f)
+
+
+cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64_t run, int level, uint64_t generation,
+                    uint8_t *pages, Fault *f) noexcept nogil:
     """Read `run` neighbouring pages of a spilled value and verify each against its entry, falling back to copies."""
     cdef Shape *s = &t.s
     cdef int64_t i, size = s.page_size
@@ -59,8 +103,6 @@ cdef int spill_page(TreeCore *t, const uint8_t *entries, int64_t run, int level,
     cdef const uint8_t *entry
     cdef uint8_t *page
     cdef Fault ignored
-    if t.p.closed:
-        return fail(f, E_CLOSED, "pager")
     code = device_read(t.p, ref_address(entries, 0), run, pages, f)
     if code != OK and (s.copies == 1 or run > 1):
         if run == 1:
@@ -71,19 +113,18 @@ cdef int spill_page(TreeCore *t, const uint8_t *entries, int64_t run, int level,
             f.error = NULL
             f.code = OK
         for i in range(run):
-            code = spill_page(t, entries + i * s.spill_entry, 1, level, generation, pages + i * size, f)
+            code = spill_load(t, form, entries + i * form.entry, 1, level, generation, pages + i * size, f)
             if code != OK:
                 return code
         return OK
     for i in range(run):
-        entry = entries + i * s.spill_entry
+        entry = entries + i * form.entry
         page = pages + i * size
         for copy in range(s.copies):
             if copy:
                 code = device_read(t.p, ref_address(entry, copy), 1, page, f)
             if code == OK:
-                code = spill_verify(t, page, ld32(entry + 8 * s.copies), level, generation,
-                                    ref_address(entry, copy), f)
+                code = spill_verify(t, form, page, ld32(entry + 8 * s.copies), level, generation, ref_address(entry, copy), f)
             if code == OK:
                 break
             if code == E_PYTHON and copy + 1 < s.copies:
@@ -99,7 +140,7 @@ cdef int spill_page(TreeCore *t, const uint8_t *entries, int64_t run, int level,
     return OK
 
 
-cdef int spill_verify(TreeCore *t, const uint8_t *page, uint32_t expected, int level, uint64_t generation,
+cdef int spill_verify(TreeCore *t, const Form *form, const uint8_t *page, uint32_t expected, int level, uint64_t generation,
                       uint64_t address, Fault *f) noexcept nogil:
     cdef uint32_t crc
     f.address = address
@@ -114,25 +155,21 @@ cdef int spill_verify(TreeCore *t, const uint8_t *page, uint32_t expected, int l
     if crc != expected or ld32(page + OFF_CRC) != crc:
         return fail(f, E_CORRUPT, "overflow index checksum")
     if (ld32(page + OFF_MAGIC) != PAGE_MAGIC or ld64(page + OFF_TREE) != t.tree_id or page[OFF_LEVEL] != level
-            or page[OFF_KIND] != KIND_SPILL or ld64(page + OFF_GENERATION) != generation):
+            or page[OFF_KIND] != (KIND_DATED if form.dated else KIND_SPILL) or ld64(page + OFF_GENERATION) != generation):
         return fail(f, E_CORRUPT, "overflow index identity")
     return OK
 
 
 cdef Spill *spill_find(TreeCore *t, const uint8_t *body, uint8_t *copy) noexcept nogil:
-    """The value in memory behind a body (with a reference), or NULL with the body copied out: it is on the device."""
+    """The value in memory behind a body, with a reference; or NULL, and the body and the mark in front of it copied out."""
     cdef PagerCore *p = t.p
     cdef Spill *v
-    cdef Mapped *m
     spin_lock(&p.spin)
     v = spill_pointer(body)
-    memcpy(copy, body, SPILL_FIXED + (8 if v != NULL else spill_body(&t.s, <int64_t> ld64(body)) - SPILL_FIXED))
-    if v == NULL:
-        m = map_find(p, ref_address(body + SPILL_FIXED, 0))
-        if m != NULL and m.is_spill:
-            v = (<Batch *> m.owner).spill
     if v != NULL:
         at_add32(&v.refs, 1)
+    else:
+        memcpy(copy, body - 2, 2 + spill_body(&t.s, form_of(&t.s, body), <int64_t> ld64(body)))
     spin_unlock(&p.spin)
     return v
 
@@ -140,19 +177,24 @@ cdef Spill *spill_find(TreeCore *t, const uint8_t *body, uint8_t *copy) noexcept
 cdef int spill_read(TreeCore *t, const uint8_t *body, int64_t offset, uint8_t *into, int64_t want,
                     Fault *f) noexcept nogil:
     """`want` bytes of a spilled value from `offset`. The caller's locks keep the value from being freed."""
-    cdef uint8_t copy[SPILL_BODY_MAX]
+    cdef uint8_t copy[SPILL_BODY_MAX + 2]
     cdef Spill *v = spill_find(t, body, copy)
-    cdef int depth, tops
+    cdef const Form *form
+    cdef int depth, code = OK
     cdef int64_t length
     if v != NULL:
-        memcpy(into, v.data + offset, want)
+        if v.data != NULL:
+            memcpy(into, v.data + offset, want)
+        else:
+            code = patch_read(t, v, offset, into, want, f)
         spill_free(t.p, v)
-        return OK
+        return code
     if want == 0:
         return OK
-    length = <int64_t> ld64(copy)
-    tops = spill_tops(&t.s, length, &depth)
-    return spill_entries(t, copy + SPILL_FIXED, tops, depth, length, ld64(copy + 8), offset, into, want, f)
+    form = form_of(&t.s, copy + 2)
+    length = <int64_t> ld64(copy + 2)
+    spill_tops(t.s.page_size, form, length, &depth)
+    return spill_entries(t, form, copy + 2 + SPILL_FIXED, depth, length, ld64(copy + 10), offset, into, want, f)
 
 
 # -- values in memory --------------------------------------------------------------------------------------------------
@@ -172,29 +214,6 @@ cdef Spill *spill_new(TreeCore *t, int64_t length) noexcept nogil:
     return v
 
 
-cdef int write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, const uint8_t *data, int64_t n, bint *done,
-                    Fault *f) noexcept nogil:
-    """Overwrite inside a spilled value that is in memory and this tree's alone. `done` False: it is not such a value (or not there),
-    nothing changed. Caller holds tree.rw exclusively."""
-    cdef Path path
-    cdef Node *leaf
-    cdef Spill *v
-    cdef uint8_t *body
-    cdef bint found
-    cdef int pos, code = find_leaf(t, key, klen, &leaf, f)
-    done[0] = False
-    if code != OK or leaf.spilled == 0:
-        return code
-    pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &found)
-    body = spill_at(&t.s, page_of(leaf), pos) if found else NULL
-    if body == NULL or spill_pointer(body) == NULL or offset + n > <int64_t> ld64(body):
-        return OK
-    code = own_path(t, key, klen, &path, f)
-    if code != OK:
-        return code
-    v = leaf_spill(path.node[path.depth], pos)
-    if at_get32(&v.refs) == 1:
-        memcpy(v.data + offset, data, n)
-        t.is_dirty = 1
-        done[0] = True
-    return OK
+cdef inline int64_t spill_dirty(TreeCore *t, Spill *v) noexcept nogil:
+    """Pages of one copy that the next seal has to write for a value in memory."""
+    return spill_pages(&t.s, v.length) if v.data != NULL else v.dirty

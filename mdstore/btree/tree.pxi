@@ -42,13 +42,13 @@ cdef int record_item(TreeCore *t, Item *item, uint8_t *cell, const uint8_t *key,
             return fail(f, E_MEMORY, "value")
         memcpy(v.data, value, vlen)
         made[0] = v
-        st16(cell + n, SPILL_MARK)
+        st16(cell + n, SPILL_DATED)
         n += 2
         memset(cell + n, 0, SPILL_BODY_MAX)
         st64(cell + n, vlen)
         st64(cell + n + 8, IN_MEMORY)
         st64(cell + n + 16, <uint64_t> <uintptr_t> v)
-        n += spill_body(&t.s, vlen)
+        n += spill_body(&t.s, &t.s.dated, vlen)
     else:
         if t.s.fixed_value < 0:
             st16(cell + n, <int> vlen)
@@ -133,7 +133,8 @@ cdef int put_slow(TreeCore *t, const uint8_t *key, int klen, const uint8_t *valu
         t.is_dirty = 1
         rw_tally_add(&t.rw, 1)
         if v != NULL:
-            t.dirty_spill += spill_pages(&t.s, vlen)
+            t.dated = 1
+            t.dirty_spill += spill_dirty(t, v)
     elif v != NULL:
         spill_free(t.p, v)
     path_end(t, &path)

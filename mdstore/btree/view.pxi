@@ -91,18 +91,21 @@ cdef class TreeView:
         return 0
 
     def __len__(self):
+        """Records. Cost: no page."""
         return records_of(self.open_core())
 
     def __bool__(self):
         return True
 
     def __contains__(self, key):
+        """Whether `key` is there. Cost: one page per level."""
         if self.open_core().s.duplicates:
             return next(self.values_of(key), None) is not None
         return self.find(key, True, None) is not None
 
     def get(self, key, default=None):
-        """The value of `key`, or `default`. Cost: one page per level, read from the device where not cached."""
+        """The value of `key`, or `default`. Cost: one page per level, read from the device where not cached; of a spilled value its
+        pages too."""
         if self.core != NULL and self.core.s.duplicates:
             return next(self.values_of(key), (None, default))[1]
         return self.find(key, False, default)
@@ -143,7 +146,7 @@ cdef class TreeView:
             free(out.data)
 
     def count(self, start=None, stop=None):
-        """Records with start <= key < stop. Cost: two paths from the root, and the pages that no seal has reached."""
+        """Records with start <= key < stop. Cost: two paths from the root; those that no seal has reached are in memory."""
         cdef bytes a = self.search_key(start) if start is not None else None
         cdef bytes b = self.search_key(stop) if stop is not None else None
         cdef TreeView view = self.view()
@@ -176,15 +179,16 @@ cdef class TreeView:
         return records
 
     def union(self, TreeView other not None):
-        """Keys of either tree, each once, in order, by merging. Both are read as they are now."""
+        """Keys of either tree, each once, in order, by merging. Both are read as they are now. Cost: each page of both
+        trees once, spilled values left out."""
         return KeyMerge(self, other, True, True, True)
 
     def intersection(self, TreeView other not None):
-        """Keys that both trees have, in order."""
+        """Keys that both trees have, in order. Cost: as `union`."""
         return KeyMerge(self, other, False, True, False)
 
     def difference(self, TreeView other not None):
-        """Keys of this tree that `other` does not have, in order."""
+        """Keys of this tree that `other` does not have, in order. Cost: as `union`."""
         return KeyMerge(self, other, True, False, False)
 
     cdef object find(self, object key, bint only_presence, object default):
@@ -215,7 +219,7 @@ cdef class TreeView:
         while True:
             version = latch_read(&leaf.version)
             race_begin()
-            pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, p, klen, &found)
+            pos = page_get(&t.s, page_of(leaf), leaf.cap, p, klen, &found)
             if found:
                 value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
                 if only_presence:
@@ -241,7 +245,7 @@ cdef class TreeView:
         cdef int klen = <int> PyBytes_GET_SIZE(key)
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            code = get_copy(t, p, klen, &out, &fault)
+            code = read_part(t, p, klen, 0, 0, &out, &fault) if only_presence else get_copy(t, p, klen, &out, &fault)
         if code != OK:
             raised(&fault)
         note_hits(t, 1)
@@ -253,7 +257,7 @@ cdef class TreeView:
             free(out.data)
 
     def get_many(self, keys):
-        """The values of many keys, None for those missing, without the interpreter lock. Cost: as `get` for each."""
+        """The values of many keys, None for those missing, without the interpreter lock. Cost: as `get` for each; a page is read once."""
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         if t.s.duplicates:
@@ -317,12 +321,16 @@ cdef class TreeView:
         return (bytes(key), value) if value is not None else next(self.items(None, key, reverse=True), None)
 
     def items(self, start=None, stop=None, *, bint reverse=False):
+        """Records with start <= key < stop in order (reverse: from the end of that range), as the tree is now. Cost: one page per
+        level, then each page of the range once, spilled values included."""
         return self.iterate(start, stop, reverse, False)
 
     def keys(self, start=None, stop=None, *, bint reverse=False):
+        """Keys alone, as `items`. Cost: as `items`, spilled values left out."""
         return self.iterate(start, stop, reverse, True)
 
     def prefix(self, prefix, *, bint reverse=False):
+        """Records whose keys begin with `prefix`, as `items`. InvalidRequest where keys do not order as bytes. Cost: as `items`."""
         cdef bytes start = as_bytes(prefix)
         if self.open_core().s.comparator not in (CMP_BYTES, CMP_U64_BE):
             raise InvalidRequest("prefixes mean something only where keys compare as bytes")
@@ -332,6 +340,7 @@ cdef class TreeView:
         return self.iterate(start, stop, reverse, False)
 
     def __iter__(self):
+        """Keys in order. Cost: as `keys`."""
         return self.iterate(None, None, False, True)
 
     cdef RecordIterator iterate(self, object start, object stop, bint reverse, bint only_keys):
@@ -357,16 +366,21 @@ cdef class TreeView:
                 it.finish()
         return it
 
+    def cursor(self):
+        """A place among the records as they are now, that moves both ways. Cost: no page; pins its generation until closed."""
+        return RecordCursor(self)
+
     @property
     def user_blob(self):
+        """The owner's bytes, kept with the root. Cost: no page."""
         return self._blob
 
     def snapshot(self):
-        """A read-only view of the tree as it is now. O(1); writers copy the pages it holds before they change them."""
+        """A read-only view of the tree as it is now. Cost: no page; writers copy the pages it holds before they change them."""
         return self.view()
 
     def close(self):
-        """Release the pages and the pinned generation. Later calls raise StoreClosed."""
+        """Release the pages and the pinned generation. Later calls raise StoreClosed. Cost: no page."""
         self.release()
 
     def __enter__(self):

@@ -174,31 +174,23 @@ cdef class PageWalk:
         return 0
 
     cdef int spilled(self, const uint8_t *body) except -1:
+        """What a value has on the device; of one that was changed in memory, the pages that were not."""
         cdef TreeCore *t = self.view.core
-        cdef uint8_t copy[SPILL_BODY_MAX]
-        cdef Spill *v = spill_find(t, body, copy)
+        cdef uint8_t copy[SPILL_BODY_MAX + 2]
+        cdef Spill *v
         cdef Release r
         cdef Fault fault
-        cdef int depth, tops
-        cdef int64_t i, length
-        cdef Batch *b
-        if v != NULL:
-            spill_free(t.p, v)
-            if ld64(copy + 8) == IN_MEMORY:
-                return 0
-        length = <int64_t> ld64(copy)
-        tops = spill_tops(&t.s, length, &depth)
+        cdef int64_t i
         memset(&fault, 0, sizeof(Fault))
         memset(&r, 0, sizeof(Release))
         r.t = t
-        b = batch_find(t.p, ref_address(copy + SPILL_FIXED, 0))
-        if b != NULL:
-            for i in range(b.pages):
-                release_page(&r, b.addresses[i], 0, &fault)
-            batch_free(t.p, b)
-        else:
-            with nogil:
-                release_entries(&r, copy + SPILL_FIXED, tops, depth, length, ld64(copy + 8), &fault)
+        v = spill_find(t, body, copy)
+        with nogil:
+            if v == NULL:
+                release_spill(&r, copy + 2, &fault)
+            else:
+                patch_release(&r, v, &fault)
+                spill_free(t.p, v)
         try:
             if fault.code != OK:
                 raised(&fault)

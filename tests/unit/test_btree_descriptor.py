@@ -102,7 +102,7 @@ def test_a_changed_descriptor_is_refused() -> None:
 def test_unknown_version_and_comparator_are_refused() -> None:
     world = World(1)
     root = world.seal(new_tree(world))
-    for offset, value in ((0, 2), (0, 0), (2, 0), (2, 7), (2, 255)):
+    for offset, value in ((0, 3), (0, 0), (2, 0), (2, 7), (2, 255)):
         with pytest.raises(UnsupportedFormat):
             Tree.open(world.pager, root[:offset] + bytes([value]) + root[offset + 1 :])
     with pytest.raises(UnsupportedFormat):

@@ -71,4 +71,4 @@ def test_header_table_adds_up_and_parses_a_page() -> None:
     )
     assert crc == CRC(page[4:])
     assert (magic.to_bytes(4, "little"), tree_id, generation) == (b"mbt1", 7, 9)
-    assert (level, kind, count, heap, dead, skip, reserved) == (0, 1, 3, 206, 0, 0, 0)
+    assert (level, kind, count, heap, dead, skip, reserved) == (0, 1, 3, 198, 0, 0, 0)

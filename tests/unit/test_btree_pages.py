@@ -121,6 +121,7 @@ def exercise(tree: Tree, rng: random.Random) -> None:
         lambda: list(tree.pages()),
         lambda: [tree.put(b"%06d" % rng.randrange(60), b"x" * rng.randrange(50)) for _ in range(30)],
         lambda: [tree.delete(b"%06d" % rng.randrange(60)) for _ in range(30)],
+        lambda: tree.write(b"large", rng.randrange(3300), b"w" * rng.randrange(600)),
         lambda: tree.delete_range(b"000010", b"000020"),
         lambda: list(tree.items()),
         tree.clear,

@@ -94,13 +94,7 @@ def test_a_bad_copy_is_read_past_and_reported(tmp_path: Path) -> None:
 
 
 def test_levels_of_a_spilled_value() -> None:
-    """Page size 256, one copy: a cell holds 3 entries, an overflow page 18."""
-    assert [overflow_level(256 * pages, 256, 1) for pages in (1, 3, 4, 54, 55, 54 * 18, 54 * 18 + 1)] == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-        3,
-    ]
+    """Page size 256, one copy. Dated: a cell holds 1 entry, an overflow page 10. Undated: 3 and 18."""
+    sizes = (1, 3, 4, 54, 55, 54 * 18, 54 * 18 + 1)
+    assert [overflow_level(256 * pages, 256, 1, False) for pages in sizes] == [0, 0, 1, 1, 2, 2, 3]
+    assert [overflow_level(256 * pages, 256, 1, True) for pages in (1, 2, 10, 11, 100, 101)] == [0, 1, 1, 2, 2, 3]

@@ -72,7 +72,7 @@ def _page(data: bytes, context: Context) -> object:
 
 def _root_like(shape: Shape) -> Root:
     """A root record of the shape that the store gives that tree, with one copy of each page."""
-    return Root(1 << 2, shape[2] or COMPARE_BYTES, 0, shape[0], 0, shape[1], 0, 0, b"", ())
+    return Root(1 << 2, shape[2] or COMPARE_BYTES, 0, shape[0], 0, shape[1], 0, 0, b"", (), may_be_dated=True)
 
 
 def _entry(data: bytes, context: Context) -> object:

@@ -17,7 +17,11 @@ SLOT_SIZE: Final = 8
 LEAF: Final = 1
 INDEX: Final = 2
 OVERFLOW_INDEX: Final = 3
-KIND_NAMES: Final = {LEAF: "leaf", INDEX: "index", OVERFLOW_INDEX: "overflow index"}
+DATED_OVERFLOW_INDEX: Final = 4
+OVERFLOW_KINDS: Final = (OVERFLOW_INDEX, DATED_OVERFLOW_INDEX)
+KIND_NAMES: Final = {
+    LEAF: "leaf", INDEX: "index", OVERFLOW_INDEX: "overflow index", DATED_OVERFLOW_INDEX: "dated overflow index",
+}  # fmt: skip
 COMPARE_BYTES: Final = 1
 COMPARE_U64_LE: Final = 2
 COMPARE_U64_BE: Final = 3
@@ -25,7 +29,11 @@ COMPARE_I64: Final = 4
 COMPARE_REVERSE: Final = 5
 COMPARE_PAIR: Final = 6
 KEY_MAX: Final = 1024
-SPILLED: Final = 0xFFFF
+VALUE_MAX: Final = 1 << 30
+SPILLED: Final = 0xFFFF  # in the place of a value's length: it lies in pages of its own,
+DATED: Final = 0xFFFE  # or does, with a generation for each of them
+ROOT_PLAIN: Final = 1
+ROOT_DATED: Final = 2
 RECORDS_MASK: Final = (1 << 63) - 1
 
 PAGE_HEADER: Final = struct.Struct("<IIQQBBHIIHH")
@@ -63,10 +71,11 @@ class Reference(NamedTuple):
 
 
 class PageEntry(NamedTuple):
-    """What names a page of a spilled value."""
+    """What names a page of a spilled value. `generation`: its own, or (undated) that of the whole value."""
 
     addresses: tuple[int, ...]
     crc: int
+    generation: int
 
 
 class Spill(NamedTuple):
@@ -75,6 +84,7 @@ class Spill(NamedTuple):
     length: int
     generation: int
     entries: tuple[PageEntry, ...]
+    is_dated: bool
 
 
 Record: TypeAlias = tuple[bytes, bytes | Spill]
@@ -95,6 +105,7 @@ class Root:
     count: int
     user_blob: bytes
     content: Reference | tuple[tuple[bytes, bytes], ...]
+    may_be_dated: bool = False
 
     @property
     def has_duplicates(self) -> bool:
@@ -146,8 +157,8 @@ def decode_root(data: bytes, expect: Shape | None = None) -> Root:
     version, flags, comparator, level, key_size, embed_limit, value_size, blob_length, tree_id, count = (
         ROOT_RECORD.unpack_from(data)
     )
-    if version != 1 or flags & ~0xF or not 1 <= flags >> 2 & 3 <= 3 or not 1 <= comparator <= 6:
-        raise Damage("root-record", "root record", "version 1, known flags and comparator", data[:4])
+    if version not in (ROOT_PLAIN, ROOT_DATED) or flags & ~0xF or not 1 <= flags >> 2 & 3 <= 3 or not 1 <= comparator <= 6:
+        raise Damage("root-record", "root record", "version 1 or 2, known flags and comparator", data[:4])
     if not (key_size > 0 or key_size in (-1, -2, -4)) or not (value_size >= 0 or value_size in (-1, -2, -4)):
         raise Damage("root-record", "root record's sizes", "fixed or a prefix of 1, 2 or 4", (key_size, value_size))
     if expect is not None and (key_size, value_size, comparator, flags & 1) != (*expect, 0):
@@ -168,7 +179,10 @@ def decode_root(data: bytes, expect: Shape | None = None) -> Root:
                 "root-record", "records embedded in the root", f"level 0, {count} records", (level, len(content))
             )
     blob = data[ROOT_RECORD.size : at]
-    return Root(flags, comparator, level, key_size, embed_limit, value_size, tree_id, count, blob, content)
+    may_be_dated = version == ROOT_DATED
+    return Root(
+        flags, comparator, level, key_size, embed_limit, value_size, tree_id, count, blob, content, may_be_dated
+    )
 
 
 def _embedded(
@@ -204,8 +218,8 @@ def decode_page(data: bytes, root: Root) -> Page:
     _, magic, tree_id, generation, level, kind, count, heap, dead, skip, reserved = PAGE_HEADER.unpack_from(data)
     if magic != MAGIC or kind not in KIND_NAMES or reserved:
         raise Damage("page-identity", "page header", "magic mbt1, a known kind, reserved 0", data[4:40])
-    if kind == OVERFLOW_INDEX:
-        entries = _overflow_entries(data, count, root.copies)
+    if kind in OVERFLOW_KINDS:
+        entries = _overflow_entries(data, count, root.copies, generation, kind == DATED_OVERFLOW_INDEX)
         return Page(tree_id, generation, level, kind, [], [], entries, False)
     if (level == 0) != (kind == LEAF):
         raise Damage("page-identity", "page level", "0 exactly in a leaf", f"level {level}, {KIND_NAMES[kind]}")
@@ -250,8 +264,8 @@ def _leaf_record(data: bytes, offset: int, length: int, root: Root, cells: list[
     else:
         size = int.from_bytes(data[at : at + 2], "little")
         at += 2
-        if size == SPILLED:
-            value, at = _spill(data, at, root.copies)
+        if size == SPILLED or (size == DATED and root.may_be_dated):
+            value, at = _spill(data, at, root.copies, size == DATED)
         else:
             value = data[at : at + size]
             at += size
@@ -269,53 +283,67 @@ def fixed_value_max(page_size: int, copies: int) -> int:
     return min(room // 4, room // 2 - key_max - SLOT_SIZE)
 
 
-def _spill(data: bytes, at: int, copies: int) -> tuple[Spill, int]:
+def entry_size(copies: int, is_dated: bool) -> int:
+    """Bytes of what names a page of a spilled value: addresses, checksum, and where it is dated the generation."""
+    return 8 * copies + (12 if is_dated else 4)
+
+
+def _spill(data: bytes, at: int, copies: int, is_dated: bool) -> tuple[Spill, int]:
     """Length, generation and entries of a spilled value."""
-    size = 8 * copies + 4
+    size = entry_size(copies, is_dated)
     quarter = (len(data) - HEADER_SIZE) // 4
     entries_max = min(4, max(1, (quarter - 16) // size))
     if at + 16 > len(data):
         raise Damage("page-structure", "spilled value's cell", "inside the page", at)
     length, generation = TWO_NUMBERS.unpack_from(data, at)
+    if not length or length > VALUE_MAX:
+        raise Damage("page-structure", "length of a spilled value", f"1 .. {VALUE_MAX}", length)
     count = top_entries(length, len(data), size, entries_max)
     at += 16
     if at + count * size > len(data):
         raise Damage("page-structure", "spilled value's entries", "inside the page", at)
-    entries = tuple(_entry(data, at + index * size, copies) for index in range(count))
-    return Spill(length, generation, entries), at + count * size
+    entries = tuple(_entry(data, at + index * size, copies, generation, is_dated) for index in range(count))
+    return Spill(length, generation, entries, is_dated), at + count * size
 
 
-def top_entries(length: int, page_size: int, entry_size: int, entries_max: int) -> int:
+def top_entries(length: int, page_size: int, size: int, entries_max: int) -> int:
     """How many entries a cell holds for a value of `length` bytes: levels are added until few enough are left."""
-    fanout = (page_size - HEADER_SIZE) // entry_size
+    fanout = (page_size - HEADER_SIZE) // size
     count = -(-length // page_size)
     while count > entries_max:
         count = -(-count // fanout)
     return count
 
 
-def overflow_level(length: int, page_size: int, copies: int) -> int:
+def overflow_level(length: int, page_size: int, copies: int, is_dated: bool) -> int:
     """Levels of overflow index pages above the data pages."""
-    entry_size = 8 * copies + 4
-    entries_max = min(4, max(1, ((page_size - HEADER_SIZE) // 4 - 16) // entry_size))
-    fanout = (page_size - HEADER_SIZE) // entry_size
+    size = entry_size(copies, is_dated)
+    entries_max = min(4, max(1, ((page_size - HEADER_SIZE) // 4 - 16) // size))
+    fanout = (page_size - HEADER_SIZE) // size
     count, level = -(-length // page_size), 0
     while count > entries_max:
         count, level = -(-count // fanout), level + 1
     return level
 
 
-def _entry(data: bytes, at: int, copies: int) -> PageEntry:
+def _entry(data: bytes, at: int, copies: int, holder: int, is_dated: bool) -> PageEntry:
+    """An entry in a page or cell of generation `holder`: nothing below that is younger."""
     addresses = struct.unpack_from(f"<{copies}Q", data, at)
-    return PageEntry(addresses, int.from_bytes(data[at + 8 * copies : at + 8 * copies + 4], "little"))
+    crc = int.from_bytes(data[at + 8 * copies : at + 8 * copies + 4], "little")
+    if not is_dated:
+        return PageEntry(addresses, crc, holder)
+    generation = int.from_bytes(data[at + 8 * copies + 4 : at + 8 * copies + 12], "little")
+    if generation > holder:
+        raise Damage("page-structure", "generation of a page of a spilled value", f"at most {holder}", generation)
+    return PageEntry(addresses, crc, generation)
 
 
-def _overflow_entries(data: bytes, count: int, copies: int) -> list[PageEntry]:
-    size = 8 * copies + 4
+def _overflow_entries(data: bytes, count: int, copies: int, generation: int, is_dated: bool) -> list[PageEntry]:
+    size = entry_size(copies, is_dated)
     end = HEADER_SIZE + count * size
     if not count or end > len(data) or any(data[end:]):
         raise Damage("page-structure", "overflow index page", "entries, then zeros", f"{count} entries")
-    return [_entry(data, HEADER_SIZE + index * size, copies) for index in range(count)]
+    return [_entry(data, HEADER_SIZE + index * size, copies, generation, is_dated) for index in range(count)]
 
 
 def _index_record(data: bytes, offset: int, length: int, copies: int, cells: list[tuple[int, int]]) -> Child:
@@ -402,7 +430,7 @@ def verify(data: bytes, reference: Reference, root: Root, level: int) -> Page:
         raise Damage("page-checksum", "checksum in the page", f"{crc:08x}", data[:4])
     page = decode_page(data, root)
     found = (page.tree_id, page.generation, page.level)
-    if found != (root.tree_id, reference.generation, level) or page.kind == OVERFLOW_INDEX:
+    if found != (root.tree_id, reference.generation, level) or page.kind in OVERFLOW_KINDS:
         expected = (root.tree_id, reference.generation, level)
         raise Damage("page-identity", "tree, generation and level of a page", expected, found)
     return page

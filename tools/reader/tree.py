@@ -21,6 +21,7 @@ from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.page import (
     COMPARE_BYTES,
     COMPARE_U64_BE,
+    DATED_OVERFLOW_INDEX,
     OVERFLOW_INDEX,
     Child,
     Page,
@@ -269,36 +270,36 @@ class Tree:
         return self._read_spill(value) if isinstance(value, Spill) else value
 
     def _read_spill(self, spill: Spill) -> bytes:
-        """A value from its pages. Damage (`overflow`)."""
+        """A value from its pages. Damage (`overflow`). Trees that share pages of a dated value are counted page by page; of an
+        undated one as a whole, by its first page."""
         first = spill.entries[0].addresses[0] if spill.entries else 0
-        is_new = self.on_pages is None or self.on_pages(first, 1, True)
-        level = overflow_level(spill.length, self._page_size, self.root.copies)
+        is_new = self.on_pages is None or spill.is_dated or self.on_pages(first, 1, True)
+        level = overflow_level(spill.length, self._page_size, self.root.copies, spill.is_dated)
         if spill.length > self._image.size:
             raise Damage(
                 "overflow", "length of a spilled value", f"at most {self._image.size}", spill.length, page=first
             )
-        pieces = [
-            piece for entry in spill.entries for piece in self._spilled(entry, level, spill.generation, is_new, first)
-        ]
+        counted = -1 if spill.is_dated else first
+        pieces = [piece for entry in spill.entries for piece in self._spilled(entry, level, is_new, counted)]
         data = b"".join(pieces)
         if len(data) < spill.length or any(data[spill.length :]):
             raise Damage("overflow", "spilled value", f"{spill.length} bytes, then zeros", len(data), page=first)
         return data[: spill.length]
 
-    def _spilled(self, entry: PageEntry, level: int, generation: int, is_new: bool, first: int) -> Iterator[bytes]:
-        """Data pages below an entry, in order."""
+    def _spilled(self, entry: PageEntry, level: int, is_new: bool, counted: int) -> Iterator[bytes]:
+        """Data pages below an entry, in order. `counted`: the first page of an undated value, told of before; -1: it is dated."""
         if self.on_pages is not None and is_new:
-            for address in entry.addresses:
-                if address != first:
-                    self.on_pages(address, 1, True)
+            answers = [self.on_pages(address, 1, True) for address in entry.addresses if address != counted]
+            is_new = counted >= 0 or all(answers)
         data = self._spilled_page(entry, level)
         if not level:
             yield data
             return
         page = decode_page(data, self.root)
         found = (page.kind, page.tree_id, page.level, page.generation)
-        if found != (OVERFLOW_INDEX, self.root.tree_id, level, generation):
-            expected = (OVERFLOW_INDEX, self.root.tree_id, level, generation)
+        kind = DATED_OVERFLOW_INDEX if counted < 0 else OVERFLOW_INDEX
+        expected = (kind, self.root.tree_id, level, entry.generation)
+        if found != expected:
             raise Damage(
                 "overflow",
                 "kind, tree, level and generation of an overflow page",
@@ -307,7 +308,7 @@ class Tree:
                 page=entry.addresses[0],
             )
         for below in page.entries:
-            yield from self._spilled(below, level - 1, generation, is_new, first)
+            yield from self._spilled(below, level - 1, is_new, counted)
 
     def _spilled_page(self, entry: PageEntry, level: int) -> bytes:
         """The first copy whose checksum is right: of the whole page, or, of an index page, that of its header."""

@@ -23,6 +23,7 @@ from mdstore.tools.reader.page import (
     Reference,
     Root,
     Spill,
+    entry_size,
     top_entries,
 )
 from mdstore.tools.repair import encode
@@ -174,18 +175,18 @@ def _placed(builder: Builder, like: Root, record: Record) -> Record:
     key, value = record
     if isinstance(value, Spill) or not encode.must_spill(like, builder.page_size, key, value):
         return record
-    size = builder.page_size
+    size, is_dated = builder.page_size, like.may_be_dated
     entries = [
-        PageEntry(builder.put(like, page), crc32c(page))
+        PageEntry(builder.put(like, page), crc32c(page), builder.generation)
         for page in (value[at : at + size].ljust(size, b"\0") for at in range(0, len(value), size))
     ]
-    entry_size = 8 * like.copies + 4
-    entries_max = min(4, max(1, ((size - HEADER_SIZE) // 4 - 16) // entry_size))
-    top, level = top_entries(len(value), size, entry_size, entries_max), 0
+    bytes_each = entry_size(like.copies, is_dated)
+    entries_max = min(4, max(1, ((size - HEADER_SIZE) // 4 - 16) // bytes_each))
+    top, level = top_entries(len(value), size, bytes_each, entries_max), 0
     while len(entries) > top:
         level += 1
-        entries = list(_overflow_level(builder, like, level, entries, (size - HEADER_SIZE) // entry_size))
-    return key, Spill(len(value), builder.generation, tuple(entries))
+        entries = list(_overflow_level(builder, like, level, entries, (size - HEADER_SIZE) // bytes_each))
+    return key, Spill(len(value), builder.generation, tuple(entries), is_dated)
 
 
 def _overflow_level(
@@ -193,4 +194,4 @@ def _overflow_level(
 ) -> Iterator[PageEntry]:
     for at in range(0, len(entries), fan):
         data = encode.overflow_index(like, builder.page_size, builder.generation, level, entries[at : at + fan])
-        yield PageEntry(builder.put(like, data), int.from_bytes(data[:4], "little"))
+        yield PageEntry(builder.put(like, data), int.from_bytes(data[:4], "little"), builder.generation)

@@ -19,6 +19,8 @@ from mdstore.tools.reader.onode import EXTENT, ONODE
 from mdstore.tools.reader.page import (
     COMPARE_BYTES,
     COMPARE_U64_BE,
+    DATED,
+    DATED_OVERFLOW_INDEX,
     HEADER_SIZE,
     INDEX,
     LEAF,
@@ -26,6 +28,8 @@ from mdstore.tools.reader.page import (
     OVERFLOW_INDEX,
     PAGE_HEADER,
     REFERENCE_TAIL,
+    ROOT_DATED,
+    ROOT_PLAIN,
     ROOT_RECORD,
     SLOT,
     SLOT_SIZE,
@@ -75,8 +79,8 @@ def root(like: Root, count: int, level: int, content: Reference | Sequence[tuple
     """A root record with the descriptor, id and user blob of `like`."""
     flags = like.flags & ~_HAS_PAGES | (_HAS_PAGES if isinstance(content, Reference) else 0)
     head = ROOT_RECORD.pack(
-        1, flags, like.comparator, level, like.key_size, like.embed_limit, like.value_size, len(like.user_blob), like.tree_id,
-        count,
+        ROOT_DATED if like.may_be_dated else ROOT_PLAIN, flags, like.comparator, level, like.key_size, like.embed_limit,
+        like.value_size, len(like.user_blob), like.tree_id, count,
     )  # fmt: skip
     body = reference(content) if isinstance(content, Reference) else embedded(like, content)
     return head + like.user_blob + body
@@ -96,8 +100,8 @@ def leaf_cell(like: Root, page_size: int, record: Record) -> bytes:
     """A record as a leaf holds it. The value is one that stays in the leaf, or spilled already."""
     key, value = record
     if isinstance(value, Spill):
-        body = TWO_NUMBERS.pack(value.length, value.generation) + b"".join(map(entry, value.entries))
-        return key + SPILLED.to_bytes(2, "little") + body
+        body = TWO_NUMBERS.pack(value.length, value.generation) + b"".join(entry(one, value.is_dated) for one in value.entries)
+        return key + (DATED if value.is_dated else SPILLED).to_bytes(2, "little") + body
     if 0 <= like.value_size <= fixed_value_max(page_size, like.copies):
         return key + value or b"\0"
     return key + len(value).to_bytes(2, "little") + value
@@ -111,9 +115,10 @@ def must_spill(like: Root, page_size: int, key: bytes, value: bytes) -> bool:
     return len(value) > room // 4 or SLOT_SIZE + len(key) + 2 + len(value) > room // 2
 
 
-def entry(page: PageEntry) -> bytes:
+def entry(page: PageEntry, is_dated: bool) -> bytes:
     """What names a page of a spilled value."""
-    return struct.pack(f"<{len(page.addresses)}Q", *page.addresses) + page.crc.to_bytes(4, "little")
+    data = struct.pack(f"<{len(page.addresses)}Q", *page.addresses) + page.crc.to_bytes(4, "little")
+    return data + page.generation.to_bytes(8, "little") if is_dated else data
 
 
 def leaf(like: Root, page_size: int, generation: int, records: Sequence[Record]) -> bytes:
@@ -145,9 +150,10 @@ def _page(like: Root, page_size: int, generation: int, level: int, keys: Sequenc
 
 
 def overflow_index(like: Root, page_size: int, generation: int, level: int, entries: Sequence[PageEntry]) -> bytes:
-    """A page of entries above the pages of a spilled value."""
-    head = PAGE_HEADER.pack(0, MAGIC, like.tree_id, generation, level, OVERFLOW_INDEX, len(entries), 0, 0, 0, 0)
-    return sealed((head + b"".join(map(entry, entries))).ljust(page_size, b"\0"))
+    """A page of entries above the pages of a spilled value, dated where the root's version allows it."""
+    kind = DATED_OVERFLOW_INDEX if like.may_be_dated else OVERFLOW_INDEX
+    head = PAGE_HEADER.pack(0, MAGIC, like.tree_id, generation, level, kind, len(entries), 0, 0, 0, 0)
+    return sealed((head + b"".join(entry(one, like.may_be_dated) for one in entries)).ljust(page_size, b"\0"))
 
 
 def sealed(data: bytes) -> bytes:
