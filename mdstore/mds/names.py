@@ -50,7 +50,7 @@ class Names:
             if name in (b".", b".."):
                 return directory if name == b"." else self._cache.parent(directory)
             return self._cache.child(directory, name)
-        return self._cache.node(entry >> 4) if isinstance(entry, int) else entry
+        return self._cache.resolve(directory, name, entry) if isinstance(entry, int) else entry
 
     # -- making --------------------------------------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class Names:
     def unlink(self, cred: Credentials, parent: int, name: bytes) -> None:
         """Take a name away; EISDIR for a directory. What nobody uses any more is purged later."""
         directory, entry = self._existing(cred, parent, name)
-        node = self._cache.resolve(entry)
+        node = self._cache.resolve(directory, name, entry)
         require_removable(directory, node, cred)
         if isinstance(node, Directory):
             raise PosixError(errno.EISDIR, name)
@@ -220,16 +220,20 @@ class Names:
         if name == b"..":
             raise PosixError(errno.ENOTEMPTY, name)
         directory, entry = self._existing(cred, parent, name)
-        node = self._cache.resolve(entry)
+        node = self._cache.resolve(directory, name, entry)
         require_removable(directory, node, cred)
         if not isinstance(node, Directory):
             raise PosixError(errno.ENOTDIR, name)
-        if node.size:
-            raise PosixError(errno.ENOTEMPTY, name)
+        self.require_empty(node, name)
         now = self._core.clock()
         records = self.remove_directory(directory, name, node, now)
         self._core.append(Kind.RMDIR, records)
         self._purge.released(node)
+
+    def require_empty(self, node: Directory, name: bytes) -> None:
+        """ENOTEMPTY; a count that says 0 is not believed where there are entries."""
+        if node.size or self._cache.holds_anything(node):
+            raise PosixError(errno.ENOTEMPTY, name)
 
     def settle_data(self, node: Inode) -> None:
         """Before an event about `node`, which is to lose a name: what is buffered is published, or, where nobody can read it

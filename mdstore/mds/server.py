@@ -104,7 +104,7 @@ class MetadataServer(Care):
             node = self._names.make_in(directory, cred, name, S_IFREG | mode & 0o7777, Kind.CREATE)
             handle = self._files.open_new(cred, node, flags)
         else:
-            node = self._cache.resolve(entry)
+            node = self._cache.resolve(directory, name, entry)
             if flags & O_EXCL:
                 raise PosixError(errno.EEXIST, name)
             if node.is_directory:

@@ -402,7 +402,7 @@ class SnapshotVfs:
             page = view.frozen.readdir(handle, after, limit, count_lookups=count_lookups)
             if count_lookups:
                 with self._lock:
-                    view.references += len(page)
+                    view.references += sum(1 for _, attr in page if attr.ino)
             return page
 
         return self._inside(handle, read)
