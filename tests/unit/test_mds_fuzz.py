@@ -64,7 +64,7 @@ class Arguments:
         if name == "handle" or (name in ("source", "target") and kind == "int"):
             return rng.choice(self.handles) if plain else self.number()
         if name == "cred":
-            return SUPERUSER if plain else Credentials(self.number(), self.number(), (self.number(),), 0, self.number())
+            return SUPERUSER if plain else Credentials(self.number(), self.number(), (self.number(),), 0, rng.choice([0, self.number()]))
         if name == "change":
             change = {field: rng.choice([None, None, self.number(), 0o644, NOW]) for field in SetAttr._fields}
             return SetAttr(**{**change, "handle": rng.choice([None, None, *self.handles])})
@@ -274,7 +274,7 @@ def test_any_number_in_any_request(seed: int) -> None:
             server.tick(1 << 62)
     session.close()
     kernel.close()
-    assert len(done) > 20, "most requests were not only refused"
+    assert len(done) > 14, "most requests were not only refused"
     assert_sound(store, server, made)
 
 
