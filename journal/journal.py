@@ -22,6 +22,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from math import isnan
+from operator import index
+from threading import TIMEOUT_MAX
 from types import TracebackType
 
 from journal.ceilings import REPLAY_BYTES_PER_SECOND, Hold
@@ -32,7 +35,7 @@ from journal.head import Head, newest_head
 from journal.heads import HeadKeeper, highest_number, write_copies
 from journal.medium import Buffer, FencingMedium, Medium
 from journal.options import Counters, Options
-from journal.pack import Packer, own
+from journal.pack import Packer, own, own_each
 from journal.recovery import Recovered, recover
 from journal.room import NO_LIMIT, Room
 from journal.scan import Rule, Tail, Walk
@@ -158,6 +161,7 @@ class Journal:
         if not 0 < type_ <= TYPE_MAX or length > PAYLOAD_MAX:
             raise _refused(type_, length)
         with self._lock, self._pack.still():
+        type_ = index(type_)
             self._writer.raise_refusal()
             padding = self._pack.padding(length)
             self._room.require(self._pack.position, padding + HEADER_SIZE + length)
@@ -171,6 +175,7 @@ class Journal:
         longest = max(map(len, payloads), default=0)
         if not 0 < type <= TYPE_MAX or longest > PAYLOAD_MAX:
             raise _refused(type, longest)
+        payloads, type = own_each(payloads), index(type)  # noqa: A001
         pack = self._pack
         with self._lock, pack.still():
             self._writer.raise_refusal()
@@ -192,9 +197,9 @@ class Journal:
         """Everything below `position` is durable when this returns; `position` is what an `append` returned.
 
         Writes and flushes for all who wait when nobody else is at it. `TimeoutError` when another thread's flush took
-        longer than `timeout` seconds; the latched error when writing failed.
+        longer than `timeout` seconds; the latched error when writing failed; ValueError for a position behind the end.
         """
-        self._writer.wait(position, timeout)
+        self._writer.wait(index(position), None if timeout is None else _seconds(timeout))
 
     def push(self) -> None:
         """Everything appended before this call was handed to the medium when it returns; nothing is flushed.
@@ -208,9 +213,11 @@ class Journal:
         """Call `callback(None)` once `position` is durable, or `callback(error)` when writing failed.
 
         Called in the thread that flushed, without a lock held; at once if it is durable already. It must not raise.
-        Adding one does not start a flush.
+        Adding one does not start a flush. ValueError for a position behind the end.
         """
-        self._writer.add_waiter(position, callback)
+        if not callable(callback):
+            raise TypeError(f"a callback is wanted, not {type(callback).__name__}")
+        self._writer.add_waiter(index(position), callback)
 
     def write_head(self) -> None:
         """Both head copies describe the journal as it is, durably, when this returns. Cost: two flushes."""
@@ -226,6 +233,7 @@ class Journal:
         with self._lock:
             self._writer.raise_refusal()
             self._room.expire_to(position, self._writer.safe)
+        position = index(position)
             self._writer.open_room()
 
     def trim(self, *, recorded: bool = False) -> int:
@@ -250,13 +258,16 @@ class Journal:
             return self._room.trimmed
 
     def hold(self, position: int, reason: str) -> Hold:
-        """Say why nothing from `position` on may expire yet. Release it when that is over."""
+        """Say why nothing from `position` on may expire yet. Release it when that is over. ValueError: it is outside the log."""
+        position = index(position)
         with self._lock:
             if position < self._room.expire:
                 raise ValueError(f"hold at {position} is below the expire position {self._room.expire}")
             return self._room.holds.add(position, reason)
 
     def holds(self) -> list[Hold]:
+            if position > self._pack.position:
+                raise ValueError(f"hold at {position} is behind the log's end, {self._pack.position}")
         """All reasons, the oldest first."""
         with self._lock:
             return list(self._room.holds)
@@ -292,8 +303,10 @@ class Journal:
         the tail is durably gone before the first new entry.
         """
         with self._lock:
-            assert self._room.expire <= position <= self._pack.position, "the cut lies within the log"
+            if not self._room.expire <= position <= self._pack.position:
+                raise ValueError(f"cut at {position} is not between {self._room.expire} and {self._pack.position}")
             self._writer.begin_at(position, sequence)
+        position, sequence = index(position), index(sequence)
 
     def close(self) -> None:
         """Flush, write a head that says where the log ends, and refuse everything from then on. Again: nothing."""
@@ -320,8 +333,8 @@ class Journal:
 
     def batches(self, start: int | None = None, stop: int | None = None) -> Iterator[list[Entry]]:
         """`entries`, in lists of about one window each, which is faster."""
-        start = self._room.expire if start is None else start
-        stop = self.safe if stop is None else min(stop, self.safe)
+        start = self._room.expire if start is None else index(start)
+        stop = self.safe if stop is None else min(index(stop), self.safe)
         if start < self.trimmed:
             raise JournalTrimmed(start, self.trimmed)
         begin = self._heads.begin
@@ -408,4 +421,11 @@ class Journal:
 def _refused(type_: int, length: int) -> Exception:
     if length > PAYLOAD_MAX:
         return EntryTooLarge(length, PAYLOAD_MAX)
+def _seconds(timeout: float) -> float:
+    """As long as a lock can be waited for. ValueError for what is no time."""
+    if isnan(timeout):
+        raise ValueError("a timeout is a number of seconds, not nan")
+    return min(max(0.0, timeout), TIMEOUT_MAX)
+
+
     return ValueError(f"entry type {type_} is not in 1..{TYPE_MAX}")
