@@ -158,10 +158,10 @@ class Journal:
     def _append(self, payload: Buffer | Sequence[Buffer], type_: int) -> int:
         """`append`, where it needs a closer look."""
         parts, length, crc = own(payload)
+        type_ = index(type_)
         if not 0 < type_ <= TYPE_MAX or length > PAYLOAD_MAX:
             raise _refused(type_, length)
         with self._lock, self._pack.still():
-        type_ = index(type_)
             self._writer.raise_refusal()
             padding = self._pack.padding(length)
             self._room.require(self._pack.position, padding + HEADER_SIZE + length)
@@ -172,10 +172,10 @@ class Journal:
 
     def append_many(self, payloads: Sequence[bytes], type: int = 1) -> int:  # noqa: A002
         """Add an entry for each of `payloads`, all or none; returns the end of the last. Otherwise as `append`."""
+        payloads, type = own_each(payloads), index(type)  # noqa: A001
         longest = max(map(len, payloads), default=0)
         if not 0 < type <= TYPE_MAX or longest > PAYLOAD_MAX:
             raise _refused(type, longest)
-        payloads, type = own_each(payloads), index(type)  # noqa: A001
         pack = self._pack
         with self._lock, pack.still():
             self._writer.raise_refusal()
@@ -230,10 +230,10 @@ class Journal:
 
         `ValueError` when it lies below the present one, above what is durable, or beyond a hold.
         """
+        position = index(position)
         with self._lock:
             self._writer.raise_refusal()
             self._room.expire_to(position, self._writer.safe)
-        position = index(position)
             self._writer.open_room()
 
     def trim(self, *, recorded: bool = False) -> int:
@@ -263,11 +263,11 @@ class Journal:
         with self._lock:
             if position < self._room.expire:
                 raise ValueError(f"hold at {position} is below the expire position {self._room.expire}")
+            if position > self._pack.position:
+                raise ValueError(f"hold at {position} is behind the log's end, {self._pack.position}")
             return self._room.holds.add(position, reason)
 
     def holds(self) -> list[Hold]:
-            if position > self._pack.position:
-                raise ValueError(f"hold at {position} is behind the log's end, {self._pack.position}")
         """All reasons, the oldest first."""
         with self._lock:
             return list(self._room.holds)
@@ -302,11 +302,11 @@ class Journal:
         For an owner whose entries refer to bytes elsewhere that never arrived. Only before the first write after `open`;
         the tail is durably gone before the first new entry.
         """
+        position, sequence = index(position), index(sequence)
         with self._lock:
             if not self._room.expire <= position <= self._pack.position:
                 raise ValueError(f"cut at {position} is not between {self._room.expire} and {self._pack.position}")
             self._writer.begin_at(position, sequence)
-        position, sequence = index(position), index(sequence)
 
     def close(self) -> None:
         """Flush, write a head that says where the log ends, and refuse everything from then on. Again: nothing."""
@@ -418,9 +418,6 @@ class Journal:
             self._room.assert_state(self._pack.position)
 
 
-def _refused(type_: int, length: int) -> Exception:
-    if length > PAYLOAD_MAX:
-        return EntryTooLarge(length, PAYLOAD_MAX)
 def _seconds(timeout: float) -> float:
     """As long as a lock can be waited for. ValueError for what is no time."""
     if isnan(timeout):
@@ -428,4 +425,7 @@ def _seconds(timeout: float) -> float:
     return min(max(0.0, timeout), TIMEOUT_MAX)
 
 
+def _refused(type_: int, length: int) -> Exception:
+    if length > PAYLOAD_MAX:
+        return EntryTooLarge(length, PAYLOAD_MAX)
     return ValueError(f"entry type {type_} is not in 1..{TYPE_MAX}")
