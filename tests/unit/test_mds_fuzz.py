@@ -64,7 +64,8 @@ class Arguments:
         if name == "handle" or (name in ("source", "target") and kind == "int"):
             return rng.choice(self.handles) if plain else self.number()
         if name == "cred":
-            return SUPERUSER if plain else Credentials(self.number(), self.number(), (self.number(),), 0, rng.choice([0, self.number()]))
+            umask = rng.choice([0, self.number()])
+            return SUPERUSER if plain else Credentials(self.number(), self.number(), (self.number(),), 0, umask)
         if name == "change":
             change = {field: rng.choice([None, None, self.number(), 0o644, NOW]) for field in SetAttr._fields}
             return SetAttr(**{**change, "handle": rng.choice([None, None, *self.handles])})
