@@ -6,6 +6,7 @@ import errno
 from bisect import bisect_right
 from itertools import islice
 from operator import itemgetter
+from typing import Final
 
 from sortedcontainers import SortedList
 
@@ -17,6 +18,7 @@ from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.permissions import R, require
 from mdstore.mds.vfs import Attr, Credentials, DirEntry, unreadable
 
+LIMIT_END: Final = 1 << 31  # of the entries of a page
 _name = itemgetter(0)
 Page = list[tuple[bytes, bytes | None]]  # names with stored values; None: memory has the entry
 
@@ -39,8 +41,8 @@ class Directories:
         """See `Vfs.readdir`. Cost: one read of a range of the store, unless memory holds the whole directory."""
         handle = self._handles.directory(number)
         directory = handle.node
-        if limit <= 0:
-            raise PosixError(errno.EINVAL, number)
+        if not 0 < limit < LIMIT_END:
+            raise PosixError(errno.EINVAL, number, f"a page of {limit} entries")
         if directory.nlink == 0:
             return []
         if directory.complete:
