@@ -93,21 +93,24 @@ class Journal:
         read_only: bool = False,
         visit: Visit | None = None,
         log: int | None = None,
+        closed_at: int | None = None,
     ) -> Journal:
         """Find the head, walk from `start` (default: the head's expire position) to the valid end.
 
         start: the owner's own durable record of the first entry it needs; it wins over the head, which may lag.
         visit: called with every batch of entries, in order, so that replay needs no second pass.
         log: the identity the log was created with, where the owner knows it; heads of any other log do not count.
+        closed_at: the owner's durable record that it closed the log there, in order; it counts until a generation begins there.
         Writes nothing: what lies behind the end is removed, and the new generation made durable, before the first byte
         of the first entry (or head) is written. `options.allow_split` unless given is the head's.
+        A log that was closed in order needs nothing behind its end; of another one everything kept must be readable.
         A ring of which both `start` and `log` are known is found without a head, by a search: `head_was_lost` says so.
         Errors: `NoJournal`, `HeadLost`, `UnsupportedJournal`; `JournalCorrupt` when bytes known to have been durable are
         not there: a later entry, or the head, says so. A torn or stale tail is no error, see `tail`.
         """
         head, was_lost = find_head(medium, start, log)
         options = options or Options(allow_split=head.allow_split)
-        found = recover(medium, head, start, options.window_bytes, visit, options.clock)
+        found = recover(medium, head, start, options.window_bytes, visit, options.clock, closed_at=closed_at)
         journal = cls(medium, head, found, options, read_only=read_only)
         journal.head_was_lost = was_lost
         return journal
