@@ -116,6 +116,8 @@ def split_buffers(buffers: Sequence[Buffer], room: int) -> tuple[list[Buffer], l
 
 def join_small(buffers: Sequence[Buffer]) -> list[Buffer]:
     """The same bytes in fewer buffers: runs of small ones joined, large ones as they are."""
+    if len(buffers) == 1:
+        return list(buffers)
     if max(map(len, buffers), default=0) < SMALL:
         return [b"".join(buffers)]
     joined: list[Buffer] = []

@@ -54,8 +54,9 @@ class Writer:
                 with self.lock:
                     if self.safe >= position:
                         return
-                    self.raise_refusal()
-                    self._require_appended(position)
+                    if self.refusal is not None or position > self._pack.position:
+                        self.raise_refusal()
+                        self._require_appended(position)
                     leads = self.turns.take(me)
                 if leads or self.turns.sleep(me, timeout):
                     self._commit()
@@ -161,9 +162,8 @@ class Writer:
             self.heads.ensure_begun(self._head_now, self._room.trimmed)
         with self.lock:
             self.raise_refusal()
-            complete = self._pack.position - self._pack.position % self._medium.period
-            few = self._pack.position - complete <= self._options.buffer_bytes
-            if whole_periods and few and self._pack.taken < complete:
+            complete = self._complete_periods() if whole_periods else 0
+            if self._pack.taken < complete:
                 self._pack.take_to(complete, self._unwritten)
             else:
                 self._unwritten.extend(islice(self._takes, 1))  # one step of the interpreter: no interrupt comes between
@@ -174,6 +174,12 @@ class Writer:
         self.flushed = end
         self._unwritten.clear()
         return end, sequence
+
+    def _complete_periods(self) -> int:
+        """Where the last period ends that is complete; 0 where too much lies behind that."""
+        position = self._pack.position
+        complete = position - position % self._medium.period
+        return complete if position - complete <= self._options.buffer_bytes else 0
 
     def _write(self, begin: int, end: int, buffers: list[Buffer]) -> None:
         if self._medium.prezero_periods:
@@ -195,7 +201,7 @@ class Writer:
     def _end_turn(self, safe: int, sequence: int, operation: str) -> None:
         """A turn that was interrupted has covered nothing: whoever waits next does it again."""
         error = self._cause
-        failure = _failure_behind(error)
+        failure = _failure_behind(error) if error is not None else None
         with self.lock:
             refusal = self._latch(operation, failure) if failure is not None else None
             if error is None:
