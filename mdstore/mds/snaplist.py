@@ -42,7 +42,7 @@ class SnapshotLists:
 
     def page(self, number: int, after: bytes | None, limit: int) -> list[DirEntry]:
         """Up to `limit` snapshots behind `after`. One that is deleted meanwhile is left out; one that cannot be opened hides none
-        beside it: it is listed as `unreadable`, so it can be removed. EBADF, EINVAL."""
+        beside it: it is listed as `unreadable`. EBADF, EINVAL."""
         directory = self._open.get(number)
         if directory is None:
             raise PosixError(errno.EBADF, number)
