@@ -16,6 +16,7 @@ from journal.errors import (
     JournalFull,
     JournalReadOnly,
     JournalTrimmed,
+    MediumUnreadable,
     NoJournal,
     UnsupportedJournal,
     WrongGeometry,
@@ -34,6 +35,6 @@ __all__ = [
     "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "DirectoryObjects", "DumpDamaged", "Entry", "EntryTooLarge",
     "FencingMedium", "Follower", "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed",
     "JournalCorrupt", "JournalError", "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly",
-    "JournalTrimmed", "Lag", "Layout", "Medium", "MemoryMedium", "NoJournal", "ObjectIO", "Options", "Region",
-    "RingMedium", "StripedMedium", "Tail", "UnsupportedJournal", "WrongGeometry",
+    "JournalTrimmed", "Lag", "Layout", "Medium", "MediumUnreadable", "MemoryMedium", "NoJournal", "ObjectIO",
+    "Options", "Region", "RingMedium", "StripedMedium", "Tail", "UnsupportedJournal", "WrongGeometry",
 ]  # fmt: skip

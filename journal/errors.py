@@ -7,6 +7,7 @@
 | UnsupportedJournal | use the version that wrote it                                                   |
 | WrongGeometry    | open it with the geometry it was made with; the head names that                   |
 | JournalCorrupt   | stop: bytes known to have been durable are damaged; inspect, then decide          |
+| MediumUnreadable | copy the medium, or recover from the copy: it does not give bytes that are needed   |
 | JournalTrimmed   | restart from `trimmed`: the position asked for is gone                            |
 | JournalFull      | expire and trim, then retry; nothing was appended                                 |
 | EntryTooLarge    | send something smaller; nothing was appended                                      |
@@ -69,6 +70,15 @@ class JournalCorrupt(JournalError):
         self.found = found
         self.evidence = evidence
         super().__init__(f"journal damaged at position {position}: {found}; {evidence}")
+
+
+class MediumUnreadable(JournalError):
+    """A medium does not give bytes that it holds (a bad sector). `cause` is the device's own error."""
+
+    def __init__(self, where: str, cause: BaseException) -> None:
+        self.where = where
+        self.cause = cause
+        super().__init__(f"bytes of the log that cannot be read at {where}: {cause}")
 
 
 class JournalTrimmed(JournalError):

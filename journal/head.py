@@ -10,6 +10,7 @@ from crc32c import crc32c
 
 from journal.errors import HeadLost, NoJournal, UnsupportedJournal, WrongGeometry
 
+UNREADABLE: Final = b"?"  # in place of a head copy that the medium does not give
 MAGIC: Final = b"JRNLHEAD"
 VERSION: Final = 1
 COPIES: Final = 2  # slots; head number n goes to slot n % COPIES
@@ -59,6 +60,8 @@ class Head:
 
 def decode_head(data: bytes) -> Head | str:
     """The head in `data`, or one sentence that says why there is none. `UnsupportedJournal` for a newer format."""
+    if data == UNREADABLE:
+        return "unreadable: the medium does not give it"
     if len(data) < HEAD_SIZE:
         return "empty" if not any(data) else f"only {len(data)} bytes"
     data = data[:HEAD_SIZE]

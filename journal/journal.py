@@ -22,6 +22,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from math import isnan
+from operator import index
+from threading import TIMEOUT_MAX
 from types import TracebackType
 
 from journal.ceilings import REPLAY_BYTES_PER_SECOND, Hold
@@ -32,7 +35,7 @@ from journal.head import Head, newest_head
 from journal.heads import HeadKeeper, highest_number, write_copies
 from journal.medium import Buffer, FencingMedium, Medium
 from journal.options import Counters, Options
-from journal.pack import Packer, own
+from journal.pack import Packer, own, own_each
 from journal.recovery import Recovered, recover
 from journal.room import NO_LIMIT, Room
 from journal.scan import Rule, Tail, Walk
@@ -90,21 +93,24 @@ class Journal:
         read_only: bool = False,
         visit: Visit | None = None,
         log: int | None = None,
+        closed_at: int | None = None,
     ) -> Journal:
         """Find the head, walk from `start` (default: the head's expire position) to the valid end.
 
         start: the owner's own durable record of the first entry it needs; it wins over the head, which may lag.
         visit: called with every batch of entries, in order, so that replay needs no second pass.
         log: the identity the log was created with, where the owner knows it; heads of any other log do not count.
+        closed_at: the owner's durable record that it closed the log there, in order; it counts until a generation begins there.
         Writes nothing: what lies behind the end is removed, and the new generation made durable, before the first byte
         of the first entry (or head) is written. `options.allow_split` unless given is the head's.
+        A log that was closed in order needs nothing behind its end; of another one everything kept must be readable.
         A ring of which both `start` and `log` are known is found without a head, by a search: `head_was_lost` says so.
         Errors: `NoJournal`, `HeadLost`, `UnsupportedJournal`; `JournalCorrupt` when bytes known to have been durable are
         not there: a later entry, or the head, says so. A torn or stale tail is no error, see `tail`.
         """
         head, was_lost = find_head(medium, start, log)
         options = options or Options(allow_split=head.allow_split)
-        found = recover(medium, head, start, options.window_bytes, visit, options.clock)
+        found = recover(medium, head, start, options.window_bytes, visit, options.clock, closed_at=closed_at)
         journal = cls(medium, head, found, options, read_only=read_only)
         journal.head_was_lost = was_lost
         return journal
@@ -155,6 +161,7 @@ class Journal:
     def _append(self, payload: Buffer | Sequence[Buffer], type_: int) -> int:
         """`append`, where it needs a closer look."""
         parts, length, crc = own(payload)
+        type_ = index(type_)
         if not 0 < type_ <= TYPE_MAX or length > PAYLOAD_MAX:
             raise _refused(type_, length)
         with self._lock, self._pack.still():
@@ -168,6 +175,7 @@ class Journal:
 
     def append_many(self, payloads: Sequence[bytes], type: int = 1) -> int:  # noqa: A002
         """Add an entry for each of `payloads`, all or none; returns the end of the last. Otherwise as `append`."""
+        payloads, type = own_each(payloads), index(type)  # noqa: A001
         longest = max(map(len, payloads), default=0)
         if not 0 < type <= TYPE_MAX or longest > PAYLOAD_MAX:
             raise _refused(type, longest)
@@ -192,9 +200,9 @@ class Journal:
         """Everything below `position` is durable when this returns; `position` is what an `append` returned.
 
         Writes and flushes for all who wait when nobody else is at it. `TimeoutError` when another thread's flush took
-        longer than `timeout` seconds; the latched error when writing failed.
+        longer than `timeout` seconds; the latched error when writing failed; ValueError for a position behind the end.
         """
-        self._writer.wait(position, timeout)
+        self._writer.wait(index(position), None if timeout is None else _seconds(timeout))
 
     def push(self) -> None:
         """Everything appended before this call was handed to the medium when it returns; nothing is flushed.
@@ -208,9 +216,11 @@ class Journal:
         """Call `callback(None)` once `position` is durable, or `callback(error)` when writing failed.
 
         Called in the thread that flushed, without a lock held; at once if it is durable already. It must not raise.
-        Adding one does not start a flush.
+        Adding one does not start a flush. ValueError for a position behind the end.
         """
-        self._writer.add_waiter(position, callback)
+        if not callable(callback):
+            raise TypeError(f"a callback is wanted, not {type(callback).__name__}")
+        self._writer.add_waiter(index(position), callback)
 
     def write_head(self) -> None:
         """Both head copies describe the journal as it is, durably, when this returns. Cost: two flushes."""
@@ -223,6 +233,7 @@ class Journal:
 
         `ValueError` when it lies below the present one, above what is durable, or beyond a hold.
         """
+        position = index(position)
         with self._lock:
             self._writer.raise_refusal()
             self._room.expire_to(position, self._writer.safe)
@@ -250,10 +261,13 @@ class Journal:
             return self._room.trimmed
 
     def hold(self, position: int, reason: str) -> Hold:
-        """Say why nothing from `position` on may expire yet. Release it when that is over."""
+        """Say why nothing from `position` on may expire yet. Release it when that is over. ValueError: it is outside the log."""
+        position = index(position)
         with self._lock:
             if position < self._room.expire:
                 raise ValueError(f"hold at {position} is below the expire position {self._room.expire}")
+            if position > self._pack.position:
+                raise ValueError(f"hold at {position} is behind the log's end, {self._pack.position}")
             return self._room.holds.add(position, reason)
 
     def holds(self) -> list[Hold]:
@@ -291,8 +305,10 @@ class Journal:
         For an owner whose entries refer to bytes elsewhere that never arrived. Only before the first write after `open`;
         the tail is durably gone before the first new entry.
         """
+        position, sequence = index(position), index(sequence)
         with self._lock:
-            assert self._room.expire <= position <= self._pack.position, "the cut lies within the log"
+            if not self._room.expire <= position <= self._pack.position:
+                raise ValueError(f"cut at {position} is not between {self._room.expire} and {self._pack.position}")
             self._writer.begin_at(position, sequence)
 
     def close(self) -> None:
@@ -320,8 +336,8 @@ class Journal:
 
     def batches(self, start: int | None = None, stop: int | None = None) -> Iterator[list[Entry]]:
         """`entries`, in lists of about one window each, which is faster."""
-        start = self._room.expire if start is None else start
-        stop = self.safe if stop is None else min(stop, self.safe)
+        start = self._room.expire if start is None else index(start)
+        stop = self.safe if stop is None else min(index(stop), self.safe)
         if start < self.trimmed:
             raise JournalTrimmed(start, self.trimmed)
         begin = self._heads.begin
@@ -403,6 +419,13 @@ class Journal:
             assert self._room.trimmed <= self._room.expire <= self._writer.safe, "J1"
             self._writer.assert_state()
             self._room.assert_state(self._pack.position)
+
+
+def _seconds(timeout: float) -> float:
+    """As long as a lock can be waited for. ValueError for what is no time."""
+    if isnan(timeout):
+        raise ValueError("a timeout is a number of seconds, not nan")
+    return min(max(0.0, timeout), TIMEOUT_MAX)
 
 
 def _refused(type_: int, length: int) -> Exception:

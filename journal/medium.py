@@ -48,7 +48,7 @@ class Medium(Protocol):
         """How many whole periods beyond anything written are kept empty; 0 where `reach` needs no such promise."""
 
     def read(self, position: int, length: int) -> bytes:
-        """Bytes from `position`. Missing or unwritten bytes read as zeros; short only at a known end."""
+        """Bytes from `position`. Missing or unwritten bytes read as zeros; short only at a known end. `MediumUnreadable`."""
 
     def write(self, position: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one after another. Nothing is durable until `flush`."""
@@ -80,7 +80,7 @@ class Medium(Protocol):
         """A position below which nothing is kept. A ring cannot say, and answers `start`."""
 
     def read_heads(self) -> list[bytes]:
-        """The bytes of every head slot; `b""` or zeros where none was written."""
+        """The bytes of every head slot; `b""` or zeros where none was written, `UNREADABLE` where one cannot be read."""
 
     def write_head(self, slot: int, data: bytes) -> None:
         """Write a head copy. Durable after `flush`."""
@@ -113,7 +113,8 @@ class Region(Protocol):
     @property
     def size_bytes(self) -> int: ...
 
-    def read(self, offset: int, length: int) -> bytes: ...
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes. `MediumUnreadable` where the device does not give them."""
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None: ...
 

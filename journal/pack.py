@@ -12,6 +12,7 @@ from journal._framing import GLUED, Framer
 from journal.entry import HEADER_SIZE, PAD_TYPE, log_and_generation
 from journal.medium import Buffer
 
+Taken = tuple[int, int, int, list[Buffer]]  # where it begins and ends, the sequence of what follows, the bytes
 SMALL: Final = 1 << 15  # buffers below this are joined before they are handed to the medium
 
 
@@ -52,9 +53,13 @@ class Packer(Framer):
         """Append an entry whose payload is several buffers; returns its end."""
         if length < GLUED:
             return self.add(b"".join(parts), length, crc, type_)
-        end = self.add(b"", length, crc, type_)
-        self.buffers[-1:] = parts
-        return end
+        before = self.position
+        try:
+            self.add(b"", length, crc, type_)
+        finally:  # an interrupt behind the call would leave a header without its payload
+            if self.position != before:
+                self.buffers[-1:] = parts
+        return self.position
 
     def add_many(self, payloads: Sequence[bytes], type_: int) -> int:
         """Append an entry for each payload; returns the end of the last."""
@@ -75,13 +80,12 @@ class Packer(Framer):
             self.buffers.append(bytes(size))
             self.position += size
 
-    def take_to(self, stop: int) -> tuple[int, list[Buffer]]:
-        """With the lock held: everything below `stop`, and where it begins; what lies behind stays."""
+    def take_to(self, stop: int, into: list[Taken]) -> None:
+        """With the lock held: move everything below `stop` into `into`; what lies behind stays. Interrupted it may be in both."""
         with self.still():
-            begin, _, _, buffers = self.take()
-            taken, left = split_buffers(buffers, stop - begin)
+            taken, left = split_buffers(self.buffers, stop - self.taken)
+            into.append((self.taken, stop, 0, taken))
             self.buffers, self.taken = left, stop
-        return begin, taken
 
     def restart(self, position: int, sequence: int) -> None:
         """Go on from an earlier entry boundary; nothing has been added yet."""
@@ -112,6 +116,8 @@ def split_buffers(buffers: Sequence[Buffer], room: int) -> tuple[list[Buffer], l
 
 def join_small(buffers: Sequence[Buffer]) -> list[Buffer]:
     """The same bytes in fewer buffers: runs of small ones joined, large ones as they are."""
+    if len(buffers) == 1:
+        return list(buffers)
     if max(map(len, buffers), default=0) < SMALL:
         return [b"".join(buffers)]
     joined: list[Buffer] = []
@@ -128,10 +134,18 @@ def join_small(buffers: Sequence[Buffer]) -> list[Buffer]:
 
 
 def own(payload: Buffer | Sequence[Buffer]) -> tuple[list[Buffer], int, int]:
-    """The parts of a payload as bytes nobody else can change, their total length, and their checksum."""
+    """The parts of a payload as bytes nobody else can change, their total length, and their checksum. TypeError for what is no
+    buffer: `bytes(3)` would be three zeros."""
     given = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
-    parts: list[Buffer] = [part if isinstance(part, bytes) else bytes(part) for part in given]
+    parts: list[Buffer] = [part if isinstance(part, bytes) else bytes(memoryview(part)) for part in given]
     crc = 0
     for part in parts:
         crc = crc32c(part, crc)
     return parts, sum(map(len, parts)), crc
+
+
+def own_each(payloads: Sequence[Buffer]) -> list[bytes]:
+    """Several payloads, each as bytes nobody else can change. TypeError for what is no buffer, and for one buffer alone."""
+    if isinstance(payloads, (bytes, bytearray, memoryview)):
+        raise TypeError("several payloads are wanted, not one")
+    return [payload if isinstance(payload, bytes) else bytes(memoryview(payload)) for payload in payloads]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from journal.head import COPIES, HEAD_SIZE
+from journal.errors import MediumUnreadable
+from journal.head import COPIES, HEAD_SIZE, UNREADABLE
 from journal.medium import Buffer, Region
 from journal.pack import split_buffers
 
@@ -88,7 +89,13 @@ class RingMedium:
         return self.start
 
     def read_heads(self) -> list[bytes]:
-        return [self._region.read(slot * self._block_size, self._block_size) for slot in range(COPIES)]
+        return [self._head_copy(slot) for slot in range(COPIES)]
+
+    def _head_copy(self, slot: int) -> bytes:
+        try:
+            return self._region.read(slot * self._block_size, self._block_size)
+        except MediumUnreadable:
+            return UNREADABLE
 
     def write_head(self, slot: int, data: bytes) -> None:
         self._region.write(slot * self._block_size, [data.ljust(self._block_size, b"\0")])

@@ -32,12 +32,14 @@ from journal.entry import (
     decode_header,
     log_and_generation,
 )
+from journal.errors import MediumUnreadable
 
 Read = Callable[[int, int], bytes]
 
 WINDOW: Final = 1 << 20  # bytes read ahead of the walk
 PIECE: Final = 1 << 23  # bytes of a large entry read at once
 _NEVER: Final = 1 << 64
+UNREADABLE: Final = "unreadable"  # what `broken` begins with where the medium does not give the next entry
 _LOW_BITS: Final = 24  # of a position, that the search does not look at
 _UPPER_MAX: Final = 128  # different upper parts, that it does look at
 
@@ -72,7 +74,8 @@ class Walk:
     """Iterates over the entries of `[position, stop)`, in batches or one by one.
 
     After the iteration `position` is the end of the last good entry, and `broken` says why the next one is not good;
-    `broken` is "" when `stop` was reached. Holds one window, and one entry where that is larger. Pads are not yielded.
+    `broken` is "" when `stop` was reached. Bytes that cannot be read end it only where an entry needs them.
+    Holds one window, and one entry where that is larger. Pads are not yielded.
     """
 
     def __init__(
@@ -130,6 +133,12 @@ class Walk:
         return max(last, -1)
 
     def _step(self) -> list[Entry]:
+        try:
+            return self._next()
+        except MediumUnreadable as error:
+            return self._break(f"{UNREADABLE}: {error.cause}")
+
+    def _next(self) -> list[Entry]:
         """Refill, skip a pad, cross a generation, or find the walk broken."""
         data = self._have(HEADER_SIZE)
         header = decode_header(data) if any(data) else "zeros"
@@ -196,9 +205,20 @@ class Walk:
         """At least `need` bytes from `position`, fewer only before `stop`; reads a window, or `need` where larger."""
         offset = self.position - self._base
         if len(self._data) - offset < need:
-            self._data = self._read(self.position, min(max(need, self._window), self.stop - self.position))
+            self._data = self._ahead(need)
             self._base, offset = self.position, 0
         return self._data[offset : offset + need]
+
+    def _ahead(self, need: int) -> bytes:
+        """A window; where one cannot be read ever smaller ones: the walk never comes past what it needs and cannot have."""
+        while True:
+            wanted = min(max(need, self._window), self.stop - self.position)
+            try:
+                return self._read(self.position, wanted)
+            except MediumUnreadable:
+                if wanted <= need:
+                    raise
+                self._window = max(HEADER_SIZE, wanted // 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from journal.entry import HEADER_SIZE, MAGIC, Header, decode_header
-from journal.errors import HeadLost, JournalError, NoJournal
+from journal.errors import HeadLost, JournalError, MediumUnreadable, NoJournal
 from journal.head import Head, decode_head, newest_head
 from journal.heads import highest_number, write_copies
 from journal.medium import Medium
@@ -213,7 +213,10 @@ def find_head(medium: Medium, start: int | None, log: int | None) -> tuple[Head,
     except (NoJournal, HeadLost):
         if start is None or log is None or medium.capacity is None:
             raise
+    try:
         return search_head(medium, start, log), True
+    except MediumUnreadable as error:
+        raise HeadLost(medium.name, ["both copies", str(error)]) from error
 
 
 def search_head(medium: Medium, start: int, log: int, *, window: int = WINDOW) -> Head:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 
 from journal.commit import Callback, Parked, Turns
 from journal.errors import JournalClosed, JournalError, JournalFailed, JournalFenced
 from journal.head import Head
 from journal.heads import HeadKeeper
-from journal.medium import Medium
+from journal.medium import Buffer, Medium
 from journal.options import Counters, Options
-from journal.pack import Packer, join_small
+from journal.pack import Packer, Taken, join_small
 from journal.room import Room
 
 
@@ -35,7 +36,10 @@ class Writer:
         self._pack = pack
         self._room = room
         self._prezeroed = pack.position
+        self._unwritten: list[Taken] = []  # out of the packer, and not known to be handed to the medium; the leader's alone
+        self._takes = iter(pack.take, None)
         self._safe_sequence = pack.sequence
+        self._cause: BaseException | None = None  # what stopped the present turn
         self._unsettled = False  # from the first step of a turn until it is known what it made of the log
         pack.hold_back = options.buffer_bytes
         self.open_room()
@@ -50,8 +54,9 @@ class Writer:
                 with self.lock:
                     if self.safe >= position:
                         return
-                    self.raise_refusal()
-                    assert position <= self._pack.position, "waiting for a position that was never appended"
+                    if self.refusal is not None or position > self._pack.position:
+                        self.raise_refusal()
+                        self._require_appended(position)
                     leads = self.turns.take(me)
                 if leads or self.turns.sleep(me, timeout):
                     self._commit()
@@ -79,11 +84,17 @@ class Writer:
     def add_waiter(self, position: int, callback: Callback) -> None:
         """See `Journal.add_waiter`."""
         with self.lock:
+            self._require_appended(position)
             pending = self.safe < position and self.refusal is None
             if pending:
                 self.turns.add(position, callback)
         if not pending:
             callback(None if self.safe >= position else self.refusal)
+
+    def _require_appended(self, position: int) -> None:
+        """With the lock held: nobody may wait for what is not there."""
+        if position > self._pack.position:
+            raise ValueError(f"position {position} was never appended: the log ends at {self._pack.position}")
 
     def hold_appender(self, end: int) -> None:
         """Where too much is buffered write out the periods that are complete, or all if that is not enough; where somebody is
@@ -104,11 +115,14 @@ class Writer:
             self.wait(end, None)
 
     def _abandon(self, me: Parked, cause: BaseException) -> None:
-        """The thread of `me` leaves with `cause`. An interrupt may have come between any two steps of its turn: then nobody knows
-        what of it was written and flushed, so nothing may be written behind it (J6)."""
+        """The thread of `me` leaves with `cause`. An interrupt is no failure of the medium: it may have come between any two
+        steps of a turn, so the next leader does them all again, the same bytes to the same place (`_unwritten`), and flushes.
+        What fails otherwise leaves nobody knowing what was written, so nothing may be written behind it (J6)."""
         with self.lock:
-            if self._unsettled and self.turns.is_of(me):
-                self._latch("write", cause)
+            failure = _failure_behind(self._cause or cause)
+            if self._unsettled and self.turns.is_of(me) and failure is not None:
+                self._latch("write", failure)
+            self.open_room()  # which an interrupted `still` may have left closed
         self.turns.abandon(me, self.safe, self.refusal)
 
     # -- by the leader -------------------------------------------------------------------------------------------------
@@ -116,15 +130,14 @@ class Writer:
     def _commit(self) -> None:
         """One write and one flush for everything appended so far. What it covers is durable, `safe`."""
         safe, sequence = self.safe, self._safe_sequence
-        error: BaseException | None = None
-        self._unsettled = True
+        self._cause, self._unsettled = None, True
         try:
             safe, sequence = self.write_buffers()
             self._medium.flush()
             self.counters.flushes += 1
         except BaseException as cause:
-            error = cause
-        self._end_turn(safe, sequence, "flush", error)
+            self._cause = cause  # at once: an interrupt behind the next call must not hide a failure
+        self._end_turn(safe, sequence, "flush")
         every = self._options.head_every_bytes
         if every is not None and self.safe - self.heads.durable.safe >= every:
             with suppress(JournalError):  # latched: every later call raises it; what was waited for is durable
@@ -132,13 +145,12 @@ class Writer:
 
     def _write_in_turn(self, *, whole_periods: bool = False) -> None:
         """Write everything appended so far, or all periods that are complete, without a flush."""
-        error: BaseException | None = None
-        self._unsettled = True
+        self._cause, self._unsettled = None, True
         try:
             self.write_buffers(whole_periods=whole_periods)
         except BaseException as cause:
-            error = cause
-        self._end_turn(self.safe, self._safe_sequence, "write", error)
+            self._cause = cause
+        self._end_turn(self.safe, self._safe_sequence, "write")
 
     def write_buffers(self, *, whole_periods: bool = False) -> tuple[int, int]:
         """Write everything appended; returns the position and sequence that a flush makes durable.
@@ -150,21 +162,31 @@ class Writer:
             self.heads.ensure_begun(self._head_now, self._room.trimmed)
         with self.lock:
             self.raise_refusal()
-            complete = self._pack.position - self._pack.position % self._medium.period
-            few = self._pack.position - complete <= self._options.buffer_bytes
-            if whole_periods and few and self._pack.taken < complete:
-                end, sequence = complete, self._safe_sequence
-                begin, buffers = self._pack.take_to(end)
+            complete = self._complete_periods() if whole_periods else 0
+            if self._pack.taken < complete:
+                self._pack.take_to(complete, self._unwritten)
             else:
-                begin, end, sequence, buffers = self._pack.take()
-        if begin < end:
-            if self._medium.prezero_periods:
-                self._keep_zeros_ahead(begin, end)
-            self._medium.write(begin, join_small(buffers))
-            self.counters.writes += 1
-            self.counters.bytes += end - begin
+                self._unwritten.extend(islice(self._takes, 1))  # one step of the interpreter: no interrupt comes between
+            _, end, sequence, _ = self._unwritten[-1]
+        for begin, stop, _, buffers in self._unwritten:  # several after an interrupt
+            if begin < stop:
+                self._write(begin, stop, buffers)
         self.flushed = end
+        self._unwritten.clear()
         return end, sequence
+
+    def _complete_periods(self) -> int:
+        """Where the last period ends that is complete; 0 where too much lies behind that."""
+        position = self._pack.position
+        complete = position - position % self._medium.period
+        return complete if position - complete <= self._options.buffer_bytes else 0
+
+    def _write(self, begin: int, end: int, buffers: list[Buffer]) -> None:
+        if self._medium.prezero_periods:
+            self._keep_zeros_ahead(begin, end)
+        self._medium.write(begin, join_small(buffers))
+        self.counters.writes += 1
+        self.counters.bytes += end - begin
 
     def _keep_zeros_ahead(self, begin: int, end: int) -> None:
         """One whole empty period beyond `end`, durably, before anything up to `end` is written."""
@@ -176,18 +198,21 @@ class Writer:
         self._medium.flush()
         self._prezeroed = until
 
-    def _end_turn(self, safe: int, sequence: int, operation: str, error: BaseException | None) -> None:
+    def _end_turn(self, safe: int, sequence: int, operation: str) -> None:
+        """A turn that was interrupted has covered nothing: whoever waits next does it again."""
+        error = self._cause
+        failure = _failure_behind(error) if error is not None else None
         with self.lock:
-            refusal = self._latch(operation, error) if error is not None else None
-            if refusal is None:
+            refusal = self._latch(operation, failure) if failure is not None else None
+            if error is None:
                 self._safe_sequence = sequence
                 self.safe = self._pack.safe = safe
-                self._unsettled = False
+            self._unsettled = False
             self.turns.give(self.safe, refusal)
         self.turns.call_due()
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        if error is not None and not isinstance(error, Exception):
             raise error
-        if error is not None and refusal is not None:
+        if refusal is not None:
             raise refusal from error
 
     # -- refusing ------------------------------------------------------------------------------------------------------
@@ -231,25 +256,25 @@ class Writer:
 
     def _head_now(self, *, clean: bool = False) -> Head:
         with self.lock:
-            return Head(
+            head = Head(
                 log=self._pack.log, generation=self._pack.generation, trimmed=self._room.trimmed,
                 expire=self._room.expire, safe=self.safe, next_sequence=self._safe_sequence,
                 generation_start=self.heads.begin, epoch=getattr(self._medium, "epoch", 0), clean=clean,
                 allow_split=self._options.allow_split, **self._medium.describe(),
             )  # fmt: skip
+        return head  # noqa: RET504 - not from inside: an interrupt behind the call there would leave the lock held
 
     def on_medium(self, operation: str, action: Callable[[], None]) -> None:
-        """Run `action` once the generation has begun; a failure latches the journal."""
+        """Run `action` once the generation has begun; a failure latches the journal. An interrupt does not: heads, trims and the
+        beginning of a generation are such that doing them again, from the first step, is right."""
         with self.lock:
             self.raise_refusal()
         try:
             self.heads.ensure_begun(self._head_now, self._room.trimmed)
             action()
-        except BaseException as cause:
+        except Exception as cause:
             with self.lock:
                 refusal = self._latch(operation, cause)
-            if not isinstance(cause, Exception):
-                raise
             raise refusal from cause
 
     def begin_at(self, position: int, sequence: int) -> None:
@@ -265,3 +290,14 @@ class Writer:
         self._pack.assert_state()
         if self.heads.begun:
             assert self.heads.durable.generation == self._pack.generation, "J3"
+
+
+def _failure_behind(cause: BaseException | None) -> Exception | None:
+    """What failed, where something did: an interrupt may have come while the error of a medium was on its way."""
+    while cause is not None and not isinstance(cause, Exception):
+        behind = cause.__context__
+        if isinstance(behind, OSError | JournalError) or not isinstance(behind, Exception):
+            cause = behind
+        else:
+            return None  # whoever called was handling it
+    return cause

@@ -67,7 +67,7 @@ def forget_command(image: str, directory: int, name: str, as_json: bool) -> int:
 @click.command("scrub")
 @image_argument
 @click.option("--repair", is_flag=True, help="Set right wrong statistics, link counts, links, parents and backtraces.")
-@click.option("--stop", is_flag=True, help="End the scrub of a mounted image.")
+@click.option("--stop", is_flag=True, help="End the scrub of a mounted image, if one is running.")
 @click.option("--status", is_flag=True, help="Show the running scrub, or the last one, and start none.")
 @json_option
 def scrub_command(image: str, repair: bool, stop: bool, status: bool, as_json: bool) -> int:
@@ -87,9 +87,10 @@ def scrub_command(image: str, repair: bool, stop: bool, status: bool, as_json: b
         raise click.UsageError("--stop, --status and --repair do not go together")
     if stop or status:
         with reached(image, read_only=True) as space:
-            if stop:
-                stop_scrub(space)
+            stopped = stop and stop_scrub(space)
             found = space.ask(b"mdstore.scrub")
+        if stop and not stopped and not as_json:
+            print_line("no scrub is running")
         _show(found, as_json=as_json)
         return EXIT_OK
     told = _Progress()

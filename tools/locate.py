@@ -84,7 +84,7 @@ def make_directories(vfs: Vfs, path: bytes, mode: int = 0o755) -> Attr:
 
 def entries(vfs: Vfs, directory: int) -> Iterator[DirEntry]:
     """Every entry of a directory in the byte order of names, read page by page. An entry's inode is referenced, and its
-    number good, until the next entry is asked for."""
+    number good, until the next entry is asked for. CorruptionError at a damaged one."""
     handle = vfs.opendir(SUPERUSER, directory)
     held: list[DirEntry] = []
     try:
@@ -93,11 +93,14 @@ def entries(vfs: Vfs, directory: int) -> Iterator[DirEntry]:
             after = page[-1].name
             held = page[::-1]
             while held:
+                if not held[-1].attr.ino:  # damaged: the lookup says how
+                    held[-1] = DirEntry(held[-1].name, vfs.lookup(SUPERUSER, directory, held[-1].name))
                 yield held[-1]
                 vfs.forget(held.pop().attr.ino, 1)
     finally:
         for entry in held:
-            vfs.forget(entry.attr.ino, 1)
+            if entry.attr.ino:
+                vfs.forget(entry.attr.ino, 1)
         vfs.releasedir(handle)
 
 

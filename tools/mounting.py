@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from mdstore.client.mount import MountOptions, check_mountpoint, in_background, mount, unmount
+from mdstore.client.mount import MountOptions, check_mountpoint, image_at, in_background, mount, unmount
 from mdstore.client.mount_ending import EndingListener
 from mdstore.client.mount_options import parse_options
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at, open_device
@@ -68,7 +68,8 @@ def mount_command(
     if os.geteuid() == 0:
         os.close(open_device())  # FUSE missing is said before the image is opened and recovered
     image = os.path.abspath(image)
-    chosen = parse_options(options, MountOptions(read_only=read_only, source=image, allow_other=allow_other or os.geteuid() == 0))
+    allow_other = allow_other or os.geteuid() == 0
+    chosen = parse_options(options, MountOptions(read_only=read_only, source=image, image=image, allow_other=allow_other))
     return in_foreground_or_not(
         lambda ready: serve(image, path, chosen, ready), lambda: announce(image, path, as_json=as_json), background=background
     )
@@ -166,16 +167,17 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
     found = mounted_at(path)
     if found is None or found.fs_type != FILE_SYSTEM_TYPE:
         raise CommandFailed(f"{shown(directory)}: no image is mounted there; `findmnt -t {FILE_SYSTEM_TYPE}` lists what is")
+    image = image_at(path) or found.source  # of a server that has gone there is nothing to wait for
     with EndingListener(path) as server:
         unmount(path, lazy=lazy)
-        released = lazy or _wait_for_release(found.source)
+        released = lazy or _wait_for_release(image)
         failure = server.heard()
     if not released:
-        complain(f"{found.source} is unmounted, but its server still writes back; wait before using it")
+        complain(f"{image} is unmounted, but its server still writes back; wait before using it")
     if failure:
-        complain(f"{found.source} is unmounted, but not all of it was saved: {failure}; run `mdstore fsck {shown(found.source)}`")
+        complain(f"{image} is unmounted, but not all of it was saved: {failure}; run `mdstore fsck {shown(image)}`")
     if as_json:
-        print_json({"unmounted": path, "image": found.source, "released": released and not lazy, "failure": failure or None})
+        print_json({"unmounted": path, "image": image, "released": released and not lazy, "failure": failure or None})
     return EXIT_OK if released and not failure else EXIT_FAILED
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
+from mdstore.client.mount import image_at
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mount_table, mounted_at
 from mdstore.mds.control import DAMAGE, FORGET, SCRUB
 from mdstore.mds.server import MetadataServer
@@ -31,7 +32,7 @@ class Reached(Protocol):
         """What an attribute of `mdstore.mds.control` tells."""
 
     def tell(self, attribute: bytes, value: bytes) -> None:
-        """Set one."""
+        """Set one. CommandFailed, or what `mdstore.mds.control` raises."""
 
     def scrub(self, told: Told, *, repair: bool) -> dict[str, Any]:
         """Scrub to the end, telling how far it is; the last status."""
@@ -85,15 +86,18 @@ class ThroughMount:
             time.sleep(LOOK_EVERY_S)
 
     def _refused(self, error: OSError) -> CommandFailed:
-        words = {
+        if error.errno == errno.EROFS and os.statvfs(self._directory).f_flag & os.ST_RDONLY:
+            words = "it is mounted read-only, and the kernel passes on nothing that is told: unmount it, then give the image file"
+            return CommandFailed(f"{shown(self._directory)}: {words}")
+        reasons = {
             errno.EPERM: "only root may ask this of a mounted image",
             errno.ENOENT: "there is no such damage; `mdstore damage list` shows what there is",
             errno.EAGAIN: "a scrub is running already; --stop ends it",
-            errno.EROFS: "it is mounted read-only, or its medium failed",
+            errno.EROFS: "its medium failed, and it is served read-only since; unmount it and see to its medium",
             errno.ENOTCONN: "its server has gone; mount it again",
             errno.EOPNOTSUPP: "its server is of an older version",
         }
-        reason = words.get(error.errno or 0) or error.strerror or str(error)
+        reason = reasons.get(error.errno or 0) or error.strerror or str(error)
         return CommandFailed(f"{shown(self._directory)}: {reason}")
 
 
@@ -113,8 +117,15 @@ def _mounted(image: str) -> str | None:
     here = mounted_at(path)
     if here is not None and here.fs_type == FILE_SYSTEM_TYPE:
         return path
-    sources = (path, os.path.abspath(image))
-    return next((point.path for point in mount_table() if point.fs_type == FILE_SYSTEM_TYPE and point.source in sources), None)
+    paths = (path, os.path.abspath(image))
+    ours = [point for point in mount_table() if point.fs_type == FILE_SYSTEM_TYPE]
+    for point in ours:
+        if point.source in paths and image_at(point.path) in (None, *paths):
+            return point.path
+    for point in ours:  # mounted with `fsname=`, the table does not name the image
+        if not os.path.isabs(point.source) and image_at(point.path) in paths:
+            return point.path
+    return None
 
 
 def _document(raw: bytes) -> dict[str, Any]:
@@ -133,6 +144,9 @@ def forget_damage(space: Reached, directory: int, name: bytes) -> None:
     space.tell(FORGET, b"%d/" % directory + name)
 
 
-def stop_scrub(space: Reached) -> None:
-    """End a running scrub, if there is one."""
+def stop_scrub(space: Reached) -> bool:
+    """End a running scrub; False where none is running, as in an image that is not mounted."""
+    if space.ask(SCRUB)["state"] != "running":
+        return False
     space.tell(SCRUB, b"stop")
+    return True

@@ -125,7 +125,7 @@ def mount_command(
     """
     at = check_mountpoint(directory)
     image = os.path.abspath(image)
-    chosen = parse_options(options, MountOptions(read_only=True, source=image, allow_other=os.geteuid() == 0))
+    chosen = parse_options(options, MountOptions(read_only=True, source=image, image=image, allow_other=os.geteuid() == 0))
 
     def serve(ready: Callable[[], None]) -> int:
         with opened_names(image, read_only=True) as vfs:

@@ -304,7 +304,8 @@ class DirectoryOperations:
         return listing
 
     def _close(self, handle: int) -> None:
-        listing = self._listings.pop(handle)
+        listing = self._listing(handle)
+        del self._listings[handle]
         shared = listing.cookies
         if isinstance(shared, SharedCookies):
             shared.users -= 1

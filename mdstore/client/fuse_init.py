@@ -40,6 +40,7 @@ class SessionOptions:
     server_locks: bool = False  # locks in our table instead of the kernel's own
     poll_us: int = 100  # look for the next request for so long before sleeping; 0: never
     workers: int = WORKERS
+    image: str | None = None  # the path of what is served, told as `mdstore.image` of the root
 
     def __post_init__(self) -> None:
         if not PAGE_SIZE <= self.max_write <= 1 << 20 or self.max_write % PAGE_SIZE:

@@ -201,8 +201,8 @@ class FuseSession:
         names = NameOperations(self._vfs, replies, self._credentials.complete, masks).table()
         files = FileOperations(self._vfs, replies, masks, writeback=self.options.writeback).table()
         directories = DirectoryOperations(self._vfs, replies, cache=self.options.cache_listings).table()
-        xattrs = XattrOperations(self._vfs, self._credentials.complete, acls=self.options.acls).table()
-        table = {**refused_operations(), **names, **files, **directories, **xattrs}
+        told = XattrOperations(self._vfs, self._credentials.complete, acls=self.options.acls, image=self.options.image)
+        table = {**refused_operations(), **names, **files, **directories, **told.table()}
         if self.options.server_locks:
             table.update(LockOperations(cast(Locking, self._vfs), self._answer_waiting).table())
         return table

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 
 from mdstore.client.fuse_operation import Operation, OperationTable, Reply
 from mdstore.client.fuse_protocol import GETXATTR_IN, GETXATTR_OUT, SETXATTR_IN, Opcode, name_at
 from mdstore.errors import InvalidRequest
-from mdstore.mds.vfs import Credentials, Vfs
+from mdstore.mds.vfs import ROOT_INO, Credentials, Vfs
 
 REFUSED_PREFIXES = (b"security.", b"system.")
 """Not kept: EOPNOTSUPP. `system.` is POSIX ACLs, where the mount does not enforce them; `security.` labels and file capabilities,
 which a write would have to drop. Refusing is clear to `cp -a` and `tar`; storing them in vain would not be."""
+IMAGE = b"mdstore.image"  # of the root: the path of the image, for commands that want to find it or wait for it
 ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
 class XattrOperations:
     """`user.` and `trusted.` attributes, and whatever virtual ones the name space has."""
 
-    def __init__(self, vfs: Vfs, complete: Callable[[Credentials], Credentials], *, acls: bool) -> None:
+    def __init__(self, vfs: Vfs, complete: Callable[[Credentials], Credentials], *, acls: bool, image: str | None) -> None:
         """`complete` adds a caller's supplementary groups; `acls`: whether access control lists are kept."""
         self._vfs = vfs
         self._complete = complete
         self._kept = frozenset(ACLS) if acls else frozenset()
+        self._image = None if image is None else os.fsencode(image)
+        self._told = (0, os.geteuid())
 
     def _refused(self, name: bytes) -> bool:
         return name.startswith(REFUSED_PREFIXES) and name not in self._kept
@@ -55,6 +59,8 @@ class XattrOperations:
         name = name_at(body, GETXATTR_IN.size)
         if self._refused(name):
             return errno.EOPNOTSUPP
+        if name == IMAGE and nodeid == ROOT_INO and self._image is not None:
+            return _sized(self._image, size) if cred.uid in self._told else errno.EPERM
         return _sized(self._vfs.getxattr(cred, nodeid, name), size)
 
     def listxattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from mdstore.client import mount_syscalls as system
 from mdstore.client.fuse_session import FuseSession
+from mdstore.client.fuse_xattrs import IMAGE
 from mdstore.client.mount_ending import tell_ending
 from mdstore.client.mount_options import MountOptions
 from mdstore.client.mount_syscalls import FuseUnavailable, MountRefused
@@ -165,7 +166,7 @@ def mount(vfs: Vfs, mountpoint: str | os.PathLike[str], options: MountOptions | 
         raise InvalidRequest("this name space keeps no locks of its own: mount it with locks=kernel")
     _own_root(vfs, options)
     acls = options.acls and options.allow_other and bool(getattr(vfs, "keeps_acls", False))
-    session_options = dataclasses.replace(options.session, acls=acls)
+    session_options = dataclasses.replace(options.session, acls=acls, image=options.image)
     fd = _mounted_descriptor(path, options)
     fuse = FuseSession(fd, vfs, session_options)
     try:
@@ -184,6 +185,15 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
     if found is None or found.fs_type != system.FILE_SYSTEM_TYPE:
         raise MountRefused(path, errno.EINVAL, "no mdstore name space is mounted there")
     system.unmount(path, lazy=lazy or _is_dead(path))
+
+
+def image_at(mountpoint: str) -> str | None:
+    """The path of the image that is served there, asked of its server: the mount table shows what `fsname=` says. None where the
+    server has gone, serves no image, or does not tell: it tells root and its own user."""
+    try:
+        return os.fsdecode(os.getxattr(mountpoint, IMAGE))
+    except OSError:
+        return None
 
 
 def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:

@@ -22,7 +22,8 @@ class MountOptions:
 
     read_only: bool = False
     allow_other: bool = False  # users other than the one who mounts; root mounting usually wants it
-    source: str = "mdstore"  # the first column of mount(8) and df(1): the image's path
+    source: str = "mdstore"  # the first column of mount(8) and df(1): the image's path, or what `fsname=` says instead
+    image: str | None = None  # the image's path, whatever `source` says: see `image_at`
     flags: int = system.MS_NOSUID | system.MS_NODEV
     session: SessionOptions = field(default_factory=SessionOptions)
     busy_timeout_s: float = BUSY_TIMEOUT_S  # how long a stop waits for programs that still use a busy mount

@@ -174,20 +174,25 @@ class FileDevice:
         return b"".join(pieces)
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        self._check_writable()
-        length = sum(map(size_of, buffers))
+        if self._fd < 0 or self._read_only or self._flush_failure is not None:
+            self._check_writable()
+        length = size_of(buffers[0]) if len(buffers) == 1 else sum(map(size_of, buffers))
         check_range(self._path, self._size_bytes, offset, length)
         try:
+            if len(buffers) <= IOV_MAX:
+                self._write_batch(offset, buffers, length)
+                return
             for start in range(0, len(buffers), IOV_MAX):
                 batch = buffers[start : start + IOV_MAX]
-                self._write_batch(offset, batch)
-                offset += sum(map(size_of, batch))
+                size = sum(map(size_of, batch))
+                self._write_batch(offset, batch, size)
+                offset += size
         except OSError as error:
             raise self._failed("write", offset, length, error) from error
 
-    def _write_batch(self, offset: int, buffers: Sequence[Buffer]) -> None:
+    def _write_batch(self, offset: int, buffers: Sequence[Buffer], length: int) -> None:
         written = os.pwritev(self._fd, buffers, offset)
-        if written == sum(map(size_of, buffers)):
+        if written == length:
             return
         done = offset + written  # a short write (2 GiB at most go at once): finish buffer by buffer
         for at, buffer in positioned(offset, buffers):

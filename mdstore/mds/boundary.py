@@ -90,6 +90,8 @@ def _check_credentials(cred: Credentials) -> None:
             raise TypeError(f"credentials are numbers, not {type(number).__name__}")
     owner(cred.uid, "uid")
     owner(cred.gid, "gid")
+    if cred.umask & ~0o777:
+        raise PosixError(errno.EINVAL, "umask", "a umask takes permissions, 0 to 0o777")
 
 
 def _device(number: int) -> int:

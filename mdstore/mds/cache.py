@@ -81,16 +81,45 @@ class Cache:
         directory.entries[name] = entry
         return entry
 
-    def resolve(self, entry: Entry) -> Inode:
-        """The inode an entry means."""
-        return self.node(entry >> 4) if isinstance(entry, int) else entry
+    def resolve(self, directory: Directory, name: bytes, entry: Entry) -> Inode:
+        """The inode that the entry `name` means. CorruptionError, with a row in the damage table, where there is none."""
+        if not isinstance(entry, int):
+            return entry
+        node = self._nodes.get(entry >> 4)
+        return node if node is not None else self._follow(directory, name, entry >> 4)
+
+    def _follow(self, directory: Directory, name: bytes, ino: int) -> Inode:
+        try:
+            return self._load(ino)
+        except PosixError:
+            where = f"meta/{directory.ino:016x} entry {name!r}"
+            error = CorruptionError("directory entry", where, "an inode", f"number {ino}, which is nowhere")
+        except CorruptionError as damaged:
+            error = damaged
+        note_damage(self._core, directory.ino, name, error)
+        raise error
 
     def child(self, directory: Directory, name: bytes) -> Inode:
         """The inode of entry `name`; ENOENT."""
         entry = self.find(directory, name)
         if entry is None:
             raise PosixError(errno.ENOENT, name)
-        return entry if not isinstance(entry, int) else self.node(entry >> 4)
+        return self.resolve(directory, name, entry)
+
+    def holds_anything(self, directory: Directory) -> bool:
+        """Whether there is an entry, readable or not, whatever the directory's own count says. Cost: nothing for a directory that
+        memory knows whole; else the entries are read that were removed since it was last written back."""
+        changed = directory.changed
+        if directory.entries or any(raw is not None for raw in changed.values()):
+            return True
+        if directory.complete or not directory.stored:
+            return False
+        try:
+            stored = self._store.map_items(META, directory_object(directory.ino))
+            return any(changed.get(name, raw) is not None for name, raw in stored)
+        except CorruptionError as error:
+            note_damage(self._core, directory.ino, b"", error)
+            raise
 
     def node(self, ino: int) -> Inode:
         """The inode of that number; ESTALE when there is none any more."""

@@ -213,7 +213,8 @@ class Clients:
         self._note(session, verb, reply)
         if verb == "readdir" and named.get("count_lookups"):
             for entry in reply:
-                self._count(session, entry.attr.ino)
+                if entry.attr.ino:
+                    self._count(session, entry.attr.ino)
         return reply
 
     # -- what a session has --------------------------------------------------------------------------------------------

@@ -33,7 +33,9 @@ def note_damage(core: Core, directory: int, name: bytes, error: CorruptionError)
     except CorruptionError:
         return  # the table itself is broken; the caller still raises `error`
     if known is None:
+        unlogged = core.unlogged  # of a change that is under way: this event is not its end
         core.append(Kind.TABLE, core.put_row(core.damage, key, str(error).encode()[:4096]))
+        core.unlogged = unlogged
 
 
 def list_damage(core: Core) -> list[Damage]:

@@ -6,15 +6,19 @@ import errno
 from bisect import bisect_right
 from itertools import islice
 from operator import itemgetter
+from typing import Final
 
-from mdstore.errors import PosixError
-from mdstore.mds.cache import Cache
+from sortedcontainers import SortedList
+
+from mdstore.errors import CorruptionError, PosixError
+from mdstore.mds.cache import Cache, Entry
 from mdstore.mds.core import Core
 from mdstore.mds.handles import DirectoryHandle, Handles
-from mdstore.mds.inode import Directory
+from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.permissions import R, require
-from mdstore.mds.vfs import Credentials, DirEntry
+from mdstore.mds.vfs import Attr, Credentials, DirEntry, unreadable
 
+LIMIT_END: Final = 1 << 31  # of the entries of a page
 _name = itemgetter(0)
 Page = list[tuple[bytes, bytes | None]]  # names with stored values; None: memory has the entry
 
@@ -37,30 +41,50 @@ class Directories:
         """See `Vfs.readdir`. Cost: one read of a range of the store, unless memory holds the whole directory."""
         handle = self._handles.directory(number)
         directory = handle.node
-        if limit <= 0:
-            raise PosixError(errno.EINVAL, number)
+        if not 0 < limit < LIMIT_END:
+            raise PosixError(errno.EINVAL, number, f"a page of {limit} entries")
         if directory.nlink == 0:
             return []
         if directory.complete:
             page: Page = [(name, None) for name in self.names_after(directory, after, limit)]
         else:
             page = self._merged(directory, after, limit)
-            self._note_progress(handle, after, page, limit)
-        return self._entries(directory, page, count_lookups)
+        found: list[DirEntry] = []
+        for name, raw in page:
+            entry = directory.entries.get(name)
+            attr = entry.attr() if isinstance(entry, Inode) else self._attr(directory, name, entry, raw)
+            found.append(DirEntry(name, attr))
+        if not directory.complete:
+            self._note_progress(handle, after, page, limit, whole=all(attr.ino for _, attr in found))
+        if count_lookups:
+            for _, attr in found:
+                if attr.ino:
+                    self._cache.refer(attr.ino)
+        return found
+
+    def _attr(self, directory: Directory, name: bytes, entry: Entry | None, raw: bytes | None) -> Attr:
+        """What a listing says of an entry. A damaged one has its row in the damage table from here on."""
+        try:
+            if entry is None:
+                entry = self._cache.find(directory, name) if raw is None else self._cache.adopt(directory, name, raw)
+                assert entry is not None, "a name that is listed has an entry: nothing was let go of in between"
+            return self._cache.resolve(directory, name, entry).attr()
+        except CorruptionError:
+            return unreadable(entry & 15 if isinstance(entry, int) else 0)
 
     def names_after(self, directory: Directory, after: bytes | None, limit: int) -> list[bytes]:
         """Up to `limit` names behind `after`, in order."""
         if not directory.complete:
             return [name for name, _ in self._merged(directory, after, limit)]
         names = self._sorted_names(directory)
-        start = 0 if after is None else bisect_right(names, after)
-        return names[start : start + limit]
+        return list(islice(names.irange(after, None, inclusive=(False, True)), limit))
 
-    def _sorted_names(self, directory: Directory) -> list[bytes]:
+    def _sorted_names(self, directory: Directory) -> SortedList[bytes]:
+        """Sorted once, and from then on kept so by whoever adds a name or takes one away."""
         if directory.names is None:
             known = set(directory.entries)
             known.update(name for name, raw in directory.changed.items() if raw is not None)
-            directory.names = sorted(known)
+            directory.names = SortedList(known)
         return directory.names
 
     def _merged(self, directory: Directory, after: bytes | None, limit: int) -> Page:
@@ -101,29 +125,16 @@ class Directories:
             names.sort()
         return names
 
-    def _note_progress(self, handle: DirectoryHandle, after: bytes | None, page: Page, limit: int) -> None:
-        """When a handle has read from the first to the last name and nothing was dropped from memory meanwhile, memory has
-        the whole directory."""
+    def _note_progress(self, handle: DirectoryHandle, after: bytes | None, page: Page, limit: int, *, whole: bool) -> None:
+        """When a handle has read from the first to the last name, all of them could be read (`whole`: of this page), and nothing
+        was dropped from memory meanwhile, memory has the whole directory."""
         directory = handle.node
         if after is None:
             handle.evictions = directory.evictions
         elif handle.reached != after or handle.evictions != directory.evictions:
             handle.evictions = -1
+        if not whole:
+            handle.evictions = -1
         handle.reached = page[-1][0] if page else after
         if len(page) < limit and handle.evictions == directory.evictions:
             directory.complete = len(self._core.nodes) + len(page) < self._cache.nodes_max // 2
-
-    def _entries(self, directory: Directory, page: Page, count_lookups: bool) -> list[DirEntry]:
-        found: list[DirEntry] = []
-        entries, cache = directory.entries, self._cache
-        for name, raw in page:
-            entry = entries.get(name)
-            if entry is None:
-                entry = cache.find(directory, name) if raw is None else cache.adopt(directory, name, raw)
-                if entry is None:
-                    continue
-            node = cache.node(entry >> 4) if isinstance(entry, int) else entry
-            found.append(DirEntry(name, node.attr()))
-            if count_lookups:
-                cache.refer(node.ino)
-        return found

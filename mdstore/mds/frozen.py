@@ -189,7 +189,7 @@ class FrozenVfs:
     ) -> list[DirEntry]:
         """See `Vfs`."""
         page = self.inner.readdir(handle & INO_MASK, after, limit, count_lookups=count_lookups)
-        return [DirEntry(name, self._attr(attr)) for name, attr in page]
+        return [DirEntry(name, self._attr(attr) if attr.ino else attr) for name, attr in page]
 
     def parent_of(self, ino: int) -> int:
         """See `Vfs`; the top's is what it was told to be."""

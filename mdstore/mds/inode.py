@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sortedcontainers import SortedList
+
 from mdstore.mds.events import DIR_TOUCH
 from mdstore.mds.fnode import FNODE, FNODE_VERSION, Fnode
 from mdstore.mds.records import (
@@ -148,7 +150,7 @@ class Directory(Inode):
         self.stored = False  # an object of it is in the store
         self.stored_version = 0  # what that object's header says; 0: nothing
         self.listing: tuple[dict[bytes, bytes | None], list[bytes]] | None = None  # `changed`, and its names in order
-        self.names: list[bytes] | None = None  # of a complete directory, in order, while somebody reads it
+        self.names: SortedList[bytes] | None = None  # of a complete directory, in order, while somebody reads it
         self.evictions = 0
 
     def fnode(self) -> Fnode:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from bisect import bisect_left, insort
 from typing import Final
 
 from mdstore.errors import CorruptionError, PosixError
@@ -26,7 +25,6 @@ from mdstore.mds.quota import Quota
 from mdstore.mds.records import FLAG_DATA, TAG_DIRECTORY, TAG_REMOTE, TYPE_DIRECTORY, encode_link
 from mdstore.mds.vfs import ROOT_INO, Credentials
 
-NAMES_KEPT_SORTED: Final = 20_000  # a longer list of names is sorted again when it is next read, not kept in order
 MAKEABLE: Final = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
 
 
@@ -52,7 +50,7 @@ class Names:
             if name in (b".", b".."):
                 return directory if name == b"." else self._cache.parent(directory)
             return self._cache.child(directory, name)
-        return self._cache.node(entry >> 4) if isinstance(entry, int) else entry
+        return self._cache.resolve(directory, name, entry) if isinstance(entry, int) else entry
 
     # -- making --------------------------------------------------------------------------------------------------------
 
@@ -202,7 +200,7 @@ class Names:
     def unlink(self, cred: Credentials, parent: int, name: bytes) -> None:
         """Take a name away; EISDIR for a directory. What nobody uses any more is purged later."""
         directory, entry = self._existing(cred, parent, name)
-        node = self._cache.resolve(entry)
+        node = self._cache.resolve(directory, name, entry)
         require_removable(directory, node, cred)
         if isinstance(node, Directory):
             raise PosixError(errno.EISDIR, name)
@@ -222,16 +220,20 @@ class Names:
         if name == b"..":
             raise PosixError(errno.ENOTEMPTY, name)
         directory, entry = self._existing(cred, parent, name)
-        node = self._cache.resolve(entry)
+        node = self._cache.resolve(directory, name, entry)
         require_removable(directory, node, cred)
         if not isinstance(node, Directory):
             raise PosixError(errno.ENOTDIR, name)
-        if node.size:
-            raise PosixError(errno.ENOTEMPTY, name)
+        self.require_empty(node, name)
         now = self._core.clock()
         records = self.remove_directory(directory, name, node, now)
         self._core.append(Kind.RMDIR, records)
         self._purge.released(node)
+
+    def require_empty(self, node: Directory, name: bytes) -> None:
+        """ENOTEMPTY; a count that says 0 is not believed where there are entries."""
+        if node.size or self._cache.holds_anything(node):
+            raise PosixError(errno.ENOTEMPTY, name)
 
     def settle_data(self, node: Inode) -> None:
         """Before an event about `node`, which is to lose a name: what is buffered is published, or, where nobody can read it
@@ -361,26 +363,13 @@ class Names:
 def note_name(directory: Directory, name: bytes) -> None:
     """Keep the sorted list of names right after one more."""
     names = directory.names
-    if names is None:
-        return
-    if len(names) > NAMES_KEPT_SORTED:
-        directory.names = None
-        return
-    at = bisect_left(names, name)
-    if at == len(names) or names[at] != name:
-        insort(names, name)
+    if names is not None and name not in names:
+        names.add(name)
 
 
 def lose_name_of(directory: Directory, name: bytes) -> None:
     """Keep the sorted list of names right after one less."""
-    names = directory.names
-    if names is None:
-        return
-    at = bisect_left(names, name)
-    if at < len(names) and names[at] == name:
-        if len(names) > NAMES_KEPT_SORTED:
-            directory.names = None
-        else:
-            del names[at]
+    if directory.names is not None:
+        directory.names.discard(name)
 
 

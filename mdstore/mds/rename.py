@@ -75,7 +75,7 @@ class Rename:
         if name in (b".", b".."):
             raise PosixError(errno.EBUSY, name)
         entry = self._cache.find(directory, name)
-        return Place(directory, name, None if entry is None else self._cache.resolve(entry))
+        return Place(directory, name, None if entry is None else self._cache.resolve(directory, name, entry))
 
     @staticmethod
     def _check_target(source: Place, target: Place, flags: int) -> None:
@@ -101,8 +101,8 @@ class Rename:
             for moved in (node, victim if exchange else None):
                 if isinstance(moved, Directory):
                     require(moved, cred, W)
-        if not exchange and isinstance(victim, Directory) and victim.size:
-            raise PosixError(errno.ENOTEMPTY, target.name)
+        if not exchange and isinstance(victim, Directory):
+            self._names.require_empty(victim, target.name)
 
     def _check_cycles(self, source: Place, target: Place, *, exchange: bool) -> None:
         """EINVAL when a directory would come to lie below itself; ENOTEMPTY when it would replace what holds it."""

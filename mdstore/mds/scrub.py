@@ -201,7 +201,7 @@ class Scrub:
                 entry = self._cache.find(directory, name)
                 if entry is not None:
                     look.sums.entries += 1
-                    self._entry(look, name, self._resolved(entry))
+                    self._entry(look, name, entry)
             except CorruptionError as error:
                 look.sums.entries += entry is None
                 look.sums.unreadable += 1
@@ -213,15 +213,16 @@ class Scrub:
     def _resolved(self, entry: Inode | int) -> Inode | None:
         """The inode; None for a link that leads nowhere."""
         try:
-            return self._cache.resolve(entry)
+            return self._cache.node(entry >> 4) if isinstance(entry, int) else entry
         except PosixError:
             return None
 
-    def _entry(self, look: _Look, name: bytes, node: Inode | None) -> None:
+    def _entry(self, look: _Look, name: bytes, entry: Inode | int) -> None:
         directory, sums = look.directory, look.sums
+        node = self._resolved(entry)
         if node is None:
             self._lost(directory.ino, name, "S5", "links to an inode that is not there")
-            sums.rfiles += 1
+            sums.unreadable += 1
             return
         if isinstance(node, Directory):
             self._subdirectory(look, name, node)

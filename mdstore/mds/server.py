@@ -104,7 +104,7 @@ class MetadataServer(Care):
             node = self._names.make_in(directory, cred, name, S_IFREG | mode & 0o7777, Kind.CREATE)
             handle = self._files.open_new(cred, node, flags)
         else:
-            node = self._cache.resolve(entry)
+            node = self._cache.resolve(directory, name, entry)
             if flags & O_EXCL:
                 raise PosixError(errno.EEXIST, name)
             if node.is_directory:
@@ -185,7 +185,10 @@ class MetadataServer(Care):
     def setxattr(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """See `Vfs` and `Xattrs.set`."""
         with self._core.guard:
-            self._before_change()
+            if self._xattrs.asks_server(ino, name):
+                self._before_read()  # what is asked for says itself whether it changes anything
+            else:
+                self._before_change()
             if not name.startswith(OWN):
                 self._space.reserve(1024 + len(value))
             self._xattrs.set(cred, ino, name, bytes(value), flags)

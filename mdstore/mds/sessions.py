@@ -50,6 +50,7 @@ from mdstore.mds.tables import Table
 EVICTED_AFTER: Final = 5  # timeouts without a word; in between others may be kept waiting by its locks
 EVENT_ROWS: Final = 512  # dropped by one event
 REQUESTS_END: Final = 1 << 64  # numbers of requests are u64 on disk
+TIMEOUTS_END: Final = 1 << 63  # timeouts are i64 on disk
 
 
 class SessionInfo(NamedTuple):
@@ -167,8 +168,8 @@ class Sessions:
             raise LimitExceeded("SESSION_NAME_MAX", len(name), SESSION_NAME_MAX)
         if len(self._sessions) >= SESSIONS_MAX:
             raise LimitExceeded("SESSIONS_MAX", len(self._sessions) + 1, SESSIONS_MAX)
-        if timeout_ns < 0:
-            raise InvalidRequest(f"a timeout of {timeout_ns} ns makes no sense; 0 is none")
+        if not 0 <= timeout_ns < TIMEOUTS_END:
+            raise InvalidRequest(f"a timeout of {timeout_ns} ns makes no sense; 0 is none, 2**63 - 1 the longest")
         session = Session(core.next_session, SessionRecord(SessionState.OPEN, timeout_ns, core.clock(), name))
         core.next_session += 1
         counted = core.put_row(core.tables[Tab.SERVER], NEXT_SESSION_KEY, NEXT_SESSION.pack(core.next_session))

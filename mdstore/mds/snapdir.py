@@ -25,6 +25,7 @@ from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.frozen import INO_BITS, INO_MASK, refuse
 from mdstore.mds.locks import RANGE_END, Lock
 from mdstore.mds.server import MetadataServer
+from mdstore.mds.snaplist import SnapshotLists
 from mdstore.mds.snapshots import Snapshots, View
 from mdstore.mds.vfs import Attr, Credentials, DirEntry, SetAttr, StatFs
 
@@ -42,8 +43,7 @@ class SnapshotVfs:
     def __init__(self, server: MetadataServer) -> None:
         self.server = server
         self.snapshots = Snapshots(server)
-        self._listings: dict[int, int] = {}  # open handles of `.snap` directories
-        self._next_listing = 1
+        self._lists = SnapshotLists(self.snapshots, lambda directory, name: self._top_attr(directory, name, counted=False))
         self._lock = threading.Lock()
         self._coming_and_going = threading.Lock()  # no directory is removed while it is being frozen
 
@@ -284,7 +284,7 @@ class SnapshotVfs:
         if ino < SNAPDIR and view is not None:
             view.frozen.forget(ino, lookups)
             with self._lock:
-                view.references -= lookups
+                view.references = max(0, view.references - lookups)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -383,11 +383,7 @@ class SnapshotVfs:
         if ino < SNAPDIR:
             return self._inside(ino, lambda view: self._opened(view, view.frozen.opendir(cred, ino)))
         self.server.access(cred, ino ^ SNAPDIR, os.R_OK)
-        with self._lock:
-            number = self._next_listing
-            self._next_listing = number + 1
-            self._listings[number] = ino ^ SNAPDIR
-        return SNAPDIR | number
+        return SNAPDIR | self._lists.open(ino ^ SNAPDIR)
 
     def readdir(
         self, handle: int, after: bytes | None, limit: int, *, count_lookups: bool = False
@@ -396,26 +392,26 @@ class SnapshotVfs:
         if handle < LIVING:
             return self.server.readdir(handle, after, limit, count_lookups=count_lookups)
         if handle >= SNAPDIR:
-            return self._listing(handle ^ SNAPDIR, after, limit, count_lookups=count_lookups)
+            listed = self._lists.page(handle ^ SNAPDIR, after, limit)
+            if count_lookups:
+                self._count(listed)
+            return listed
 
         def read(view: View) -> list[DirEntry]:
             page = view.frozen.readdir(handle, after, limit, count_lookups=count_lookups)
             if count_lookups:
                 with self._lock:
-                    view.references += len(page)
+                    view.references += sum(1 for _, attr in page if attr.ino)
             return page
 
         return self._inside(handle, read)
 
-    def _listing(self, number: int, after: bytes | None, limit: int, *, count_lookups: bool) -> list[DirEntry]:
-        directory = self._listings.get(number)
-        if directory is None:
-            raise PosixError(errno.EBADF, number)
-        names = [one.name for one in self.snapshots.of(directory) if after is None or one.name > after]
-        page = []
-        for name in names[:limit]:
-            page.append(DirEntry(name, self._top_attr(directory, name, counted=count_lookups)))
-        return page
+    def _count(self, tops: list[DirEntry]) -> None:
+        """Once all of a page of `.snap` is read: the front is handed the numbers in it."""
+        for view in [self.snapshots.open_view(attr.ino >> INO_BITS) for _, attr in tops if attr.ino]:
+            if view is not None:  # of those opened for the page, the first may have made room for the last
+                with self._lock:
+                    view.references += 1
 
     def parent_of(self, ino: int) -> int:
         """See `Vfs`."""
@@ -428,8 +424,7 @@ class SnapshotVfs:
         if handle < LIVING:
             self.server.releasedir(handle)
         elif handle >= SNAPDIR:
-            with self._lock:
-                self._listings.pop(handle ^ SNAPDIR, None)
+            self._lists.close(handle ^ SNAPDIR)
         else:
 
             def releasedir(view: View) -> None:

@@ -68,10 +68,17 @@ NOW = -1 << 63
 
 
 class DirEntry(NamedTuple):
-    """One entry of a directory, with its attributes (readdir and lookup in one)."""
+    """One entry of a directory, with its attributes (readdir and lookup in one). `attr.ino` 0: the entry is damaged, see
+    `unreadable`."""
 
     name: bytes
     attr: Attr
+
+
+def unreadable(file_type: int = 0) -> Attr:
+    """What a listing says of a damaged entry, so that it hides none beside it: no inode, nothing counted as a lookup, the type
+    (`st_mode >> 12`) where it is known. A lookup of the name tells what is wrong (EIO)."""
+    return Attr(0, file_type << 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class StatFs(NamedTuple):

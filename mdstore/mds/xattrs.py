@@ -56,6 +56,10 @@ class Xattrs:
             raise PosixError(errno.ENODATA, name)
         return value
 
+    def asks_server(self, ino: int, name: bytes) -> bool:
+        """Whether setting it asks something of the server and is no change of the name space, see control.py."""
+        return self._control.is_ours(ino, name)
+
     def set(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int) -> None:
         """Set one. EEXIST and ENODATA by `flags`, ERANGE, E2BIG, ENOSPC, EOPNOTSUPP, EPERM, EACCES."""
         node = self._cache.node(ino)

@@ -33,14 +33,8 @@ class Commit:
 
         Cost: at most one vectored write and one flush, shared. DeviceFailed when the medium failed; TimeoutError.
         """
-        if self._journal.safe >= self.position:
-            return
-        began = perf_counter()
-        try:
-            self._journal.wait(self.position, timeout)
-        except JournalError as error:
-            raise typed(error) from error
-        self._committer.waits.add(perf_counter() - began)
+        if self._journal.safe < self.position:
+            self._committer.wait(self.position, timeout)
 
     def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
         """Call `callback(None)` once durable, or `callback(error)`: at once when that is known, else from the thread that
@@ -88,6 +82,15 @@ class Committer:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self.waits = Latencies()
+
+    def wait(self, position: int, timeout: float | None = None) -> None:
+        """Everything below that position of the log is durable when this returns: see `Commit.wait`."""
+        began = perf_counter()
+        try:
+            self._journal.wait(position, timeout)
+        except JournalError as error:
+            raise typed(error) from error
+        self.waits.add(perf_counter() - began)
 
     def kick(self) -> None:
         """Have everything appended so far made durable soon."""

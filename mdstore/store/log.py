@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from journal import Entry, HeadLost, JournalCorrupt, JournalError, JournalFailed
+from journal import Entry, HeadLost, JournalCorrupt, JournalError, JournalFailed, MediumUnreadable
 from mdstore.btree import PackedPairs
 from mdstore.device.protocol import Buffer, Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, StoreClosed
@@ -58,7 +58,10 @@ class LogRegion:
         return self._size_bytes
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._device.read(self._offset + offset, length)
+        try:
+            return self._device.read(self._offset + offset, length)
+        except DeviceFailed as error:
+            raise MediumUnreadable(f"byte {self._offset + offset}", error) from error
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         self._device.write(self._offset + offset, buffers)
@@ -128,6 +131,8 @@ def typed(error: JournalError) -> MdstoreError:
         return DeviceFailed(error.operation, f"log position {error.position}", cause)
     if isinstance(error, JournalCorrupt):
         return CorruptionError("log", f"position {error.position}", error.evidence, error.found)
+    if isinstance(error, MediumUnreadable) and isinstance(error.cause, MdstoreError):
+        return error.cause
     if isinstance(error, HeadLost):
         return CorruptionError("log", error.where, f"a head; {HEADS_REMEDY}", "; ".join(error.reasons))
     return CorruptionError("log", "its head or entries", "a readable log", error)

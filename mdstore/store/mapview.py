@@ -144,25 +144,27 @@ class MapView(MapReads):
 
     def put(self, key: Data, value: Data, *, sync: bool | None = None) -> None:
         """Set the value. Cost when durable: one write and one flush, shared with every thread that waits."""
-        pair = as_bytes(key), as_bytes(value)
-        commit = self._put_short(*pair) if 0 < len(pair[0]) <= self._short_key else None
-        if commit is None:
-            commit = self._submit(self._transaction().map_set(self._collection, self._name, (pair,)))
-        self._finish(commit, sync)
+        key, value = as_bytes(key), as_bytes(value)
+        position = self._put_short(key, value) if 0 < len(key) <= self._short_key else 0
+        if not position:
+            self._finish(self._submit(self._transaction().map_set(self._collection, self._name, ((key, value),))), sync)
+        elif self._sync if sync is None else sync:
+            self._store.wait_durable(position)
 
-    def _put_short(self, key: bytes, value: bytes) -> Commit | None:
-        """The put without a `Transaction`, where the object is held and the pair is small; None otherwise."""
+    def _put_short(self, key: bytes, value: bytes) -> int:
+        """The put without a `Transaction`, where the object is held and the pair is small: its position in the log, or 0."""
         if self._epoch is not None or len(key) + len(value) > PAIR_BYTES:
-            return None
+            return 0
         held, onode = self._held
         if onode is None or self._find_held(held) is not onode:
             with self._store.lock:  # made after this view looked for it, or evicted since
                 self._tree()
                 held, onode = self._held
             if onode is None:
-                return None
+                return 0
+        payload = self._put_prefix + log.encode_pair(key, value)
         with self._turn:
-            return self._store.put_pair(held, onode, key, value, self._put_prefix + log.encode_pair(key, value))
+            return self._store.put_pair(held, onode, key, value, payload)
 
     __setitem__ = put
 

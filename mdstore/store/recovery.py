@@ -126,7 +126,7 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
     try:
         journal = Journal.open(
             ring_of(device, chosen), start=chosen.log_position, read_only=read_only, visit=replayer.visit,
-            log=chosen.log_identity,
+            log=chosen.log_identity, closed_at=chosen.log_position if report.clean else None,
         )  # fmt: skip
         if journal.head_was_lost:
             report.warnings.append("both heads of the log are lost: it was found by a search for its entries")

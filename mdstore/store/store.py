@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from journal import Journal, JournalError
-from mdstore.btree import Tree, crc32c_blocks
+from mdstore.btree import crc32c_blocks
 from mdstore.device.protocol import Device
 from mdstore.errors import (
     DeviceFailed,
@@ -51,6 +51,7 @@ CACHE_BYTES = 64 * MIB
 DIRTY_BYTES = 64 * MIB
 ONODES = 16384
 Result = TypeVar("Result")
+Failure = TypeVar("Failure", bound=BaseException)
 _DIRECT_BYTES = 64 * KIB  # a write with that many bytes of whole blocks goes straight to the device
 
 
@@ -73,6 +74,9 @@ class Store(Queries):
         self.checkpointer = Checkpointer(self, background=background)
         self._snapshots = Snapshots(self)
         self.wiper = Wiper(self, wipe)
+        self._objects = live.objects
+        self._find_cached = live.objects.cached.get
+        self._log_capacity = journal.capacity or 0
         self._reserve = max(8, chosen.blocks // 64)
         self._direct_blocks = max(2, min(_DIRECT_BYTES, (journal.capacity or _DIRECT_BYTES) // 16) // chosen.block_size)
 
@@ -182,35 +186,42 @@ class Store(Queries):
         """`submit` and wait until durable. Cost: one write and one flush, shared with whoever waits at the same time."""
         self.submit(transaction).wait()
 
-    def put_pair(self, held: bytes, onode: Onode, key: bytes, value: bytes, payload: bytes) -> Commit | None:
+    def put_pair(self, held: bytes, onode: Onode, key: bytes, value: bytes, payload: bytes) -> int:
         """The short way of a transaction, without an epoch, that sets one small key of a map: `submit` in fewer steps.
 
-        `held`: the key of `onode` in the object tree; `payload`: the transaction as `log.encode` gives it. None: nothing was
-        done, and the long way will do it or say why not.
+        `held`: the key of `onode` in the object tree; `payload`: the transaction as `log.encode` gives it. Returns the
+        position to `wait_durable` for; 0: nothing was done, and the long way will do it or say why not.
         """
-        objects, journal = self.tables.objects, self.journal
+        objects, journal = self._objects, self.journal
         with self.lock:
             tree = onode.map
-            if tree is None or objects.cached.get(held) is not onode or objects.changes & 1 or self._read_only:
-                return None
-            if self.room() < _PAIR_BLOCKS:
-                return None
-            if len(payload) + log.ENTRY_OVERHEAD > (journal.free or 0):
-                return None
+            if tree is None or self._find_cached(held) is not onode or objects.changes & 1 or self._read_only:
+                return 0
+            free = journal.free or 0
+            if self.room() < _PAIR_BLOCKS or len(payload) + log.ENTRY_OVERHEAD > free:
+                return 0
             if tree.height > 1:
                 tree.get(key)  # so that damage refuses the put before anything has changed
-            position = self.guarded(lambda: self._put_and_log(onode, tree, key, value, payload))
-        if self._checkpoint_is_due():
+            try:
+                objects.changes += 1
+                tree.put(key, value)
+                if not onode.dirty:
+                    objects.mark_dirty(onode)
+                objects.changes += 1
+                position = journal.append(payload, log.ENTRY_TRANSACTION)
+            except JournalError as error:
+                raise self._latch(log.typed(error)) from error
+            except BaseException as error:
+                self._latch(error)
+                raise
+        if free * 2 < self._log_capacity or self._much_changed():
             self.checkpointer.want()
-        return Commit(journal, self._committer, position)
+        return position
 
-    def _put_and_log(self, onode: Onode, tree: Tree, key: bytes, value: bytes, payload: bytes) -> int:
-        objects = self.tables.objects
-        objects.changes += 1
-        tree.put(key, value)
-        objects.mark_dirty(onode)
-        objects.changes += 1
-        return self._log(payload)
+    def wait_durable(self, position: int) -> None:
+        """What `put_pair` logged is durable when this returns: `Commit.wait`."""
+        if self.journal.safe < position:
+            self._committer.wait(position)
 
     def sync(self) -> None:
         """Everything submitted before the call is durable when it returns."""
@@ -382,9 +393,12 @@ class Store(Queries):
             raise log.typed(error) from error
 
     def _checkpoint_is_due(self) -> bool:
-        free, capacity = self.journal.free or 0, self.journal.capacity or 0
+        return (self.journal.free or 0) * 2 < self._log_capacity or self._much_changed()
+
+    def _much_changed(self) -> bool:
+        """Whether what changed since the last checkpoint is more than should be in memory."""
         dirty = self.tables.pager.dirty_bytes + self.tables.space.changed_blocks * self.tables.space.block_size
-        return free * 2 < capacity or dirty > self._dirty_bytes or self.tables.objects.changed_onodes > _CHANGED_ONODES
+        return dirty > self._dirty_bytes or self.tables.objects.changed_onodes > _CHANGED_ONODES
 
     # -- large writes --------------------------------------------------------------------------------------------------
 
@@ -497,11 +511,16 @@ class Store(Queries):
         try:
             return action()
         except BaseException as error:
-            with self.lock:
-                self.tables.objects.changes |= 1
-                if self._failure is None:
-                    self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)
+            self._latch(error)
             raise
+
+    def _latch(self, error: Failure) -> Failure:
+        """Remember the first failure for good; returns the error as it is."""
+        with self.lock:
+            self.tables.objects.changes |= 1
+            if self._failure is None:
+                self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)
+        return error
 
     def leave_limbo(self) -> list[tuple[int, int]]:
         """Take out of limbo what no durable superblock and no reader reaches; the caller hands it over. Under `lock`."""

@@ -109,9 +109,14 @@ class LmdbRig:
 class BtreeRig:
     """`btree:` on a device in memory. A kill drops the store without a word and opens a copy of the device's bytes."""
 
-    def __init__(self, _: Path, size_bytes: int = 16 * MIB, log_bytes: int = MIB, block_size: int = 4096) -> None:
+    def __init__(
+        self, _: Path, size_bytes: int = 16 * MIB, log_bytes: int = MIB, block_size: int = 4096, onodes: int = 16384
+    ) -> None:
         self._device = MemoryDevice(size_bytes)
-        self._store = Store.create(self._device, block_size=block_size, log_bytes=log_bytes, background=False)
+        self._onodes = onodes
+        self._store = Store.create(
+            self._device, block_size=block_size, log_bytes=log_bytes, onodes=onodes, background=False
+        )
 
     @property
     def store(self) -> ObjectStore:
@@ -123,7 +128,7 @@ class BtreeRig:
 
     def kill(self) -> None:
         self._device = MemoryDevice.from_bytes(self._device.image())
-        self._store = Store.open(self._device, background=False)
+        self._store = Store.open(self._device, onodes=self._onodes, background=False)
 
     def open_read_only(self) -> ObjectStore | None:
         self._store.close()

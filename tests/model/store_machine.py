@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -57,38 +57,53 @@ def _of(pool: list[Any]) -> Draw:
     return lambda rng: rng.choice(pool)
 
 
-_COLLECTION, _NAME, _EDGE = _of(COLLECTIONS), _of(NAMES), _of(EDGES)
-OPERATIONS: list[tuple[str, tuple[Draw, ...]]] = [
-    ("write", (_EDGE, lambda rng: bytes([rng.randrange(1, 256)]) * rng.choice(LENGTHS))),
-    ("write", (_EDGE, lambda rng: bytes([rng.randrange(1, 256)]) * rng.choice(LENGTHS))),
-    ("zero", (_EDGE, _EDGE)),
-    ("truncate", (_EDGE,)),
-    ("touch", ()),
-    ("create", ()),
-    ("remove", ()),
-    ("rename", (_COLLECTION, _NAME)),
-    ("clone", (_NAME,)),
-    ("clone", (_NAME,)),
-    ("clone_range", (_NAME, _EDGE, _EDGE, _EDGE)),
-    ("alloc_hint", (_EDGE, _EDGE, _of([0, HINT_UNCHECKED]))),
-    ("setattr", (_of(ATTRIBUTES), _of(SMALL))),
-    ("setattr", (_of(ATTRIBUTES), _of(SMALL))),
-    ("rmattr", (_of(ATTRIBUTES),)),
-    ("map_set", (lambda rng: [(key, rng.choice(VALUES)) for key in some_keys(rng)],)),
-    ("map_set", (lambda rng: [(key, rng.choice(VALUES)) for key in some_keys(rng)],)),
-    ("map_remove", (some_keys,)),
-    ("map_remove_range", (a_bound, a_bound)),
-    ("map_clear", ()),
-    ("map_set_header", (_of(SMALL),)),
-    ("remove_revision", (_of(REVISIONS),)),
-    ("trim_revisions", (_of(REVISIONS),)),
-]
+class World(NamedTuple):
+    """The names that transactions are built from, and every operation with how its arguments are drawn."""
+
+    names: list[bytes]
+    operations: list[tuple[str, tuple[Draw, ...]]]
+
+
+_COLLECTION, _EDGE = _of(COLLECTIONS), _of(EDGES)
+
+
+def world_of(names: list[bytes]) -> World:
+    """Every operation over objects of these names."""
+    name = _of(names)
+    return World(names, [
+        ("write", (_EDGE, lambda rng: bytes([rng.randrange(1, 256)]) * rng.choice(LENGTHS))),
+        ("write", (_EDGE, lambda rng: bytes([rng.randrange(1, 256)]) * rng.choice(LENGTHS))),
+        ("zero", (_EDGE, _EDGE)),
+        ("truncate", (_EDGE,)),
+        ("touch", ()),
+        ("create", ()),
+        ("remove", ()),
+        ("rename", (_COLLECTION, name)),
+        ("clone", (name,)),
+        ("clone", (name,)),
+        ("clone_range", (name, _EDGE, _EDGE, _EDGE)),
+        ("alloc_hint", (_EDGE, _EDGE, _of([0, HINT_UNCHECKED]))),
+        ("setattr", (_of(ATTRIBUTES), _of(SMALL))),
+        ("setattr", (_of(ATTRIBUTES), _of(SMALL))),
+        ("rmattr", (_of(ATTRIBUTES),)),
+        ("map_set", (lambda rng: [(key, rng.choice(VALUES)) for key in some_keys(rng)],)),
+        ("map_set", (lambda rng: [(key, rng.choice(VALUES)) for key in some_keys(rng)],)),
+        ("map_remove", (some_keys,)),
+        ("map_remove_range", (a_bound, a_bound)),
+        ("map_clear", ()),
+        ("map_set_header", (_of(SMALL),)),
+        ("remove_revision", (_of(REVISIONS),)),
+        ("trim_revisions", (_of(REVISIONS),)),
+    ])  # fmt: skip
+
+
+FEW = world_of(NAMES)
 
 
 UNSEEN = ("set_floor", "split", "merge")  # may change floors alone, which `everything` cannot show: a kill must not take them
 
 
-def a_step(rng: Random) -> Step:
+def a_step(rng: Random, world: World = FEW) -> Step:
     """One operation, as likely as not to meet an object."""
     kind = rng.randrange(25)
     if kind == 0:
@@ -102,13 +117,13 @@ def a_step(rng: Random) -> Step:
             ("split", (rng.choice(COLLECTIONS), (bits := rng.randrange(3)), rng.randrange(1 << bits), rng.choice(COLLECTIONS))),
             ("merge", (rng.choice([b"c\0", b"d"]), rng.choice(COLLECTIONS))),
         ])  # fmt: skip
-    method, draws = rng.choice(OPERATIONS)
-    return method, (rng.choice(COLLECTIONS), rng.choice(NAMES), *(draw(rng) for draw in draws))
+    method, draws = rng.choice(world.operations)
+    return method, (rng.choice(COLLECTIONS), rng.choice(world.names), *(draw(rng) for draw in draws))
 
 
-def some_steps(rng: Random, most: int = 5) -> list[Step]:
+def some_steps(rng: Random, most: int = 5, world: World = FEW) -> list[Step]:
     """The operations of one transaction."""
-    return [a_step(rng) for _ in range(rng.randint(1, most))]
+    return [a_step(rng, world) for _ in range(rng.randint(1, most))]
 
 
 def build(steps: list[Step], epoch: int | None = None, rev: int = 0) -> Transaction:
@@ -134,6 +149,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     make_rig: Callable[[], Rig]
     discard: Callable[[], None] = staticmethod(lambda: None)
+    world: World = FEW
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +175,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(rng=st.randoms(use_true_random=False))
     def transact(self, rng: Random) -> None:
         """One transaction, every choice in it known to Hypothesis, so that it can be made smaller."""
-        self._transact(some_steps(rng))
+        self._transact(some_steps(rng, world=self.world))
 
     @rule(seed=st.integers(0, 1 << 32), count=st.integers(1, 40), most=st.integers(1, 8))
     def transact_often(self, seed: int, count: int, most: int) -> None:
@@ -167,7 +183,7 @@ class StoreMachine(RuleBasedStateMachine):
         rng = Random(seed)
         for _ in range(count):
             epoch, rev = rng.choice([None, None, None, rng.randrange(1, 10)]), rng.choice([0, 0, 0, *REVISIONS])
-            self._transact(some_steps(rng, most), epoch, rev)
+            self._transact(some_steps(rng, most, self.world), epoch, rev)
 
     @precondition(lambda self: self.bulk < 4)
     @rule(first=st.integers(0, 500), count=st.integers(1, 300), size=st.sampled_from([0, 10, 400]))
@@ -221,7 +237,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(rng=st.randoms(use_true_random=False))
     def look_up(self, rng: Random) -> None:
-        where = rng.choice(COLLECTIONS), rng.choice(NAMES)
+        where = rng.choice(COLLECTIONS), rng.choice(self.world.names)
         offset, length, attribute, keys = rng.choice(EDGES), rng.choice(EDGES), rng.choice(ATTRIBUTES), some_keys(rng)
         self._same(lambda store: store.exists(*where))
         self._same(lambda store: store.read(*where, offset, length))
@@ -254,7 +270,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(rng=st.randoms(use_true_random=False), limit=st.none() | st.integers(0, 9))
     def list_names(self, rng: Random, limit: int | None) -> None:
-        collection, start, stop = rng.choice(COLLECTIONS), rng.choice([None, *NAMES]), rng.choice([None, *NAMES])
+        bounds = [None, *self.world.names]
+        collection, start, stop = rng.choice(COLLECTIONS), rng.choice(bounds), rng.choice(bounds)
         self._same(lambda store: store.list_objects(collection, start, stop, limit))
         self._same(lambda store: store.list_revised(collection, start, stop, limit))
 
@@ -297,3 +314,78 @@ class StoreMachine(RuleBasedStateMachine):
             return content(store, collection, name), *store.stat(collection, name)[2:]
 
         self._same(whole)
+
+
+MANY = world_of([b"n%05d" % number for number in range(3000)])
+
+
+class ManyObjectsMachine(StoreMachine):
+    """The same over thousands of objects, made hundreds at once: trees of several levels, more objects than the cache of onodes
+    holds, splits and merges that move many. Names meet less often, so each rule does more."""
+
+    world = MANY
+
+    @initialize()
+    def start(self) -> None:
+        """Most of the names exist, with something of everything; some are clones, some have revisions."""
+        self._both(Transaction().create_collection(b"c").create_collection(b"c\0"))
+        for first in range(0, len(MANY.names), 500):
+            self._make(first, 450, 7)
+        assert len(self.model.list_objects(b"c")) > 2000
+        self._settle()
+
+    def _make(self, first: int, count: int, shade: int) -> None:
+        transaction = Transaction(rev=shade % 3)
+        names = [MANY.names[number % len(MANY.names)] for number in range(first, first + count)]
+        for number, name in enumerate(names):
+            kind = (number * shade + first) % 10
+            if kind < 3:
+                transaction.write(b"c", name, number % 5000, bytes([1 + kind]) * (number * shade % 900))
+            elif kind < 5:
+                transaction.setattr(b"c", name, b"x", b"v" * (number % 70))
+            elif kind < 7:
+                transaction.map_set(b"c", name, [(b"%02d" % key, b"w" * (number % 40)) for key in range(number % 6)])
+            elif kind < 9:
+                transaction.touch(b"c", name).clone(b"c", name, names[number // 2])
+            else:
+                transaction.touch(b"c", name).remove(b"c", name)
+        self._both(transaction)
+
+    @precondition(lambda self: self.bulk < 3)
+    @rule(first=st.integers(0, 2999), count=st.integers(100, 600), size=st.integers(1, 30))
+    def make_many_objects(self, first: int, count: int, size: int) -> None:
+        self.bulk += 1
+        self._make(first, count, size)
+
+    @rule(first=st.integers(0, 2999), count=st.integers(50, 400))
+    def remove_many_objects(self, first: int, count: int) -> None:
+        names = outcome(lambda: self.model.list_objects(b"c", MANY.names[first], None, count))
+        if isinstance(names, list):
+            transaction = Transaction()
+            for name in names:
+                transaction.remove(b"c", name)
+            self._both(transaction)
+
+    @rule(bits=st.integers(0, 2), there=st.booleans())
+    def move_many_objects(self, bits: int, there: bool) -> None:
+        """Split by hash, or all, to the other collection and back."""
+        source, target = (b"c", b"c\0") if there else (b"c\0", b"c")
+        self._both(Transaction().split(source, bits, 0, target))
+        self._settle()
+
+    @rule(name=st.sampled_from(MANY.names), first=st.integers(0, 2000), count=st.integers(1, 500), value=st.sampled_from(SMALL))
+    def set_many_keys(self, name: bytes, first: int, count: int, value: bytes) -> None:
+        self._both(Transaction().map_set(b"c", name, {b"many-%05d" % key: value for key in range(first, first + count)}))
+        self._compare_object(b"c", name)
+
+    @rule(rng=st.randoms(use_true_random=False))
+    def kill(self, rng: Random) -> None:  # type: ignore[override]
+        """With few transactions in doubt: each state that may come back is compared whole."""
+        self._settle()
+        for _ in range(rng.randrange(3)):
+            self._transact(some_steps(rng, world=MANY))
+        super().kill()
+
+    def _settle(self) -> None:
+        self.store.sync()
+        self.model.sync()

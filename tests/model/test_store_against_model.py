@@ -19,7 +19,7 @@ from mdstore.engines.mem import MemStore
 from mdstore.limits import MIB
 from mdstore.store.transaction import Transaction
 from tests.conformance.subjects import RIGS, BtreeRig, DelayedMemRig, Rig
-from tests.model.store_machine import StoreMachine
+from tests.model.store_machine import ManyObjectsMachine, StoreMachine
 
 SEED = int(os.environ.get("MDSTORE_SEED", "20080501"))
 EXAMPLES = int(os.environ.get("MDSTORE_EXAMPLES", "25"))
@@ -56,6 +56,19 @@ def test_engine_answers_as_the_model(engine: str, tmp_path: Path) -> None:
         discard = staticmethod(lambda: shutil.rmtree(tmp_path / str(used[0])))
 
     run(Machine)
+
+
+MANY_LIMITS = settings(LIMITS, max_examples=max(2, EXAMPLES // 8), stateful_step_count=12)
+
+
+@pytest.mark.parametrize("engine", ["btree", "btree-few-onodes"])
+def test_engine_answers_as_the_model_with_thousands_of_objects(engine: str, tmp_path: Path) -> None:
+    onodes = 128 if engine == "btree-few-onodes" else 16384
+
+    class Machine(ManyObjectsMachine):
+        make_rig = staticmethod(lambda: BtreeRig(tmp_path, size_bytes=64 * MIB, log_bytes=8 * MIB, onodes=onodes))
+
+    run(Machine, MANY_LIMITS)
 
 
 class ForgetfulStore(MemStore):

@@ -1,7 +1,8 @@
 """Serve a name space at a mountpoint: `python -m tests.posix.serve KIND MOUNTPOINT [OPTIONS]`. Prints `ready` when it works.
 
 A metadata server is ticked, as a mount's is, by a `Driver`; but in steps: a tick comes before one of every few requests, as a
-seed says, and with it its background work. So what runs depends on the requests alone, and is the same every time.
+seed says, and with it its background work. So what runs depends on the requests alone, and is the same every time. `image:PATH`
+serves an image; no time passes for one that is `still:PATH`, so nothing becomes durable there that nobody asked for.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class Ticking:
 
 def main(kind: str, mountpoint: str, options: str = "") -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    vfs = from_image(kind.removeprefix("image:")) if kind.startswith("image:") else SUBJECTS[kind]()
-    server = getattr(vfs, "server", None)
+    name, _, image = kind.partition(":")
+    vfs = from_image(image) if image else SUBJECTS[name]()
+    server = getattr(vfs, "server", None) if name != "still" else None
     served: Any = vfs if server is None else Ticking(vfs, Driver(server, clock=lambda: time.time_ns() + AHEAD_NS))
     session = mount(served, mountpoint, parse_options(options, MountOptions(allow_other=True, source=kind)))
     print("ready", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -209,3 +210,30 @@ def test_an_allocation_that_fails_leaves_each_pair_put_or_not(failures: int, sha
             assert step > 20
             return
     raise AssertionError("it never got by without a failure")
+
+
+def test_threads_may_fetch_and_update_one_tree_with_pairs_they_share() -> None:
+    """Whoever comes last has won for a key; nothing else is ever there, and no record is lost or counted twice."""
+    tree = Tree(World(1, page_size=512, cache_bytes=1 << 16).pager, Descriptor(), 1)
+    lots = [PackedPairs([(b"%05d" % (n * 7919 % 9000), b"%d:%d" % (lot, n)) for n in range(3000)]) for lot in range(4)]
+    added: list[int] = []
+
+    def work(first: int) -> None:
+        for turn in range(12):
+            pairs = lots[(first + turn) % len(lots)]
+            tree.fetch(pairs)
+            added.append(tree.update(pairs))
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    possible: dict[bytes, set[bytes]] = {}
+    for key, value in (pair for pairs in lots for pair in pairs):
+        possible.setdefault(key, set()).add(value)
+    found = dict(tree.items())
+    assert found.keys() == possible.keys()
+    assert all(value in possible[key] for key, value in found.items())
+    assert len(tree) == sum(added) == len(found)
+    assert tree.check() == []

@@ -1,8 +1,9 @@
-"""An interrupt at every place of a commit where the interpreter lets one in: nobody hangs, and no turn is lost.
+"""An interrupt at every place of a commit where the interpreter lets one in: nobody hangs, no turn is lost, nothing is latched
+that did not fail, and the log is whole.
 
 CPython raises what comes from outside (a signal, PyThreadState_SetAsyncExc) behind a call, at the beginning of a function and
 where a loop jumps back. `Interruption` raises in the thread that it traces, at one such place after the other, in
-journal/writer.py, journal/commit.py and what they use of contextlib.
+the modules of the journal that take part and in what they use of contextlib.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pytest
 from journal import Journal, JournalError, MemoryMedium, Options
 
 HANG_S = 250  # before pytest ends the test, so that the place is told
-FILES = ("journal/writer.py", "journal/commit.py", "contextlib.py")
+FILES = (*(f"journal/{module}.py" for module in ("writer", "commit", "pack", "journal", "heads")), "contextlib.py")
 
 
 @cache
@@ -89,6 +90,7 @@ class Scene:
     medium: Gated = field(default_factory=Gated)
     threads: list[threading.Thread] = field(default_factory=list)
     called: list[BaseException | None] = field(default_factory=list)
+    acknowledged: set[int] = field(default_factory=set)
     journal: Journal = field(init=False)
     main: threading.Thread = field(default_factory=threading.current_thread)
 
@@ -106,7 +108,9 @@ class Scene:
         self.threads[-1].start()
 
     def commit(self) -> None:
-        self.journal.wait(self.journal.append(b"event"))
+        end = self.journal.append(b"event")
+        self.journal.wait(end)
+        self.acknowledged.add(end)
 
     def until_parked(self, count: int) -> None:
         """Until that many wait behind the leader, or the interrupted one is done and will not."""
@@ -216,7 +220,25 @@ def appending_too_much_behind_a_flush(scene: Scene) -> Callable[[], object]:
     return lambda: scene.journal.append([b"x" * 600, b"y" * 500])
 
 
+def appending_parts(scene: Scene) -> Callable[[], object]:
+    """Kept by reference, behind a header of their own."""
+    return lambda: scene.journal.append([b"x" * 3000, b"y" * 3000])
+
+
+def beginning(scene: Scene) -> Callable[[], object]:
+    """The first write of a generation, behind which the tail of the last one is removed."""
+    scene.commit()
+    scene.journal = Journal.open(scene.medium, options=Options(buffer_bytes=256))
+    return scene.commit
+
+
+def writing_a_head(scene: Scene) -> Callable[[], object]:
+    scene.commit()
+    return scene.journal.write_head
+
+
 SCENES = [
+    appending_parts, beginning, writing_a_head,
     alone, joined, told, failing, covered, promoted, behind_others, too_late, pushing, pushing_behind_a_flush,
     appending_too_much, appending_too_much_behind_a_flush,
 ]  # fmt: skip
@@ -237,13 +259,54 @@ def play(prepare: Callable[[Scene], Callable[[], object]], at: int) -> Interrupt
     turns = scene.journal._writer.turns
     assert not turns.busy, said
     assert not turns._parked, said
-    assert scene.journal.safe == scene.journal.write or scene.journal._writer.refusal is not None, said
+    refusal = scene.journal._writer.refusal
+    assert refusal is None or prepare is failing, f"latched with {refusal!r} after {said}"
+    assert scene.journal.safe == scene.journal.write or refusal is not None, said
     if prepare is told:
         assert len(scene.called) >= 3, said
-    if scene.journal._writer.refusal is None:
+    if refusal is None:
         scene.journal.assert_state()
-        assert Journal.open(scene.medium).write == scene.journal.safe, said
+        found: list[Any] = []
+        assert Journal.open(scene.medium, visit=found.extend).write == scene.journal.safe, said
+        assert scene.acknowledged <= {entry.end for entry in found}, said
     return interruption
+
+
+def test_a_failure_that_an_interrupt_overtakes_still_latches() -> None:
+    """The flush failed, and before anybody heard of it Ctrl-C was raised in its place: a second flush would say "fine"."""
+
+    class Failing(MemoryMedium):
+        def flush(self) -> None:
+            try:
+                raise OSError(5, "the medium")
+            except OSError:
+                raise KeyboardInterrupt  # noqa: B904
+
+    journal = Journal.create(MemoryMedium())
+    journal.write_head()
+    journal.medium = journal._writer._medium = Failing()
+    end = journal.append(b"event")
+    with pytest.raises(KeyboardInterrupt):
+        journal.wait(end)
+    with pytest.raises(JournalError, match="the medium"):
+        journal.wait(end)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_flush_is_made_again_by_the_next_who_waits(error: type[BaseException]) -> None:
+    """It latched the journal with "flush failed: ", although none had failed, and everybody who waited was told so."""
+    scene = Scene()
+
+    def interrupted() -> None:
+        raise error
+
+    scene.medium.on_flush = interrupted
+    end = scene.journal.append(b"event")
+    with pytest.raises(error):
+        scene.journal.wait(end)
+    scene.commit()
+    assert scene.journal.safe == scene.journal.write > end
+    assert next(entry.end for entry in scene.journal.entries()) == end
 
 
 @pytest.mark.parametrize("prepare", SCENES)

@@ -90,6 +90,8 @@ def test_an_owner_or_device_out_of_range_is_refused_and_nothing_changes(store: M
         refused(errno.EINVAL, server.setattr, SUPERUSER, ROOT_INO, SetAttr(gid=number, mtime_ns=5))
         refused(errno.EINVAL, server.mkdir, Credentials(number, 0), ROOT_INO, b"d", 0o755)
         refused(errno.EINVAL, server.create, Credentials(0, number), ROOT_INO, b"n", 0o755, os.O_RDWR)
+    for umask in (-1, 0o1000, 0o77777, BIG):  # it took the file type too: a directory whose record nobody could read again
+        refused(errno.EINVAL, server.mkdir, Credentials(0, 0, umask=umask), ROOT_INO, b"d", 0o755)
     for number in (-1, DEVICE_NUMBER_MAX + 1, BIG):
         refused(errno.EINVAL, server.mknod, SUPERUSER, ROOT_INO, b"dev", 0o20644, number)
     assert (server.getattr(ino), server.counters()["events"]) == before

@@ -157,6 +157,24 @@ def test_a_scrub_ends_when_the_medium_fails(store: MemStore) -> None:
     assert "gone" in status["error"]
 
 
+@pytest.mark.parametrize("how", ["read-only", "fallen back"])
+def test_a_scrub_that_changes_nothing_can_be_started_and_stopped_where_nothing_can_be_changed(store: MemStore, how: str) -> None:
+    # Whatever was told counted as a change: `mdstore scrub --stop IMAGE` failed, and so did a scrub after a medium's failure.
+    with_wrong_counts(store, files=3)
+    server = MetadataServer.mount(store, read_only=how == "read-only")
+    if how == "fallen back":
+        server.fall_back(lambda: store, DeviceFailed("write", "medium", "gone"))
+    tell(server, "scrub", b"stop")
+    assert ask(server, "scrub")["state"] == "none"
+    tell(server, "scrub", b"start")
+    while server.background_work():
+        pass
+    assert (ask(server, "scrub")["state"], ask(server, "scrub")["problems"]) == ("finished", 1)
+    refused(errno.EROFS, lambda: tell(server, "scrub", b"repair"))
+    refused(errno.EROFS, lambda: tell(server, "damage.forget", b"1/f"))
+    refused(errno.EROFS, lambda: server.setxattr(SUPERUSER, ROOT_INO, b"mdstore.quota.max_files", b"5"))
+
+
 def test_a_link_that_leads_nowhere_becomes_damage_that_can_be_forgotten(store: MemStore) -> None:
     server = MetadataServer.mount(store)
     ino = make_file(server, ROOT_INO, b"f")

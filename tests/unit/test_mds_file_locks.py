@@ -281,6 +281,25 @@ def test_less_than_no_reference_cannot_be_given_back(server: MetadataServer) -> 
     assert server._core.references[ino] == 1
 
 
+@pytest.mark.parametrize("timeout_ns", [-1, 1 << 63, 1 << 80])
+def test_a_session_with_a_timeout_that_cannot_be_kept_is_refused(server: MetadataServer, timeout_ns: int) -> None:
+    with pytest.raises(InvalidRequest):
+        server.clients.open(b"c", timeout_ns=timeout_ns)
+    assert len(server.clients.list()) == 1
+    server.clients.open(b"c", timeout_ns=(1 << 63) - 1)
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1 << 63, 1 << 80])
+def test_a_page_of_no_entries_or_of_more_than_there_can_be_is_refused(server: MetadataServer, limit: int) -> None:
+    vfs = SnapshotVfs(server)
+    for handle in (vfs.opendir(SUPERUSER, ROOT_INO), vfs.opendir(SUPERUSER, vfs.lookup(SUPERUSER, ROOT_INO, b".snap").ino)):
+        if limit > 0 and handle > 1 << 62:
+            continue  # whatever is asked for, there are no more snapshots than there are
+        with pytest.raises(PosixError) as caught:
+            vfs.readdir(handle, None, limit)
+        assert caught.value.errno == errno.EINVAL
+
+
 # -- snapshots ---------------------------------------------------------------------------------------------------------
 
 

@@ -140,6 +140,19 @@ def test_a_directory_larger_than_the_cache_is_read_and_removed_while_it_changes(
     large.server.close()
 
 
+def test_names_of_a_directory_in_memory_are_sorted_once_however_much_it_changes_while_it_is_read() -> None:
+    # Above 20,000 names each change threw the order away and each page sorted all of them again: 13 s instead of 0.2 for 80,000.
+    large = Large(MemStore(), 25_000, Limits(), seed=3)
+    assert large.server._cache.directory(large.ino).complete
+    large.page(large.server.opendir(SUPERUSER, large.ino), -1)
+    names = large.server._cache.directory(large.ino).names
+    large.read_through(5)
+    assert large.server._cache.directory(large.ino).names is names
+    assert names is not None
+    assert [int(name) for name in names] == [number for number, there in enumerate(large.there) if there]
+    large.server.close()
+
+
 @pytest.mark.slow
 def test_a_directory_of_a_million_entries(tmp_path: Path) -> None:
     entries = 1_000_000

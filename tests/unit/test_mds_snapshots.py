@@ -12,7 +12,7 @@ import pytest
 from mdstore.device.memory import MemoryDevice
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore
-from mdstore.errors import DeviceFailed, PosixError
+from mdstore.errors import CorruptionError, DeviceFailed, PosixError
 from mdstore.mds.core import Limits
 from mdstore.mds.frozen import FrozenVfs
 from mdstore.mds.server import MetadataServer
@@ -320,6 +320,64 @@ def test_renames_that_replace_nothing_may_name_a_directory_with_snapshots(vfs: S
     vfs.rename(SUPERUSER, ROOT_INO, b"other", ROOT_INO, b"kept", RENAME_EXCHANGE)
     assert names(vfs, ROOT_INO, b"other", b".snap") == [b"s"]
     refused(errno.ENOTEMPTY, vfs.rename, SUPERUSER, ROOT_INO, b"kept", ROOT_INO, b"other")
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, vfs: SnapshotVfs, damaged: bytes) -> None:
+    """The store's snapshots whose name ends so are damaged; none is open."""
+    store = vfs.server.store
+    opened = store.open_snapshot
+
+    def open_snapshot(key: bytes) -> ObjectStore:
+        if key.endswith(damaged):
+            raise CorruptionError("page", "the snapshot", "good", "bad")
+        return opened(key)
+
+    monkeypatch.setattr(store, "open_snapshot", open_snapshot)
+    vfs.snapshots.close()
+
+
+def test_a_damaged_snapshot_hides_none_beside_it(vfs: SnapshotVfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `ls .snap` failed whole, and what it had counted before stayed counted.
+    for name in (b"a", b"b", b"c"):
+        snap(vfs, ROOT_INO, name)
+    snapdir = vfs.lookup(SUPERUSER, ROOT_INO, b".snap").ino
+    with monkeypatch.context() as patched:
+        refuse_to_open(patched, vfs, b"b")
+        handle = vfs.opendir(SUPERUSER, snapdir)
+        page = vfs.readdir(handle, None, 10, count_lookups=True)
+        assert [(name, attr.ino > 0) for name, attr in page] == [(b"a", True), (b"b", False), (b"c", True)]
+        assert {attr.mode >> 12 for _, attr in page} == {4}
+        assert [entry.name for entry in vfs.readdir(handle, b"a", 1)] == [b"b"]
+        assert [view.references for view in vfs.snapshots._views.values()] == [1, 1]
+        for _, attr in page:
+            if attr.ino:
+                vfs.forget(attr.ino, 2)
+        assert [view.references for view in vfs.snapshots._views.values()] == [0, 0]
+        with pytest.raises(CorruptionError):
+            vfs.lookup(SUPERUSER, snapdir, b"b")
+        vfs.rmdir(SUPERUSER, snapdir, b"b")
+        assert [entry.name for entry in vfs.readdir(handle, None, 10)] == [b"a", b"c"]
+        vfs.releasedir(handle)
+        refused(errno.EBADF, vfs.readdir, handle, None, 10)
+        refused(errno.EBADF, vfs.releasedir, handle)
+
+
+def test_snapshots_deleted_while_they_are_listed_are_left_out_and_the_page_is_full(
+    vfs: SnapshotVfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"a", b"b", b"c", b"d"):
+        snap(vfs, ROOT_INO, name)
+    listed = vfs.snapshots.of
+
+    def deleting(directory: int) -> object:
+        found = listed(directory)
+        for name in (b"a", b"b"):
+            vfs.snapshots.delete(directory, name)
+        return found
+
+    handle = vfs.opendir(SUPERUSER, vfs.lookup(SUPERUSER, ROOT_INO, b".snap").ino)
+    monkeypatch.setattr(vfs.snapshots, "of", deleting)
+    assert [entry.name for entry in vfs.readdir(handle, None, 2)] == [b"c", b"d"]
 
 
 def test_a_list_that_cannot_be_read_is_the_one_before(vfs: SnapshotVfs, monkeypatch: pytest.MonkeyPatch) -> None:

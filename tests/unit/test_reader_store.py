@@ -13,9 +13,10 @@ from mdstore.device.memory import MemoryDevice
 from mdstore.store import Store, Transaction
 from mdstore.tools.fsck import fsck_command
 from mdstore.tools.reader import superblock as superblocks
-from mdstore.tools.reader.check import DEEP, QUICK
+from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, check_image
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.onode import decode_extent
+from mdstore.tools.reader.problems import Problem
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import ROOT_FREE
 from tests.unit.reader_images import (
@@ -318,3 +319,15 @@ def test_hostile_bytes_under_right_checksums_are_findings_never_a_crash(seed: in
             at = superblock_start(image) + random.randrange(12, 600)
         data = random.choice([random.randbytes(1), b"\xff" * random.choice([2, 4, 8]), bytes(8)])
         check(patched(image, at, data[: BLOCK - at % BLOCK]), tmp_path, DEEP)
+
+
+@pytest.mark.parametrize("level", [QUICK, NORMAL])
+def test_an_image_that_was_not_closed_is_said_to_be_so(tmp_path: Path, level: str) -> None:
+    """The code was in the table, and nothing ever told it: an image that was killed looked as one that was closed."""
+    for is_closed in (True, False):
+        (tmp_path / "image").write_bytes(store_image(is_closed=is_closed))
+        found: list[Problem] = []
+        result = check_image(str(tmp_path / "image"), Options(level), found.append)
+        told = [problem for problem in found if problem.code == "superblock-unclean"]
+        assert (len(told), result.errors) == (int(not is_closed), 0)
+        assert is_closed or f"{result.counts['log_entries']} entries" in told[0].what

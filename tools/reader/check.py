@@ -21,7 +21,7 @@ from mdstore.tools.reader.check_store import StoreCheck
 from mdstore.tools.reader.check_superblock import check_superblocks, choose_superblock
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.overlay import Overlay
-from mdstore.tools.reader.problems import Damage, Findings, Problem
+from mdstore.tools.reader.problems import Damage, Findings, Place, Problem
 from mdstore.tools.reader.snapshots import Snapshot, find_snapshot
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.superblock import ROOT_SNAPSHOTS, Superblock
@@ -98,7 +98,7 @@ def _check(
     strict = StoreReader(image, superblock)
     is_deep = options.level == DEEP
     if options.level == QUICK:
-        _note_log(LogCheck(image, superblock, findings, strict).run(), result)
+        _note_log(LogCheck(image, superblock, findings, strict).run(), superblock, findings, result)
         return
     store = StoreCheck(
         strict,
@@ -120,7 +120,8 @@ def _check(
         result.counts.update(snapshots=len(snapshots.snapshots), snapshot_pages=snapshots.pages)
     # Damage met from here on was reported by the walk above: it is read around.
     overlay = Overlay(StoreReader(image, superblock, on_damage=lambda _: None))
-    _note_log(LogCheck(image, superblock, findings, strict, is_deep=is_deep).run(overlay), result)
+    log = LogCheck(image, superblock, findings, strict, is_deep=is_deep).run(overlay)
+    _note_log(log, superblock, findings, result)
     _check_names(overlay, findings, progress, result)
 
 
@@ -189,8 +190,11 @@ def _find_snapshot(image: Image, name: bytes) -> Snapshot:
 _LOOKS: Final = 5  # at an image that another process may be writing
 
 
-def _note_log(state: LogState, result: Result) -> None:
+def _note_log(state: LogState, superblock: Superblock, findings: Findings, result: Result) -> None:
     result.counts.update(log_entries=state.entries, log_bytes=state.size)
+    if not superblock.is_clean:
+        what = f"the image was not closed: {state.entries} entries of its log follow the checkpoint of epoch {superblock.epoch}"
+        findings.add("superblock-unclean", what, Place("superblock"))
 
 
 def _ticker(progress: Progress, phase: str, total: int) -> Callable[[int], None]:

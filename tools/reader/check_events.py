@@ -62,7 +62,10 @@ def _apply_events(store: Overlay, names: NameSpace, findings: Findings) -> None:
                 names.apply(decode_event(entry.header.type, entry.payload))
             except Damage as damage:
                 findings.add_damage(damage.located(owner=f"log, event at position {entry.header.position}"))
-        _report_tail(scan.tail(), findings)
+        tail = scan.tail()
+        _report_tail(tail, findings)
+        if tail.unreadable:
+            raise tail.unreadable[0][2]
         if scan.end == head.expire and not (head.flags & FLAG_CLEAN and head.safe == head.expire):
             _report_emptied(stripes, head, findings)
     except Damage as damage:

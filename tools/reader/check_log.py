@@ -81,7 +81,9 @@ class LogCheck:
         for _ in scan.entries():
             pass
         self._durable = max(scan.safe, head.safe)
-        self._report_tail(ring, scan.tail())
+        tail = scan.tail()
+        self._report_tail(ring, tail)
+        self._report_unreadable(ring, tail, is_closed=was_closed(self._superblock, head, scan.end))
         if self._superblock.is_clean and scan.count and head.flags & FLAG_CLEAN:
             what = f"the image was closed in order, yet {scan.count} entries follow its last checkpoint"
             self._findings.add("log-clean", what, Place(_OBJECT, byte=ring.byte_of(start)))
@@ -94,6 +96,13 @@ class LogCheck:
             self._findings.add("log-rot", f"no entry at position {tail.end}, though {witness} knew it durable", place)
         elif tail.kind == TORN:
             self._findings.add("log-torn", f"unfinished entry at position {tail.end}", place)
+
+    def _report_unreadable(self, ring: Ring, tail: Tail, *, is_closed: bool) -> None:
+        """Nothing needs what lies behind a log that was closed in order; else an entry may lie there."""
+        code = "log-unreadable-behind" if is_closed else "log-unreadable"
+        for position, end, damage in tail.unreadable:
+            what = f"{end - position} bytes of the log from position {position} on do not read ({damage.sentence})"
+            self._findings.add(code, what, Place(_OBJECT, byte=ring.byte_of(position)))
 
     def _take(self, ring: Ring, entry: Entry, overlay: Overlay | None) -> bool:
         """Second pass: one entry; False where the log cannot be followed further."""
@@ -122,6 +131,14 @@ class LogCheck:
             code = "log-mapped" if is_durable else "log-mapped-tail"
             self._findings.add(code, damage.sentence, Place(place.owner, byte=damage.place.byte))
         return damage is None or is_durable
+
+
+def was_closed(superblock: Superblock, head: Head, end: int) -> bool:
+    """Whether the log was closed in order at `end`, so that nothing behind it was ever written: the head says so; or the
+    superblock, unless a generation began there since (docs/format/store-log.md)."""
+    if head.flags & FLAG_CLEAN:
+        return end == head.safe
+    return superblock.is_clean and head.safe <= end == superblock.log_position > head.generation_start
 
 
 def mapped_damage(blocks: DataSource, transaction: LoggedTransaction) -> Damage | None:

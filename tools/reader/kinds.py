@@ -67,6 +67,8 @@ _LOG: Final = {
     "journal-head": _warning("One of the log's two heads is lost; the other one counts"),
     "journal-no-head": _warning("Both of the log's heads are lost; a search for its entries stands for them"),
     "log-gone": _error("Whatever was acknowledged since the last checkpoint is gone; opening stops rather than hide that"),
+    "log-unreadable": _error("Entries may lie where the log does not read; opening stops rather than lose them"),
+    "log-unreadable-behind": _warning("The log was closed before it and opens; a write that comes there may fail", _REPORT),
     "log-torn": _note("A write that never finished; the next opening drops it"),
     "log-rot": _error("Acknowledged transactions of the log are damaged; opening stops rather than lose them"),
     "log-entry": _error("The log cannot be replayed from here on"),

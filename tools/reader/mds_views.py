@@ -26,6 +26,8 @@ def journal_view(source: Source) -> Iterator[Section]:
     scan = Scan(Stripes(source.overlay, head), head, head.expire)
     yield Section("events", rows=_event_rows(scan))
     tail = scan.tail()
+    for _, _, damage in tail.unreadable:
+        source.findings.add_damage(damage)
     yield Section("tail", {"end": tail.end, "kind": tail.kind, "events": scan.count, "pads": scan.pads})
 
 

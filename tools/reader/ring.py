@@ -8,7 +8,7 @@ from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.entry import HEAD_SIZE, HEADER_SIZE, MAGIC, Head, Header, decode_head, decode_header
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage
-from mdstore.tools.reader.scan import CHUNK
+from mdstore.tools.reader.scan import Gap, readable_pieces
 from mdstore.tools.reader.superblock import Superblock
 
 
@@ -67,7 +67,7 @@ class Ring:
         """As far as entries tell: no generation above theirs, durable as far as one of them knew; begun in no certain place.
         Where neither the first entry is there nor the last one before it, nobody can say that nothing followed."""
         generation, safe, is_vouched = 0, self.oldest, False
-        for header in self._headers():
+        for header in self._headers([]):
             generation, safe = max(generation, header.generation), max(safe, header.safe)
             is_vouched = is_vouched or header.position >= self.oldest or (header.end == self.oldest and self._is_whole(header))
         if not is_vouched:
@@ -79,20 +79,29 @@ class Ring:
             object_size=0, unit=0, stripe_count=0,
         )  # fmt: skip
 
-    def _headers(self) -> Iterator[Header]:
-        """Intact headers of this log, of any lap, that lie where they say."""
-        for at in range(0, self.body_size, CHUNK):
-            stop = min(CHUNK, self.body_size - at)
-            data = self.read(at, stop + HEADER_SIZE - 1)
+    def _headers(self, gaps: list[Gap]) -> Iterator[Header]:
+        """Intact headers of this log, of any lap, that lie where they say. What does not read goes to `gaps`."""
+        for at, length, data in readable_pieces(self, 0, self.body_size, gaps, HEADER_SIZE - 1):
+            data += self._around(at, length)
             found = data.find(MAGIC)
-            while 0 <= found < stop:
+            while 0 <= found < length:
                 header = decode_header(data, found)
                 if header is not None and header.log == self._identity and header.position % self.body_size == at + found:
                     yield header
                 found = data.find(MAGIC, found + 1)
 
+    def _around(self, at: int, length: int) -> bytes:
+        """What follows the ring's last bytes: its first ones, as far as a header reaches."""
+        try:
+            return self.read(0, HEADER_SIZE - 1) if at + length == self.body_size else b""
+        except Damage:
+            return b""
+
     def _is_whole(self, header: Header) -> bool:
-        return crc32c(self.read(header.position + HEADER_SIZE, header.length)) == header.payload_crc
+        try:
+            return crc32c(self.read(header.position + HEADER_SIZE, header.length)) == header.payload_crc
+        except Damage:
+            return False
 
     def _head_copy(self, slot: int, at: int, on_damage: Callable[[Damage], None]) -> Head | None:
         try:
@@ -107,5 +116,7 @@ class Ring:
                 raise Damage("journal-head", "journal head capacity", self.body_size, head.capacity)
             return head
         except Damage as damage:
+            if damage.code in ("unreadable", "beyond-image"):
+                damage = Damage("journal-head", "journal head does not read", damage.expected, damage.found, byte=at)
             on_damage(damage.located(owner=f"store log, head {slot}", byte=at))
             return None

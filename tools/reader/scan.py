@@ -12,8 +12,10 @@ from typing import Final, Protocol
 
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.entry import HEADER_SIZE, MAGIC, TYPE_PAD, Head, Header, decode_header
+from mdstore.tools.reader.problems import Damage
 
 CHUNK: Final = 1 << 20
+SECTOR: Final = 4096  # what is tried by itself where a chunk does not read
 
 CLEAN: Final = "clean"  # nothing, or what an earlier lap or writer left
 TORN: Final = "torn"
@@ -45,11 +47,52 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Tail:
     """Where the log ends and what follows: kind is CLEAN, TORN or ROT; `witness` is the position of the entry, or
-    -1 for the head, that knew the lost bytes durable."""
+    -1 for the head, that knew the lost bytes durable. `unreadable`: (position, end, evidence) of what does not read there."""
 
     end: int
     kind: str
     witness: int | None = None
+    unreadable: tuple[tuple[int, int, Damage], ...] = ()
+
+
+Gap = tuple[int, int, Damage]
+
+
+class Source(Protocol):
+    """Anything with bytes at positions: a medium, an image."""
+
+    def read(self, position: int, length: int, /) -> bytes:
+        """`length` bytes. Damage where they do not read."""
+
+
+def readable_pieces(
+    medium: Source, start: int, stop: int, gaps: list[Gap], overlap: int = 0
+) -> Iterator[tuple[int, int, bytes]]:
+    """(position, how much of it counts, bytes) of everything from `start` to `stop` that reads, in chunks; each has up to
+    `overlap` bytes of the next one too. What does not read goes to `gaps`."""
+    for at in range(start, stop, CHUNK):
+        length = min(CHUNK, stop - at)
+        try:
+            yield at, length, medium.read(at, min(length + overlap, stop - at))
+        except Damage:
+            yield from _sectors(medium, at, at + length, gaps)
+
+
+def _sectors(medium: Source, start: int, stop: int, gaps: list[Gap]) -> Iterator[tuple[int, int, bytes]]:
+    """The same in runs between the sectors that do not read."""
+    begin, parts, at = start, list[bytes](), start
+    for end in (*range(start // SECTOR * SECTOR + SECTOR, stop, SECTOR), stop):
+        try:
+            parts.append(medium.read(at, end - at))
+        except Damage as damage:
+            if parts:
+                yield begin, at - begin, b"".join(parts)
+            begin, parts = end, []
+            first, evidence = (gaps[-1][0], gaps.pop()[2]) if gaps and gaps[-1][1] == at else (at, damage)
+            gaps.append((first, end, evidence))
+        at = end
+    if parts:
+        yield begin, stop - begin, b"".join(parts)
 
 
 class Scan:
@@ -65,11 +108,17 @@ class Scan:
         self.safe = 0
         self._window = b""
         self._window_at = start
+        self._ahead = CHUNK
+        self._blocked: Damage | None = None  # why the next entry cannot be read
 
     def entries(self) -> Iterator[Entry]:
-        """Entries in order up to the end of the log."""
+        """Entries in order up to the end of the log, or up to where the medium does not give the next one."""
         while True:
-            found = self._accept(self.end) or self._behind_gap()
+            try:
+                found = self._accept(self.end) or self._behind_gap()
+            except Damage as damage:
+                self._blocked = damage
+                return
             if found is None:
                 return
             header, payload = found
@@ -84,14 +133,16 @@ class Scan:
 
     def tail(self) -> Tail:
         """What follows the end that `entries` reached."""
-        if self._head.safe > self.end:
-            return Tail(self.end, ROT, -1)
-        witness = self._search_behind()
+        gaps: list[Gap] = []
+        witness = -1 if self._head.safe > self.end else self._search_behind(gaps)
+        if self._blocked is not None and not gaps:
+            gaps.append((self.end, self.end + HEADER_SIZE, self._blocked))
+        unreadable = tuple(gaps)
         if witness is not None:
-            return Tail(self.end, ROT, witness)
-        header = decode_header(self._read(self.end, HEADER_SIZE))
+            return Tail(self.end, ROT, witness, unreadable)
+        header = None if self._blocked is not None else decode_header(self._read(self.end, HEADER_SIZE))
         is_torn = header is not None and self._is_due(header, self.end)
-        return Tail(self.end, TORN if is_torn else CLEAN)
+        return Tail(self.end, TORN if is_torn else CLEAN, None, unreadable)
 
     # -- acceptance ----------------------------------------------------------------------------------------------------
     def _accept(self, position: int) -> tuple[Header, bytes] | None:
@@ -125,18 +176,16 @@ class Scan:
         return self._accept(boundary)
 
     # -- what follows --------------------------------------------------------------------------------------------------
-    def _search_behind(self) -> int | None:
-        """The position of an intact header of this log further on that knew the end durable."""
-        at, stop = self.end, self._medium.horizon(self.end)
-        while at < stop:
-            data = self._medium.read(at, min(CHUNK + HEADER_SIZE, stop - at))
+    def _search_behind(self, gaps: list[Gap]) -> int | None:
+        """The position of an intact header of this log further on that knew the end durable. `gaps`: what does not read."""
+        stop = self._medium.horizon(self.end)
+        for at, length, data in readable_pieces(self._medium, self.end, stop, gaps, HEADER_SIZE):
             found = data.find(MAGIC)
-            while 0 <= found < CHUNK:
+            while 0 <= found < length:
                 header = decode_header(data, found)
                 if header is not None and self._is_witness(header, at + found):
                     return at + found
                 found = data.find(MAGIC, found + 1)
-            at += CHUNK
         return None
 
     def _is_witness(self, header: Header, position: int) -> bool:
@@ -148,8 +197,18 @@ class Scan:
         """Bytes of the stream through one read-ahead window."""
         offset = position - self._window_at
         if offset < 0 or offset + length > len(self._window):
-            ahead = min(max(length, CHUNK), max(length, self._medium.horizon(self.end) - position))
-            self._window = self._medium.read(position, ahead)
+            self._window = self._read_ahead(position, length)
             self._window_at = position
             offset = 0
         return self._window[offset : offset + length]
+
+    def _read_ahead(self, position: int, length: int) -> bytes:
+        """As much as is there, up to a chunk; less and less where the medium does not give it."""
+        while True:
+            ahead = min(max(length, self._ahead), max(length, self._medium.horizon(self.end) - position))
+            try:
+                return self._medium.read(position, ahead)
+            except Damage:
+                if ahead <= length:
+                    raise
+                self._ahead = max(HEADER_SIZE, ahead // 2)

@@ -378,6 +378,8 @@ def log_view(source: Source) -> Iterator[Section]:
     scan = Scan(ring, head, source.superblock.log_position)
     yield Section("entries", rows=_log_rows(scan))
     tail = scan.tail()
+    for _, _, damage in tail.unreadable:
+        source.findings.add_damage(damage)
     yield Section("tail", {"end": tail.end, "kind": tail.kind, "entries": scan.count, "witness": tail.witness})
 
 

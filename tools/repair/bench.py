@@ -120,6 +120,9 @@ class Bench:
         except NotAnImage as error:
             verdict.failure = str(error)
             verdict.codes["superblock-none"] += 1
+        except Damage as damage:
+            verdict.failure = str(damage)
+            verdict.codes[damage.code] += 1
         return verdict
 
     def superblock(self) -> Superblock | None:

@@ -29,6 +29,7 @@ class _Part(NamedTuple):
 _PARTS: Final = (
     _Part("superblocks", superblocks.CODES, superblocks.run),
     _Part("log heads", ring.HEAD_CODES, ring.mend_heads),
+    _Part("log's bad sectors", ring.UNREADABLE_CODES, ring.fill_unreadable),
     _Part("log", ring.ROT_CODES, ring.skip_damaged),
     _Part("older superblock", settle.FALLBACK_CODES, settle.fall_back),
     _Part("trees", trees.TREE_CODES, trees.run_trees),

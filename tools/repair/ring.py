@@ -19,7 +19,7 @@ from journal.head import decode_head as decode_written
 from journal.survey import install_head, recover_head
 from mdstore.store import superblock as engine_superblock
 from mdstore.store.recovery import ring_of
-from mdstore.tools.reader.check_log import mapped_damage
+from mdstore.tools.reader.check_log import mapped_damage, was_closed
 from mdstore.tools.reader.entry import HEADER_SIZE, MAGIC, Head, Header, decode_header
 from mdstore.tools.reader.overlay import Overlay
 from mdstore.tools.reader.problems import Damage, readable
@@ -29,9 +29,11 @@ from mdstore.tools.reader.storelog import ENTRY_TYPE, LoggedTransaction, decode_
 from mdstore.tools.reader.superblock import Superblock
 from mdstore.tools.repair.bench import Bench, Step
 from mdstore.tools.repair.build import Run
+from mdstore.tools.repair.shadow import UNIT
 
 HEAD_CODES: Final = frozenset({"journal-head", "journal-no-head", "log-gone"})
 ROT_CODES: Final = frozenset({"log-rot"})
+UNREADABLE_CODES: Final = frozenset({"log-unreadable", "log-unreadable-behind"})
 REFUSED_CODES: Final = frozenset({"log-replay", "log-entry", "log-mapped"})
 _PHASE: Final = "log"
 _REFUSALS_MAX: Final = 1000
@@ -113,6 +115,38 @@ def _head_from_entries(log: Log) -> Step:
         details = [f"its newest entry ends at position {found.safe}, generation {found.generation}"]
     install_head(log.medium, head)
     return Step(_PHASE, "make a head for the log from its entries", details, lost)
+
+
+# -- bad sectors -------------------------------------------------------------------------------------------------------
+def fill_unreadable(bench: Bench) -> Iterator[Step]:
+    """Zeros where the ring does not read: the write sets a bad sector right, or fails, and says so."""
+    superblock = bench.superblock()
+    if superblock is None:
+        return
+    log = open_log(bench, superblock)
+    scan = log.scan()
+    for _ in scan.entries():
+        pass
+    is_closed = was_closed(superblock, log.head(), scan.end)
+    for position, end, damage in scan.tail().unreadable:
+        for at in sorted({log.ring.byte_of(at) // UNIT * UNIT for at in (*range(position, end, UNIT), end - 1)}):
+            if not _reads(bench, at):
+                bench.shadow.write(at, [bytes(min(UNIT, bench.image.size - at))])
+        title = f"write zeros over {end - position} bytes of the log at position {position}, which do not read"
+        lost = [] if is_closed else ["whatever transactions of the log lay there, if there were any"]
+        yield Step(_PHASE, title, [damage.sentence], lost)
+    bench.shadow.flush()
+
+
+def _reads(bench: Bench, at: int) -> bool:
+    """Whether a unit does; what lies behind the image's end cannot be written either."""
+    if at >= bench.image.size:
+        return True
+    try:
+        bench.image.read(at, min(UNIT, bench.image.size - at))
+    except Damage:
+        return False
+    return True
 
 
 # -- damaged entries ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.page import LEAF, MAGIC, Page, Reference, Root, decode_page, verify
 from mdstore.tools.reader.problems import Damage
+from mdstore.tools.reader.scan import readable_pieces
 from mdstore.tools.repair.build import Run
 
 _CHUNK: Final = 1 << 20
@@ -110,13 +111,13 @@ def _looks_like_pages(image: Image, page_size: int, space: Run) -> Iterator[tupl
     step = max(1, _CHUNK // page_size)
     for block in range(first, last, step):
         count = min(step, last - block)
-        data = image.read(block * page_size, count * page_size)
-        at = data.find(_MAGIC)
-        while at >= 0:
-            number, offset = divmod(at, page_size)
-            if offset == 4:
-                yield block + number, data[at - 4 : at - 4 + page_size]
-            at = data.find(_MAGIC, at + 1)
+        for start, _, data in readable_pieces(image, block * page_size, (block + count) * page_size, []):
+            at = data.find(_MAGIC)
+            while at >= 0:
+                number, offset = divmod(start + at, page_size)
+                if offset == 4 and at >= 4:
+                    yield number, data[at - 4 : at - 4 + page_size]
+                at = data.find(_MAGIC, at + 1)
 
 
 def leaves(image: Image, page_size: int, root: Root, searcher: Searcher, losses: Losses) -> Iterator[FoundLeaf]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from mdstore.tools.reader.scan import readable_pieces
 from mdstore.tools.reader.superblock import SIZE, Superblock, decode_or_none, read_copies, usable
 from mdstore.tools.repair import encode
 from mdstore.tools.repair.bench import Bench, Step
 
 CODES: Final = frozenset({"superblock", "superblock-copy", "superblock-none"})
 _PHASE: Final = "superblocks"
-_CHUNK: Final = 1 << 20
 
 
 def run(bench: Bench) -> Iterator[Step]:
@@ -52,14 +52,13 @@ def _search(bench: Bench) -> Iterator[Step]:
     best: tuple[Superblock, int] | None = None
     size = bench.image.size
     tick = bench.ticker("searching for a superblock", size)
-    for at in range(0, size - SIZE + 1, _CHUNK):
-        data = bench.image.read(at, min(_CHUNK, size - at))
+    for at, length, data in readable_pieces(bench.image, 0, size, []):
         for offset in range(0, len(data) - SIZE + 1, SIZE):
             superblock = decode_or_none(data[offset : offset + SIZE])
             fits = superblock is not None and superblock.blocks * superblock.block_size <= size - 2 * SIZE
             if superblock is not None and fits and (best is None or superblock.epoch > best[0].epoch):
                 best = superblock, at + offset
-        tick(len(data))
+        tick(length)
     if best is not None:
         write(bench, best[0])
         title = f"write the superblock of epoch {best[0].epoch}, found at byte {best[1]}, to its places"
