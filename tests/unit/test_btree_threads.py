@@ -303,8 +303,18 @@ def test_memory_stays_flat_over_many_operations() -> None:
         tree.get_many([b"%05d" % n for n in range(500)])
         world.seal(tree)
         world.write()
+        cursor = tree.cursor()
+        assert cursor.last() == cursor.record
+        for n in range(5):  # patched beside a view, sealed, and patched again
+            tree.write(b"large%d" % n, 500 * n, b"W" * 1500)
+            assert tree.read(b"large%d" % n, 500 * n, 4000) is not None
+            if n == 2:
+                world.seal(tree)
+                tree.write(b"large2", 100, b"again")
+        cursor.close()
         tree.clear()
         world.seal(tree)
+        world.write()
         world.drain_freed()
         assert world.held == set()
         counters = world.pager.counters()
