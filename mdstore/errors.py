@@ -5,7 +5,7 @@
 | NotFound            | treat it as an answer: the thing named is not there                       |
 | AlreadyExists       | treat it as an answer: the thing named is there already                   |
 | Conflict            | look again and retry                                                     |
-| InvalidRequest      | correct the call; nothing was changed                                    |
+| InvalidRequest      | correct the call; nothing was changed (an argument of a wrong type: TypeError) |
 | LimitExceeded       | send something smaller; the limit and its value are named                |
 | NoSpace             | free space or grow the image; nothing was changed                        |
 | ReadOnly            | reopen writable, or stop writing                                         |
@@ -55,7 +55,8 @@ class AlreadyExists(MdstoreError):
     def __init__(self, kind: str, name: object) -> None:
         self.kind = kind
         self.name = name
-        super().__init__(f"{kind} {_show(name)} exists already")
+        hint = "; open it, or give another name" if kind == "file" else ""
+        super().__init__(f"{kind} {_show(name)} exists already{hint}")
 
 
 class Conflict(MdstoreError):
@@ -85,7 +86,7 @@ class LimitExceeded(InvalidRequest):
         self.limit = limit
         self.value = value
         self.maximum = maximum
-        super().__init__(f"{limit} is {value}, at most {maximum} is allowed")
+        super().__init__(f"{show_number(value)} is over the limit of {maximum} ({limit})")
 
 
 class TransactionError(MdstoreError):
@@ -194,7 +195,8 @@ class DeviceFailed(MdstoreError):
         self.operation = operation
         self.where = where
         self.cause = cause
-        super().__init__(f"{operation} failed at {where}: {cause}")
+        reason = str(cause) or repr(cause)  # many exceptions, KeyboardInterrupt among them, say nothing but their name
+        super().__init__(f"{operation} failed at {where}: {reason}")
 
 
 class InternalError(MdstoreError):
@@ -245,6 +247,11 @@ class PosixError(MdstoreError):
         if self.subject != "":
             parts.append(_show(self.subject))
         return ": ".join(parts)
+
+
+def show_number(value: int) -> str:
+    """A number for people, whatever its size: Python writes none of thousands of digits."""
+    return str(value) if value.bit_length() <= 128 else f"of {value.bit_length()} bits"
 
 
 def errno_of(error: BaseException) -> int:
