@@ -62,10 +62,12 @@ cdef class RecordIterator:
             cursor_clear(&self.c)
 
     cdef int finish(self) except -1:
-        if self.view is not None:
+        """Let go of the view, which lets other threads run: for them there is none any more by then."""
+        cdef TreeView view = self.view
+        if view is not None:
             cursor_clear(&self.c)
-            self.view.release()
             self.view = None
+            view.release()
         return 0
 
     def __iter__(self):
@@ -236,10 +238,11 @@ cdef class RecordCursor:
 
     def close(self):
         """Release the pages and the pinned generation; later calls raise StoreClosed. Cost: no page."""
-        if self.it is not None:
+        cdef RecordIterator it = self.it
+        if it is not None:
             self.cursor()
-            self.it.finish()
             self.it = None
+            it.finish()
 
     def __enter__(self):
         return self

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -242,6 +243,48 @@ def allocated_bytes() -> int:
     mallinfo2.restype = Mallinfo
     found = mallinfo2()
     return int(found.uordblks + found.hblkhd)
+
+
+def test_long_values_are_written_by_range_beside_readers_views_and_seals() -> None:
+    """Each write covers two pages and the border between them with one byte: a reader that finds two saw half of it."""
+    world = World(4)
+    tree = new_tree(world)
+    for n in range(3):
+        tree.put(b"v%d" % n, b"\0" * 256 * 40)
+    ended: list[int] = []  # writers
+
+    def write(number: int) -> None:
+        rng = random.Random(number)
+        try:
+            for step in range(300):
+                tree.write(b"v%d" % number, 256 * 2 * rng.randrange(20), bytes([step % 256]) * 512)
+        finally:
+            ended.append(number)
+
+    def read(number: int) -> None:
+        rng = random.Random(10 + number)
+        while len(ended) < 3:
+            at = 256 * 2 * rng.randrange(20)
+            key = b"v%d" % rng.randrange(3)
+            with tree.snapshot() as view:
+                for source in (tree, view):
+                    found = source.read(key, at, 512)
+                    assert found is not None
+                    assert len(set(found)) == 1
+                value = view.get(key)
+                assert value == b"".join(view.read(key, place, 512) or b"" for place in range(0, 256 * 40, 512))
+
+    def seal() -> None:
+        while len(ended) < 3:
+            tree.seal(world.allocate)
+            world.pager.write_sealed()
+
+    run_all([partial(write, 0), partial(write, 1), partial(write, 2), partial(read, 0), partial(read, 1), seal])
+    world.seal(tree)
+    world.write()
+    world.drain_freed()
+    assert tree.check() == []
+    assert world.reached(tree) == world.held
 
 
 def test_memory_stays_flat_over_many_operations() -> None:
