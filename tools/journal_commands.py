@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import click
 
 from journal import Head
-from journal.dump import apply_dump, check_dump
+from journal.dump import KIND_LOG, apply_dump, check_dump, check_untouched
 from journal.edit import (
     Change,
     apply_change,
@@ -241,9 +241,12 @@ def import_command(target: str, file: str, apply_it: bool, undo_path: str | None
 @_apply
 @json_option
 def undo_command(target: str, file: str, apply_it: bool, as_json: bool) -> None:
-    """Take back the change that wrote the undo file FILE. Only while nothing else has written to the log since."""
+    """Take back the change that wrote the undo file FILE. Refused when anything else has written to the log since."""
     with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
-        check_dump(source)
+        dump = check_dump(source)
+        if dump.kind == KIND_LOG and not dump.left:
+            raise CommandFailed(f"{file} is an export, not an undo file: `mdstore journal import` puts it in place of the log")
+        check_untouched(log.medium, dump)
         source.seek(0)
         if apply_it:
             apply_dump(log.medium, source)
