@@ -16,6 +16,7 @@
 | UnsupportedFormat   | use the version of mdstore that wrote it, or upgrade                     |
 | ImageBusy           | stop the process named, or wait for it                                   |
 | SnapshotBusy        | close whatever reads the snapshot, then try again                         |
+| StoreClosed         | open it again; `Forked`: in the process that uses it                      |
 | DeviceFailed        | reopen the store; what was acknowledged is on the medium                  |
 | InternalError       | open it again, report the bug; nothing half-done was written               |
 | FencedError         | stop: another writer has taken over                                      |
@@ -216,6 +217,15 @@ class StoreClosed(MdstoreError):
     """The store, tree or handle was closed."""
 
     errno = errno.EBADF
+
+
+class Forked(StoreClosed):
+    """An image that process `owner` had opened when it forked this one: it stays the parent's. Open it here, once the parent has
+    closed it, or hand the work to the parent."""
+
+    def __init__(self, owner: int) -> None:
+        self.owner = owner
+        super().__init__(f"opened by process {owner}, which forked this one: it cannot be used here; open the image anew instead")
 
 
 class FencedError(MdstoreError):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from mdstore.device import forks
 from mdstore.device.linux import block_device_geometry, preallocate, punch, start_writing
 from mdstore.device.lock import find_holder, lock_image
 from mdstore.device.protocol import Buffer
@@ -25,6 +26,7 @@ from mdstore.device.ranges import check_growth, check_range, check_size, positio
 from mdstore.errors import (
     AlreadyExists,
     DeviceFailed,
+    Forked,
     ImageBusy,
     InvalidRequest,
     MdstoreError,
@@ -57,6 +59,8 @@ class FileDevice:
         self._read_only = read_only
         self._is_block_device = block
         self._flush_failure: OSError | None = None
+        self._forked: Forked | None = None
+        forks.watch(self)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, lock: bool = True) -> FileDevice:
@@ -266,6 +270,14 @@ class FileDevice:
             raise self._failed("resize", self._size_bytes, size_bytes - self._size_bytes, error) from error
         self._size_bytes = size_bytes
 
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child. The descriptor's number stays taken, by nothing: whoever kept it reads no other file through it."""
+        fd, self._fd, self._forked = self._fd, -1, error
+        if fd >= 0:
+            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(null, fd, inheritable=False)
+            os.close(null)
+
     def close(self) -> None:
         """Release descriptor and lock. Closing twice is fine. Closing does not flush."""
         fd, self._fd = self._fd, -1
@@ -274,6 +286,8 @@ class FileDevice:
 
     def _check_open(self) -> None:
         if self._fd < 0:
+            if self._forked is not None:
+                raise self._forked
             raise StoreClosed(f"{self._path} is closed")
 
     def _check_writable(self) -> None:

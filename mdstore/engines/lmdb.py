@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Final, Never, TypeVar
 from weakref import WeakSet
 
+from mdstore.device import forks
 from mdstore.device.lock import lock_image
 from mdstore.engines.lmdb_apply import Applier, View
 from mdstore.engines.lmdb_reads import Gate, Iteration, Record
@@ -43,6 +44,7 @@ from mdstore.engines.lmdb_tables import (
 from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision, SnapshotInfo
 from mdstore.errors import (
     DeviceFailed,
+    Forked,
     InvalidRequest,
     MdstoreError,
     NoSpace,
@@ -121,6 +123,7 @@ class LmdbStore:
         except BaseException:
             os.close(self._lock_fd)
             raise
+        forks.watch(self)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -185,10 +188,16 @@ class LmdbStore:
             self.submit(Transaction().set_floor(floor, home, name=wanted))
             return self._ask(bytes_of)
 
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child. LMDB's table of readers is shared with the parent: ending a transaction here would end it there."""
+        self._failure, self._writing, self._gate = error, RLock(), Gate()
+        forks.never_free([self._environment, *(each.left_behind(error) for each in self._iterations)])
+        os.close(self._lock_fd)
+
     def close(self) -> None:
         """Release the environment; iterations still open raise StoreClosed. Again: nothing."""
         with self._writing, self._gate.alone():
-            if isinstance(self._failure, StoreClosed):
+            if isinstance(self._failure, StoreClosed):  # or left behind by a fork
                 return
             self._failure = StoreClosed(f"{self._directory} was closed")
             for iteration in list(self._iterations):

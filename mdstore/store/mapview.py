@@ -17,7 +17,8 @@ from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from mdstore.btree import Tree, TreeView, key_size_max
-from mdstore.errors import AlreadyExists, CorruptionError, TransactionError
+from mdstore.device import forks
+from mdstore.errors import AlreadyExists, CorruptionError, Forked, TransactionError
 from mdstore.limits import MAP_KEY_MAX
 from mdstore.store import log
 from mdstore.store.commit import Commit
@@ -54,6 +55,7 @@ class MapView(MapReads):
         self._sync = sync
         self._epoch = optional_number("epoch", epoch)
         self._turn = threading.Lock()
+        forks.watch(self)
         self._objects = store.tables.objects
         self._held: tuple[bytes, Onode | None] = (_NO_KEY, None)  # replaced whole, so that no thread sees half of it
         self._put_prefix = log.map_set_prefix(self._collection, self._name)
@@ -61,6 +63,10 @@ class MapView(MapReads):
         self._find_held = store.tables.objects.cached.get
         if not store.read_only:
             self._make()
+
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child: whoever held the turn is not there. What the store is asked then raises `error`."""
+        self._turn = threading.Lock()
 
     def _make(self) -> None:
         """Have collection and object exist, durably when this made them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -9,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
+from mdstore.btree import Tree
+from mdstore.device import forks
 from mdstore.device.protocol import Device
-from mdstore.errors import NotFound
+from mdstore.errors import Forked, NotFound
 from mdstore.store import data, revisions
 from mdstore.store.answers import ObjectStat, Revision
 from mdstore.store.onode import Onode, object_key, split_key
@@ -18,6 +21,8 @@ from mdstore.store.operands import bound, frozen, many_frozen, name_bound, name_
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import Tables
 from mdstore.store.transaction import Name, collection_name, object_name
+
+_KERNEL = Tree.__module__
 
 
 class Queries(ABC):
@@ -29,6 +34,17 @@ class Queries(ABC):
         self.tables = tables
         self.lock = threading.RLock()
         self._pins: Counter[int] = Counter()
+        self._forked: Forked | None = None
+        if device.fileno() >= 0:
+            forks.watch(self)
+
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child: every call raises `error`. No page, tree or view is ever freed there: that may wait for the cache's
+        lock, which a thread of the parent may have held."""
+        self._forked = error
+        self.lock = threading.RLock()
+        self.tables.objects.changes |= 1  # so that nobody reads without looking here
+        forks.never_free(each for each in gc.get_objects() if type(each).__module__ == _KERNEL)
 
     @abstractmethod
     def check_usable(self) -> None:

@@ -224,13 +224,15 @@ class SnapshotView(Queries):
 
     def check_usable(self) -> None:
         """StoreClosed after `close`."""
+        if self._forked is not None:
+            raise self._forked
         if self._closed:
             raise log.closed()
 
     def close(self) -> None:
         """Let the snapshot go. Again: nothing."""
         with self.lock:
-            if self._closed:
+            if self._closed or self._forked is not None:
                 return
             self._closed = True
             self.tables.pager.close()

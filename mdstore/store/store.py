@@ -23,6 +23,7 @@ from mdstore.btree import crc32c_blocks
 from mdstore.device.protocol import Device
 from mdstore.errors import (
     DeviceFailed,
+    Forked,
     InvalidRequest,
     LimitExceeded,
     MdstoreError,
@@ -130,7 +131,7 @@ class Store(Queries):
 
     def close(self) -> None:
         """Write a last checkpoint, so that the next open replays nothing, and release the device. Again: nothing."""
-        if self._closed:
+        if self._closed or self._forked is not None:
             return
         try:
             if self._failure is None and not self._read_only:
@@ -143,6 +144,12 @@ class Store(Queries):
             self._committer.stop()
             self.tables.pager.close()
             self.device.close()
+
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child: nothing works, and closing writes nothing."""
+        super().left_behind(error)
+        self._failure = error
+        self.journal.left_behind(str(error))
 
     def _wiped_at_last(self) -> int:
         """Before the last checkpoint of a store that wipes: one more, so that it leaves nothing; the flag that says so."""
