@@ -211,6 +211,9 @@ def plan_header(medium: Medium, fields: dict[str, int]) -> Change:
     unknown = set(fields) - set(allowed)
     if unknown:
         raise ValueError(f"cannot set {', '.join(sorted(unknown))}; only {', '.join(allowed)}")
+    for name, value in fields.items():
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{name} {value} is no number of 64 bits")
     made = replace(head, clean=False, **fields)  # type: ignore[arg-type]
     if not (made.trimmed <= made.expire <= made.safe and made.generation_start <= made.safe):
         raise ValueError(f"positions out of order: trimmed {made.trimmed}, expire {made.expire}, safe {made.safe}")

@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -17,7 +16,6 @@ from mdstore.device.file import FileDevice
 from mdstore.errors import CorruptionError, UnsupportedFormat
 from mdstore.store import Store, Transaction
 from mdstore.store.check import check
-from mdstore.tools import cli
 from mdstore.tools.crash.transactions import Mixed, content_of, first_collections, outcome
 from mdstore.tools.image_loader import make_image_of
 from mdstore.tools.reader.dump_lines import DumpHeader, DumpLines, encode_dump
@@ -28,31 +26,12 @@ from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectReco
 from mdstore.tools.reader.superblock import ROOT_OBJECTS
 from mdstore.tools.reader.superblock import SIZE as SUPERBLOCK_SIZE
 from mdstore.tools.reader.whole import newest_superblock, stream_of
+from tests.commandline import Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "format" / "dump.md"
 MIB = 1 << 20
 CONTENT = bytes(range(1, 256)) * 5000  # of the larger file
 SMALL: dict[str, Any] = {"block_size": 512, "log_bytes": 64 * 1024, "background": False, "dirty_bytes": 60_000}
-
-
-class Ran(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Ran:
-        code = cli.run([str(argument) for argument in arguments])
-        return Ran(code, *capfd.readouterr())
-
-    return call
 
 
 def dump(path: Path, snapshot: str | None = None) -> bytes:
