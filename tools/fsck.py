@@ -26,7 +26,7 @@ EXIT_FAILED: Final = 8
 
 @click.command("fsck")
 @click.argument("image")
-@click.option("--quick", "level", flag_value=QUICK, help="Superblocks and log only.")
+@click.option("--quick", "level", flag_value=QUICK, help="Superblocks and log only; of a --snapshot, the ways into its trees.")
 @click.option("--deep", "level", flag_value=DEEP, help="All metadata, and every data block against its checksum.")
 @click.option(
     "--sample",
