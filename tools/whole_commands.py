@@ -13,7 +13,7 @@ import click
 
 from mdstore.device.file import FileDevice, sync_directory_of
 from mdstore.errors import NoSpace, TransactionError
-from mdstore.limits import IMAGE_SIZE_MIN, MIB
+from mdstore.limits import IMAGE_SIZE_MIN, MAP_VALUE_MAX, MIB
 from mdstore.tools.image_loader import Loaded, Shape, make_image_of
 from mdstore.tools.images import image_argument, json_option, size
 from mdstore.tools.output import CommandFailed, complain, count_text, print_json, print_line, size_text
@@ -27,7 +27,8 @@ EXIT_LOST: Final = 4
 _SLACK_BYTES: Final = 4 * MIB
 _GROWTH: Final = 1.5  # of an image that turned out too small
 _ATTEMPTS: Final = 6
-
+_FIRST_LINE_MAX: Final = 4096
+_LINE_MAX: Final = MAP_VALUE_MAX * 3 // 2  # the longest holds a value in base 64
 
 
 class TooSmall(CommandFailed):
@@ -59,11 +60,19 @@ def load_command(image: str, dump: IO[bytes], size_bytes: int | None, force: boo
     """
     if os.path.exists(image) and os.path.samestat(os.stat(image), os.fstat(dump.fileno())):
         raise CommandFailed(f"{image} is the dump itself: name another file to write to")
-    lines = DumpLines(iter(dump.readline, b""), getattr(dump, "name", "dump"))
+    lines = DumpLines(_lines(dump), getattr(dump, "name", "dump"))
     wanted = size_bytes or lines.header.size_bytes
     with _room_said(image, "--size"):
         loaded = make_image_of(image, Shape(wanted, lines.header.block_size, sparse=sparse), lines.records(), force=force)
     _say(image, loaded, as_json=as_json)
+
+
+def _lines(dump: IO[bytes]) -> Iterator[bytes]:
+    """Lines, cut off where no dump has one so long: memory does not grow with what is no dump."""
+    longest = _FIRST_LINE_MAX
+    while line := dump.readline(longest):
+        yield line
+        longest = _LINE_MAX
 
 
 @click.command("recover")
@@ -132,7 +141,7 @@ def copy_command(
 @click.command("compact")
 @_source
 @click.argument("target", type=click.Path(readable=False), required=False)
-@click.option("--size", "size_bytes", type=size, help="Size of the new image [as small as its content allows].")
+@click.option("--size", "size_bytes", type=size, help="Size of the new image, in whole MiB [as small as its content allows].")
 @_force
 @_sparse
 @json_option
