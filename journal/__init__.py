@@ -16,6 +16,7 @@ from journal.errors import (
     JournalFull,
     JournalReadOnly,
     JournalTrimmed,
+    LogChanged,
     MediumUnreadable,
     NoJournal,
     UnsupportedJournal,
@@ -35,6 +36,6 @@ __all__ = [
     "PAYLOAD_MAX", "TYPE_MAX", "Ceilings", "Counters", "DirectoryObjects", "DumpDamaged", "Entry", "EntryTooLarge",
     "FencingMedium", "Follower", "Head", "HeadLost", "Hold", "Journal", "JournalBusy", "JournalClosed",
     "JournalCorrupt", "JournalError", "JournalFailed", "JournalFenced", "JournalFull", "JournalReadOnly",
-    "JournalTrimmed", "Lag", "Layout", "Medium", "MediumUnreadable", "MemoryMedium", "NoJournal", "ObjectIO",
+    "JournalTrimmed", "Lag", "Layout", "LogChanged", "Medium", "MediumUnreadable", "MemoryMedium", "NoJournal", "ObjectIO",
     "Options", "Region", "RingMedium", "StripedMedium", "Tail", "UnsupportedJournal", "WrongGeometry",
 ]  # fmt: skip

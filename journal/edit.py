@@ -12,10 +12,11 @@ from typing import BinaryIO
 
 from crc32c import crc32c
 
-from journal.dump import KIND_LOG, KIND_UNDO, apply_dump, check_dump, write_dump
+from journal.dump import KIND_LOG, KIND_UNDO, apply_dump, check_dump, heads_of, write_dump
 from journal.entry import HEADER_SIZE, PAD_TYPE, Entry, Header, decode_header, encode_header
 from journal.errors import HeadLost, JournalCorrupt, NoJournal
 from journal.head import Head, check_geometry, newest_head
+from journal.heads import copies_of
 from journal.medium import Medium
 from journal.scan import WINDOW, Rule, Walk
 from journal.survey import install_head, survey
@@ -40,15 +41,17 @@ class Change:
         return said
 
 
-def export_log(medium: Medium, out: BinaryIO, *, force: bool = False) -> int:
-    """Dump the live log; returns its bytes. `JournalCorrupt` when it is damaged, unless `force`. Memory: one window."""
+def export_log(medium: Medium, out: BinaryIO, *, force: bool = False, left: Sequence[bytes] = ()) -> int:
+    """Dump the live log; returns its bytes. `JournalCorrupt` when it is damaged, unless `force`. Memory: one window.
+
+    `left`: as for `write_dump`."""
     head = newest_head(medium.read_heads(), medium.name)
     found = survey(medium)
     if found.damage and not force:
         first = found.damage[0]
         raise JournalCorrupt(first.start, first.reason, "a dump would lack it; repair the log first, or force it")
     low = head.expire - head.expire % medium.period
-    return write_dump(medium, out, KIND_LOG, [(low, max(found.end, head.safe))])
+    return write_dump(medium, out, KIND_LOG, [(low, max(found.end, head.safe))], left)
 
 
 def replace_log(medium: Medium, source: BinaryIO, undo: BinaryIO) -> int:
@@ -63,17 +66,17 @@ def replace_log(medium: Medium, source: BinaryIO, undo: BinaryIO) -> int:
     try:
         newest_head(medium.read_heads(), medium.name)
     except (NoJournal, HeadLost):
-        write_dump(medium, undo, KIND_UNDO, [(low, medium.reach(low))])
+        write_dump(medium, undo, KIND_UNDO, [(low, medium.reach(low))], dump.heads)
     else:
-        export_log(medium, undo, force=True)
+        export_log(medium, undo, force=True, left=dump.heads)
     undo.flush()
     source.seek(0)
-    return apply_dump(medium, source)
+    return apply_dump(medium, source, replaces=True)
 
 
 def replace_heads(medium: Medium, head: Head, undo: BinaryIO) -> Head:
     """`install_head`; first the copies there are go to `undo`."""
-    write_dump(medium, undo, KIND_UNDO, [])
+    write_dump(medium, undo, KIND_UNDO, [], copies_of(medium, head))
     undo.flush()
     return install_head(medium, head)
 
@@ -156,7 +159,8 @@ def apply_change(medium: Medium, change: Change, undo: BinaryIO) -> None:
     if change.cut is not None:
         last = max(change.cut, _last_of(medium, head))
         ranges.append((change.cut, last))
-    write_dump(medium, undo, KIND_UNDO, ranges)
+    left = copies_of(medium, change.head) if change.head is not None else heads_of(medium)
+    write_dump(medium, undo, KIND_UNDO, ranges, left)
     undo.flush()
     for low, end, sequence, count in change.pads:
         medium.write(low, list(pad_entries(medium, head, low, end, sequence, count)))
@@ -207,6 +211,9 @@ def plan_header(medium: Medium, fields: dict[str, int]) -> Change:
     unknown = set(fields) - set(allowed)
     if unknown:
         raise ValueError(f"cannot set {', '.join(sorted(unknown))}; only {', '.join(allowed)}")
+    for name, value in fields.items():
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{name} {value} is no number of 64 bits")
     made = replace(head, clean=False, **fields)  # type: ignore[arg-type]
     if not (made.trimmed <= made.expire <= made.safe and made.generation_start <= made.safe):
         raise ValueError(f"positions out of order: trimmed {made.trimmed}, expire {made.expire}, safe {made.safe}")

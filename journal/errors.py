@@ -16,6 +16,7 @@
 | JournalFailed    | reopen: a write or flush failed; what was acknowledged is on the medium           |
 | JournalFenced    | stop: another writer has taken over                                               |
 | DumpDamaged      | use another copy of the dump; nothing was written                                 |
+| LogChanged       | keep what is there: the change cannot be taken back alone; nothing was written    |
 | JournalBusy      | try again later: a rewrite of the log is under way                                |
 """
 
@@ -126,6 +127,17 @@ class DumpDamaged(JournalError):
         self.offset = offset
         self.reason = reason
         super().__init__(f"dump damaged at byte {offset}: {reason}")
+
+
+class LogChanged(JournalError):
+    """The log is not as the change left it that was to be taken back: it was written since, or is another one."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        super().__init__(
+            f"the log at {where} was written since the undo file was made, or is another log: what was acknowledged since would "
+            "be lost; nothing was changed"
+        )
 
 
 class JournalBusy(JournalError):

@@ -16,11 +16,22 @@ def write_copies(medium: Medium, head: Head) -> Head:
 
     One copy after the other, each with its own flush: whichever tears, the other one is whole and as good.
     """
-    for _ in range(COPIES):
-        head = replace(head, number=head.number + 1)
-        medium.write_head(head.number % COPIES, head.encode())
+    copies = following(head)
+    for copy in copies:
+        medium.write_head(copy.number % COPIES, copy.encode())
         medium.flush()
-    return head
+    return copies[-1]
+
+
+def following(head: Head) -> list[Head]:
+    """The copies that describe `head`, in the order they are written, numbered behind it."""
+    return [replace(head, number=head.number + step) for step in range(1, COPIES + 1)]
+
+
+def copies_of(medium: Medium, head: Head) -> list[bytes]:
+    """What the slots hold once `head` is written behind whatever is there."""
+    written = following(replace(head, number=highest_number(medium)))
+    return [copy.encode() for copy in sorted(written, key=lambda copy: copy.number % COPIES)]
 
 
 def highest_number(medium: Medium) -> int:

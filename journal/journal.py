@@ -311,6 +311,10 @@ class Journal:
                 raise ValueError(f"cut at {position} is not between {self._room.expire} and {self._pack.position}")
             self._writer.begin_at(position, sequence)
 
+    def left_behind(self, why: str) -> None:
+        """In a forked child, of what its parent has open: every call raises JournalClosed(`why`), nothing is written."""
+        self._writer.left_behind(JournalClosed(why))
+
     def close(self) -> None:
         """Flush, write a head that says where the log ends, and refuse everything from then on. Again: nothing."""
         if not isinstance(self._writer.refusal, JournalClosed):

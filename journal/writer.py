@@ -239,6 +239,12 @@ class Writer:
             self.refusal = refusal
             self.open_room()
 
+    def left_behind(self, refusal: JournalClosed) -> None:
+        """In a forked child: as `refuse`; a thread that held the lock is not there."""
+        if self.lock.locked():
+            self.lock.release()
+        self.refuse(refusal)
+
     def close(self) -> None:
         """Flush, write a head that says where the log ends, and refuse everything from then on."""
         try:

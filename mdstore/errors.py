@@ -5,7 +5,7 @@
 | NotFound            | treat it as an answer: the thing named is not there                       |
 | AlreadyExists       | treat it as an answer: the thing named is there already                   |
 | Conflict            | look again and retry                                                     |
-| InvalidRequest      | correct the call; nothing was changed                                    |
+| InvalidRequest      | correct the call; nothing was changed (an argument of a wrong type: TypeError) |
 | LimitExceeded       | send something smaller; the limit and its value are named                |
 | NoSpace             | free space or grow the image; nothing was changed                        |
 | ReadOnly            | reopen writable, or stop writing                                         |
@@ -16,6 +16,7 @@
 | UnsupportedFormat   | use the version of mdstore that wrote it, or upgrade                     |
 | ImageBusy           | stop the process named, or wait for it                                   |
 | SnapshotBusy        | close whatever reads the snapshot, then try again                         |
+| StoreClosed         | open it again; `Forked`: in the process that uses it                      |
 | DeviceFailed        | reopen the store; what was acknowledged is on the medium                  |
 | InternalError       | open it again, report the bug; nothing half-done was written               |
 | FencedError         | stop: another writer has taken over                                      |
@@ -55,7 +56,8 @@ class AlreadyExists(MdstoreError):
     def __init__(self, kind: str, name: object) -> None:
         self.kind = kind
         self.name = name
-        super().__init__(f"{kind} {_show(name)} exists already")
+        hint = "; open it, or give another name" if kind == "file" else ""
+        super().__init__(f"{kind} {_show(name)} exists already{hint}")
 
 
 class Conflict(MdstoreError):
@@ -85,7 +87,7 @@ class LimitExceeded(InvalidRequest):
         self.limit = limit
         self.value = value
         self.maximum = maximum
-        super().__init__(f"{limit} is {value}, at most {maximum} is allowed")
+        super().__init__(f"{show_number(value)} is over the limit of {maximum} ({limit})")
 
 
 class TransactionError(MdstoreError):
@@ -194,7 +196,8 @@ class DeviceFailed(MdstoreError):
         self.operation = operation
         self.where = where
         self.cause = cause
-        super().__init__(f"{operation} failed at {where}: {cause}")
+        reason = str(cause) or repr(cause)  # many exceptions, KeyboardInterrupt among them, say nothing but their name
+        super().__init__(f"{operation} failed at {where}: {reason}")
 
 
 class InternalError(MdstoreError):
@@ -214,6 +217,15 @@ class StoreClosed(MdstoreError):
     """The store, tree or handle was closed."""
 
     errno = errno.EBADF
+
+
+class Forked(StoreClosed):
+    """An image that process `owner` had opened when it forked this one: it stays the parent's. Open it here, once the parent has
+    closed it, or hand the work to the parent."""
+
+    def __init__(self, owner: int) -> None:
+        self.owner = owner
+        super().__init__(f"opened by process {owner}, which forked this one: it cannot be used here; open the image anew instead")
 
 
 class FencedError(MdstoreError):
@@ -245,6 +257,11 @@ class PosixError(MdstoreError):
         if self.subject != "":
             parts.append(_show(self.subject))
         return ": ".join(parts)
+
+
+def show_number(value: int) -> str:
+    """A number for people, whatever its size: Python writes none of thousands of digits."""
+    return str(value) if value.bit_length() <= 128 else f"of {value.bit_length()} bits"
 
 
 def errno_of(error: BaseException) -> int:

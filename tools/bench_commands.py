@@ -62,7 +62,11 @@ def bench_command() -> None:
 @bench_command.command("all")
 @json_option
 def all_command(as_json: bool) -> None:
-    """Run every benchmark, one after another, each in a process of its own, so that none inherits another's caches."""
+    """Run every benchmark, one after another, each in a process of its own, so that none inherits another's caches.
+
+    \b
+    mdstore bench all --json
+    """
     results: dict[str, Any] = {}
     failed = []
     for name in _BENCHES:

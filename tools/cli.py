@@ -23,8 +23,10 @@ from mdstore.tools.output import (
     EXIT_PIPE_CLOSED,
     EXIT_USAGE,
     CommandFailed,
+    Told,
     complain,
     explain,
+    print_json_failure,
 )
 
 
@@ -97,7 +99,7 @@ def cli(debug: bool) -> None:
     mdstore import photos.img ~/Pictures     fill it
     mdstore ls -l photos.img /2024           look into it
     mdstore mount photos.img /mnt            or work in it, as in any directory
-    mdstore fsck photos.img                  check every byte that is in use
+    mdstore fsck photos.img                  check it with a second, independent reader
 
     `mdstore COMMAND --help` explains each command, with an example. Every command knows --json. Exit codes: 0 done,
     1 failed or refused, with one line on stderr that says why; 2 wrong usage; fsck: 0 clean, 4 errors left, 8 could not run.
@@ -107,6 +109,7 @@ def cli(debug: bool) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Nothing but KeyboardInterrupt's cousins escapes."""
     debug = "--debug" in arguments or bool(os.environ.get("MDSTORE_DEBUG"))
+    wants_json = "--json" in arguments
     try:
         result = _invoke(list(arguments))
         sys.stdout.flush()
@@ -116,7 +119,7 @@ def run(arguments: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:  # the outermost frame: every failure ends here, as a line and a code
         if debug and not isinstance(error, click.ClickException):
             traceback.print_exc()
-        return _report(error)
+        return _report(error, as_json=wants_json)
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -129,36 +132,41 @@ def _invoke(arguments: list[str]) -> int:
     return result if isinstance(result, int) else EXIT_OK
 
 
-def _report(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        complain("interrupted")
-        return EXIT_INTERRUPTED
+def _report(error: BaseException, *, as_json: bool) -> int:
+    """Tell of a failure: a line on stderr; on stdout the document of who asked for one and has none yet."""
     if isinstance(error, BrokenPipeError):
         _silence_stdout()
         return EXIT_PIPE_CLOSED
-    if isinstance(error, click.UsageError):
-        _explain_usage(error)
+    if isinstance(error, Told):
+        as_json, error = False, error.cause
+    if isinstance(error, click.UsageError) and "\n" in error.format_message():  # nothing was asked for: it is the help page
+        click.echo(error.format_message(), err=True)
         return EXIT_USAGE
+    line, exit_code = _said_of(error)
+    if as_json:
+        try:
+            print_json_failure(line, exit_code)
+        except OSError:
+            _silence_stdout()
+    complain(line)
+    return exit_code
+
+
+def _said_of(error: BaseException) -> tuple[str, int]:
+    """The line for people, and the exit code."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", EXIT_INTERRUPTED
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx is not None else "mdstore"
+        return f"{error.format_message().rstrip('.')}; `{command} --help` explains", EXIT_USAGE
     if isinstance(error, click.ClickException):
-        complain(error.format_message())
-        return EXIT_FAILED
+        return error.format_message(), EXIT_FAILED
     if isinstance(error, CommandFailed):
-        complain(str(error))
-        return error.exit_code
+        return str(error), error.exit_code
     if isinstance(error, MdstoreError | OSError):
-        complain(explain(error))
-        return EXIT_FAILED
-    complain(f"unexpected {type(error).__name__}: {error}; this is a bug: please report it, with what --debug prints")
-    return EXIT_FAILED
-
-
-def _explain_usage(error: click.UsageError) -> None:
-    message = error.format_message()
-    if "\n" in message:  # nothing was asked for: the message is the help page
-        click.echo(message, err=True)
-        return
-    command = error.ctx.command_path if error.ctx is not None else "mdstore"
-    complain(f"{message.rstrip('.')}; `{command} --help` explains")
+        return explain(error), EXIT_FAILED
+    bug = f"unexpected {type(error).__name__}: {error}; this is a bug: please report it, with what --debug prints"
+    return bug, EXIT_FAILED
 
 
 def _silence_stdout() -> None:
@@ -166,8 +174,20 @@ def _silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _open_closed_streams() -> None:
+    """A program started with stdout or stderr closed (`>&-`) has none in Python, and the next file it opens gets the number."""
+    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w"))
+
+
 def main() -> None:
     """The console script."""
+    _open_closed_streams()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from mdstore.device.crashfile import load_crash_file
 from mdstore.device.explore import Report
@@ -56,7 +58,11 @@ def crash() -> None:
 @crash.command("workloads")
 @json_option
 def workloads_command(as_json: bool) -> None:
-    """List the workloads."""
+    """List the workloads.
+
+    \b
+    mdstore crash workloads
+    """
     rows = [
         {
             "workload": name,
@@ -101,6 +107,10 @@ def explore_command(
     """Try crash states of a workload: none, all, every prefix, reordered subsets and torn sectors of what was written between
     flushes; recover each, check it, compare it with what had been acknowledged.
 
+    \b
+    mdstore crash explore --workload namespace --states 20000
+    mdstore crash explore --resume night.json --states 1000000
+
     A state that recovers wrongly goes to a replay file. With --resume it runs for as long as wanted: stop it with Ctrl-C, and
     start it again with the same file.
     """
@@ -126,9 +136,16 @@ def _campaign(resume: Path | None, chosen: dict[str, Any]) -> Campaign:
     if resume is None or not resume.exists():
         return Campaign(Settings(**{**chosen, "workload": chosen["workload"] or _default_workload(chosen["engine"])}))
     campaign = load_campaign(resume)
-    if chosen["workload"] not in ("", campaign.settings.workload):
-        raise InvalidRequest(f"{resume} is a campaign of workload {campaign.settings.workload}; leave --workload out")
+    context = click.get_current_context()
+    for name, value in asdict(campaign.settings).items():
+        option = _OPTION_OF.get(name, name)
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE and chosen[name] != value:
+            words = option.replace("_", "-")
+            raise InvalidRequest(f"{resume} is a campaign with {name.replace('_', ' ')} {value!r}: leave --{words} out")
     return campaign
+
+
+_OPTION_OF: Final = {"nested": "no_nested"}  # settings that are options under another name
 
 
 def _default_workload(engine: str) -> str:
@@ -185,7 +202,11 @@ def _problems(report: Report) -> str:
 @click.option("--state", "states", multiple=True, metavar="STATE", help="Another state than the file names; may be repeated.")
 @json_option
 def replay_command(file: Path, states: tuple[str, ...], as_json: bool) -> int:
-    """Build the very states of a replay file again, recover them and judge them as then. Exit code 4 while they are wrong."""
+    """Build the very states of a replay file again, recover them and judge them as then. Exit code 4 while they are wrong.
+
+    \b
+    mdstore crash replay crash-transactions-7.crashlog
+    """
     kept = load_crash_file(file)
     chosen = chosen_workload(
         str(kept.origin.get("workload", "")), str(kept.origin.get("engine", "")), fsck=bool(kept.origin.get("fsck"))
@@ -220,6 +241,9 @@ def kill_command(
     workload: str, engine: str, seed: int, steps: int | None, rounds: int, directory: str | None, as_json: bool
 ) -> int:
     """Let a real process work on real files, kill it with SIGKILL at a random moment, look at what is left; again and again.
+
+    \b
+    mdstore crash kill --rounds 100 --seed 7
 
     Ends at the first finding, with the files left as they are.
     """
@@ -260,6 +284,9 @@ def faults_command(
     """Let the device fail at every call, one at a time: EIO, ENOSPC, short writes, writes and flushes that are lost, bits that
     flip; while the workload runs, and while a crashed image is recovered.
 
+    \b
+    mdstore crash faults --workload transactions --runs 200
+
     Nothing but typed errors may come out, and no wrong bytes; after a fault that the device admitted, what was acknowledged is
     there when the image is opened again.
     """
@@ -296,6 +323,9 @@ def faults_command(
 @json_option
 def canary_command(names: tuple[str, ...], seed: int, as_json: bool) -> int:
     """Put a bug in, and see that it is found: each within its bound of states. All of them, or those NAMED.
+
+    \b
+    mdstore crash canary
 
     A flush skipped, a superblock written too early, a log's end not cleaned, a checksum ignored: an exploration that finds
     nothing says something only as long as these are found.

@@ -11,6 +11,7 @@ import click
 
 from mdstore.errors import CorruptionError, InvalidRequest, MdstoreError
 from mdstore.tools.fsck import progress_display
+from mdstore.tools.output import Told, print_json_failure
 from mdstore.tools.present import printer
 from mdstore.tools.reader.check import Options, check_image
 from mdstore.tools.reader.dump_lines import DumpHeader, encode_dump
@@ -97,8 +98,8 @@ def dump_command(
     if snapshot is not None and not as_lines:
         raise click.UsageError("--snapshot needs --all")
     if as_lines:
-        if what or as_map:
-            raise click.UsageError("--all shows everything: no view goes with it")
+        if what or as_map or as_json:
+            raise click.UsageError("--all shows everything, as lines of JSON: neither a view nor --json goes with it")
         sys.exit(run_dump_all(image, snapshot))
     if html and not as_map:
         raise click.UsageError("--html needs --map")
@@ -134,8 +135,7 @@ def run_map(path: str, *, as_json: bool = False, html: str | None = None) -> int
         with progress_display() as progress:
             result = check_image(path, Options(watch=mapper.watch), mapper.problem, progress)
     except MdstoreError as error:
-        click.echo(f"dump: {error}", err=True)
-        return EXIT_FAILED
+        return _failed(error, as_json=as_json, code=EXIT_FAILED)
     if html:
         write_report(html, path, result, time.monotonic() - started, mapper)
     if mapper.image_map is not None:
@@ -152,19 +152,24 @@ def run_dump(path: str, what: tuple[str, ...], *, as_json: bool = False) -> int:
             source = Source(image)
             sections = _sections(source, what)
             printer(as_json=as_json)(sections)
-    except InvalidRequest as error:
-        click.echo(f"dump: {error}", err=True)
-        return EXIT_USAGE
-    except CorruptionError as error:
-        click.echo(f"dump: {error}", err=True)
-        return EXIT_DAMAGED
+    except Told as told:
+        return _failed(told.cause, as_json=False)
     except MdstoreError as error:
-        click.echo(f"dump: {error}", err=True)
-        return EXIT_FAILED
+        return _failed(error, as_json=as_json)
     for problem in source.problems:
         if problem.severity != "note":
             click.echo(f"dump: {problem.as_line()}", err=True)
     return EXIT_DAMAGED if source.findings.errors else EXIT_OK
+
+
+def _failed(error: Exception, *, as_json: bool, code: int | None = None) -> int:
+    if code is None:
+        codes = ((InvalidRequest, EXIT_USAGE), (CorruptionError, EXIT_DAMAGED))
+        code = next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILED)
+    if as_json:
+        print_json_failure(str(error), code)
+    click.echo(f"dump: {error}", err=True)
+    return code
 
 
 def _sections(source: Source, what: tuple[str, ...]) -> Iterator[Section]:

@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from mdstore.errors import MdstoreError
+from mdstore.tools.output import explain
 from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, Progress, Result, check_image
 from mdstore.tools.reader.problems import Problem
 from mdstore.tools.reader.views import as_bytes
@@ -25,7 +26,7 @@ EXIT_FAILED: Final = 8
 
 @click.command("fsck")
 @click.argument("image")
-@click.option("--quick", "level", flag_value=QUICK, help="Superblocks and log only.")
+@click.option("--quick", "level", flag_value=QUICK, help="Superblocks and log only; of a --snapshot, the ways into its trees.")
 @click.option("--deep", "level", flag_value=DEEP, help="All metadata, and every data block against its checksum.")
 @click.option(
     "--sample",
@@ -47,6 +48,10 @@ def fsck_command(
 ) -> None:
     """Check IMAGE and report every problem: what, where, what follows from it, what to do.
 
+    \b
+    mdstore fsck photos.img
+    mdstore fsck photos.img --deep --html photos.html
+
     Reads only; works on an image that was not closed (its logs are replayed in memory). Snapshots of the store are checked with
     it; with --snapshot one of them alone, also while another process has the image open.
 
@@ -54,6 +59,10 @@ def fsck_command(
     Exit codes: 0 clean (warnings and notes do not count), 4 errors, 8 could not check
     (not an image, no permission, unknown format).
     """
+    if not 0 <= sample <= 100:  # what is no number passes click's range
+        raise click.UsageError(f"--sample {sample}: write a number from 0 to 100")
+    if sample != 100 and level != DEEP:
+        raise click.UsageError("--sample is a part of the data that --deep reads: it needs --deep")
     wanted = None if snapshot is None else as_bytes(snapshot)
     options = Options(level or NORMAL, sample / 100, seed, wanted)
     sys.exit(run_fsck(image, options, as_json=as_json, html=html))
@@ -93,7 +102,7 @@ class _TextFront:
         click.echo(problem.as_line())
 
     def failed(self, image: str, error: Exception) -> None:
-        click.echo(f"fsck: {error}", err=True)
+        click.echo(f"fsck: {explain(error)}", err=True)
 
     def finished(self, image: str, result: Result, seconds: float) -> None:
         state = "clean" if not result.errors else f"{result.errors} errors"

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from mdstore.device.file import FileDevice, sync_directory_of
-from mdstore.errors import AlreadyExists, DamagedFile
+from mdstore.errors import AlreadyExists, DamagedFile, LimitExceeded, NoSpace
 from mdstore.limits import MIB
 from mdstore.store.commit import Commit
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 from mdstore.tools.output import CommandFailed
+from mdstore.tools.reader.floors import Floor
 from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
 
 BATCH_BYTES: Final = MIB  # of one transaction, less where the log is small
@@ -58,6 +59,8 @@ class Loader:
             self._begin_object(record)
         elif isinstance(record, DataRecord):
             self._put_data(record)
+        elif isinstance(record, Floor):
+            self._put_floor(record)
         else:
             self._put_pairs(record)
         if self._transaction.payload_bytes >= self._batch_bytes or len(self._transaction) >= _OPERATIONS_MAX:
@@ -121,6 +124,13 @@ class Loader:
             self._transaction.map_set(self._home(), owner.name, part)
         self.loaded.pairs += len(record.pairs)
 
+    def _put_floor(self, floor: Floor) -> None:
+        """They hold from now on for whoever writes with an epoch; the loader has none."""
+        self._end_object()
+        home = floor.collection or None
+        name = floor.name if floor.scope == "object" else None
+        self._transaction.set_floor(floor.floor, home, name=name, prefix=floor.name if floor.scope == "prefix" else None)
+
     def _home(self) -> bytes:
         if self._collection is None:
             raise DamagedFile("dump", "its beginning", "a collection", "an object")
@@ -138,37 +148,57 @@ class Loader:
 
 
 _OPERATIONS_MAX: Final = 2000
+_FILE_BYTES_MAX: Final = (1 << 63) - 1
 
 
-def make_image_of(path: str, size_bytes: int, block_size: int, records: Iterable[Record], *, force: bool = False) -> Loaded:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How an image is laid out: its size, that of its blocks, and the stripes of the medium below (0: none). sparse: its space is
+    taken as it fills, instead of being reserved at once."""
+
+    size_bytes: int
+    block_size: int
+    stripe_bytes: int = 0
+    stripe_offset: int = 0
+    sparse: bool = False
+
+
+def make_image_of(path: str, shape: Shape, records: Iterable[Record], *, force: bool = False) -> Loaded:
     """Make an image at `path` that holds the records, whole or not at all: it takes its name once it is durable, and until then
     a file that was there stays what it was.
 
-    CommandFailed when there is a file already (unless `force`), when it is no plain file, or the records are no possible content;
-    ImageBusy when somebody has it open; NoSpace inside TransactionError when the size does not do; DamagedFile of the records.
+    CommandFailed when there is a file already (unless `force`), when it is no plain file, the disk has no room, or the records
+    are no possible content; LimitExceeded; ImageBusy when somebody has it open; NoSpace inside TransactionError when the size
+    does not do; DamagedFile of the records.
     """
     path = os.path.realpath(path)
     if not os.path.exists(path):
-        return _made(path, size_bytes, block_size, records)
+        return _made(path, shape, records)
     if not force:
         raise CommandFailed(f"{path} exists already; --force overwrites it, or choose another name")
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise CommandFailed(f"{path} is no plain file and cannot be replaced by one; choose another name")
     replaced = FileDevice.open(path)  # nobody has it open meanwhile
     try:
-        return _made(path, size_bytes, block_size, records)
+        return _made(path, shape, records)
     finally:
         replaced.close()
 
 
-def _made(path: str, size_bytes: int, block_size: int, records: Iterable[Record]) -> Loaded:
+def _made(path: str, shape: Shape, records: Iterable[Record]) -> Loaded:
     partial = f"{path}.part"
+    if shape.size_bytes > _FILE_BYTES_MAX:
+        raise LimitExceeded("the size of an image", shape.size_bytes, _FILE_BYTES_MAX)
     try:
-        device = FileDevice.create(partial, size_bytes, sparse=True)
+        device = FileDevice.create(partial, shape.size_bytes, sparse=shape.sparse)
+    except NoSpace as error:
+        raise CommandFailed(f"{error}; --sparse does not reserve the image's space") from error
     except AlreadyExists:
         raise CommandFailed(f"{partial} is in the way: what an earlier run left; remove it and try again") from None
     try:
-        with Store.create(device, block_size=block_size) as store:
+        with Store.create(
+            device, block_size=shape.block_size, stripe_bytes=shape.stripe_bytes, stripe_offset=shape.stripe_offset
+        ) as store:
             loader = Loader(store)
             for record in records:
                 loader.put(record)

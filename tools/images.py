@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
 import click
 
@@ -18,6 +19,7 @@ from mdstore.mds.snapdir import SnapshotVfs
 from mdstore.store.store import Store
 from mdstore.tools.output import complain, replay_progress
 
+SIZE_MAX: Final = (1 << 63) - 1  # of a file, in bytes
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
 
@@ -29,8 +31,8 @@ def size(text: str | int) -> int:
         size_bytes = int(float(number) * _SIZE_UNITS[unit]) if "." in number else int(number) * _SIZE_UNITS[unit]
     except (ValueError, OverflowError):
         raise click.BadParameter(f"{text!r} is not a size; write 4096, 64K, 512M, 1.5G ...") from None
-    if size_bytes <= 0:
-        raise click.BadParameter(f"a size of {text} makes no sense")
+    if not 0 < size_bytes <= SIZE_MAX:
+        raise click.BadParameter(f"a size of {text} makes no sense: there is 1 byte to 8 EiB")
     return size_bytes
 
 
@@ -47,6 +49,8 @@ def opened_store(image: str, *, read_only: bool) -> Iterator[Store]:
     except BaseException:
         device.close()
         raise
+    for sentence in store.recovery.warnings:
+        complain(f"{image}: {sentence}")
     for sentence in store.recovery.isolated:
         complain(f"{image}: set apart: {sentence}")
     with store:

@@ -7,7 +7,7 @@ from typing import IO, Any, Final
 import click
 
 from mdstore.errors import CorruptionError, NotAnImage, UnsupportedFormat
-from mdstore.tools.images import json_option
+from mdstore.tools.images import SIZE_MAX, json_option
 from mdstore.tools.output import CommandFailed, print_json, print_line
 from mdstore.tools.reader.decode_one import STRUCTURES, TREES, Context, decode_one
 from mdstore.tools.reader.views import as_bytes
@@ -30,7 +30,11 @@ def inspect() -> None:
 @inspect.command("types")
 @json_option
 def types_command(as_json: bool) -> None:
-    """List what `decode` knows."""
+    """List what `decode` knows.
+
+    \b
+    mdstore inspect types
+    """
     if as_json:
         print_json([{"type": name, "about": structure.about} for name, structure in STRUCTURES.items()])
         return
@@ -52,6 +56,10 @@ def decode_command(
     structure: str, file: IO[bytes], offset: str, length: str | None, as_json: bool, tree: str, key: str, kind: int, ino: int
 ) -> None:
     """Decode one structure from the bytes of FILE (an image, or a piece of one; `-` for standard input).
+
+    \b
+    mdstore inspect decode superblock photos.img
+    mdstore inspect decode page photos.img --offset 0x8000 --length 4096 --json
 
     Exit code 4 when it is damaged, with what is wrong.
     """
@@ -76,8 +84,8 @@ def _number(text: str, option: str) -> int:
         number = int(text, 0)
     except ValueError:
         number = -1
-    if number < 0:
-        raise click.BadParameter(f"{text!r} is no number of bytes", param_hint=option)
+    if not 0 <= number <= SIZE_MAX:
+        raise click.BadParameter(f"{text!r} is no number of bytes in a file", param_hint=option)
     return number
 
 

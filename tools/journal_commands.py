@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import click
 
-from journal import Head
-from journal.dump import apply_dump, check_dump
+from journal import Head, NoJournal
+from journal.dump import KIND_LOG, apply_dump, check_dump, check_untouched
 from journal.edit import (
     Change,
     apply_change,
@@ -66,7 +66,12 @@ def journal() -> None:
 @_ring
 @json_option
 def inspect_command(target: str, ring: bool, as_json: bool) -> int:
-    """Check every entry; say what is damaged or missing, with ranges. Exit code 4 when something is."""
+    """Check every entry; say what is damaged or missing, with ranges. Exit code 4 when something is.
+
+    \b
+    mdstore journal inspect photos.img
+    mdstore journal inspect photos.img --ring
+    """
     with opened_log(target, ring=ring, read_only=True) as log:
         found = survey(log.medium, head=log.head)
     if as_json:
@@ -100,7 +105,14 @@ def _print_survey(found: Survey) -> None:
 @json_option
 def events_command(target: str, what: str, ring: bool, as_json: bool, **chosen: Any) -> None:
     """Entries of the log, those that all options choose. `binary` writes their payloads one after another; `--json` is
-    the same as `json`, and a summary is JSON always."""
+    the same as `json`, and a summary is JSON always.
+
+    \b
+    mdstore journal events photos.img list --path may.jpg
+    mdstore journal events photos.img json --type rename --range 4194304..8388608
+    """
+    if as_json and what == "binary":
+        raise click.UsageError("binary writes the payloads as they are: --json does not go with it")
     what = "json" if as_json and what == "list" else what
     wanted = _filter(**chosen)
     with opened_log(target, ring=ring, read_only=True) as log:
@@ -152,7 +164,11 @@ def header() -> None:
 @_ring
 @json_option
 def header_get(target: str, ring: bool, as_json: bool) -> None:
-    """The newer intact head copy."""
+    """The newer intact head copy.
+
+    \b
+    mdstore journal header get photos.img
+    """
     with opened_log(target, ring=ring, read_only=True) as log:
         fields = asdict(log.current_head())
     if as_json:
@@ -169,7 +185,11 @@ def header_get(target: str, ring: bool, as_json: bool) -> None:
 @_undo
 @json_option
 def header_set(target: str, fields: tuple[str, ...], apply_it: bool, undo_path: str | None, as_json: bool) -> None:
-    """Set FIELD=VALUE ...: trimmed, expire, safe, next_sequence, generation, generation_start, epoch."""
+    """Set FIELD=VALUE ...: trimmed, expire, safe, next_sequence, generation, generation_start, epoch.
+
+    \b
+    mdstore journal header set photos.img expire=4194304 --apply
+    """
     try:
         values = {name: int(value, 0) for name, _, value in (field.partition("=") for field in fields)}
     except ValueError:
@@ -184,10 +204,17 @@ def header_set(target: str, fields: tuple[str, ...], apply_it: bool, undo_path: 
 @_undo
 @json_option
 def header_recover(target: str, after_damage: bool, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
-    """Search the whole medium for entries and make a head that describes them. Nothing but the head is written."""
+    """Search the whole medium for entries and make a head that describes them. Nothing but the head is written.
+
+    \b
+    mdstore journal header recover photos.img --apply
+    """
     path = _undo_path(target, undo_path) if apply_it else None
     with opened_log(target, ring=False, read_only=not apply_it) as log:
-        head = recover_head(log.medium, after_damage=after_damage)
+        try:
+            head = recover_head(log.medium, after_damage=after_damage)
+        except NoJournal:
+            raise CommandFailed(f"no entry was found in {target}, so there is nothing that a head could describe") from None
         if path is not None:
             with _new_file(path) as undo:
                 replace_heads(log.medium, head, undo)
@@ -208,7 +235,11 @@ def _head_words(head: Head) -> list[str]:
 @_ring
 @json_option
 def export_command(target: str, file: str, force: bool, ring: bool, as_json: bool) -> None:
-    """Write the live log to FILE, which must not exist."""
+    """Write the live log to FILE, which must not exist.
+
+    \b
+    mdstore journal export photos.img photos.log
+    """
     with opened_log(target, ring=ring, read_only=True) as log, _new_file(file) as out:
         total = export_log(log.medium, out, force=force)
     if as_json:
@@ -224,7 +255,11 @@ def export_command(target: str, file: str, force: bool, ring: bool, as_json: boo
 @_undo
 @json_option
 def import_command(target: str, file: str, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
-    """Replace the log by the one in FILE. The one there is goes to the undo file."""
+    """Replace the log by the one in FILE. The one there is goes to the undo file.
+
+    \b
+    mdstore journal import photos.img photos.log --apply
+    """
     path = _undo_path(target, undo_path) if apply_it else None
     with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
         if path is None:
@@ -241,9 +276,16 @@ def import_command(target: str, file: str, apply_it: bool, undo_path: str | None
 @_apply
 @json_option
 def undo_command(target: str, file: str, apply_it: bool, as_json: bool) -> None:
-    """Take back the change that wrote the undo file FILE. Only while nothing else has written to the log since."""
+    """Take back the change that wrote the undo file FILE. Refused when anything else has written to the log since.
+
+    \b
+    mdstore journal undo photos.img photos.img.journal-undo --apply
+    """
     with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
-        check_dump(source)
+        dump = check_dump(source)
+        if dump.kind == KIND_LOG and not dump.left:
+            raise CommandFailed(f"{file} is an export, not an undo file: `mdstore journal import` puts it in place of the log")
+        check_untouched(log.medium, dump)
         source.seek(0)
         if apply_it:
             apply_dump(log.medium, source)
@@ -264,7 +306,11 @@ def undo_command(target: str, file: str, apply_it: bool, as_json: bool) -> None:
 @_undo
 @json_option
 def splice_command(target: str, apply_it: bool, undo_path: str | None, as_json: bool, **chosen: Any) -> None:
-    """Take out the entries that all options choose: each becomes a pad of the same length."""
+    """Take out the entries that all options choose: each becomes a pad of the same length.
+
+    \b
+    mdstore journal splice photos.img --range 4194304..4194472 --apply
+    """
     wanted = _filter(**chosen)
     if wanted.empty:
         raise click.UsageError("say which entries: --range, --type, --path, --inode or --client")
@@ -277,7 +323,11 @@ def splice_command(target: str, apply_it: bool, undo_path: str | None, as_json: 
 @_undo
 @json_option
 def repair_command(target: str, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
-    """Bridge damaged ranges by pads, so that what lies behind is read; cut off what cannot be bridged."""
+    """Bridge damaged ranges by pads, so that what lies behind is read; cut off what cannot be bridged.
+
+    \b
+    mdstore journal repair photos.img --apply
+    """
     _change(target, lambda log: plan_repair(log.medium), apply_it, undo_path, as_json)
 
 
@@ -288,7 +338,11 @@ def repair_command(target: str, apply_it: bool, undo_path: str | None, as_json: 
 @_undo
 @json_option
 def truncate_command(target: str, position: int, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
-    """End the log at POSITION, the end of an entry; everything behind it goes."""
+    """End the log at POSITION, the end of an entry; everything behind it goes.
+
+    \b
+    mdstore journal truncate photos.img 4194472 --apply
+    """
     _change(target, lambda log: plan_truncate(log.medium, position), apply_it, undo_path, as_json)
 
 
@@ -298,7 +352,11 @@ def truncate_command(target: str, position: int, apply_it: bool, undo_path: str 
 @_undo
 @json_option
 def reset_command(target: str, apply_it: bool, undo_path: str | None, as_json: bool) -> None:
-    """Begin an empty log behind the present one. Events that were not written back are lost."""
+    """Begin an empty log behind the present one. Events that were not written back are lost.
+
+    \b
+    mdstore journal reset photos.img --apply
+    """
     _change(target, lambda log: plan_reset(log.medium), apply_it, undo_path, as_json)
 
 
@@ -341,7 +399,7 @@ class _DurableFile:
         try:
             self._file = self._path.open("xb")
         except FileExistsError:
-            raise CommandFailed(f"{path} exists already; name another file with --undo, or move it away") from None
+            raise CommandFailed(f"{path} exists already; name another file, or move it away") from None
 
     def write(self, data: bytes) -> int:
         return self._file.write(data)

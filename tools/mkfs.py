@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mdstore.device.file import FileDevice
-from mdstore.errors import AlreadyExists
+from mdstore.errors import AlreadyExists, NoSpace
 from mdstore.limits import BLOCK_SIZE_DEFAULT, GIB, IMAGE_SIZE_MIN
 from mdstore.mds.server import MetadataServer
 from mdstore.store.store import Store
@@ -101,6 +101,8 @@ def _device(image: str, size_bytes: int | None, *, force: bool, sparse: bool) ->
         return FileDevice.create(image, size_bytes, exclusive=not force, sparse=sparse)
     except AlreadyExists:
         raise CommandFailed(f"{image} exists already; --force overwrites it, or choose another name") from None
+    except NoSpace as error:
+        raise CommandFailed(f"{error}; make room where {image} lies, choose a smaller --size, or --sparse") from error
 
 
 def _is_block_device(path: str) -> bool:

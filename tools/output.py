@@ -31,6 +31,14 @@ _PROGRESS_EVERY_S: Final = 0.1
 _REPLAY_SHOWN_AFTER_S: Final = 0.5
 
 
+class Told(Exception):
+    """A failure in the middle of a JSON document, which ends with it, so that it is one document all the same."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class CommandFailed(Exception):
     """A command that cannot go on: one line for the person, and the exit code."""
 
@@ -48,12 +56,24 @@ def print_json(value: object) -> None:
 
 
 def print_json_list(values: Iterable[object]) -> None:
-    """One JSON array, written element by element, so that a long listing needs no memory."""
+    """One JSON array, written element by element, so that a long listing needs no memory. A failure on the way is its last
+    element, an object with `error`, and raises `Told`; one before the first element is raised as it is, nothing written."""
     write, separator = sys.stdout.write, "[\n  "
-    for value in values:
-        write(separator + json.dumps(value))
-        separator = ",\n  "
+    try:
+        for value in values:
+            write(separator + json.dumps(value))
+            separator = ",\n  "
+    except (MdstoreError, OSError) as error:
+        if separator == "[\n  " or isinstance(error, BrokenPipeError):
+            raise
+        write(f"{separator}{json.dumps({'error': explain(error)})}\n]\n")
+        raise Told(error) from error
     write("\n]\n" if separator != "[\n  " else "[]\n")
+
+
+def print_json_failure(line: str, exit_code: int) -> None:
+    """The document of a command that failed before it had one."""
+    print_json({"status": "failed", "error": line, "exit_code": exit_code})
 
 
 def print_line(text: str) -> None:

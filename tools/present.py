@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from mdstore.errors import MdstoreError
+from mdstore.tools.output import Told, explain
 from mdstore.tools.reader.views import Facts, Section
 
 if TYPE_CHECKING:
@@ -38,18 +40,28 @@ def printer(*, as_json: bool) -> Print:
 
 
 def print_json_sections(sections: Iterator[Section]) -> None:
-    """One object: a key for each section, an object or an array each; rows are written as they are read."""
-    click.echo("{", nl=False)
-    for index, section in enumerate(sections):
-        click.echo(("," if index else "") + f"\n{json.dumps(section.name)}: ", nl=False)
-        if section.facts is not None:
-            click.echo(json.dumps(section.facts), nl=False)
-            continue
-        click.echo("[", nl=False)
-        for number, row in enumerate(section.rows):
-            click.echo((",\n  " if number else "\n  ") + json.dumps(row), nl=False)
-        click.echo("]", nl=False)
-    click.echo("\n}")
+    """One object: a key for each section, an object or an array each; rows are written as they are read. What goes wrong on the
+    way ends the object with a key `error`, and raises `Told`; what goes wrong before, is raised as it is, nothing written."""
+    separator, closing = "{", ""
+    try:
+        for section in sections:
+            click.echo(f"{separator}\n{json.dumps(section.name)}: ", nl=False)
+            separator = ","
+            if section.facts is not None:
+                click.echo(json.dumps(section.facts), nl=False)
+                continue
+            click.echo("[", nl=False)
+            closing = "]"
+            for number, row in enumerate(section.rows):
+                click.echo((",\n  " if number else "\n  ") + json.dumps(row), nl=False)
+            click.echo(closing, nl=False)
+            closing = ""
+    except MdstoreError as error:
+        if separator == "{":
+            raise
+        click.echo(f'{closing},\n"error": {json.dumps(explain(error))}\n}}')
+        raise Told(error) from error
+    click.echo("\n}" if separator == "," else "{}")
 
 
 # -- plain text --------------------------------------------------------------------------------------------------------

@@ -13,20 +13,22 @@ import click
 
 from mdstore.device.file import FileDevice, sync_directory_of
 from mdstore.errors import NoSpace, TransactionError
-from mdstore.limits import IMAGE_SIZE_MIN, MIB
-from mdstore.tools.image_loader import Loaded, make_image_of
+from mdstore.limits import IMAGE_SIZE_MIN, MAP_VALUE_MAX, MIB
+from mdstore.tools.image_loader import Loaded, Shape, make_image_of
 from mdstore.tools.images import image_argument, json_option, size
 from mdstore.tools.output import CommandFailed, complain, count_text, print_json, print_line, size_text
 from mdstore.tools.reader.dump_lines import DumpLines
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.stream import ObjectStream
+from mdstore.tools.reader.superblock import Superblock
 from mdstore.tools.reader.whole import Salvage, newest_superblock, stream_of
 
 EXIT_LOST: Final = 4
 _SLACK_BYTES: Final = 4 * MIB
 _GROWTH: Final = 1.5  # of an image that turned out too small
 _ATTEMPTS: Final = 6
-
+_FIRST_LINE_MAX: Final = 4096
+_LINE_MAX: Final = MAP_VALUE_MAX * 3 // 2  # the longest holds a value in base 64
 
 
 class TooSmall(CommandFailed):
@@ -34,6 +36,7 @@ class TooSmall(CommandFailed):
 
 
 _force = click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+_sparse = click.option("--sparse", is_flag=True, help="Do not reserve the new image's space: it is taken as the image fills.")
 _source = click.argument("source", type=click.Path(readable=False))
 _target = click.argument("target", type=click.Path(readable=False))
 
@@ -43,8 +46,9 @@ _target = click.argument("target", type=click.Path(readable=False))
 @click.argument("dump", type=click.File("rb"), default="-")
 @click.option("--size", "size_bytes", type=size, help="Size of the image [that of the one dumped].")
 @_force
+@_sparse
 @json_option
-def load_command(image: str, dump: IO[bytes], size_bytes: int | None, force: bool, as_json: bool) -> None:
+def load_command(image: str, dump: IO[bytes], size_bytes: int | None, force: bool, sparse: bool, as_json: bool) -> None:
     """Make IMAGE from a DUMP (a file, or standard input) that `mdstore dump --all` wrote.
 
     \b
@@ -56,11 +60,19 @@ def load_command(image: str, dump: IO[bytes], size_bytes: int | None, force: boo
     """
     if os.path.exists(image) and os.path.samestat(os.stat(image), os.fstat(dump.fileno())):
         raise CommandFailed(f"{image} is the dump itself: name another file to write to")
-    lines = DumpLines(iter(dump.readline, b""), getattr(dump, "name", "dump"))
+    lines = DumpLines(_lines(dump), getattr(dump, "name", "dump"))
     wanted = size_bytes or lines.header.size_bytes
     with _room_said(image, "--size"):
-        loaded = make_image_of(image, wanted, lines.header.block_size, lines.records(), force=force)
+        loaded = make_image_of(image, Shape(wanted, lines.header.block_size, sparse=sparse), lines.records(), force=force)
     _say(image, loaded, as_json=as_json)
+
+
+def _lines(dump: IO[bytes]) -> Iterator[bytes]:
+    """Lines, cut off where no dump has one so long: memory does not grow with what is no dump."""
+    longest = _FIRST_LINE_MAX
+    while line := dump.readline(longest):
+        yield line
+        longest = _LINE_MAX
 
 
 @click.command("recover")
@@ -68,8 +80,9 @@ def load_command(image: str, dump: IO[bytes], size_bytes: int | None, force: boo
 @_target
 @click.option("--size", "size_bytes", type=size, help="Size of the new image [that of the old].")
 @_force
+@_sparse
 @json_option
-def recover_command(source: str, target: str, size_bytes: int | None, force: bool, as_json: bool) -> int:
+def recover_command(source: str, target: str, size_bytes: int | None, force: bool, sparse: bool, as_json: bool) -> int:
     """Salvage whatever still reads of SOURCE into TARGET, a new image; list what was lost, by name. SOURCE is never written.
 
     \b
@@ -84,7 +97,8 @@ def recover_command(source: str, target: str, size_bytes: int | None, force: boo
         salvage = Salvage(image)
         stream = salvage.stream()
         wanted = size_bytes or max(image.size, newest_superblock(image).blocks * stream.block_size)
-        loaded = make_image_of(target, wanted, stream.block_size, stream.records(), force=force)
+        shape = _like(newest_superblock(image), wanted, sparse=sparse)
+        loaded = make_image_of(target, shape, stream.records(), force=force)
         losses = salvage.named()
     if as_json:
         print_json({"image": target, **asdict(loaded), "lost": [asdict(loss) for loss in losses]})
@@ -103,9 +117,10 @@ def recover_command(source: str, target: str, size_bytes: int | None, force: boo
 @click.option("--snapshot", metavar="NAME", help="What this snapshot of the store knows; SOURCE may be in use meanwhile.")
 @click.option("--size", "size_bytes", type=size, help="Size of the new image [that of the old].")
 @_force
+@_sparse
 @json_option
 def copy_command(
-    source: str, target: str, snapshot: str | None, size_bytes: int | None, force: bool, as_json: bool
+    source: str, target: str, snapshot: str | None, size_bytes: int | None, force: bool, sparse: bool, as_json: bool
 ) -> None:
     """Copy the content of SOURCE into TARGET, a new image: a backup.
 
@@ -118,17 +133,19 @@ def copy_command(
     _refuse_same(source, target)
     with _guard(source, held=snapshot is None), Image(source) as image, _room_said(target, "--size"):
         stream = stream_of(image, snapshot, finds_shares=True)
-        loaded = make_image_of(target, size_bytes or image.size, stream.block_size, stream.records(), force=force)
+        shape = _like(newest_superblock(image), size_bytes or image.size, sparse=sparse)
+        loaded = make_image_of(target, shape, stream.records(), force=force)
     _say(target, loaded, as_json=as_json)
 
 
 @click.command("compact")
 @_source
 @click.argument("target", type=click.Path(readable=False), required=False)
-@click.option("--size", "size_bytes", type=size, help="Size of the new image [as small as its content allows].")
+@click.option("--size", "size_bytes", type=size, help="Size of the new image, in whole MiB [as small as its content allows].")
 @_force
+@_sparse
 @json_option
-def compact_command(source: str, target: str | None, size_bytes: int | None, force: bool, as_json: bool) -> None:
+def compact_command(source: str, target: str | None, size_bytes: int | None, force: bool, sparse: bool, as_json: bool) -> None:
     """Make a smaller image of the same content: TARGET, or SOURCE itself, replaced in one step once the new one is whole.
 
     \b
@@ -146,7 +163,7 @@ def compact_command(source: str, target: str | None, size_bytes: int | None, for
     with _held(source), Image(source) as image:
         if in_place:
             _refuse_replacing(source, image)
-        loaded = _compacted(image, new, size_bytes, force=force)
+        loaded = _compacted(image, new, size_bytes, force=force, sparse=sparse)
         before = image.size
         if in_place:
             _replace(new, source)
@@ -159,7 +176,7 @@ def compact_command(source: str, target: str | None, size_bytes: int | None, for
     print_line(f"{size_text(before)} before, {size_text(after)} now")
 
 
-def _compacted(image: Image, new: str, size_bytes: int | None, *, force: bool) -> Loaded:
+def _compacted(image: Image, new: str, size_bytes: int | None, *, force: bool, sparse: bool) -> Loaded:
     """Try the size that should do; a larger one where it does not (what was shared in parts takes more)."""
     superblock = newest_superblock(image)
     used = (superblock.blocks - superblock.free_blocks - superblock.log_blocks) * superblock.block_size
@@ -168,12 +185,18 @@ def _compacted(image: Image, new: str, size_bytes: int | None, *, force: bool) -
         stream = stream_of(image, finds_shares=True)
         try:
             with _room_said(new, "--size"):
-                return make_image_of(new, _whole_mib(wanted), stream.block_size, stream.records(), force=force)
+                shape = _like(superblock, _whole_mib(wanted), sparse=sparse)
+                return make_image_of(new, shape, stream.records(), force=force)
         except TooSmall:
             if size_bytes is not None or attempt == _ATTEMPTS - 1:
                 raise
             wanted = int(wanted * _GROWTH)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _like(superblock: Superblock, size_bytes: int, *, sparse: bool) -> Shape:
+    """Blocks and stripes as in the image it is made of."""
+    return Shape(size_bytes, superblock.block_size, superblock.stripe_bytes, superblock.stripe_offset, sparse)
 
 
 def _whole_mib(size_bytes: int) -> int:

@@ -23,6 +23,7 @@ from mdstore.errors import DamagedFile, UnsupportedFormat
 FORMAT: Final = "mdstore crash log"
 VERSION: Final = 2
 VERSIONS: Final = (1, 2)  # that can be read; version 1 has no promise
+_BEGINS: Final = b'{"format":"mdstore crash log"'
 SIZE_MAX: Final = 1 << 40  # bytes of the device described; a damaged number must not ask for all memory
 
 
@@ -54,7 +55,10 @@ def load_crash_file(path: str | os.PathLike[str]) -> CrashFile:
     """Read a file back. `DamagedFile` for one that is damaged or cut short, `UnsupportedFormat` for another version,
     OSError."""
     with open(path, "rb") as stream:
-        content = stream.read()
+        start = stream.read(len(_BEGINS))
+        if start != _BEGINS:
+            raise DamagedFile("crash log", str(path), f"a file that begins with {_BEGINS.decode()}", start)
+        content = start + stream.read()
     body, _, last = content.rstrip(b"\n").rpartition(b"\n")
     try:
         found = json.loads(last)["end"]

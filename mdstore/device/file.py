@@ -18,13 +18,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from mdstore.device import forks
 from mdstore.device.linux import block_device_geometry, preallocate, punch, start_writing
 from mdstore.device.lock import find_holder, lock_image
 from mdstore.device.protocol import Buffer
-from mdstore.device.ranges import check_growth, check_range, positioned, size_of
+from mdstore.device.ranges import check_growth, check_range, check_size, positioned, size_of
 from mdstore.errors import (
     AlreadyExists,
     DeviceFailed,
+    Forked,
     ImageBusy,
     InvalidRequest,
     MdstoreError,
@@ -57,6 +59,8 @@ class FileDevice:
         self._read_only = read_only
         self._is_block_device = block
         self._flush_failure: OSError | None = None
+        self._forked: Forked | None = None
+        forks.watch(self)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, lock: bool = True) -> FileDevice:
@@ -70,7 +74,7 @@ class FileDevice:
         """
         if not lock and not read_only:
             raise InvalidRequest("only a read-only open may go without the lock")
-        name = os.fspath(path)
+        name = _name_of(path)
         try:
             block = _kind_is_block(name)
             exclusive_device = os.O_EXCL if block and not read_only else 0
@@ -102,9 +106,8 @@ class FileDevice:
 
         Durable on return: the file, its size and its name. Errors: as `open`, `AlreadyExists`, `NoSpace`.
         """
-        if size_bytes < 0:
-            raise InvalidRequest(f"{path}: a size of {size_bytes} bytes makes no sense")
-        name = os.fspath(path)
+        name = _name_of(path)
+        size_bytes = check_size(name, size_bytes)
         fd, is_new = _open_for_create(name, exclusive)
         try:
             lock_image(fd, name, exclusive=True)
@@ -219,12 +222,14 @@ class FileDevice:
         """The range was written and will not change soon: let the medium take it now, beside the caller, so that the next
         flush finds less to do. A hint: nothing is durable, and no error is reported before that flush."""
         self._check_open()
+        check_range(self._path, self._size_bytes, offset, length)
         start_writing(self._fd, offset, length)
 
     def uncache(self, offset: int, length: int) -> None:
         """Nobody will read these bytes again: let the system's cache have the memory for something else. A hint. Whole pages
         only; what is not on the medium yet stays."""
         self._check_open()
+        check_range(self._path, self._size_bytes, offset, length)
         with suppress(OSError):
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 
@@ -265,6 +270,14 @@ class FileDevice:
             raise self._failed("resize", self._size_bytes, size_bytes - self._size_bytes, error) from error
         self._size_bytes = size_bytes
 
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child. The descriptor's number stays taken, by nothing: whoever kept it reads no other file through it."""
+        fd, self._fd, self._forked = self._fd, -1, error
+        if fd >= 0:
+            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(null, fd, inheritable=False)
+            os.close(null)
+
     def close(self) -> None:
         """Release descriptor and lock. Closing twice is fine. Closing does not flush."""
         fd, self._fd = self._fd, -1
@@ -273,6 +286,8 @@ class FileDevice:
 
     def _check_open(self) -> None:
         if self._fd < 0:
+            if self._forked is not None:
+                raise self._forked
             raise StoreClosed(f"{self._path} is closed")
 
     def _check_writable(self) -> None:
@@ -291,6 +306,16 @@ class FileDevice:
     def _failed(self, operation: str, offset: int, length: int, error: OSError) -> DeviceFailed:
         cause = _no_space(self._path, error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else _reason(error)
         return DeviceFailed(operation, self._where(offset, length), cause)
+
+
+def _name_of(path: str | os.PathLike[str]) -> str:
+    """TypeError for what is no path of text, InvalidRequest for one that no system takes."""
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"a path is text, not {type(name).__name__}; os.fsdecode makes it so")
+    if "\0" in name:
+        raise InvalidRequest(f"{name!r} is no path: it holds a zero byte")
+    return name
 
 
 def _kind_is_block(path: str) -> bool:

@@ -1,7 +1,8 @@
 """One process at a time: the lock on an image, and the name of whoever holds it.
 
-The lock is flock(2): it belongs to the open file, so it follows a fork into the background, conflicts between two opens
-of one process, and dies with the last descriptor, kill -9 included. Nothing is written beside the image.
+The lock is flock(2): it belongs to the open file, so it conflicts between two opens of one process, and dies with the last
+descriptor, kill -9 included. A child that forks off lets go of it (mdstore/device/forks.py); the parent keeps it. Nothing is
+written beside the image.
 """
 
 from __future__ import annotations

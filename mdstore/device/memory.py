@@ -7,8 +7,8 @@ from threading import Lock
 from typing import Final
 
 from mdstore.device.protocol import Buffer
-from mdstore.device.ranges import check_growth, check_range, positioned, size_of
-from mdstore.errors import InvalidRequest, ReadOnly, StoreClosed
+from mdstore.device.ranges import check_growth, check_range, check_size, positioned, size_of
+from mdstore.errors import InvalidRequest, NoSpace, ReadOnly, StoreClosed
 
 SECTOR_SIZE_DEFAULT: Final = 512
 
@@ -27,9 +27,10 @@ class MemoryDevice:
         *,
         read_only: bool = False,
     ) -> None:
-        if size_bytes < 0 or sector_size < 1:
-            raise InvalidRequest(f"{name}: a device of {size_bytes} bytes in sectors of {sector_size} makes no sense")
-        self._bytes = bytearray(size_bytes)
+        size = check_size(name, size_bytes)
+        if check_size(name, sector_size) < 1:
+            raise InvalidRequest(f"{name}: a device of {size} bytes in sectors of {sector_size} makes no sense")
+        self._bytes = _zeros(name, size)
         self._sector_size = sector_size
         self._name = name
         self._read_only = read_only
@@ -47,7 +48,7 @@ class MemoryDevice:
     ) -> MemoryDevice:
         """A device that holds a copy of `image`."""
         device = cls(0, sector_size, name, read_only=read_only)
-        device._bytes = bytearray(image)
+        device._bytes = bytearray(memoryview(image))
         return device
 
     def image(self) -> bytes:
@@ -101,7 +102,7 @@ class MemoryDevice:
         with self._lock:
             self._check_writable()
             check_growth(self._name, len(self._bytes), size_bytes)
-            self._bytes.extend(bytes(size_bytes - len(self._bytes)))
+            self._bytes += _zeros(self._name, size_bytes - len(self._bytes))
 
     def close(self) -> None:
         with self._lock:
@@ -115,3 +116,10 @@ class MemoryDevice:
         self._check_open()
         if self._read_only:
             raise ReadOnly(f"{self._name} is open read-only")
+
+
+def _zeros(name: str, count: int) -> bytearray:
+    try:
+        return bytearray(count)
+    except MemoryError:
+        raise NoSpace(f"{name}: there is no memory for {count} bytes") from None

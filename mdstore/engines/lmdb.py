@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Final, Never, TypeVar
 from weakref import WeakSet
 
+from mdstore.device import forks
 from mdstore.device.lock import lock_image
 from mdstore.engines.lmdb_apply import Applier, View
 from mdstore.engines.lmdb_reads import Gate, Iteration, Record
@@ -43,6 +44,7 @@ from mdstore.engines.lmdb_tables import (
 from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision, SnapshotInfo
 from mdstore.errors import (
     DeviceFailed,
+    Forked,
     InvalidRequest,
     MdstoreError,
     NoSpace,
@@ -56,8 +58,19 @@ from mdstore.errors import (
 )
 from mdstore.limits import GIB, MIB, TIB
 from mdstore.store.floors import Floors, Scope
+from mdstore.store.operands import (
+    bound,
+    check_callback,
+    many_frozen,
+    name_bound,
+    name_bytes,
+    number,
+    page_limit,
+    revision,
+    window,
+)
 from mdstore.store.revisions import MARK
-from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, object_name
+from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, object_name, submitted
 
 MAP_BYTES_FIRST: Final = 64 * MIB  # of address space; the file grows only as it is written
 MAP_BYTES_MAX: Final = 16 * TIB
@@ -81,7 +94,7 @@ class LmdbCommit:
 
     def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
         """Calls `callback(None)` at once."""
-        callback(None)
+        check_callback(callback)(None)
 
     def __await__(self) -> Generator[Any, None, None]:
         """Returns at once."""
@@ -97,7 +110,7 @@ class LmdbStore:
         self._lmdb = _import_lmdb()
         self._directory = Path(directory)
         self._read_only = read_only
-        self._map_bytes_max = map_bytes_max
+        self._map_bytes_max = number("map_bytes_max", map_bytes_max, MAP_BYTES_MAX, least=1)
         self._writing = RLock()
         self._gate = Gate()
         self._iterations: WeakSet[Iteration] = WeakSet()
@@ -110,6 +123,7 @@ class LmdbStore:
         except BaseException:
             os.close(self._lock_fd)
             raise
+        forks.watch(self)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -142,6 +156,7 @@ class LmdbStore:
         """Apply in one LMDB transaction, durable on return. TransactionError: nothing was changed.
         Cost: the pages it touches, copied up to the root, and one flush."""
         self._assert_usable()
+        submitted(transaction)
         if self._read_only:
             raise ReadOnly(f"{self._directory} is open read-only")
         with self._writing:
@@ -161,7 +176,7 @@ class LmdbStore:
         self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
     ) -> bytes:
         """Raise the object's floor and return its bytes (empty where there is no object), in one step; durable on return."""
-        _check_window(offset, length)
+        offset, length = window(offset, length)
         home, wanted = collection_name(collection), object_name(name)
 
         def bytes_of(view: View) -> bytes:
@@ -173,10 +188,16 @@ class LmdbStore:
             self.submit(Transaction().set_floor(floor, home, name=wanted))
             return self._ask(bytes_of)
 
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child. LMDB's table of readers is shared with the parent: ending a transaction here would end it there."""
+        self._failure, self._writing, self._gate = error, RLock(), Gate()
+        forks.never_free([self._environment, *(each.left_behind(error) for each in self._iterations)])
+        os.close(self._lock_fd)
+
     def close(self) -> None:
         """Release the environment; iterations still open raise StoreClosed. Again: nothing."""
         with self._writing, self._gate.alone():
-            if isinstance(self._failure, StoreClosed):
+            if isinstance(self._failure, StoreClosed):  # or left behind by a fork
                 return
             self._failure = StoreClosed(f"{self._directory} was closed")
             for iteration in list(self._iterations):
@@ -197,31 +218,31 @@ class LmdbStore:
     def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool:
         """Whether the object is there. NotFound('collection') when its collection is not. This and every query below: `rev`
         asks for it as it was at that revision (0: now)."""
-        home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: view.find_at(home, wanted, rev)) is not None
+        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        return self._ask(lambda view: view.find_at(home, wanted, at)) is not None
 
     def stat(self, collection: Name, name: Name, *, rev: int = 0) -> ObjectStat:
         """Size, bytes stored, number of attributes and of map keys, revision of its creation."""
-        home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: _stat(view.need(home, wanted, rev)))
+        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        return self._ask(lambda view: _stat(view.need(home, wanted, at)))
 
     def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0) -> bytes:
         """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
-        _check_window(offset, length)
-        home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: view.read(view.need(home, wanted, rev), offset, length))
+        offset, length = window(offset, length)
+        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        return self._ask(lambda view: view.read(view.need(home, wanted, at), offset, length))
 
     def extents(
         self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
     ) -> list[tuple[int, int]]:
         """Ranges (offset, length) inside the window that are not holes, in order, cut at the size."""
-        _check_window(offset, length)
-        home, wanted = collection_name(collection), object_name(name)
-        return self._ask(lambda view: view.extents(view.need(home, wanted, rev), offset, length))
+        offset, length = window(offset, length)
+        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        return self._ask(lambda view: view.extents(view.need(home, wanted, at), offset, length))
 
     def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes:
         """The attribute's value. NotFound says which was missing: collection, object or attribute."""
-        key = _raw(attribute)
+        key = name_bytes("attribute", attribute)
         found = self._ask(lambda view: self._databases.attributes.get(*_owner(view, collection, name, rev), key))
         if found is None:
             raise NotFound("attribute", key)
@@ -239,10 +260,11 @@ class LmdbStore:
 
     def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0) -> list[bytes | None]:
         """The values of the keys, in their order, all of one moment."""
+        wanted = many_frozen("keys", keys)
 
         def look_up(view: View) -> list[bytes | None]:
             owner = _owner(view, collection, name, rev)
-            return [self._databases.maps.get(*owner, key) if key else None for key in keys]
+            return [self._databases.maps.get(*owner, key) if key else None for key in wanted]
 
         return self._ask(look_up)
 
@@ -262,6 +284,7 @@ class LmdbStore:
     ) -> Iterator[Record]:
         """Records with start <= key < stop in order (reverse: from the end), as they are at this call. Holds a read
         transaction until it ends or is dropped: LMDB reuses no page that was freed after it began."""
+        first, end = bound("start", start) or b"\0", bound("stop", stop)
         with self._reading():
             txn = self._environment.begin()
             try:
@@ -269,7 +292,7 @@ class LmdbStore:
             except BaseException:
                 txn.abort()
                 raise
-            found = Iteration(txn, self._databases.maps.items(*owner, start or b"\0", stop, reverse=reverse))
+            found = Iteration(txn, self._databases.maps.items(*owner, first, end, reverse=reverse))
             self._iterations.add(found)
             return found
 
@@ -277,9 +300,8 @@ class LmdbStore:
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names with start <= name < stop in order, at most `limit`. Page on with start = last + b'\\0'."""
-        if limit is not None and limit < 0:
-            raise InvalidRequest(f"limit {limit} must not be negative")
-        home, low, high = collection_name(collection), _bound(start), _bound(stop)
+        home, limit = collection_name(collection), page_limit(limit)
+        low, high = name_bound("start", start), name_bound("stop", stop)
 
         def names(view: View) -> list[bytes]:
             records = self._databases.objects.items(view.txn, view.collection(home), low, high)
@@ -298,9 +320,8 @@ class LmdbStore:
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names that have revisions, whether the object exists or not, as `list_objects`."""
-        if limit is not None and limit < 0:
-            raise InvalidRequest(f"limit {limit} must not be negative")
-        home, low, high = collection_name(collection), _bound(start) or b"", _bound(stop)
+        home, limit = collection_name(collection), page_limit(limit)
+        low, high = name_bound("start", start) or b"", name_bound("stop", stop)
         return self._ask(lambda view: list(islice(view.revised(home, low, high), limit)))
 
     def list_collections(self) -> list[bytes]:
@@ -470,19 +491,4 @@ def _stat(onode: Onode) -> ObjectStat:
 
 
 def _owner(view: View, collection: Name, name: Name, rev: int) -> tuple[Any, int]:
-    return view.txn, view.need(collection_name(collection), object_name(name), rev).number
-
-
-def _check_window(offset: int, length: int | None) -> None:
-    if offset < 0 or (length is not None and length < 0):
-        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
-
-
-def _raw(name: Name) -> bytes:
-    """What is looked for may have any length: over the limit, it is not there."""
-    return name.encode() if isinstance(name, str) else name
-
-
-def _bound(name: Name | None) -> bytes | None:
-    """A bound of a listing: any bytes, also empty or longer than a name can be."""
-    return None if name is None else _raw(name)
+    return view.txn, view.need(collection_name(collection), object_name(name), revision(rev)).number

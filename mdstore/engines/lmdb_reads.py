@@ -76,6 +76,12 @@ class Iteration:
         with self._lock:
             self._release(iter(list(self._records)))
 
+    def left_behind(self, error: MdstoreError) -> Any:
+        """In a forked child: out of reach. Returns the transaction, which is the parent's to end."""
+        self._lock = Lock()
+        txn, self._txn, self._error = self._txn, None, error
+        return txn, self._records
+
     def cut(self, error: MdstoreError) -> None:
         """The store closes: what is left is out of reach."""
         with self._lock:

@@ -23,9 +23,19 @@ from mdstore.engines.mem_check import check
 from mdstore.engines.mem_snapshots import Kept, KeptStates
 from mdstore.engines.mem_state import BLOCK, MemCollection, MemObject, State
 from mdstore.engines.protocol import Capabilities, Commit, ObjectStat, Revision, SnapshotInfo
-from mdstore.errors import DeviceFailed, InvalidRequest, NotFound, ReadOnly, StoreClosed
+from mdstore.errors import DeviceFailed, NotFound, ReadOnly, StoreClosed
+from mdstore.store.operands import (
+    bound,
+    check_callback,
+    many_frozen,
+    name_bound,
+    name_bytes,
+    page_limit,
+    revision,
+    window,
+)
 from mdstore.store.snapshot_table import snapshot_name
-from mdstore.store.transaction import Name, Operation, Transaction, collection_name, object_name
+from mdstore.store.transaction import Name, Operation, Transaction, collection_name, object_name, submitted
 
 _SIZE_BYTES = 1 << 40  # what `statistics` calls the size of memory
 
@@ -98,7 +108,7 @@ class MemStore:
     def submit(self, transaction: Transaction) -> Commit:
         """Check every operation, then apply them all; later reads see it. TransactionError: nothing was changed.
         Cost: what the operations touch, and a copy of each object that a fork or an open iterator also holds."""
-        operations = tuple(transaction.operations)
+        operations = tuple(submitted(transaction).operations)
         with self._lock:
             self._assert_writable()
             check(self._state, operations, transaction.epoch)
@@ -118,7 +128,7 @@ class MemStore:
         self, collection: Name, name: Name, floor: int, offset: int = 0, length: int | None = None
     ) -> bytes:
         """Raise the object's floor and return its bytes (empty where there is no object), in one step; durable on return."""
-        _check_window(offset, length)
+        offset, length = window(offset, length)
         with self._lock:
             commit = self.submit(Transaction().set_floor(floor, collection, name=name))
             found = self._state.find(collection_name(collection), object_name(name))
@@ -207,6 +217,7 @@ class MemStore:
 
     def call_when_durable(self, sequence: int, callback: DoneCallback) -> None:
         """Call `callback` when commit number `sequence` is durable, or can no longer become so."""
+        check_callback(callback)
         with self._lock:
             error = None if self.is_durable(sequence) else self._error
             if error is None and not self.is_durable(sequence):
@@ -276,7 +287,7 @@ class MemStore:
 
     def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0) -> bytes:
         """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
-        _check_window(offset, length)
+        offset, length = window(offset, length)
         with self._lock:
             return self._find(collection, name, rev).read(offset, length)
 
@@ -284,13 +295,13 @@ class MemStore:
         self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
     ) -> list[tuple[int, int]]:
         """Ranges (offset, length) inside the window that are not holes, in order, cut at the size."""
-        _check_window(offset, length)
+        offset, length = window(offset, length)
         with self._lock:
             return self._find(collection, name, rev).extents(offset, length)
 
     def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes:
         """The attribute's value. NotFound says which was missing: collection, object or attribute."""
-        key = _raw(attribute)
+        key = name_bytes("attribute", attribute)
         with self._lock:
             found = self._find(collection, name, rev).attributes.get(key)
         if found is None:
@@ -308,9 +319,10 @@ class MemStore:
 
     def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0) -> list[bytes | None]:
         """The values of the keys, in their order, all of one moment."""
+        wanted = many_frozen("keys", keys)
         with self._lock:
             records = self._find(collection, name, rev).map
-            return [records.get(key) for key in keys]
+            return [records.get(key) for key in wanted]
 
     def map_header(self, collection: Name, name: Name, *, rev: int = 0) -> bytes:
         """The map's header, empty when none was set."""
@@ -329,21 +341,20 @@ class MemStore:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Records with start <= key < stop in order (reverse: from the end), as they are at this call, whatever is written
         later. Costs the next writer of the object a copy of it."""
+        first, end = bound("start", start), bound("stop", stop)
         with self._lock:
             found = self._find(collection, name, rev)
             found.freeze()
-        if start is not None and stop is not None and start >= stop:
+        if first is not None and end is not None and first >= end:
             return iter(())
         records = found.map
-        return ((key, records[key]) for key in records.irange(start, stop, inclusive=(True, False), reverse=reverse))
+        return ((key, records[key]) for key in records.irange(first, end, inclusive=(True, False), reverse=reverse))
 
     def list_objects(
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names with start <= name < stop in order, at most `limit`. Page on with start = last + b'\\0'."""
-        if limit is not None and limit < 0:
-            raise InvalidRequest(f"limit {limit} must not be negative")
-        low, high = _bound(start), _bound(stop)
+        limit, low, high = page_limit(limit), name_bound("start", start), name_bound("stop", stop)
         with self._lock:
             objects = self._collection(collection).objects
             if low is not None and high is not None and low >= high:
@@ -361,9 +372,7 @@ class MemStore:
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names that have revisions, whether the object exists or not, as `list_objects`."""
-        if limit is not None and limit < 0:
-            raise InvalidRequest(f"limit {limit} must not be negative")
-        low, high = _bound(start) or b"", _bound(stop)
+        limit, low, high = page_limit(limit), name_bound("start", start) or b"", name_bound("stop", stop)
         with self._lock:
             names = sorted({name for name, _ in self._collection(collection).revisions})
         return [name for name in names if low <= name and (high is None or name < high)][:limit]
@@ -410,25 +419,10 @@ class MemStore:
         return found
 
     def _lookup(self, collection: Name, name: Name, rev: int = 0) -> MemObject | None:
-        return self._collection(collection).find(object_name(name), rev)
+        return self._collection(collection).find(object_name(name), revision(rev))
 
     def _find(self, collection: Name, name: Name, rev: int = 0) -> MemObject:
         found = self._lookup(collection, name, rev)
         if found is None:
             raise NotFound("object", object_name(name))
         return found
-
-
-def _check_window(offset: int, length: int | None) -> None:
-    if offset < 0 or (length is not None and length < 0):
-        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
-
-
-def _raw(name: Name) -> bytes:
-    """What is looked for may have any length: over the limit, it is not there."""
-    return name.encode() if isinstance(name, str) else name
-
-
-def _bound(name: Name | None) -> bytes | None:
-    """A bound of a listing: any bytes, also empty or longer than a name can be."""
-    return None if name is None else _raw(name)

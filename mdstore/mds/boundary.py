@@ -100,14 +100,21 @@ def _device(number: int) -> int:
     return number
 
 
+_NUMBERS: Final = frozenset((int, type(None)))
+_NO_TIMES: Final = (None, None, None)  # of `SetAttr`, access to change
+
+
 def _change(change: SetAttr) -> SetAttr:
-    for value in change:
-        if value is not None and not isinstance(value, int):
-            raise TypeError(f"attributes are numbers, not {type(value).__name__}")
+    if not _NUMBERS.issuperset(map(type, change)):
+        for value in change:
+            if value is not None and not isinstance(value, int):
+                raise TypeError(f"attributes are numbers, not {type(value).__name__}")
     if change.uid is not None:
         owner(change.uid, "uid")
     if change.gid is not None:
         owner(change.gid, "gid")
+    if change[4:7] == _NO_TIMES:
+        return change
     atime, mtime, ctime = (
         moment if moment is None or moment == NOW else clamped_time(moment)
         for moment in (change.atime_ns, change.mtime_ns, change.ctime_ns)

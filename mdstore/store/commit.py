@@ -12,6 +12,7 @@ from typing import Any
 from journal import Journal, JournalError
 from mdstore.store.latency import Latencies
 from mdstore.store.log import typed
+from mdstore.store.operands import check_callback
 
 
 class Commit:
@@ -39,6 +40,7 @@ class Commit:
     def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
         """Call `callback(None)` once durable, or `callback(error)`: at once when that is known, else from the thread that
         flushes. Nobody needs to wait for it to happen."""
+        check_callback(callback)
 
         def done(error: BaseException | None) -> None:
             callback(typed(error) if isinstance(error, JournalError) else error)

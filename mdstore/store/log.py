@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from journal import Entry, HeadLost, JournalCorrupt, JournalError, JournalFailed, MediumUnreadable
+from journal import Entry, HeadLost, JournalClosed, JournalCorrupt, JournalError, JournalFailed, MediumUnreadable
 from mdstore.btree import PackedPairs
 from mdstore.device.protocol import Buffer, Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, StoreClosed
@@ -124,6 +124,8 @@ def mapped_writes(operations: Sequence[Sequence[Any]]) -> list[tuple[list[tuple[
 
 def typed(error: JournalError) -> MdstoreError:
     """The store's error for a journal's."""
+    if isinstance(error, JournalClosed):
+        return StoreClosed(str(error))
     if isinstance(error, JournalFailed):
         cause = error.cause
         if isinstance(cause, MdstoreError):

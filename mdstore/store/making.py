@@ -6,10 +6,12 @@ import os
 import time
 
 from journal import Journal, JournalError
+from journal.ring import RingMedium
 from mdstore.device.protocol import Device
 from mdstore.errors import InvalidRequest
-from mdstore.limits import IMAGE_SIZE_MIN, MIB
+from mdstore.limits import BLOCK_SIZE_MAX, IMAGE_SIZE_MIN, MIB
 from mdstore.store import log, recovery, superblock
+from mdstore.store.operands import number, size
 from mdstore.store.superblock import Superblock
 
 _BLOCKS_MIN = 16  # blocks after the log that an image needs to hold anything
@@ -21,9 +23,10 @@ def prepare(
     """Erase whatever image the device held, and make an empty log. Returns the superblock (of epoch 0, not on the device)
     that the first checkpoint starts from. InvalidRequest when the device is too small."""
     chosen = layout(device, block_size, log_bytes, stripe)
+    ring = _ring_of(device, chosen)
     _erase_superblocks(device)
     _zero_log(device, chosen)
-    journal = _create_log(device, chosen)
+    journal = _create_log(ring, chosen)
     chosen.epoch = 0
     chosen.log_position = journal.write
     return chosen, journal
@@ -40,19 +43,21 @@ def _erase_superblocks(device: Device) -> None:
 
 def layout(device: Device, block_size: int, log_bytes: int | None, stripe: tuple[int, int] = (0, 0)) -> Superblock:
     """Where things lie on a device of that size. InvalidRequest when it is too small for them."""
+    block_size = number("block_size", block_size, BLOCK_SIZE_MAX)
+    stripe = size("stripe_bytes", stripe[0]), size("stripe_offset", stripe[1])
     superblock.check_block_size(block_size)
     superblock.check_stripe(*stripe, block_size)
     if device.size_bytes < IMAGE_SIZE_MIN:
         raise InvalidRequest(f"{device.name} has {device.size_bytes} bytes; an image needs at least {IMAGE_SIZE_MIN}")
     blocks = superblock.usable_blocks(device.size_bytes, block_size)
-    size = log.log_size(device.size_bytes, block_size) if log_bytes is None else log_bytes
+    wanted = log.log_size(device.size_bytes, block_size) if log_bytes is None else size("log_bytes", log_bytes)
     chosen = Superblock(
         uuid=os.urandom(16), block_size=block_size, blocks=blocks, log_start=superblock.reserved_front(block_size),
-        log_blocks=-(-size // block_size), created_ns=time.time_ns(),
+        log_blocks=-(-wanted // block_size), created_ns=time.time_ns(),
         stripe_bytes=stripe[0], stripe_offset=stripe[1],
     )  # fmt: skip
     if chosen.first_block + _BLOCKS_MIN > blocks:
-        raise InvalidRequest(f"{device.name} has {blocks} blocks of {block_size} bytes: too few beside a log of {size} bytes")
+        raise InvalidRequest(f"{device.name} has {blocks} blocks of {block_size} bytes: too few beside a log of {wanted} bytes")
     return chosen
 
 
@@ -65,10 +70,16 @@ def _zero_log(device: Device, chosen: Superblock) -> None:
         device.write(block * chosen.block_size, [zeros[: count * chosen.block_size]])
 
 
-def _create_log(device: Device, chosen: Superblock) -> Journal:
+def _ring_of(device: Device, chosen: Superblock) -> RingMedium:
+    """Where the log goes. InvalidRequest when that is too small for one: before anything is erased."""
     try:
-        return Journal.create(recovery.ring_of(device, chosen), log=chosen.log_identity)
-    except JournalError as error:
-        raise log.typed(error) from error
+        return recovery.ring_of(device, chosen)
     except ValueError as error:
         raise InvalidRequest(f"the log of {device.name} is too small: {error}") from error
+
+
+def _create_log(ring: RingMedium, chosen: Superblock) -> Journal:
+    try:
+        return Journal.create(ring, log=chosen.log_identity)
+    except JournalError as error:
+        raise log.typed(error) from error

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from mdstore.store.mapreads import MapLookups
-from mdstore.store.transaction import Data
+from mdstore.store.operands import Data, frozen
 
 if TYPE_CHECKING:
     from mdstore.store.mapview import MapView
@@ -52,10 +52,11 @@ class Batch(MapLookups):
     def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
     def get(self, key: bytes, default: object = None) -> object:
         """The value as it will be after the commit, as far as this batch decides it."""
-        if key in self._changes:
-            value = self._changes[key]
+        raw = as_bytes(key)
+        if raw in self._changes:
+            value = self._changes[raw]
             return default if value is None else value
-        return self._view.get(key, default)
+        return self._view.get(raw, default)
 
     def __len__(self) -> int:
         """How many keys the batch changes."""
@@ -76,4 +77,4 @@ class Batch(MapLookups):
 
 def as_bytes(data: Data) -> bytes:
     """Bytes that nobody else can change. TypeError for what is no buffer (an int would silently become zeros)."""
-    return data if type(data) is bytes else bytes(memoryview(data))
+    return data if type(data) is bytes else frozen("a key or value", data)

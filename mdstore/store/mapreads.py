@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TypeVar, overload
 
 from mdstore.btree import TreeView
+from mdstore.store.operands import bound, frozen
 
 Other = TypeVar("Other")
 
@@ -26,7 +27,12 @@ class MapLookups(ABC):
         return value
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self.get(key) is not None
+        """Whether the map has the key, given in any buffer. What is no buffer is no key: False."""
+        try:
+            raw = frozen("a key", key)  # type: ignore[arg-type]
+        except TypeError:
+            return False
+        return self.get(raw) is not None
 
 
 class MapReads(MapLookups):
@@ -44,13 +50,15 @@ class MapReads(MapLookups):
         The map as it was at the call: writers neither disturb it nor wait. Space that they free is not reused until the
         iterator is exhausted or dropped.
         """
+        first, end = bound("start", start), bound("stop", stop)
         tree = self._tree_for_range()
-        return iter(()) if tree is None else tree.items(start, stop, reverse=reverse)
+        return iter(()) if tree is None else tree.items(first, end, reverse=reverse)
 
     def keys(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]:
         """As `items`, the keys alone."""
+        first, end = bound("start", start), bound("stop", stop)
         tree = self._tree_for_range()
-        return iter(()) if tree is None else tree.keys(start, stop, reverse=reverse)
+        return iter(()) if tree is None else tree.keys(first, end, reverse=reverse)
 
     def values(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]:
         """As `items`, the values alone."""
@@ -87,7 +95,7 @@ class MapSnapshot(MapReads):
     @overload
     def get(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
     def get(self, key: bytes, default: object = None) -> object:
-        value = None if self._view is None else self._view.get(key)
+        value = None if self._view is None else self._view.get(frozen("a key", key))
         return default if value is None else value
 
     def __len__(self) -> int:

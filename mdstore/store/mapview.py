@@ -17,13 +17,15 @@ from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from mdstore.btree import Tree, TreeView, key_size_max
-from mdstore.errors import AlreadyExists, CorruptionError, TransactionError
+from mdstore.device import forks
+from mdstore.errors import AlreadyExists, CorruptionError, Forked, TransactionError
 from mdstore.limits import MAP_KEY_MAX
 from mdstore.store import log
 from mdstore.store.commit import Commit
 from mdstore.store.mapbatch import Batch, Pairs, as_bytes
 from mdstore.store.mapreads import MapReads, MapSnapshot
 from mdstore.store.onode import Onode, object_key
+from mdstore.store.operands import many_frozen, optional_number
 from mdstore.store.transaction import Data, Name, Transaction, collection_name, object_name
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ class MapView(MapReads):
         self._collection = collection_name(collection)
         self._name = object_name(name)
         self._sync = sync
-        self._epoch = epoch
+        self._epoch = optional_number("epoch", epoch)
         self._turn = threading.Lock()
+        forks.watch(self)
         self._objects = store.tables.objects
         self._held: tuple[bytes, Onode | None] = (_NO_KEY, None)  # replaced whole, so that no thread sees half of it
         self._put_prefix = log.map_set_prefix(self._collection, self._name)
@@ -60,6 +63,10 @@ class MapView(MapReads):
         self._find_held = store.tables.objects.cached.get
         if not store.read_only:
             self._make()
+
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child: whoever held the turn is not there. What the store is asked then raises `error`."""
+        self._turn = threading.Lock()
 
     def _make(self) -> None:
         """Have collection and object exist, durably when this made them."""
@@ -93,14 +100,15 @@ class MapView(MapReads):
                 value = None if tree is None else tree.get(key)
             except CorruptionError:
                 return self._get_locked(key, default)
-            if self._objects.changes == stamp:
+            if tree is not None and self._objects.changes == stamp:
                 return default if value is None else value
         return self._get_locked(key, default)
 
     def _get_locked(self, key: bytes, default: object) -> object:
+        wanted = as_bytes(key)
         with self._store.lock:
             tree = self._tree()
-            value = None if tree is None else tree.get(key)
+            value = None if tree is None else tree.get(wanted)
         return default if value is None else value
 
     def _tree(self) -> Tree | None:
@@ -116,7 +124,7 @@ class MapView(MapReads):
 
     def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
         """One answer for each key, all from the same moment. Cost: one descent each, without the interpreter lock."""
-        wanted = list(keys)
+        wanted = many_frozen("keys", keys)
         with self._store.lock:
             tree = self._tree()
             return [None] * len(wanted) if tree is None else tree.get_many(wanted)
@@ -186,7 +194,7 @@ class MapView(MapReads):
     def pop(self, key: bytes, default: bytes | Other) -> bytes | Other: ...
     def pop(self, key: bytes, default: object = _NO_DEFAULT) -> object:
         """Remove the key and return its value; `default`, or KeyError without one, when it was not there."""
-        value = self._take(key, None)
+        value = self._take(as_bytes(key), None)
         if value is None and default is _NO_DEFAULT:
             raise KeyError(key)
         return default if value is None else value
@@ -212,15 +220,14 @@ class MapView(MapReads):
 
     def setdefault(self, key: bytes, default: bytes = b"") -> bytes:
         """The value, set to `default` first when the key was not there."""
+        pair = as_bytes(key), as_bytes(default)
         with self._turn:
-            value = self.get(key)
+            value = self.get(pair[0])
             if value is not None:
                 return value
-            commit = self._submit_in_turn(
-                self._transaction().map_set(self._collection, self._name, ((key, default),))
-            )
+            commit = self._submit_in_turn(self._transaction().map_set(self._collection, self._name, (pair,)))
         self._finish(commit, None)
-        return default
+        return pair[1]
 
     def delete_range(self, start: bytes | None = None, stop: bytes | None = None, *, sync: bool | None = None) -> None:
         """Remove every key with start <= key < stop. Cost: the leaves at both ends, not those between."""

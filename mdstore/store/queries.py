@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -9,14 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
+from mdstore.btree import Tree
+from mdstore.device import forks
 from mdstore.device.protocol import Device
-from mdstore.errors import InvalidRequest, NotFound
+from mdstore.errors import Forked, NotFound
 from mdstore.store import data, revisions
 from mdstore.store.answers import ObjectStat, Revision
 from mdstore.store.onode import Onode, object_key, split_key
+from mdstore.store.operands import bound, frozen, many_frozen, name_bound, name_bytes, page_limit, revision, window
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import Tables
 from mdstore.store.transaction import Name, collection_name, object_name
+
+_KERNEL = Tree.__module__
 
 
 class Queries(ABC):
@@ -28,6 +34,17 @@ class Queries(ABC):
         self.tables = tables
         self.lock = threading.RLock()
         self._pins: Counter[int] = Counter()
+        self._forked: Forked | None = None
+        if device.fileno() >= 0:
+            forks.watch(self)
+
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child: every call raises `error`. No page, tree or view is ever freed there: that may wait for the cache's
+        lock, which a thread of the parent may have held."""
+        self._forked = error
+        self.lock = threading.RLock()
+        self.tables.objects.changes |= 1  # so that nobody reads without looking here
+        forks.never_free(each for each in gc.get_objects() if type(each).__module__ == _KERNEL)
 
     @abstractmethod
     def check_usable(self) -> None:
@@ -52,7 +69,7 @@ class Queries(ABC):
         """Bytes of the data stream: short at its end, empty past it, zeros where it has holes. Every block is checked:
         CorruptionError names the first that is damaged. Cost: one read of the device for
         each run of neighbouring blocks."""
-        check_window(offset, length)
+        offset, length = window(offset, length)
         with self.lock:
             onode = self._find(collection, name, rev)
             wanted = onode.size - offset if length is None else length
@@ -70,14 +87,14 @@ class Queries(ABC):
     ) -> list[tuple[int, int]]:
         """Ranges (offset, length) of the data that are not holes, in order, in whole blocks, cut at the size. Reads the
         list of extents, no data."""
-        check_window(offset, length)
+        offset, length = window(offset, length)
         with self.lock:
             onode = self._find(collection, name, rev)
             return data.ranges(self.tables.space, onode, offset, onode.size if length is None else length)
 
     def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes:
         """One attribute; NotFound("attribute") where the object has it not. Cost: the onode."""
-        key = attribute.encode() if isinstance(attribute, str) else bytes(attribute)
+        key = name_bytes("attribute", attribute)
         with self.lock:
             value = self._find(collection, name, rev).attributes.get(key)
         if value is None:
@@ -92,15 +109,17 @@ class Queries(ABC):
     def map_get(self, collection: Name, name: Name, key: bytes, *, rev: int = 0) -> bytes | None:
         """The value of one key of the object's map, None where there is none. Cost: the onode and one descent of the map, most
         of it in the page cache; `Store.map` keeps hold of the tree and is quicker."""
+        wanted = frozen("key", key)
         with self.lock:
             tree = self._find(collection, name, rev).map
-            return tree.get(key) if tree is not None else None
+            return tree.get(wanted) if tree is not None else None
 
     def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0) -> list[bytes | None]:
         """The values of many keys, in the order of `keys`, all from one moment. Cost: the descents overlap, without the GIL."""
+        wanted = many_frozen("keys", keys)
         with self.lock:
             tree = self._find(collection, name, rev).map
-            return tree.get_many(keys) if tree is not None else [None] * len(keys)
+            return tree.get_many(wanted) if tree is not None else [None] * len(wanted)
 
     def map_header(self, collection: Name, name: Name, *, rev: int = 0) -> bytes:
         """The map's header, b"" where none was set. Cost: the onode."""
@@ -113,20 +132,20 @@ class Queries(ABC):
         rev: int = 0,
     ) -> Iterator[tuple[bytes, bytes]]:  # fmt: skip
         """start <= key < stop in order (reverse: from its end): the map as it was at the call, whatever writers do."""
+        first, end = bound("start", start), bound("stop", stop)
         with self.lock:
             tree = self._find(collection, name, rev).map
-            return tree.items(start, stop, reverse=reverse) if tree is not None else iter(())
+            return tree.items(first, end, reverse=reverse) if tree is not None else iter(())
 
     def list_objects(
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names in order, start <= name < stop, at most `limit`."""
-        if limit is not None and limit < 0:
-            raise InvalidRequest(f"limit {limit} must not be negative")
+        limit, low, high = page_limit(limit), name_bound("start", start) or b"", name_bound("stop", stop)
         with self.lock:
             number = self._collection_number(collection)
-            first = object_key(number, _raw(start) if start is not None else b"")
-            last = object_key(number, _raw(stop)) if stop is not None else object_key(number + 1, b"")
+            first = object_key(number, low)
+            last = object_key(number, high) if high is not None else object_key(number + 1, b"")
             self.tables.objects.isolated.check_range(first, last)
             keys = self.tables.objects.tree.keys(first, last)
             names = [split_key(key)[1] for key, _ in zip(keys, range(limit))] if limit is not None else None
@@ -145,14 +164,9 @@ class Queries(ABC):
     ) -> list[bytes]:
         """Names that have revisions, whether the object exists or not: start <= name < stop in order, at most `limit`.
         Cost: one descent for each name."""
-        if limit is not None and limit < 0:
-            raise InvalidRequest(f"limit {limit} must not be negative")
+        limit, first, last = page_limit(limit), name_bound("start", start) or b"", name_bound("stop", stop)
         with self.lock:
-            number, first, last = (
-                self._collection_number(collection),
-                _raw(start or b""),
-                None if stop is None else _raw(stop),
-            )
+            number = self._collection_number(collection)
             end = object_key(number + 1, b"") if last is None else object_key(number, last)
             self.tables.objects.isolated.check_range(object_key(number, first), end)
             names = revisions.names(self.tables.objects, number, first, last)
@@ -176,6 +190,7 @@ class Queries(ABC):
 
     def _lookup(self, collection: Name, name: Name, rev: int = 0) -> Onode | None:
         number, raw, objects = self._collection_number(collection), object_name(name), self.tables.objects
+        rev = revision(rev)
         if rev and objects.isolated:
             objects.isolated.check(object_key(number, raw))
         return revisions.find_at(objects, number, raw, rev) if rev else objects.get(number, raw)
@@ -198,14 +213,3 @@ class Queries(ABC):
         finally:
             with self.lock:
                 self._pins[chosen.epoch] -= 1
-
-
-def check_window(offset: int, length: int | None) -> None:
-    """InvalidRequest when either is negative."""
-    if offset < 0 or (length is not None and length < 0):
-        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
-
-
-def _raw(name: Name) -> bytes:
-    """A bound of a listing: any bytes, the empty ones included."""
-    return name.encode() if isinstance(name, str) else bytes(name)

@@ -17,6 +17,7 @@ from mdstore.errors import CorruptionError, InvalidRequest, LimitExceeded, NotAn
 from mdstore.limits import IMAGE_BLOCKS_MAX
 from mdstore.store import superblock
 from mdstore.store.allocator import Run
+from mdstore.store.operands import size
 
 if TYPE_CHECKING:
     from mdstore.store.store import Store
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def grow(store: Store, size_bytes: int | None) -> list[Run]:
     """Steps 1 and 2, by the one who holds back other checkpoints; returns the new blocks, which the next one makes known."""
     old_size = store.device.size_bytes
-    target = old_size if size_bytes is None else size_bytes
+    target = old_size if size_bytes is None else size("size_bytes", size_bytes)
     block_size = store.superblock.block_size
     blocks = superblock.usable_blocks(target, block_size)
     if blocks > IMAGE_BLOCKS_MAX:

@@ -21,10 +21,11 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from mdstore.btree import Descriptor, Tree, key_size_max
-from mdstore.errors import AlreadyExists, CorruptionError, InvalidRequest, LimitExceeded, NotFound
+from mdstore.errors import AlreadyExists, CorruptionError, LimitExceeded, NotFound
 from mdstore.limits import SNAPSHOT_NAME_MAX
 from mdstore.store import superblock as superblock_module
 from mdstore.store.allocator import Allocator, merge_runs
+from mdstore.store.operands import limited_name
 from mdstore.store.superblock import SLOT_SIZE, Superblock
 from mdstore.store.transaction import Name
 
@@ -84,12 +85,7 @@ def decode(name: bytes, raw: bytes) -> Kept:
 
 def snapshot_name(name: Name) -> bytes:
     """The bytes of a name: 1 to SNAPSHOT_NAME_MAX of any value. InvalidRequest, LimitExceeded."""
-    raw = name.encode() if isinstance(name, str) else bytes(name)
-    if not raw:
-        raise InvalidRequest("the name of a snapshot must not be empty")
-    if len(raw) > SNAPSHOT_NAME_MAX:
-        raise LimitExceeded("SNAPSHOT_NAME_MAX", len(raw), SNAPSHOT_NAME_MAX)
-    return raw
+    return limited_name("SNAPSHOT_NAME_MAX", name, SNAPSHOT_NAME_MAX)
 
 
 class SnapshotTable:

@@ -22,6 +22,7 @@ from mdstore.errors import CorruptionError, NoSpace, NotFound, ReadOnly, Snapsho
 from mdstore.limits import MIB
 from mdstore.store import log, recovery, statistics, superblock, tables
 from mdstore.store.answers import Capabilities, SnapshotInfo
+from mdstore.store.operands import size
 from mdstore.store.queries import Queries
 from mdstore.store.recovery import Recovery
 from mdstore.store.snapshot_table import Kept, snapshot_name
@@ -103,7 +104,7 @@ class Snapshots:
 
     def open(self, name: Name, cache_bytes: int) -> SnapshotView:
         """See `Store.open_snapshot`."""
-        raw = snapshot_name(name)
+        raw, cache_bytes = snapshot_name(name), size("cache_bytes", cache_bytes)
         with self._store.lock:
             self._store.check_usable()
             kept = _readable(self._store.tables.space.snapshots.get(raw))
@@ -223,13 +224,15 @@ class SnapshotView(Queries):
 
     def check_usable(self) -> None:
         """StoreClosed after `close`."""
+        if self._forked is not None:
+            raise self._forked
         if self._closed:
             raise log.closed()
 
     def close(self) -> None:
         """Let the snapshot go. Again: nothing."""
         with self.lock:
-            if self._closed:
+            if self._closed or self._forked is not None:
                 return
             self._closed = True
             self.tables.pager.close()

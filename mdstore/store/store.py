@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from sys import maxsize
 from types import TracebackType
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from mdstore.btree import crc32c_blocks
 from mdstore.device.protocol import Device
 from mdstore.errors import (
     DeviceFailed,
+    Forked,
     InvalidRequest,
     LimitExceeded,
     MdstoreError,
@@ -38,14 +40,15 @@ from mdstore.store.commit import Commit, Committer
 from mdstore.store.isolation import REMEDY
 from mdstore.store.mapview import MapView
 from mdstore.store.onode import Onode
-from mdstore.store.queries import Queries, check_window
+from mdstore.store.operands import number, window
+from mdstore.store.queries import Queries
 from mdstore.store.recovery import Recovery
 from mdstore.store.snapshots import CACHE_BYTES as SNAPSHOT_CACHE_BYTES
 from mdstore.store.snapshots import Snapshots, SnapshotView, reserve_blocks
 from mdstore.store.superblock import Superblock
-from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name
+from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, submitted
 from mdstore.store.validate import Validator
-from mdstore.store.wipe import Wipe, Wiper
+from mdstore.store.wipe import Wipe, Wiper, check_mode
 
 CACHE_BYTES = 64 * MIB
 DIRTY_BYTES = 64 * MIB
@@ -96,6 +99,7 @@ class Store(Queries):
         medium below writes whole (0: it has none), stripe_offset: the byte at which one begins; both multiples of block_size.
         Errors: InvalidRequest when the device is too small, DeviceFailed, ReadOnly.
         """
+        _check_options(cache_bytes, dirty_bytes, onodes, wipe)
         chosen, journal = making.prepare(device, block_size, log_bytes, (stripe_bytes, stripe_offset))
         live = tables.empty(device, chosen, cache_bytes, onodes)
         store = cls(device, chosen, live, journal, Recovery(clean=True), read_only=False, background=background,
@@ -118,6 +122,7 @@ class Store(Queries):
         Cost: superblocks, one page for each tree, the free extents, and the log since the last checkpoint.
         """
         read_only = read_only or device.read_only
+        _check_options(cache_bytes, dirty_bytes, onodes, wipe)
         chosen, live, journal, found = recovery.recover(device, cache_bytes, onodes, read_only=read_only)
         store = cls(device, chosen, live, journal, found, read_only=read_only, background=background,
                     dirty_bytes=dirty_bytes, wipe=wipe)  # fmt: skip
@@ -126,7 +131,7 @@ class Store(Queries):
 
     def close(self) -> None:
         """Write a last checkpoint, so that the next open replays nothing, and release the device. Again: nothing."""
-        if self._closed:
+        if self._closed or self._forked is not None:
             return
         try:
             if self._failure is None and not self._read_only:
@@ -139,6 +144,12 @@ class Store(Queries):
             self._committer.stop()
             self.tables.pager.close()
             self.device.close()
+
+    def left_behind(self, error: Forked) -> None:
+        """In a forked child: nothing works, and closing writes nothing."""
+        super().left_behind(error)
+        self._failure = error
+        self.journal.left_behind(str(error))
 
     def _wiped_at_last(self) -> int:
         """Before the last checkpoint of a store that wipes: one more, so that it leaves nothing; the flag that says so."""
@@ -172,6 +183,7 @@ class Store(Queries):
         the failure the store is latched with. May wait for a checkpoint while the log or the image is full.
         Cost: no flush; one device write only for large writes.
         """
+        submitted(transaction)
         self._check_writable()
         operations, mapped = self._place_large_writes(transaction)
         try:
@@ -438,12 +450,13 @@ class Store(Queries):
         for attempt in range(_CHECKPOINTS_FOR_ROOM + 1):
             with self.lock:
                 self._check_writable()
-                free = self.tables.allocator.free_blocks
-                if blocks <= self.room():
+                free, room = self.tables.allocator.free_blocks, self.room()
+                if blocks <= room:
                     return self.tables.allocator.reserve(blocks)
             if attempt < _CHECKPOINTS_FOR_ROOM:
                 self.checkpointer.run()
-        raise TransactionError(0, "write", NoSpace(f"{blocks} blocks are needed for the data, {free} are free"))
+        kept = f"{max(0, room)} may be taken: of {free} that are free the rest is for the next checkpoint and the reserve"
+        raise TransactionError(0, "write", NoSpace(f"{blocks} blocks are needed for the data, {kept}"))
 
     def _give_back(self, runs: list[tuple[int, int]]) -> None:
         with self.lock:
@@ -460,7 +473,7 @@ class Store(Queries):
 
         Durable on return. FencedError inside TransactionError when the floor is higher already. Cost: as `apply` and `read`.
         """
-        check_window(offset, length)
+        offset, length = window(offset, length)
         commit = self.submit(Transaction().set_floor(floor, collection, name=name))  # not under the lock: it may checkpoint
         with self.lock:
             there = self.tables.collections.get(collection_name(collection)) is not None and self.exists(collection, name)
@@ -535,6 +548,13 @@ class Store(Queries):
 _CHANGED_ONODES = 1 << 16  # so that replay, which keeps them all in memory, never meets more
 _PAIR_BLOCKS = 64  # a bound of what a short put may take: Validator's for it, and more
 _CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back what the first replaced
+
+
+def _check_options(cache_bytes: int, dirty_bytes: int, onodes: int, wipe: Wipe) -> None:
+    """InvalidRequest (TypeError: no number) before anything is touched."""
+    for what, given in (("cache_bytes", cache_bytes), ("dirty_bytes", dirty_bytes), ("onodes", onodes)):
+        number(what, given, maxsize)
+    check_mode(wipe)
 
 
 def _is_large(operation: Operation, limit: int) -> bool:

@@ -21,15 +21,23 @@ from mdstore.limits import (
     ATTR_VALUE_MAX,
     COLLECTION_NAME_MAX,
     OBJECT_NAME_MAX,
-    OBJECT_SIZE_MAX,
-    REVISION_MAX,
     TRANSACTION_BYTES_MAX,
     TRANSACTION_OPS_MAX,
     USER_BLOB_MAX,
 )
+from mdstore.store.operands import Data as Data
+from mdstore.store.operands import Name as Name
+from mdstore.store.operands import (
+    bound,
+    byte_range,
+    frozen,
+    limited_name,
+    many_frozen,
+    number,
+    optional_number,
+    revision,
+)
 
-Name = bytes | str
-Data = bytes | bytearray | memoryview
 Operation = tuple[Any, ...]
 
 
@@ -75,7 +83,8 @@ class Transaction:
     `payload_bytes` is the sum of data, keys and values so far; `epoch` tags every write for fencing (None: untagged); `rev`, when
     not 0, is the first operation: `at_revision(rev)`.
     Names are bytes of any value, or text taken as UTF-8. Buffers are copied when they are mutable, so the caller may reuse them.
-    Not safe to build from two threads.
+    An operand of the wrong type is a TypeError, one that no store can take InvalidRequest or LimitExceeded: either way the
+    operation is not part of the transaction. Not safe to build from two threads.
     """
 
     __slots__ = ("epoch", "operations", "payload_bytes")
@@ -83,8 +92,8 @@ class Transaction:
     def __init__(self, *, epoch: int | None = None, rev: int = 0) -> None:
         self.operations: list[Operation] = []
         self.payload_bytes = 0
-        self.epoch = epoch
-        if rev:
+        self.epoch = optional_number("epoch", epoch)
+        if type(rev) is not int or rev:
             self.at_revision(rev)
 
     def __len__(self) -> int:
@@ -106,9 +115,9 @@ class Transaction:
         LimitExceeded over 65,536 objects and revisions (MOVED_OBJECTS_MAX): move them in several splits of more bits.
         Floors that hold for what moves hold in the target, too. In the log it is one short operation. Cost: a walk over the
         names of the collection, and rewriting the records of what moves, under the store's lock."""
-        if not 0 <= bits <= 32 or not 0 <= remainder < 1 << bits:
-            raise InvalidRequest(f"remainder {remainder} of {bits} bits: 0 to 32 bits, and a remainder that fits them")
-        return self._add((Op.SPLIT, collection_name(collection), bits, remainder, collection_name(to_collection)))
+        low = number("bits", bits, 32)
+        wanted = number(f"the remainder of {low} bits", remainder, (1 << low) - 1)
+        return self._add((Op.SPLIT, collection_name(collection), low, wanted, collection_name(to_collection)))
 
     def merge(self, collection: Name, to_collection: Name) -> Transaction:
         """Move every object and revision to another collection and remove the emptied one. Refused as `split`; a larger
@@ -142,59 +151,55 @@ class Transaction:
     def at_revision(self, rev: int) -> Transaction:
         """The operations after this one carry `rev` (0: none): the first of them that changes or removes an object created or
         last kept before `rev` keeps what the object was as its revision `rev`. See docs/edge-rules.md, "Revisions"."""
-        return self._add((Op.REVISION, _revision(rev)))
+        return self._add((Op.REVISION, revision(rev)))
 
     def remove_revision(self, collection: Name, name: Name, rev: int) -> Transaction:
         """Drop one revision of an object, which itself need not exist. Refused (NotFound, kind 'revision') without it."""
-        return self._object(Op.REMOVE_REVISION, collection, name, _revision(rev))
+        return self._object(Op.REMOVE_REVISION, collection, name, revision(rev))
 
     def trim_revisions(self, collection: Name, name: Name, rev: int) -> Transaction:
         """Drop every revision of an object that no read at `rev` or later is answered from: those up to `rev`. None: no error."""
-        return self._object(Op.TRIM_REVISIONS, collection, name, _revision(rev))
+        return self._object(Op.TRIM_REVISIONS, collection, name, revision(rev))
 
     # -- data stream ---------------------------------------------------------------------------------------------------
 
     def write(self, collection: Name, name: Name, offset: int, data: Data) -> Transaction:
         """Write bytes, making the object when it is not there. No data: makes the object, extends nothing."""
-        _check_range(offset, len(data))
-        return self._sized(len(data), (Op.WRITE, collection_name(collection), object_name(name), offset, _frozen(data)))
+        content = frozen("data", data)
+        begin, length = byte_range(offset, len(content))
+        return self._sized(length, (Op.WRITE, collection_name(collection), object_name(name), begin, content))
 
     def zero(self, collection: Name, name: Name, offset: int, length: int) -> Transaction:
         """Make the range read as zeros and give its space back; a range past the end extends the object. Length 0: as `touch`."""
-        _check_range(offset, length)
-        return self._object(Op.ZERO, collection, name, offset, length)
+        return self._object(Op.ZERO, collection, name, *byte_range(offset, length))
 
     def truncate(self, collection: Name, name: Name, size: int) -> Transaction:
         """Set the size. Growing leaves a hole; bytes cut off never show again. Refused (NotFound) when it is not there."""
-        _check_range(size, 0)
-        return self._object(Op.TRUNCATE, collection, name, size)
+        return self._object(Op.TRUNCATE, collection, name, byte_range(size, 0)[0])
 
     def clone_range(self, collection: Name, name: Name, to_name: Name, source: int, length: int, target: int) -> Transaction:
         """Copy `length` bytes of data (holes included) from offset `source` to offset `target` of another object, made when it
         is not there. Only data is copied. The part of the range past the source's end is not copied."""
-        _check_range(source, length)
-        _check_range(target, length)
-        return self._object(Op.CLONE_RANGE, collection, name, object_name(to_name), source, length, target)
+        begin, count = byte_range(source, length)
+        return self._object(Op.CLONE_RANGE, collection, name, object_name(to_name), begin, count, byte_range(target, count)[0])
 
     def alloc_hint(self, collection: Name, name: Name, object_size: int, write_size: int, flags: int = 0) -> Transaction:
         """Say how large the object and its writes will be (bytes; 0: unknown). Never changes what is read.
 
         flags: HINT_UNCHECKED, or 0. Data that reaches the medium while the last hint has the flag gets no checksums (`stat` says
         "none"): a damaged block of it reads as it is, and neither a read nor a scrub notices. What is there keeps what it has."""
-        _check_range(object_size, write_size)
-        if flags & ~HINT_UNCHECKED:
-            raise InvalidRequest(f"unknown flags of an allocation hint: {flags:#x}")
-        return self._object(Op.ALLOC_HINT, collection, name, object_size, write_size, flags)
+        sizes, known = byte_range(object_size, write_size), number("flags of an allocation hint:", flags, HINT_UNCHECKED)
+        return self._object(Op.ALLOC_HINT, collection, name, *sizes, known)
 
     # -- attributes ----------------------------------------------------------------------------------------------------
 
     def setattr(self, collection: Name, name: Name, attribute: Name, value: Data) -> Transaction:
         """Set one attribute, making the object when it is not there."""
-        key = attribute_name(attribute)
-        if len(value) > ATTR_VALUE_MAX:
-            raise LimitExceeded("ATTR_VALUE_MAX", len(value), ATTR_VALUE_MAX)
-        row = (Op.SETATTR, collection_name(collection), object_name(name), key, bytes(value))
-        return self._sized(len(key) + len(value), row)
+        key, content = attribute_name(attribute), frozen("the value of an attribute", value)
+        if len(content) > ATTR_VALUE_MAX:
+            raise LimitExceeded("ATTR_VALUE_MAX", len(content), ATTR_VALUE_MAX)
+        row = (Op.SETATTR, collection_name(collection), object_name(name), key, content)
+        return self._sized(len(key) + len(content), row)
 
     def rmattr(self, collection: Name, name: Name, attribute: Name) -> Transaction:
         """Remove one attribute. Refused with NotFound (kind 'object' or 'attribute') when it is not there."""
@@ -213,13 +218,13 @@ class Transaction:
 
     def map_remove(self, collection: Name, name: Name, keys: Iterable[bytes]) -> Transaction:
         """Remove keys; keys that are not there are no error. Refused (NotFound) when the object is not there."""
-        wanted = [_frozen(key) for key in keys]
+        wanted = many_frozen("keys", keys)
         row = (Op.MAP_REMOVE, collection_name(collection), object_name(name), wanted)
         return self._sized(sum(map(len, wanted)), row)
 
     def map_remove_range(self, collection: Name, name: Name, start: bytes | None, stop: bytes | None) -> Transaction:
         """Remove start <= key < stop (None: unbounded). Refused (NotFound) when the object is not there."""
-        return self._object(Op.MAP_REMOVE_RANGE, collection, name, start, stop)
+        return self._object(Op.MAP_REMOVE_RANGE, collection, name, bound("start", start), bound("stop", stop))
 
     def map_clear(self, collection: Name, name: Name) -> Transaction:
         """Remove every key and the header. Refused (NotFound) when the object is not there."""
@@ -227,10 +232,11 @@ class Transaction:
 
     def map_set_header(self, collection: Name, name: Name, header: Data) -> Transaction:
         """Set the map's header (opaque bytes), making the object when it is not there."""
-        if len(header) > USER_BLOB_MAX:
-            raise LimitExceeded("USER_BLOB_MAX", len(header), USER_BLOB_MAX)
-        row = (Op.MAP_SET_HEADER, collection_name(collection), object_name(name), bytes(header))
-        return self._sized(len(header), row)
+        content = frozen("header", header)
+        if len(content) > USER_BLOB_MAX:
+            raise LimitExceeded("USER_BLOB_MAX", len(content), USER_BLOB_MAX)
+        row = (Op.MAP_SET_HEADER, collection_name(collection), object_name(name), content)
+        return self._sized(len(content), row)
 
     # -- fencing -------------------------------------------------------------------------------------------------------
 
@@ -242,14 +248,13 @@ class Transaction:
         (FencedError) when the floor is higher already. Operations of the same transaction are not affected."""
         if (name is not None and prefix is not None) or (collection is None and (name is not None or prefix is not None)):
             raise InvalidRequest("a floor is for a collection, with a name or a prefix in it, or for the whole store")
-        if not 0 <= floor < 1 << 64:
-            raise InvalidRequest(f"floor {floor} is not a 64-bit number")
+        level = number("floor", floor)
         home = b"" if collection is None else collection_name(collection)
         if name is not None:
-            return self._add((Op.SET_FLOOR, 4, home, object_name(name), floor))
+            return self._add((Op.SET_FLOOR, 4, home, object_name(name), level))
         if prefix is not None:
-            return self._add((Op.SET_FLOOR, 3, home, object_name(prefix), floor))
-        return self._add((Op.SET_FLOOR, 1 if collection is None else 2, home, b"", floor))
+            return self._add((Op.SET_FLOOR, 3, home, object_name(prefix), level))
+        return self._add((Op.SET_FLOOR, 1 if collection is None else 2, home, b"", level))
 
     def noop(self) -> Transaction:
         """Do nothing; still takes its place in the order, and is durable like any other."""
@@ -273,6 +278,14 @@ class Transaction:
         return self
 
 
+def submitted(transaction: Transaction) -> Transaction:
+    """What an engine is handed to apply. TypeError when it is no transaction."""
+    if not isinstance(transaction, Transaction):
+        raise TypeError(f"a Transaction is submitted, not {type(transaction).__name__}")
+    transaction.epoch = optional_number("epoch", transaction.epoch)  # whoever built it may have set another since
+    return transaction
+
+
 def object_hash(name: Name) -> int:
     """The number that `split` goes by: CRC-32C of the object's name."""
     return crc32c(object_name(name))
@@ -280,40 +293,14 @@ def object_hash(name: Name) -> int:
 
 def collection_name(name: Name) -> bytes:
     """A collection's name as bytes, within its limit."""
-    return _name("COLLECTION_NAME_MAX", name, COLLECTION_NAME_MAX)
+    return limited_name("COLLECTION_NAME_MAX", name, COLLECTION_NAME_MAX)
 
 
 def object_name(name: Name) -> bytes:
     """An object's name as bytes, within its limit."""
-    return _name("OBJECT_NAME_MAX", name, OBJECT_NAME_MAX)
+    return limited_name("OBJECT_NAME_MAX", name, OBJECT_NAME_MAX)
 
 
 def attribute_name(name: Name) -> bytes:
     """An attribute's name as bytes, within its limit."""
-    return _name("ATTR_NAME_MAX", name, ATTR_NAME_MAX)
-
-
-def _name(limit: str, name: Name, maximum: int) -> bytes:
-    raw = name.encode() if isinstance(name, str) else bytes(name)
-    if not raw:
-        raise InvalidRequest(f"an empty name is not allowed ({limit} counts from 1)")
-    if len(raw) > maximum:
-        raise LimitExceeded(limit, len(raw), maximum)
-    return raw
-
-
-def _frozen(data: Data) -> bytes:
-    return data if type(data) is bytes else bytes(data)
-
-
-def _revision(rev: int) -> int:
-    if not 0 <= rev <= REVISION_MAX:
-        raise InvalidRequest(f"revision {rev} is not a 64-bit number")
-    return rev
-
-
-def _check_range(offset: int, length: int) -> None:
-    if offset < 0 or length < 0:
-        raise InvalidRequest(f"offset {offset} and length {length} must not be negative")
-    if offset + length > OBJECT_SIZE_MAX:
-        raise LimitExceeded("OBJECT_SIZE_MAX", offset + length, OBJECT_SIZE_MAX)
+    return limited_name("ATTR_NAME_MAX", name, ATTR_NAME_MAX)

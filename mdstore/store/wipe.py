@@ -30,14 +30,19 @@ STEP_BYTES: Final = 64 * MIB  # of backlog between two looks at whether somethin
 _ZEROS: Final = bytes(MIB)
 
 
+def check_mode(mode: Wipe) -> Wipe:
+    """InvalidRequest unless it is one of the modes."""
+    if mode not in get_args(Wipe):
+        raise InvalidRequest(f"wipe {mode!r}: one of {', '.join(get_args(Wipe))}")
+    return mode
+
+
 class Wiper:
     """One store's wiping. `mode` off: every method does nothing."""
 
     def __init__(self, store: Store, mode: Wipe) -> None:
-        if mode not in get_args(Wipe):
-            raise InvalidRequest(f"wipe {mode!r}: one of {', '.join(get_args(Wipe))}")
         self._store = store
-        self.mode = mode
+        self.mode = check_mode(mode)
         self.active = mode != "off" and not store.read_only
         self.wiped_bytes = 0
         self._backlog: deque[Run] = deque()

@@ -121,7 +121,7 @@ def test_a_key_that_is_not_there_is_none(store: Subject) -> None:
 def test_a_key_of_an_object_that_is_not_there_is_not_found(store: Subject, query: str) -> None:
     for collection, kind in (("c", "object"), ("none", "collection")):
         with pytest.raises(NotFound) as caught:
-            getattr(store, query)(collection, "o", b"k")
+            getattr(store, query)(collection, "o", b"k" if query == "map_get" else [b"k"])
         assert caught.value.kind == kind
 
 

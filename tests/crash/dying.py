@@ -74,7 +74,7 @@ def main(lines: str, calls: str, *arguments: str) -> int:
     death = Death(int(lines), None if calls == "count" else int(calls))
     for name in CHANGING:
         setattr(os, name, death.behind(getattr(os, name)))
-    sys.stdout = Heard(sys.stdout, death)  # type: ignore[assignment]
+    sys.stdout = Heard(sys.stdout, death)
     from mdstore.tools import cli  # now that what it calls is counted
 
     code = cli.run([*arguments])

@@ -11,9 +11,7 @@ import shutil
 import subprocess
 import sys
 from base64 import b64decode
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from crc32c import crc32c
@@ -21,34 +19,12 @@ from crc32c import crc32c
 from mdstore.client.mount import MountOptions
 from mdstore.errors import CorruptionError, NoSpace, NotFound, PosixError, TransactionError
 from mdstore.store.superblock import SLOT_SIZE, SLOTS, slot_offsets
-from mdstore.tools import cli, mounting, output
+from mdstore.tools import mounting, output
 from mdstore.tools.output import duration_text, explain, shown, size_text, time_text
 from mdstore.tools.reader.superblock import decode as superblock_of
+from tests.commandline import Ran, Run
 
 MIB = 1 << 20
-
-
-class Ran(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str | Path) -> Ran:
-        code = cli.run([str(argument) for argument in arguments])
-        return Ran(code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture

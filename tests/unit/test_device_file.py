@@ -31,10 +31,14 @@ HOLD = """
 import sys
 from mdstore.device.file import FileDevice
 device = FileDevice.open(sys.argv[1], read_only=sys.argv[2] == "r")
-if len(sys.argv) > 3:  # hand the lock to a child, as a mount that goes into the background does
+if len(sys.argv) > 3:  # hand the lock to a child, as a daemon does that goes into the background
     import os
-    if os.fork():
+    from mdstore.device.forks import handing_over
+    with handing_over():
+        child = os.fork()
+    if child:
         os._exit(0)
+    device.read(0, 512)
 print("held", os.getpid() if len(sys.argv) > 3 else "", flush=True)
 sys.stdin.read()
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from mdstore.errors import MdstoreError
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER
 from mdstore.store import Store
-from mdstore.tools import cli
 from mdstore.tools.reader.decode_one import STRUCTURES, TREES, Context, decode_one
 from mdstore.tools.reader.entry import HEADER_SIZE
 from mdstore.tools.reader.image import Image
@@ -23,28 +21,9 @@ from mdstore.tools.reader.page import Reference
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.superblock import ROOT_OBJECTS
 from mdstore.tools.reader.whole import newest_superblock
+from tests.commandline import Run
 
 MIB = 1 << 20
-
-
-class Ran(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Ran:
-        code = cli.run(["inspect", *map(str, arguments)])
-        return Ran(code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -142,29 +121,29 @@ def test_bytes_that_are_no_such_structure_are_refused_with_a_typed_error(pieces:
 
 
 def test_the_command_reads_a_piece_of_an_image(run: Run, image: Path, pieces: Pieces, tmp_path: Path) -> None:
-    found = run("decode", "superblock", image, "--json")
+    found = run("inspect", "decode", "superblock", image, "--json")
     assert (found.code, json.loads(found.out)["version"]) == (0, 1)
     at = image.read_bytes().index(pieces.data["page"])
-    page = run("decode", "page", image, "--offset", hex(at), "--length", 4096, "--tree", "objects", "--json")
+    page = run("inspect", "decode", "page", image, "--offset", hex(at), "--length", 4096, "--tree", "objects", "--json")
     assert page.code == 0
     assert json.loads(page.out)["tree_id"] == 1
-    assert "tree_id: 1" in run("decode", "page", image, "--offset", at, "--length", 4096, "--tree", "objects").out
+    assert "tree_id: 1" in run("inspect", "decode", "page", image, "--offset", at, "--length", 4096, "--tree", "objects").out
     (tmp_path / "piece").write_bytes(pieces.data["transaction"])
-    assert "operations:" in run("decode", "transaction", tmp_path / "piece").out
+    assert "operations:" in run("inspect", "decode", "transaction", tmp_path / "piece").out
 
 
 def test_damage_is_exit_code_4_and_wrong_usage_2(run: Run, image: Path) -> None:
-    wrong = run("decode", "page", image, "--length", 4096)
+    wrong = run("inspect", "decode", "page", image, "--length", 4096)
     assert (wrong.code, wrong.err.count("\n")) == (4, 1)
     assert "checksum of a page" in wrong.err
-    assert run("decode", "page", image, "--length", 1000).code == 4
-    assert run("decode", "nosuch", image).code == 2
-    assert run("decode", "page", image, "--offset", "x").code == 2
-    assert run("decode", "page", "/no/such/file").code == 2
-    assert run("decode", "page", image, "--tree", "nosuch").code == 2
+    assert run("inspect", "decode", "page", image, "--length", 1000).code == 4
+    assert run("inspect", "decode", "nosuch", image).code == 2
+    assert run("inspect", "decode", "page", image, "--offset", "x").code == 2
+    assert run("inspect", "decode", "page", "/no/such/file").code == 2
+    assert run("inspect", "decode", "page", image, "--tree", "nosuch").code == 2
 
 
 def test_types_are_listed(run: Run) -> None:
-    assert {row["type"] for row in json.loads(run("types", "--json").out)} == set(STRUCTURES)
-    assert all(name in run("types").out for name in STRUCTURES)
+    assert {row["type"] for row in json.loads(run("inspect", "types", "--json").out)} == set(STRUCTURES)
+    assert all(name in run("inspect", "types").out for name in STRUCTURES)
     assert set(TREES) >= {"map", "data", "objects", "free"}

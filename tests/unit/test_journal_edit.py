@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 
 import pytest
+from crc32c import crc32c
 
 from journal import (
     DumpDamaged,
@@ -13,13 +15,14 @@ from journal import (
     Journal,
     JournalCorrupt,
     Layout,
+    LogChanged,
     Medium,
     Options,
     RingMedium,
     StripedMedium,
     WrongGeometry,
 )
-from journal.dump import apply_dump
+from journal.dump import Dump, apply_dump
 from journal.edit import (
     Change,
     apply_change,
@@ -266,3 +269,127 @@ def test_head_fields_are_set_by_hand(place: Place) -> None:
         plan_header(place(), {"log": 3})
     with pytest.raises(ValueError, match="out of order"):
         plan_header(place(), {"expire": 1 << 50})
+
+
+# -- what was written in between ---------------------------------------------------------------------------------------
+def made_changes(place: Place) -> dict[str, tuple[io.BytesIO, Callable[[], None]]]:
+    """Every way to change a log by hand: its undo file, and how it is done."""
+    ends = [entry.end for entry in Journal.open(place(), read_only=True).entries()]
+    plans = {
+        "splice": lambda: plan_splice(place(), lambda entry: entry.type == 3),
+        "truncate": lambda: plan_truncate(place(), ends[19]),
+        "reset": lambda: plan_reset(place()),
+        "header": lambda: plan_header(place(), {"expire": ends[3]}),
+    }
+    made: dict[str, tuple[io.BytesIO, Callable[[], None]]] = {}
+    for name, plan in plans.items():
+        undo = io.BytesIO()
+        made[name] = undo, lambda plan=plan, undo=undo: apply_change(place(), plan(), undo)  # type: ignore[misc]
+    undo, kept = io.BytesIO(), io.BytesIO()
+    export_log(place(), kept)
+
+    def replace() -> None:
+        kept.seek(0)
+        replace_log(place(), kept, undo)
+
+    made["import"] = undo, replace
+    undo_heads = io.BytesIO()
+    made["heads"] = undo_heads, lambda: (replace_heads(place(), recover_head(place()), undo_heads), None)[1]
+    return made
+
+
+CHANGES = ("splice", "truncate", "reset", "header", "import", "heads")
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_change_is_taken_back_until_somebody_wrote_to_the_log(place: Place, how: str) -> None:
+    """What was acknowledged after the change was gone when it was taken back: nothing was compared."""
+    before = image(place())
+    undo, change = made_changes(place)[how]
+    change()
+    undo.seek(0)
+    apply_dump(place(), undo)
+    assert image(place()) == before
+    change()
+    with Journal.open(place()) as journal:
+        journal.wait(journal.append(b"acknowledged"))
+    after = image(place()), payloads(place)
+    assert after[1][-1] == b"acknowledged"
+    undo.seek(0)
+    with pytest.raises(LogChanged, match="nothing was changed"):
+        apply_dump(place(), undo)
+    assert (image(place()), payloads(place)) == after
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_change_is_not_taken_back_from_another_log(place: Place, how: str) -> None:
+    undo, change = made_changes(place)[how]
+    change()
+    other = ring() if isinstance(place(), RingMedium) else striped()
+    with Journal.create(other()) as journal:
+        journal.append_many([b"other"] * 30)
+    before = image(other())
+    undo.seek(0)
+    with pytest.raises(LogChanged):
+        apply_dump(other(), undo)
+    assert image(other()) == before
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_change_that_was_cut_short_is_taken_back(place: Place, how: str) -> None:
+    """Either head alone may be the one the change left."""
+    before = image(place())
+    undo, change = made_changes(place)[how]
+    change()
+    for slot in range(2):
+        undo.seek(0)
+        medium = place()
+        medium.write_head(slot, before[0][slot])
+        medium.flush()
+        apply_dump(place(), undo)
+        assert image(place())[0] == before[0]
+        change_again = made_changes(place)[how]
+        change_again[1]()
+        undo = change_again[0]
+
+
+def as_version_1(undo: io.BytesIO) -> io.BytesIO:
+    """The same file as the version before wrote it."""
+    dump = Dump(io.BytesIO(undo.getvalue()))
+    data = bytearray(undo.getvalue())
+    data[8:10] = (1).to_bytes(2, "little")
+    at = 16 + 2 * 136
+    del data[at : at + 4 + 136 * len(dump.left)]
+    data[-4:] = crc32c(bytes(data[:-16])).to_bytes(4, "little")
+    return io.BytesIO(bytes(data))
+
+
+@pytest.mark.parametrize("how", ["splice", "truncate", "reset"])
+def test_an_undo_file_of_version_1_is_taken_back_until_somebody_wrote_to_the_log(place: Place, how: str) -> None:
+    before = image(place())
+    undo, change = made_changes(place)[how]
+    change()
+    old = as_version_1(undo)
+    apply_dump(place(), old)
+    assert image(place()) == before
+    change()
+    with Journal.open(place()) as journal:
+        journal.wait(journal.append(b"acknowledged"))
+    old.seek(0)
+    with pytest.raises(LogChanged):
+        apply_dump(place(), old)
+
+
+def test_every_crash_of_a_change_and_of_its_undo_is_taken_back(place: Place) -> None:
+    before = image(place())
+    change = plan_reset(place())
+    undo = changed(place, change)
+    left = image(place())[0]
+    for heads in itertools.product(*zip(before[0], left, strict=True)):
+        medium = place()
+        for slot, copy in enumerate(heads):
+            medium.write_head(slot, copy)
+        medium.flush()
+        undo.seek(0)
+        apply_dump(place(), undo)
+        assert image(place()) == before

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 
+import pytest
+
 from mdstore.engines.mem import MemStore
-from mdstore.errors import DeviceFailed, MdstoreError
+from mdstore.errors import DeviceFailed
 from mdstore.mds.driver import Driver
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER
@@ -15,7 +18,7 @@ from mdstore.mds.vfs import ROOT_INO, SUPERUSER
 class Counting:
     """Something to drive that says when it was ticked often enough."""
 
-    def __init__(self, enough: int, failure: MdstoreError | None = None) -> None:
+    def __init__(self, enough: int, failure: Exception | None = None) -> None:
         self.moments: list[int] = []
         self.enough = enough
         self.failure = failure
@@ -44,12 +47,13 @@ def test_ticks_come_until_the_end_and_none_after_it() -> None:
     assert driven.pieces >= len(seen)
 
 
-def test_the_first_failure_ends_it_and_is_told_once() -> None:
-    driven = Counting(2, DeviceFailed("write", "medium", "gone"))
-    told: list[MdstoreError] = []
+@pytest.mark.parametrize("failure", [DeviceFailed("write", "medium", "gone"), struct.error("a bug")])
+def test_the_first_failure_ends_it_and_is_told_once(failure: Exception) -> None:
+    driven = Counting(2, failure)
+    told: list[Exception] = []
     heard = threading.Event()
 
-    def hear(error: MdstoreError) -> None:
+    def hear(error: Exception) -> None:
         told.append(error)
         heard.set()
 

@@ -14,7 +14,11 @@ from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, Result, check_image
 from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.page import Reference
 from mdstore.tools.reader.problems import Problem
+from mdstore.tools.reader.snapshots import find_snapshot
+from mdstore.tools.reader.store import StoreReader
+from mdstore.tools.reader.superblock import ROOT_OBJECTS, read_copies, usable
 from mdstore.tools.reader.views import Source, snapshots_view
 from tests.crash.store_workload import COLLECTIONS, Mixed, outcome
 
@@ -175,3 +179,18 @@ def test_a_wrong_record_is_found(tmp_path: Path) -> None:
         result, problems = fsck(tmp_path / "image", device, Options())
         assert result.codes.get("snapshot"), (at, problems)
         raw[at] ^= 4
+
+
+def test_a_quick_check_of_a_snapshot_enters_its_trees(tmp_path: Path) -> None:
+    """It said clean, and had looked at nothing."""
+    _, device = store_with_snapshots()
+    options = Options(QUICK, snapshot=b"a")
+    assert not fsck(tmp_path / "image", device, options)[1]
+    with Image(str(tmp_path / "image")) as image:
+        found = find_snapshot(StoreReader(image, usable(read_copies(image))[0]), b"a").superblock
+        content = StoreReader(image, found).root_tree(ROOT_OBJECTS).root.content
+    assert isinstance(content, Reference)
+    device.write(content.addresses[0] * 512, [bytes(512)])
+    result, problems = fsck(tmp_path / "image", device, options)
+    assert result.errors == len(problems) > 0
+    assert {problem.code for problem in problems} == {"page-checksum"}

@@ -6,21 +6,21 @@ import hashlib
 import json
 import os
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from mdstore.device.file import FileDevice
-from mdstore.errors import CorruptionError, UnsupportedFormat
+from mdstore.errors import CorruptionError, FencedError, TransactionError, UnsupportedFormat
 from mdstore.store import Store, Transaction
 from mdstore.store.check import check
-from mdstore.tools import cli
 from mdstore.tools.crash.transactions import Mixed, content_of, first_collections, outcome
-from mdstore.tools.image_loader import make_image_of
+from mdstore.tools.image_loader import Shape, make_image_of
+from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.dump_lines import DumpHeader, DumpLines, encode_dump
+from mdstore.tools.reader.floors import Floor
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.page import Reference
 from mdstore.tools.reader.store import StoreReader
@@ -28,31 +28,12 @@ from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectReco
 from mdstore.tools.reader.superblock import ROOT_OBJECTS
 from mdstore.tools.reader.superblock import SIZE as SUPERBLOCK_SIZE
 from mdstore.tools.reader.whole import newest_superblock, stream_of
+from tests.commandline import Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "format" / "dump.md"
 MIB = 1 << 20
 CONTENT = bytes(range(1, 256)) * 5000  # of the larger file
 SMALL: dict[str, Any] = {"block_size": 512, "log_bytes": 64 * 1024, "background": False, "dirty_bytes": 60_000}
-
-
-class Ran(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Ran:
-        code = cli.run([str(argument) for argument in arguments])
-        return Ran(code, *capfd.readouterr())
-
-    return call
 
 
 def dump(path: Path, snapshot: str | None = None) -> bytes:
@@ -103,7 +84,7 @@ def test_a_dump_makes_an_image_whose_dump_is_the_same(tmp_path: Path, seed: int)
     assert dump(tmp_path / "old") == dumped, "a checkpoint changes no content"
     assert b'"revision"' in dumped
     lines = DumpLines(dumped.splitlines(keepends=True), "dump")
-    make_image_of(str(tmp_path / "new"), lines.header.size_bytes, lines.header.block_size, lines.records())
+    make_image_of(str(tmp_path / "new"), Shape(*lines.header), lines.records())
     assert dump(tmp_path / "new") == dumped
     with Store.open(FileDevice.open(str(tmp_path / "new"))) as again:
         assert content_of(again) == content
@@ -117,7 +98,7 @@ def test_revisions_come_back_to_the_revisions_they_answer_for(tmp_path: Path) ->
         store.apply(Transaction().at_revision(11).setattr("c", "o", "a", b"eleven"))
     dumped = dump(tmp_path / "old")
     lines = DumpLines(dumped.splitlines(keepends=True), "dump")
-    loaded = make_image_of(str(tmp_path / "new"), MIB, lines.header.block_size, lines.records())
+    loaded = make_image_of(str(tmp_path / "new"), Shape(MIB, lines.header.block_size), lines.records())
     assert (loaded.objects, loaded.revisions) == (1, 2)
     assert dump(tmp_path / "new") == dumped
     with Store.open(FileDevice.open(str(tmp_path / "new"))) as store:
@@ -186,6 +167,19 @@ def test_contents_that_cannot_be_are_refused(run: Run, tmp_path: Path) -> None:
         [CollectionRecord(b"c"), ObjectRecord(b"o", 1, (), b""), DataRecord(0, b"xy")],
         [CollectionRecord(b"c"), CollectionRecord(b"c")],
         [CollectionRecord(b"c" * 300)],
+        [CollectionRecord(b"d"), CollectionRecord(b"c")],
+        [CollectionRecord(b"c"), ObjectRecord(b"p", 0, (), b""), ObjectRecord(b"o", 0, (), b"")],
+        [CollectionRecord(b"c"), ObjectRecord(b"o", 0, (), b""), ObjectRecord(b"o", 0, (), b"", 2, 3)],
+        [CollectionRecord(b"c"), ObjectRecord(b"o", 0, (), b"", 7, 5)],
+        [CollectionRecord(b"c"), ObjectRecord(b"o", 0, ((b"a", b"1"), (b"a", b"2")), b"")],
+        [CollectionRecord(b"c"), ObjectRecord(b"o", 9, (), b""), DataRecord(4, b"x"), DataRecord(0, b"x")],
+        [CollectionRecord(b"c"), ObjectRecord(b"o", 9, (), b""), DataRecord(0, b"xy"), DataRecord(1, b"x")],
+        [CollectionRecord(b"c"), ObjectRecord(b"o", 0, (), b""), PairsRecord(((b"k", b""), (b"j", b"")))],
+        [CollectionRecord(b"c"), ObjectRecord(b"o", 1, (), b""), PairsRecord(((b"k", b""),)), DataRecord(0, b"x")],
+        [Floor("store", b"", b"", 3), CollectionRecord(b"c")],
+        [Floor("object", b"c", b"o", 3), Floor("store", b"", b"", 3)],
+        [Floor("store", b"c", b"", 3)],
+        [Floor("cellar", b"", b"", 3)],
     ]
     for number, records in enumerate(impossible):
         (tmp_path / "dump").write_bytes(b"".join(encode_dump(DumpHeader(MIB, 512), records)))
@@ -446,3 +440,82 @@ def test_compacting_overwrites_nothing_unasked_and_follows_a_link_to_the_image(t
     assert run("compact", link).code == 0
     assert link.is_symlink()
     assert image.stat().st_size < 64 * MIB
+
+
+# -- floors, room, shape -----------------------------------------------------------------------------------------------
+def fenced_image(path: Path, *, is_closed: bool) -> None:
+    """Floors of every scope, some of them in the log alone, carried along by a split too."""
+    store = Store.create(FileDevice.create(path, 4 * MIB), block_size=512, background=False, stripe_bytes=4096)
+    store.apply(Transaction().create_collection("c").create_collection("d").write("c", "head", 0, b"owner 7").touch("c", "x"))
+    store.apply(Transaction().set_floor(7, "c", name="head"))
+    store.checkpoint()
+    store.apply(Transaction().set_floor(2).set_floor(3, "d").set_floor(4, "c", prefix="lo\xff").set_floor(9, "c", name="x"))
+    store.apply(Transaction().create_collection("e").split("c", 1, 1, "e"))
+    if is_closed:
+        store.close()
+    else:
+        store.device.close()
+
+
+def dumped_and_loaded(run: Run, old: Path, new: Path) -> Ran:
+    (new.parent / "dump").write_text(run("dump", "--all", old).out)
+    return run("load", new, new.parent / "dump")
+
+
+FLOORS_KEPT: dict[str, Callable[[Run, Path, Path], Ran]] = {
+    "load": lambda run, old, new: dumped_and_loaded(run, old, new),
+    "copy": lambda run, old, new: run("copy", old, new),
+    "compact": lambda run, old, new: run("compact", old, new),
+    "recover": lambda run, old, new: run("recover", old, new),
+}
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize("how", FLOORS_KEPT)
+def test_a_new_image_holds_off_whom_the_old_one_did(run: Run, tmp_path: Path, how: str, is_closed: bool) -> None:
+    """A replaced writer got into a compacted image: floors were left behind."""
+    fenced_image(tmp_path / "old", is_closed=is_closed)
+    assert FLOORS_KEPT[how](run, tmp_path / "old", tmp_path / "new").code == 0
+    assert dump(tmp_path / "new").splitlines()[1:-1] == dump(tmp_path / "old").splitlines()[1:-1]
+    old = Store.open(FileDevice.open(tmp_path / "old"), background=False)
+    new = Store.open(FileDevice.open(tmp_path / "new"), background=False)
+    assert dict(new.tables.floors) == dict(old.tables.floors)
+    assert len(dict(new.tables.floors)) >= 5
+    for stale, name in ((5, "head"), (1, "anything"), (8, "x")):
+        home = "c" if new.exists("c", name) or name == "anything" else "e"
+        with pytest.raises(TransactionError) as refused:
+            new.apply(Transaction(epoch=stale).write(home, name, 0, b"stale"))
+        assert isinstance(refused.value.cause, FencedError)
+    stripes = {(store.superblock.stripe_bytes, store.superblock.stripe_offset) for store in (old, new)}
+    assert len(stripes) == (2 if how == "load" else 1)
+    old.close()
+    new.close()
+
+
+@pytest.mark.parametrize("options", [(), ("--sparse",)])
+def test_a_new_image_has_its_room_reserved_unless_told_otherwise(
+    run: Run, files: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """`mkfs` reserves an image's space, so that no full disk is met later; what was made of an image did not."""
+    taken = {}
+    for how in ("copy", "compact", "recover"):
+        assert run(how, files, tmp_path / how, "--size", "16M", *options).code == 0
+        taken[how] = (tmp_path / how).stat().st_blocks * 512
+    assert all((size >= 16 * MIB) == (not options) for size in taken.values()), taken
+
+
+def test_a_size_that_no_file_has_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "dump").write_bytes(b"".join(encode_dump(DumpHeader((1 << 64) - 1, 512), [])))
+    refused = run("load", tmp_path / "new", tmp_path / "dump")
+    assert refused.code == 1
+    assert "size of an image" in refused.err
+    assert "bug" not in refused.err
+
+
+def test_a_dump_of_version_1_is_loaded(run: Run, tmp_path: Path) -> None:
+    records: list[Record] = [CollectionRecord(b"c"), ObjectRecord(b"o", 1, (), b""), DataRecord(0, b"x")]
+    lines = [line.replace(b'"version":2', b'"version":1') for line in encode_dump(DumpHeader(MIB, 512), records)][:-1]
+    checksum = crc32c(b"".join(lines))
+    (tmp_path / "dump").write_bytes(b"".join(lines) + b'{"end":%d,"crc":%d}\n' % (len(lines), checksum))
+    assert run("load", tmp_path / "new", tmp_path / "dump").code == 0
+    assert dump(tmp_path / "new").splitlines()[1:-1] == b"".join(lines).splitlines()[1:]

@@ -290,12 +290,17 @@ def measure(place: Path, count: int) -> list[Row]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-@click.option("--records", type=click.IntRange(1000), default=1_000_000, show_default=True)
+@click.option("--records", type=click.IntRange(1000), default=1_000_000, show_default=True, help="Of the first table.")
 @click.option(
-    "--at", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir
-)
+    "--at", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir,
+    help="Where the files go.",
+)  # fmt: skip
 def main(as_json: bool, records: int, place: Path) -> None:
-    """Measure the tree kernel against its peers."""
+    """Measure the tree kernel against its peers.
+
+    \b
+    mdstore bench btree --records 200000
+    """
     rows = measure(place, records)
     if as_json:
         print_json([row._asdict() for row in rows])

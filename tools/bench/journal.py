@@ -345,9 +345,14 @@ def measure(place: Path, *, quick: bool = False, cpu: bool = False) -> list[Row]
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--quick", is_flag=True, help="A tenth of the work; the numbers are rough.")
 @click.option("--cpu", is_flag=True, help="Processor time instead of elapsed time.")
-@click.option("--at", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir)
+@click.option("--at", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir,
+              help="Where the logs go.")  # fmt: skip
 def main(as_json: bool, quick: bool, cpu: bool, place: Path) -> None:
-    """Measure the journal against its peers."""
+    """Measure the journal against its peers.
+
+    \b
+    mdstore bench journal --quick
+    """
     found = measure(place, quick=quick, cpu=cpu)
     if as_json:
         print_json([row._asdict() for row in found])

@@ -188,11 +188,16 @@ class Bench:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-@click.option("--count", default=20_000, show_default=True, help="Operations of each kind.")
+@click.option("--count", type=click.IntRange(1), default=20_000, show_default=True, help="Operations of each kind.")
 @click.option("--memory", is_flag=True, help="On a store in memory: the metadata server's own share.")
-@click.option("--at", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir)
+@click.option("--at", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir,
+              help="Where the image goes.")  # fmt: skip
 def main(as_json: bool, count: int, memory: bool, place: Path) -> None:
-    """Measure metadata operations in process."""
+    """Measure metadata operations in process.
+
+    \b
+    mdstore bench mds --count 5000 --json
+    """
     with tempfile.TemporaryDirectory(dir=place) as name:
         rows = run(count, None if memory else Path(name))
     if as_json:

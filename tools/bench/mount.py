@@ -25,9 +25,11 @@ from typing import Final, NamedTuple
 
 import click
 
+from mdstore.tools.images import size as size_type
 from mdstore.tools.output import print_json, print_line
 
 BLOCK: Final = b"\x5a" * 4096
+PROCESSES_MAX: Final = 256
 LISTED: Final = 10_000  # entries of the directory that is listed
 DROP_CACHES: Final = "/proc/sys/vm/drop_caches"
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
@@ -190,13 +192,13 @@ def _processor_seconds(pid: int | None) -> float | None:
 
 
 @contextlib.contextmanager
-def own_mount(size: str, options: str) -> Iterator[tuple[Path, int]]:
+def own_mount(size_bytes: int, options: str) -> Iterator[tuple[Path, int]]:
     """(mounted directory, pid of its server) of a fresh image; both are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="mdstore-bench-") as home:
         image, directory = Path(home) / "image", Path(home) / "mount"
         directory.mkdir()
         command = [sys.executable, "-m", "mdstore.tools.cli"]
-        subprocess.run([*command, "mkfs", str(image), "--size", size], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "mkfs", str(image), "--size", str(size_bytes)], check=True, stdout=subprocess.DEVNULL)
         server = subprocess.Popen([*command, "mount", str(image), str(directory), "-o", options], stdout=subprocess.PIPE)
         try:
             assert server.stdout is not None
@@ -221,27 +223,39 @@ def report(rows: list[Row], *, as_json: bool) -> None:
         )
 
 
+def _numbers(text: str) -> list[int]:
+    """`1,4`. A type for click."""
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(1 <= number <= PROCESSES_MAX for number in numbers):
+        raise click.BadParameter(f"{text!r} is no list of numbers from 1 to {PROCESSES_MAX}, such as 1,4")
+    return numbers
+
+
 @click.command("mount")
 @click.option("--at", type=click.Path(file_okay=False, exists=True), help="Measure this directory instead of a mount of our own.")
 @click.option("--server", type=int, help="With --at: the pid whose processor time is reported, and that --pin pins too.")
-@click.option("--count", default=2000, show_default=True, help="Operations of each kind, by each process.")
-@click.option("--processes", default="1,4", show_default=True, help="How many at a time; several runs with commas.")
+@click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Operations of each kind and process.")
+@click.option("--processes", type=_numbers, default="1,4", show_default=True, help="How many at a time; several: commas.")
 @click.option("--pin/--no-pin", default=None, help="Only pinned to one processor, or only not (default: both).")
-@click.option("--size", default="4G", show_default=True, help="Of our own image.")
+@click.option("--size", type=size_type, default="4G", show_default=True, help="Of our own image.")
 @click.option("-o", "options", default="", metavar="OPTIONS", help="Mount options of our own mount.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def mount_bench(
-    at: str | None, server: int | None, count: int, processes: str, pin: bool | None, size: str, options: str, as_json: bool
+    at: str | None, server: int | None, count: int, processes: list[int], pin: bool | None, size: int, options: str, as_json: bool
 ) -> None:
-    """Measure operations per second through a mount."""
-    counts = [int(part) for part in processes.split(",")]
+    """Measure operations per second through a mount.
+
+    \b
+    mdstore bench mount --count 500 --processes 1
+    mdstore bench mount --at /mnt/other --json
+    """
     pinnings = [False, True] if pin is None else [pin]
     target = contextlib.nullcontext((Path(at), server)) if at else own_mount(size, options)
     rows: list[Row] = []
     with target as (directory, pid):
         for pinned in pinnings:
             with _pinned(pid) if pinned else contextlib.nullcontext():
-                for number in counts:
+                for number in processes:
                     rows += measure(directory, count, number, pinned=pinned, server=pid)
     report(rows, as_json=as_json)
 

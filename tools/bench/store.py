@@ -196,7 +196,11 @@ PARTS: Final[dict[str, Callable[[Path, int], Found]]] = {
 @click.option("--at", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir,
               help="Where the images are made; what is measured is the disk below it.")  # fmt: skip
 def main(as_json: bool, quick: bool, only: tuple[str, ...], at: Path) -> None:
-    """Measure the store against its peers."""
+    """Measure the store against its peers.
+
+    \b
+    mdstore bench store --quick
+    """
     rows: list[Row] = []
     figures: list[Figure] = []
     for name in only or PARTS:

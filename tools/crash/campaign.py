@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, Final
 
 from journal import JournalError
+from mdstore.client.mount_syscalls import FuseUnavailable
 from mdstore.device.crashfile import CrashFile, save_crash_file
 from mdstore.device.crashstates import Plan
 from mdstore.device.explore import FINDINGS_KEPT, Exploration, Recording, Report
@@ -30,6 +31,7 @@ from mdstore.tools.crash.workloads import CrashWorkload, chosen_workload
 
 FORMAT: Final = "mdstore crash campaign"
 VERSION: Final = 1
+STATE_MAX: Final = 64 << 20  # bytes of a campaign's state: its findings are counted, and few are kept
 ROUND_STATES: Final = 4000
 NESTED_SHARE: Final = 400  # one state in so many has its recovery crashed as well
 
@@ -147,6 +149,8 @@ def run_round(settings: Settings, number: int, budget: int, directory: str) -> _
     steps = settings.steps or chosen.steps
     try:
         run = chosen.record(seed, steps)
+    except (InvalidRequest, FuseUnavailable):  # it cannot be tried here: no finding
+        raise
     except (Inconsistent, MdstoreError, JournalError) as error:
         report = Report(seed)
         report.add(Finding(f"seed={seed}, no crash yet", Problem.ERROR, f"{type(error).__name__}: {error}"))
@@ -197,8 +201,12 @@ def save_campaign(path: Path, campaign: Campaign) -> None:
 
 def load_campaign(path: Path) -> Campaign:
     """What `save_campaign` wrote. DamagedFile for anything else, OSError."""
+    with path.open("rb") as stream:
+        content = stream.read(STATE_MAX + 1)
+    if len(content) > STATE_MAX:
+        raise DamagedFile("crash campaign", str(path), f"at most {STATE_MAX} bytes", "more")
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(content)
         if (document["format"], document["version"]) != (FORMAT, VERSION):
             raise InvalidRequest(f"{path} is not the state of a crash campaign of version {VERSION}")
         report = dict(document["report"])
@@ -210,5 +218,5 @@ def load_campaign(path: Path) -> Campaign:
             Settings(**document["settings"]), int(document["rounds"]), int(document["planned"]), Report(**report),
             list(map(str, document["files"])), float(document["seconds"]),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile("crash campaign", str(path), "the state of a campaign", repr(error)) from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedFile("crash campaign", str(path), "the state of a campaign", type(error).__name__) from None

@@ -153,7 +153,9 @@ def _check_snapshot(
     found = _find_snapshot(image, name)
     result = Result(options.level, image.size, found.superblock.epoch, is_clean=True)
     findings = SnapshotFindings(Findings(sink), name)
-    if options.level != QUICK:
+    if options.level == QUICK:
+        _enter_trees(StoreReader(image, found.superblock), findings)
+    else:
         store = StoreCheck(
             StoreReader(image, found.superblock),
             findings,
@@ -169,6 +171,15 @@ def _check_snapshot(
         _check_names(overlay, findings, progress, result)
     result.severities, result.codes = dict(findings.by_severity), dict(findings.by_code)
     return result
+
+
+def _enter_trees(reader: StoreReader, findings: Findings) -> None:
+    """Each tree that a snapshot names, from its root down to its first record."""
+    for kind in reader.superblock.roots:
+        try:
+            next(reader.root_tree(kind).items(), None)
+        except Damage as damage:
+            findings.add_damage(damage)
 
 
 def _find_snapshot(image: Image, name: bytes) -> Snapshot:

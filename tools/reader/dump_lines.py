@@ -6,15 +6,18 @@ import binascii
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, TypeVar
 
 from mdstore.errors import DamagedFile, UnsupportedFormat
 from mdstore.tools.reader.checksum import crc32c
+from mdstore.tools.reader.floors import SCOPES, Floor
 from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
 
 Result = TypeVar("Result")
 FORMAT: Final = "mdstore dump"
-VERSION: Final = 1
+VERSION: Final = 2
+READ_VERSIONS: Final = (1, 2)
 U64_MAX: Final = (1 << 64) - 1
 _PRINTABLE: Final = frozenset(range(32, 127))
 
@@ -48,6 +51,9 @@ def _encode(record: Record) -> dict[str, Any]:
         return {"data": record.offset, "bytes": _base64(record.data)}
     if isinstance(record, PairsRecord):
         return {"pairs": _encode_pairs(record.pairs)}
+    if isinstance(record, Floor):
+        names = {"collection": _encode_bytes(record.collection), "name": _encode_bytes(record.name)}
+        return {"floor": record.floor, "scope": record.scope, **names}
     if isinstance(record, CollectionRecord):
         return {"collection": _encode_bytes(record.name)}
     assert record.like is None, "a dump says what an object holds, not whom it is like"
@@ -89,18 +95,23 @@ class DumpLines:
         first = self._next()
         if first.get("format") != FORMAT:
             raise DamagedFile("dump", name, f'a first line with format "{FORMAT}"', first.get("format"))
-        if first.get("version") != VERSION:
-            raise UnsupportedFormat(f"{name}: dump of version {first.get('version')!r}; this mdstore reads version {VERSION}")
+        if first.get("version") not in READ_VERSIONS:
+            known = f"this mdstore reads versions up to {VERSION}"
+            raise UnsupportedFormat(f"{name}: dump of version {first.get('version')!r}; {known}")
         self.header = self._checked(lambda: DumpHeader(_natural(first["size_bytes"]), _natural(first["block_size"])))
 
     def records(self) -> Iterator[Record]:
-        """The records, in order; DamagedFile for a line that is none, and for a dump that is not whole."""
+        """The records, in order; DamagedFile for a line that is none or comes where it may not, and for one that is not whole."""
+        order = _Order()
         while True:
             before, count = self._checksum, self._count
             line = self._next()
             if "end" in line:
                 break
-            yield self._checked(partial(_decode, line))
+            record = self._checked(partial(_decode, line))
+            if not order.takes(record):
+                raise self._damaged("lines in their order, each name once", record)
+            yield record
         if (line.get("end"), line.get("crc")) != (count, before):
             raise self._damaged(f"end {count} and crc {before}", line)
         if next(self._lines, b""):
@@ -137,7 +148,17 @@ def _decode(line: dict[str, Any]) -> Record:
             _decode_bytes(line["object"]), _natural(line["size"]), _decode_pairs(line["attributes"]),
             _decode_bytes(line["map_header"]), _natural(line["created_rev"]), _natural(line.get("revision", 0)),
         )  # fmt: skip
+    if "floor" in line:
+        return _decode_floor(line)
     return CollectionRecord(_decode_bytes(line["collection"]))
+
+
+def _decode_floor(line: dict[str, Any]) -> Floor:
+    floor = Floor(line["scope"], _decode_bytes(line["collection"]), _decode_bytes(line["name"]), _natural(line["floor"]))
+    is_named = floor.scope in ("prefix", "object")
+    if floor.scope not in SCOPES.values() or bool(floor.collection) == (floor.scope == "store") or (floor.name and not is_named):
+        raise ValueError(f"{floor.scope!r} is no scope of those names")
+    return floor
 
 
 def _decode_bytes(value: Any) -> bytes:
@@ -154,3 +175,49 @@ def _natural(number: Any) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= U64_MAX:
         raise ValueError(f"{number!r} is no size")
     return number
+
+
+class _Order:
+    """Where the reader of a dump is: which records may come next."""
+
+    def __init__(self) -> None:
+        self._collection: bytes | None = None
+        self._object: tuple[bytes, int] | None = None
+        self._data_end = 0
+        self._pair: bytes | None = None
+        self._floor: tuple[int, bytes, bytes] | None = None
+
+    def takes(self, record: Record) -> bool:
+        """Whether the record may come here; it has, then."""
+        if isinstance(record, Floor):
+            number = next(number for number, scope in SCOPES.items() if scope == record.scope)
+            before, self._floor = self._floor, (number, record.collection, record.name)
+            return before is None or before < self._floor
+        if self._floor is not None:
+            return False
+        if isinstance(record, CollectionRecord):
+            before_name, self._collection, self._object = self._collection, record.name, None
+            return before_name is None or before_name < record.name
+        if isinstance(record, ObjectRecord):
+            return self._takes_object(record)
+        return self._takes_data(record) if isinstance(record, DataRecord) else self._takes_pairs(record)
+
+    def _takes_object(self, record: ObjectRecord) -> bool:
+        before, self._object = self._object, (record.name, record.kept_at or U64_MAX + 1)
+        self._data_end, self._pair = 0, None
+        names = [name for name, _ in record.attributes]
+        is_possible = not record.kept_at or record.created_rev < record.kept_at
+        return is_possible and _rises(names) and (before is None or before < self._object)
+
+    def _takes_data(self, record: DataRecord) -> bool:
+        before, self._data_end = self._data_end, record.offset + len(record.data)
+        return self._pair is None and before <= record.offset
+
+    def _takes_pairs(self, record: PairsRecord) -> bool:
+        keys = ([] if self._pair is None else [self._pair]) + [key for key, _ in record.pairs]
+        self._pair = keys[-1] if keys else None
+        return _rises(keys)
+
+
+def _rises(names: list[bytes]) -> bool:
+    return all(low < high for low, high in pairwise(names))

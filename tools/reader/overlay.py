@@ -23,10 +23,12 @@ from sortedcontainers import SortedDict
 
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.data import DataSource, DataView, Mapped
+from mdstore.tools.reader.floors import FloorRows
 from mdstore.tools.reader.onode import Collection, Onode
 from mdstore.tools.reader.problems import Damage, readable
 from mdstore.tools.reader.revisions import decode_revision_key, revision_bounds
 from mdstore.tools.reader.storelog import LoggedTransaction
+from mdstore.tools.reader.superblock import ROOT_FLOORS
 
 _FIRST: Final = itemgetter(0)
 
@@ -41,6 +43,7 @@ class Base(DataSource, Protocol):
     def map_items(self, onode: Onode, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]: ...
     def map_get(self, onode: Onode, key: bytes) -> bytes | None: ...
     def map_header(self, onode: Onode) -> bytes: ...
+    def root_records(self, kind: int) -> Iterator[tuple[bytes, bytes]]: ...
 
 
 class MapView:
@@ -136,6 +139,7 @@ class Overlay:
         self._objects: SortedDict[tuple[bytes, bytes], ObjectState | None] = SortedDict()
         self._revisions: SortedDict[tuple[bytes, bytes, int], ObjectState | None] = SortedDict()
         self._rev = 0
+        self._floors: FloorRows | None = None
 
     # -- queries -------------------------------------------------------------------------------------------------------
     @property
@@ -145,6 +149,12 @@ class Overlay:
 
     def collections(self) -> list[bytes]:
         return sorted(self._collections)
+
+    def floors(self) -> FloorRows:
+        """The lowest epochs that writers must carry. Damage."""
+        if self._floors is None:
+            self._floors = FloorRows(self.base.root_records(ROOT_FLOORS))
+        return self._floors
 
     def find(self, collection: bytes, name: bytes) -> ObjectState | None:
         """The object, or None."""
@@ -312,6 +322,21 @@ class Overlay:
             self._revisions[target, name, rev] = self.revisions(collection, name)[rev]
             self._revisions[collection, name, rev] = None
 
+        if not self._floors_are_damaged():
+            self.floors().carry(collection, target, moves)
+
+    def _set_floor(self, scope: int, collection: bytes, name: bytes, floor: int) -> None:
+        if not self._floors_are_damaged():
+            self.floors().raise_to(scope, collection, name, floor)
+
+    def _floors_are_damaged(self) -> bool:
+        """Then nobody can say what the log makes of them: whoever asks for them is told, the rest of the log is replayed."""
+        try:
+            self.floors()
+        except Damage:
+            return True
+        return False
+
     def _merge(self, collection: bytes, target: bytes) -> None:
         self._split(collection, 0, 0, target)
         self._remove_collection(collection)
@@ -444,5 +469,5 @@ _HANDLERS: Final[dict[str, Callable[..., object]]] = {
     "MAP_REMOVE_RANGE": Overlay._map_remove_range,
     "MAP_CLEAR": Overlay._map_clear,
     "MAP_SET_HEADER": Overlay._map_set_header,
-    "SET_FLOOR": lambda overlay, *_: None,  # floors hold off writers; no object looks different
+    "SET_FLOOR": Overlay._set_floor,
 }

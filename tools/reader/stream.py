@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from mdstore.tools.reader.check_log import LogCheck
 from mdstore.tools.reader.data import DataView
+from mdstore.tools.reader.floors import Floor
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.onode import Onode, decode_extent
 from mdstore.tools.reader.overlay import ObjectState, Overlay
@@ -63,7 +64,7 @@ class PairsRecord:
     pairs: tuple[tuple[bytes, bytes], ...]
 
 
-Record = CollectionRecord | ObjectRecord | DataRecord | PairsRecord
+Record = CollectionRecord | ObjectRecord | DataRecord | PairsRecord | Floor  # floors come last
 OnLoss = Callable[[str, Damage], None]  # (whose, what): told of what does not read
 
 
@@ -100,6 +101,8 @@ class ObjectStream:
         for collection in self._overlay.collections():
             yield CollectionRecord(collection)
             yield from self._objects(collection)
+        self._whose = "the floors"
+        yield from self._read(self._overlay.floors) or ()
 
     def _objects(self, collection: bytes) -> Iterator[Record]:
         first_of_group: dict[int, bytes] = {}

@@ -95,11 +95,14 @@ def as_bytes(text: str) -> bytes:
 
 
 def as_number(text: str) -> int:
-    """A number as typed: decimal, or hexadecimal behind `0x`. InvalidRequest."""
+    """A number as typed, below 2**64: decimal, or hexadecimal behind `0x`. InvalidRequest."""
     try:
-        return int(text, 0)
+        number = int(text, 0)
     except ValueError as error:
         raise InvalidRequest(f"{text!r} is no number") from error
+    if not 0 <= number < 1 << 64:
+        raise InvalidRequest(f"{text} is no number of 64 bits")
+    return number
 
 
 # -- superblocks -------------------------------------------------------------------------------------------------------
