@@ -97,7 +97,7 @@ cdef int get_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, A
     for j in range(n):
         if leaves[j] != NULL:
             seen[j] = latch_read(&leaves[j].version)
-            pos[j] = page_get(&t.s, page_of(leaves[j]), leaves[j].cap, keys[j], sizes[j], &found[j])
+            pos[j] = page_find(&t.s, page_of(leaves[j]), leaves[j].cap, 0, keys[j], sizes[j], &found[j])
             if found[j]:
                 prefetch(cell_at(page_of(leaves[j]), pos[j]))
                 prefetch(cell_at(page_of(leaves[j]), pos[j]) + 64)

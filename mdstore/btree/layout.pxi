@@ -164,7 +164,8 @@ cdef int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t
     """The first position at or after `lo` whose key is not below `key`; `found`: it is `key`.
 
     Safe on a leaf that another thread is changing (the caller looks at the latch afterwards): no read leaves the page."""
-    cdef int n = page_count(page), skip, c, off
+    cdef int n = page_count(page), skip, i, hi, mid, c, off
+    cdef uint32_t head
     cdef const uint8_t *slots = page + HEADER
     found[0] = False
     if n > (cap - HEADER) >> 3:
@@ -181,25 +182,7 @@ cdef int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t
             return n
         if c < 0 or klen < skip:
             return lo
-    return page_search(s, page, cap, lo, n, skip, key, klen, found)
-
-
-cdef inline int page_get(Shape *s, const uint8_t *page, int cap, const uint8_t *key, int klen, bint *found) noexcept nogil:
-    """The position of `key` where it is there (`found`), else none that means anything. Reads no cell but that of the key: whether the
-    key begins as all of the page do, which heads leave out, the comparison of the whole key tells. Safe as `page_find`."""
-    cdef int n = page_count(page)
-    found[0] = False
-    if n > (cap - HEADER) >> 3:
-        n = (cap - HEADER) >> 3
-    return page_search(s, page, cap, 0, n, ld16(page + OFF_SKIP), key, klen, found) if n else 0
-
-
-cdef inline int page_search(Shape *s, const uint8_t *page, int cap, int lo, int n, int skip, const uint8_t *key, int klen,
-                            bint *found) noexcept nogil:
-    """As `page_find`, among `n` slots, of a key that begins with the `skip` bytes that heads leave out."""
-    cdef int i, hi, mid, c, off
-    cdef uint32_t head = head_of(s, key, klen, skip)
-    cdef const uint8_t *slots = page + HEADER
+    head = head_of(s, key, klen, skip)
     i = lower_slot(slots, lo, n, head)
     if i == n or ld32(slots + 8 * i) != head:
         return i

@@ -76,7 +76,7 @@ cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f)
     while code == OK:
         version = latch_read(&leaf.version)
         race_begin()
-        pos = page_get(&t.s, page_of(leaf), leaf.cap, key, klen, &found)
+        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &found)
         race_end()
         out.found = found
         if not found:
@@ -159,7 +159,7 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
     while code == OK:
         version = latch_read(&leaf.version)
         race_begin()
-        pos = page_get(&t.s, page_of(leaf), leaf.cap, key, klen, &out.found)
+        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &out.found)
         vlen = 0
         value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen) if out.found else NULL
         race_end()

@@ -219,7 +219,7 @@ cdef class TreeView:
         while True:
             version = latch_read(&leaf.version)
             race_begin()
-            pos = page_get(&t.s, page_of(leaf), leaf.cap, p, klen, &found)
+            pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, p, klen, &found)
             if found:
                 value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
                 if only_presence:
