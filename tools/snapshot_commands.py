@@ -18,9 +18,9 @@ from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at
 from mdstore.errors import PosixError
 from mdstore.mds.frozen import FrozenVfs
 from mdstore.mds.snapdir import SNAP, SNAPDIR, SnapshotVfs
-from mdstore.mds.snapshots import DirectorySnapshot
+from mdstore.mds.snapshots import PREFIX, DirectorySnapshot
 from mdstore.mds.vfs import ROOT_INO
-from mdstore.tools.images import image_argument, json_option, opened_names
+from mdstore.tools.images import image_argument, json_option, opened_names, opened_store
 from mdstore.tools.locate import image_path, resolve
 from mdstore.tools.mounting import announce, background_option, in_foreground_or_not, serve_at
 from mdstore.tools.output import (
@@ -33,6 +33,7 @@ from mdstore.tools.output import (
     size_text,
     time_text,
 )
+from mdstore.tools.reader.views import as_bytes
 
 target_argument = click.argument("target", type=click.Path(readable=False))
 name_argument = click.argument("name")
@@ -92,13 +93,20 @@ def list_command(target: str, path: str | None, as_json: bool) -> None:
 @target_argument
 @name_argument
 @path_argument
+@click.option("--store", "of_store", is_flag=True, help="A snapshot of the store itself, made by a program; there is no PATH.")
 @json_option
-def delete_command(target: str, name: str, path: str, as_json: bool) -> None:
+def delete_command(target: str, name: str, path: str, of_store: bool, as_json: bool) -> None:
     """Forget snapshot NAME of the directory PATH (default: the root) of TARGET; what it alone kept becomes free.
 
     \b
     mdstore snapshot delete photos.img before-cleanup /2024
+    mdstore snapshot delete objects.img monday --store
     """
+    if of_store:
+        _delete_of_store(target, name, path)
+        if as_json:
+            print_json({"target": target, "deleted": name})
+        return
     _change(target, path, name, os.rmdir, lambda vfs, directory: vfs.snapshots.delete(directory, os.fsencode(name)))
     if as_json:
         print_json({"target": target, "path": path, "deleted": name})
@@ -145,6 +153,17 @@ def _change(
     if name in ("", ".", "..") or "/" in name:
         raise CommandFailed(f"{shown(name)}: a snapshot cannot be called so")
     in_mount(_inside_mount(target, path, name))
+
+
+def _delete_of_store(target: str, name: str, path: str) -> None:
+    """One that no directory has: `mdstore fsck` and `mdstore dump IMAGE snapshots` show it by this name."""
+    if path != "/" or os.path.isdir(target):
+        raise CommandFailed("--store takes an image that is not mounted, and no PATH")
+    key = as_bytes(name)
+    if key.startswith(PREFIX):
+        raise CommandFailed(f"{shown(name)} is a directory's snapshot: delete it by the name and path that `snapshot list` shows")
+    with opened_store(target, read_only=False) as store:
+        store.delete_snapshot(key)
 
 
 def _frozen(vfs: SnapshotVfs, path: str, name: str) -> FrozenVfs:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from journal import Journal, JournalError
-from mdstore.btree import crc32c_blocks
+from mdstore.btree import Tree, crc32c_blocks
 from mdstore.device.protocol import Device
 from mdstore.errors import (
     DeviceFailed,
@@ -214,21 +214,41 @@ class Store(Queries):
                 return 0
             if tree.height > 1:
                 tree.get(key)  # so that damage refuses the put before anything has changed
+            begun = objects.changes
             try:
-                objects.changes += 1
+                objects.changes = begun + 1
                 tree.put(key, value)
                 if not onode.dirty:
                     objects.mark_dirty(onode)
-                objects.changes += 1
+                objects.changes = begun + 2
                 position = journal.append(payload, log.ENTRY_TRANSACTION)
             except JournalError as error:
                 raise self._latch(log.typed(error)) from error
+            except KeyboardInterrupt as error:
+                self._finish_pair(begun, onode, tree, key, value, payload, error)
+                raise
             except BaseException as error:
                 self._latch(error)
                 raise
         if free * 2 < self._log_capacity or self._much_changed():
             self.checkpointer.want()
         return position
+
+    def _finish_pair(
+        self, begun: int, onode: Onode, tree: Tree, key: bytes, value: bytes, payload: bytes, error: KeyboardInterrupt
+    ) -> None:
+        """An interrupt came between two steps of `put_pair`: all are done again, which changes nothing where they were done, and
+        what is in memory is in the log. Under `lock`. A second interrupt meanwhile latches the store."""
+        try:
+            self.tables.objects.changes = begun + 1
+            tree.put(key, value)
+            self.tables.objects.mark_dirty(onode)
+            self.tables.objects.measure(onode)
+            self.journal.append(payload, log.ENTRY_TRANSACTION)
+            self.tables.objects.changes = begun + 2
+        except BaseException:
+            self._latch(error)
+            raise
 
     def wait_durable(self, position: int) -> None:
         """What `put_pair` logged is durable when this returns: `Commit.wait`."""

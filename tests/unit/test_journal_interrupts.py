@@ -28,11 +28,18 @@ FILES = (*(f"journal/{module}.py" for module in ("writer", "commit", "pack", "jo
 
 @cache
 def places(code: CodeType) -> frozenset[int]:
-    """Offsets of the instructions before which an interrupt may come in."""
-    found, lets_in = set(), False
+    """Offsets of the instructions before which an interrupt may come in. The interpreter raises it as if the call had, so where
+    the next instruction is under another handler (`return f()` inside a `with`) it cannot be played, and is left out."""
+    found, lets_in, before = set(), False, 0
+    handlers = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+
+    def handler(offset: int) -> int | None:
+        return next((entry.target for entry in handlers if entry.start <= offset < entry.end), None)
+
     for instruction in dis.get_instructions(code):
-        if lets_in:
+        if lets_in and handler(before) == handler(instruction.offset):
             found.add(instruction.offset)
+        before = instruction.offset
         name = instruction.opname
         lets_in = name.startswith("CALL") or name in ("RESUME", "JUMP_BACKWARD")
         if name == "JUMP_BACKWARD":

@@ -12,6 +12,7 @@ from mdstore.device.memory import MemoryDevice
 from mdstore.errors import NotFound
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
+from mdstore.tools import cli
 from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, Result, check_image
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.page import Reference
@@ -101,6 +102,15 @@ def test_rot_in_what_only_a_snapshot_reaches_names_the_snapshot(tmp_path: Path) 
     (problem,) = [problem for problem in problems if problem.severity == "error"]
     assert problem.code == "data-checksum"
     assert str(problem.place).startswith("snapshot d, alpha/victim")
+    assert "`mdstore snapshot delete`" in problem.remedy
+    store.close()
+    (tmp_path / "image").write_bytes(device.image())
+    delete = ["snapshot", "delete", str(tmp_path / "image")]
+    assert cli.run([*delete, "d"]) != 0, "no directory has it"
+    assert cli.run([*delete, "e", "--store"]) != 0
+    assert cli.run([*delete, "d", "--store"]) == 0
+    found: list[Problem] = []
+    assert check_image(str(tmp_path / "image"), Options(DEEP), found.append).errors == 0, found
     _, problems = fsck(tmp_path / "image", device, Options(DEEP, snapshot=b"d"))
     assert [problem.code for problem in problems] == ["data-checksum"]
 

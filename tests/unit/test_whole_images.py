@@ -28,7 +28,7 @@ from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectReco
 from mdstore.tools.reader.superblock import ROOT_OBJECTS
 from mdstore.tools.reader.superblock import SIZE as SUPERBLOCK_SIZE
 from mdstore.tools.reader.whole import newest_superblock, stream_of
-from tests.commandline import Run
+from tests.commandline import Ran, Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "format" / "dump.md"
 MIB = 1 << 20

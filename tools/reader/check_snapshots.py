@@ -21,6 +21,7 @@ from mdstore.tools.reader.store import StoreReader
 
 _REACH: Final = struct.Struct(">QQQQ")  # first block, blocks, epoch of who reaches it (the dead: the last), birth (0: not dead)
 _LIVE: Final = 0
+_REMEDY: Final = "copy what it still has, then delete the snapshot (`mdstore snapshot delete`; one of the store: with --store)"
 _SETTLE_EVERY: Final = 4096
 
 
@@ -40,10 +41,10 @@ class SnapshotFindings(Findings):
         self._findings = findings
         self._name = name
 
-    def add(self, code: str, what: str, place: Place | None = None) -> None:
-        """Report it with the snapshot's name."""
-        super().add(code, what, place)
-        self._findings.add(code, what, place_in(self._name, place or Place()))
+    def add(self, code: str, what: str, place: Place | None = None, remedy: str | None = None) -> None:
+        """Report it with the snapshot's name. Snapshots are never repaired; what the live state shares is reported there too."""
+        super().add(code, what, place, remedy)
+        self._findings.add(code, what, place_in(self._name, place or Place()), remedy or _REMEDY)
 
 
 class SnapshotsCheck:

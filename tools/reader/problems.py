@@ -124,12 +124,12 @@ class Findings:
         self.by_severity: Counter[str] = Counter()
         self.by_code: Counter[str] = Counter()
 
-    def add(self, code: str, what: str, place: Place | None = None) -> None:
-        """Report a finding of kind `code`."""
+    def add(self, code: str, what: str, place: Place | None = None, remedy: str | None = None) -> None:
+        """Report a finding of kind `code`; with another remedy than the kind's where that one does not help."""
         kind = KINDS[code]
         self.by_severity[kind.severity] += 1
         self.by_code[code] += 1
-        self._sink(Problem(code, kind.severity, what, place or Place(), kind.consequence, kind.remedy))
+        self._sink(Problem(code, kind.severity, what, place or Place(), kind.consequence, remedy or kind.remedy))
 
     def add_damage(self, damage: Damage) -> None:
         """Report what a decoder raised."""
