@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
