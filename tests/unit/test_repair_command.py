@@ -199,3 +199,23 @@ def test_a_repair_file_that_the_image_has_left_behind_says_so_in_a_dry_run(path:
     found = run(path)
     assert found.exit_code == 8
     assert "move the file away" in found.output
+
+
+def test_a_taking_back_that_was_interrupted_is_ended_by_undo_alone(path: Path, damaged: bytes) -> None:
+    assert run(path, "--apply").exit_code == 1
+    file = RepairFile.open(f"{path}.repair")
+    file.mark(record.RecordKind.UNDOING)
+    olds = [found for found in file.records() if found.kind is record.RecordKind.OLD]
+    device = FileDevice.open(path)
+    for old in olds[: len(olds) // 2]:
+        device.write(old.offset, [old.payload])
+    device.close()
+    file.close()
+    half = path.read_bytes()
+    dry = run(path)
+    assert (dry.exit_code, "--undo takes it back" in dry.output, "--apply" in dry.output) == (4, True, False)
+    refused = run(path, "--apply")
+    assert (refused.exit_code, "half taken back" in refused.output) == (8, True)
+    assert path.read_bytes() == half
+    assert run(path, "--undo", f"{path}.repair").exit_code == 0
+    assert path.read_bytes() == damaged
