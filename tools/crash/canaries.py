@@ -136,8 +136,8 @@ def tail_kept() -> Iterator[None]:
     """
     begin_first = HeadKeeper._begin
 
-    def same_generation(*arguments: Any) -> Recovered:
-        found = recover(*arguments)
+    def same_generation(*arguments: Any, **named: Any) -> Recovered:
+        found = recover(*arguments, **named)
         return replace(found, generation=found.generation - 1)
 
     def begin(self: HeadKeeper, *arguments: Any) -> None:
