@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, Never, TypeVar
 
 from journal import JournalError
 from mdstore.errors import NoSpace
@@ -36,6 +37,49 @@ _SLICE_S: Final = 0.0003  # of work under the lock while others wait for it
 _PAUSE_S: Final = 0.001  # between two slices, while there is room in the log: three quarters of the time are the others'
 
 
+def uninterrupted(work: Callable[[], Result]) -> Result:
+    """What `work` returns or raises, once it is done: an interrupt meanwhile (Ctrl-C) is raised after it. Signals are raised in
+    the main thread alone, so there it runs in another: a checkpoint half done could not be told from one that failed."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    outcome: list[Callable[[], Result]] = []
+    claim, done = threading.Lock(), threading.Lock()
+    done.acquire()
+
+    def run() -> None:
+        if not claim.acquire(blocking=False):
+            return
+        try:
+            result = work()
+        except BaseException as error:
+            outcome.append(partial(_raise, error))
+        else:
+            outcome.append(lambda: result)
+        done.release()
+
+    interruption: BaseException | None = None
+    try:
+        threading.Thread(target=run, name="mdstore-checkpoint-now").start()
+    except BaseException as error:
+        if claim.acquire(blocking=False):  # not begun, and never will be
+            if isinstance(error, RuntimeError):  # no thread to be had
+                return work()
+            raise
+        interruption = error
+    while not outcome:
+        try:
+            done.acquire()
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    return outcome[0]()
+
+
+def _raise(error: BaseException) -> Never:
+    raise error
+
+
 class Checkpointer:
     """Runs checkpoints of one store, one at a time; in a thread of its own when `background`."""
 
@@ -52,18 +96,22 @@ class Checkpointer:
     def run(self, *, flags: int = 0) -> None:
         """Write a checkpoint now. On return everything submitted before the call is durable and in the trees."""
         with self._one_at_a_time:
-            self._store.guarded(lambda: self._run(flags))
+            self._to_its_end(lambda: self._store.guarded(lambda: self._run(flags)))
 
     def run_steps(self, steps: Callable[[Freezer], Result]) -> Result:
         """Do what needs more than one checkpoint with no other in between: `steps` gets the call that runs one."""
         with self._one_at_a_time:
-            return steps(lambda on_frozen: self._store.guarded(lambda: self._run(0, on_frozen)))
+            return self._to_its_end(lambda: steps(lambda on_frozen: self._store.guarded(lambda: self._run(0, on_frozen))))
 
     def run_after(self, prepare: Callable[[], None]) -> None:
         """`run`, with `prepare` done first and no other checkpoint in between."""
         with self._one_at_a_time:
             prepare()
             self._store.guarded(lambda: self._run(0))
+
+    def _to_its_end(self, work: Callable[[], Result]) -> Result:
+        """On a medium that lasts, whatever interrupts the caller. In memory a second thread would be most of the cost."""
+        return uninterrupted(work) if self._store.device.fileno() >= 0 else work()
 
     def _run(self, flags: int, on_frozen: OnFrozen | None = None) -> Superblock:
         """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it: between the

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mdstore.device.file import FileDevice
 from mdstore.device.memory import MemoryDevice
 from mdstore.errors import DeviceFailed
 from mdstore.limits import MIB
@@ -27,6 +30,18 @@ def _store_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Flushed(MemoryDevice):
     """Runs `on_flush` inside the next flush."""
+
+    on_flush: Any = None
+
+    def flush(self) -> None:
+        action, self.on_flush = self.on_flush, None
+        if action is not None:
+            action()
+        super().flush()
+
+
+class FlushedFile(FileDevice):
+    """The same on a file."""
 
     on_flush: Any = None
 
@@ -125,3 +140,41 @@ def test_an_interrupt_inside_applying_says_so(monkeypatch: pytest.MonkeyPatch) -
     with Store.open(MemoryDevice.from_bytes(device.image()), background=False) as again:
         assert again.read("c", "o") == b"kept"
         assert not again.exists("c", "n")
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "snapshot", "close"])
+def test_an_interrupt_of_a_checkpoint_comes_after_it(tmp_path: Path, how: str) -> None:
+    """At each flush of it. The store goes on, and what was closed was closed in order."""
+    number = 0
+    while True:
+        device = FlushedFile.create(tmp_path / f"image-{number}", 1 * MIB)
+        assert isinstance(device, FlushedFile)
+        store = Store.create(device, background=False)
+        store.map("c", "m")[b"k"] = b"v"
+        left = [number]
+
+        def count(left: list[int] = left, device: FlushedFile = device) -> None:
+            if left[0]:
+                left[0] -= 1
+                device.on_flush = count
+            else:
+                signal.raise_signal(signal.SIGINT)
+
+        device.on_flush = count
+        interrupted = False
+        try:
+            store.snapshot("s") if how == "snapshot" else store.checkpoint() if how == "checkpoint" else store.close()
+        except KeyboardInterrupt:
+            interrupted = True
+        device.on_flush = None
+        if how != "close":
+            store.map("c", "m")[b"after"] = b"v"
+            store.close()
+        with Store.open(FileDevice.open(device.name), background=False) as again:
+            assert again.recovery.clean
+            assert set(again.map("c", "m")) == ({b"k"} if how == "close" else {b"k", b"after"})
+            assert [info.name for info in again.snapshots()] == ([b"s"] if how == "snapshot" else [])
+        if not interrupted:
+            break
+        number += 1
+    assert number >= 2, "flushes were interrupted"
