@@ -1,0 +1,60 @@
+# What a seal asks its caller: which leaves go ahead, and addresses for the pages.
+
+cdef int leaves_in_plan(Plan *plan, int64_t start, int64_t *at, Fault *f) except -1:
+    """Count the leaves that `seal_leaves` finds, or seal them where the plan has addresses."""
+    cdef TreeCore *t = plan.t
+    cdef int code = OK
+    plan.next_page = at[0] = 0
+    lock_tree(t)
+    if t.root != NULL and t.root.level and at_get8(&t.root.state) == DIRTY:
+        with nogil:
+            if plan.addresses == NULL:
+                seal_leaves_below(plan, t.root, start, at)
+            else:
+                code = fail(f, E_BROKEN, "tree") if t.broken else seal_reserve(plan, f)
+                if code == OK:
+                    seal_leaves_below(plan, t.root, start, at)
+                    seal_finish(plan)
+    unlock_tree(t)
+    return code
+
+
+cdef int lock_with_addresses(Plan *plan, object allocate) except -1:
+    """Lock the tree with at least as many addresses in hand as it has dirty pages. The owner is asked with no lock held; where
+    writers raced it, it is asked again, and pages left over are handed back as freed by the caller."""
+    cdef TreeCore *t = plan.t
+    while True:
+        lock_tree(t)
+        plan.total = 0
+        if t.root != NULL and at_get8(&t.root.state) == DIRTY and not embeds(t):
+            plan.total = t.dirty_nodes + t.dirty_spill
+        if plan.total * t.s.copies <= plan.given:
+            return 0
+        unlock_tree(t)
+        take_addresses(plan, allocate, plan.total * t.s.copies - plan.given)
+
+
+cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
+    """Ask the owner for pages and list them one by one behind those it gave before. Where it fails or lies, none of this call's count."""
+    cdef int64_t i, n = plan.given
+    cdef uint64_t address, count
+    cdef uint64_t *grown = <uint64_t *> take_more(plan.addresses, (n + wanted) * 8)
+    if grown == NULL:
+        raise MemoryError()
+    plan.addresses = grown
+    if freed_reserve(plan.t.p, wanted) != OK:  # so that those not used can be given back
+        raise MemoryError()
+    runs = allocate(wanted)
+    wanted += n
+    for first, pages in runs:
+        address = first
+        count = pages
+        if count > <uint64_t> (wanted - n) or address + count > <uint64_t> 1 << 48:
+            raise InvalidRequest(f"allocate gave {runs!r} where {wanted - plan.given} pages were asked for")
+        for i in range(<int64_t> count):
+            plan.addresses[n] = address + <uint64_t> i
+            n += 1
+    if n != wanted:
+        raise InvalidRequest(f"allocate gave pages for {n - plan.given} of {wanted - plan.given}")
+    plan.given = n
+    return 0
