@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from journal import Journal, JournalError
-from mdstore.btree import Tree, crc32c_blocks
+from mdstore.btree import Tree
 from mdstore.device.protocol import Device
 from mdstore.errors import (
     DeviceFailed,
@@ -31,7 +31,7 @@ from mdstore.errors import (
     ReadOnly,
     TransactionError,
 )
-from mdstore.limits import BLOCK_SIZE_DEFAULT, KIB, MIB
+from mdstore.limits import BLOCK_SIZE_DEFAULT, MIB
 from mdstore.store import log, making, recovery, resize, statistics, superblock, tables
 from mdstore.store.answers import Capabilities, SnapshotInfo
 from mdstore.store.apply import Applier
@@ -41,12 +41,13 @@ from mdstore.store.isolation import REMEDY
 from mdstore.store.mapview import MapView
 from mdstore.store.onode import Onode
 from mdstore.store.operands import number, window
+from mdstore.store.placement import CHECKPOINTS_FOR_ROOM, LargeWrites
 from mdstore.store.queries import Queries
 from mdstore.store.recovery import Recovery
 from mdstore.store.snapshots import CACHE_BYTES as SNAPSHOT_CACHE_BYTES
 from mdstore.store.snapshots import Snapshots, SnapshotView, reserve_blocks
 from mdstore.store.superblock import Superblock
-from mdstore.store.transaction import Name, Op, Operation, Transaction, collection_name, submitted
+from mdstore.store.transaction import Name, Operation, Transaction, collection_name, submitted
 from mdstore.store.validate import Validator
 from mdstore.store.wipe import Wipe, Wiper, check_mode
 
@@ -55,7 +56,6 @@ DIRTY_BYTES = 64 * MIB
 ONODES = 16384
 Result = TypeVar("Result")
 Failure = TypeVar("Failure", bound=BaseException)
-_DIRECT_BYTES = 64 * KIB  # a write with that many bytes of whole blocks goes straight to the device
 
 
 class Store(Queries):
@@ -81,7 +81,7 @@ class Store(Queries):
         self._find_cached = live.objects.cached.get
         self._log_capacity = journal.capacity or 0
         self._reserve = max(8, chosen.blocks // 64)
-        self._direct_blocks = max(2, min(_DIRECT_BYTES, (journal.capacity or _DIRECT_BYTES) // 16) // chosen.block_size)
+        self.large_writes = LargeWrites(self, self._log_capacity)
 
     # -- making one ----------------------------------------------------------------------------------------------------
 
@@ -184,13 +184,13 @@ class Store(Queries):
         Cost: no flush; one device write only for large writes.
         """
         submitted(transaction)
-        self._check_writable()
-        operations, mapped = self._place_large_writes(transaction)
+        self.check_writable()
+        operations, mapped = self.large_writes.place(transaction)
         try:
             payload = log.encode(operations, transaction.epoch)
             position = self._submit(transaction, operations, payload, mapped)
         except BaseException:
-            self._give_back(mapped)
+            self.large_writes.give_back(mapped)
             raise
         return Commit(self.journal, self._committer, position)
 
@@ -265,7 +265,7 @@ class Store(Queries):
 
     def checkpoint(self) -> None:
         """Bring the trees on the medium up to date, so that recovery has nothing to replay. See mdstore/store/checkpoint.py."""
-        self._check_writable()
+        self.check_writable()
         self.checkpointer.run()
 
     def wipe(self) -> int:
@@ -277,7 +277,7 @@ class Store(Queries):
         Freed blocks are wiped by the checkpoint that frees them, and the log with every checkpoint, also without this call.
         Cost: two checkpoints, and writing what is wiped; after a crash, or a time with wiping off, all free space.
         """
-        self._check_writable()
+        self.check_writable()
         if not self.wiper.active:
             raise InvalidRequest('the store was opened with wipe="off"')
         for _ in range(2):  # the second rewrites the other superblock, which holds small trees whole
@@ -294,7 +294,7 @@ class Store(Queries):
         Errors, nothing changed: InvalidRequest (smaller, or a block device, which grows by other means), NoSpace (the host file
         system), LimitExceeded. Cost: reserving the blocks where the file system can, and two checkpoints.
         """
-        self._check_writable()
+        self.check_writable()
         grown: list[tuple[int, int]] = []
         self.checkpointer.run_after(lambda: grown.extend(resize.grow(self, size_bytes)))
         resize.hand_over(self, grown)
@@ -311,7 +311,7 @@ class Store(Queries):
         three pages, and before it one more where anything was changed since the last: nothing that grows with the store. From
         then on nothing the snapshot reaches is reused, and each change costs the space of what it replaces.
         """
-        self._check_writable()
+        self.check_writable()
         self._snapshots.take(name)
 
     def snapshots(self) -> list[SnapshotInfo]:
@@ -333,7 +333,7 @@ class Store(Queries):
         SnapshotBusy, ReadOnly. Cost: a checkpoint for each few thousand runs of blocks that died after this snapshot and
         before the next.
         """
-        self._check_writable()
+        self.check_writable()
         self._snapshots.delete(name, progress)
 
     def is_clean(self) -> bool:
@@ -350,7 +350,7 @@ class Store(Queries):
         placed_blocks = sum(blocks for _, blocks in placed)
         while True:
             with self.lock:
-                self._check_writable()
+                self.check_writable()
                 refusal = self._log_refusal(len(payload) + log.ENTRY_OVERHEAD)
                 if refusal is None:
                     refusal = self._refusal(transaction, placed_blocks)
@@ -359,7 +359,7 @@ class Store(Queries):
                     placed.clear()  # the object's from here on, whatever else fails
                     position = self.guarded(lambda: self._apply_and_log(operations, payload))
                     break
-            if attempts == _CHECKPOINTS_FOR_ROOM:
+            if attempts == CHECKPOINTS_FOR_ROOM:
                 raise refusal
             attempts += 1
             self.checkpointer.run()
@@ -432,57 +432,6 @@ class Store(Queries):
         dirty = self.tables.pager.dirty_bytes + self.tables.space.changed_blocks * self.tables.space.block_size
         return dirty > self._dirty_bytes or self.tables.objects.changed_onodes > _CHANGED_ONODES
 
-    # -- large writes --------------------------------------------------------------------------------------------------
-
-    def _place_large_writes(self, transaction: Transaction) -> tuple[list[Operation], list[tuple[int, int]]]:
-        """The operations, with the whole blocks of each large write put on fresh blocks of the device already."""
-        limit = self._direct_blocks * self.superblock.block_size
-        if transaction.payload_bytes < limit or not any(_is_large(op, limit) for op in transaction.operations):
-            return transaction.operations, []
-        operations: list[Operation] = []
-        mapped: list[tuple[int, int]] = []
-        try:
-            for operation in transaction.operations:
-                operations += self._place(operation, mapped) if _is_large(operation, limit) else [operation]
-        except BaseException:
-            self._give_back(mapped)
-            raise
-        return operations, mapped
-
-    def _place(self, operation: Operation, mapped: list[tuple[int, int]]) -> list[Operation]:
-        _, collection, name, offset, content = operation
-        size, view = self.superblock.block_size, memoryview(content)
-        head = -offset % size
-        blocks = (len(view) - head) // size
-        whole = view[head : head + blocks * size]
-        runs = self._allocate_for_write(blocks)
-        mapped += runs
-        self.guarded(lambda: self.tables.space.write(runs, whole))
-        placed: list[Operation] = []
-        if head:
-            placed.append((Op.WRITE, collection, name, offset, bytes(view[:head])))
-        placed.append((Op.WRITE_MAPPED, collection, name, (offset + head) // size, runs, crc32c_blocks(whole, size)))
-        if head + len(whole) < len(view):
-            placed.append((Op.WRITE, collection, name, offset + head + len(whole), bytes(view[head + len(whole) :])))
-        return placed
-
-    def _allocate_for_write(self, blocks: int) -> list[tuple[int, int]]:
-        for attempt in range(_CHECKPOINTS_FOR_ROOM + 1):
-            with self.lock:
-                self._check_writable()
-                free, room = self.tables.allocator.free_blocks, self.room()
-                if blocks <= room:
-                    return self.tables.allocator.reserve(blocks)
-            if attempt < _CHECKPOINTS_FOR_ROOM:
-                self.checkpointer.run()
-        kept = f"{max(0, room)} may be taken: of {free} that are free the rest is for the next checkpoint and the reserve"
-        raise TransactionError(0, "write", NoSpace(f"{blocks} blocks are needed for the data, {kept}"))
-
-    def _give_back(self, runs: list[tuple[int, int]]) -> None:
-        with self.lock:
-            self.tables.allocator.hand_over(runs)
-            self.wiper.want(runs)
-
     # -- fencing -------------------------------------------------------------------------------------------------------
 
     def set_floor_and_read(
@@ -533,7 +482,8 @@ class Store(Queries):
         if self._failure is not None:
             raise self._failure
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
+        """What `check_usable` raises, and ReadOnly."""
         self.check_usable()
         if self._read_only:
             damage = f"; parts of it are damaged: {REMEDY}" if self.recovery.isolated else ""
@@ -567,7 +517,6 @@ class Store(Queries):
 
 _CHANGED_ONODES = 1 << 16  # so that replay, which keeps them all in memory, never meets more
 _PAIR_BLOCKS = 64  # a bound of what a short put may take: Validator's for it, and more
-_CHECKPOINTS_FOR_ROOM = 2  # one turns changes into trees, the next gives back what the first replaced
 
 
 def _check_options(cache_bytes: int, dirty_bytes: int, onodes: int, wipe: Wipe) -> None:
@@ -575,7 +524,3 @@ def _check_options(cache_bytes: int, dirty_bytes: int, onodes: int, wipe: Wipe) 
     for what, given in (("cache_bytes", cache_bytes), ("dirty_bytes", dirty_bytes), ("onodes", onodes)):
         number(what, given, maxsize)
     check_mode(wipe)
-
-
-def _is_large(operation: Operation, limit: int) -> bool:
-    return operation[0] == Op.WRITE and len(operation[4]) >= limit

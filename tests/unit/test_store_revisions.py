@@ -123,7 +123,7 @@ def test_a_rename_replays_beside_a_large_write_that_was_placed_before_it_and_log
     store.apply(Transaction().write("c", "small", 0, b"changed and not yet written"))
     store.checkpoint()
     store.apply(Transaction().write("c", "small", 0, b"changed"))
-    place, content = store._place_large_writes, Random(3).randbytes(MIB)
+    place, content = store.large_writes.place, Random(3).randbytes(MIB)
 
     def renamed_in_between(transaction: Transaction) -> tuple[list[Operation], list[tuple[int, int]]]:
         placed = place(transaction)
@@ -131,7 +131,7 @@ def test_a_rename_replays_beside_a_large_write_that_was_placed_before_it_and_log
             store.submit(Transaction().rename("c", "small", "c", "moved"))
         return placed
 
-    store._place_large_writes = renamed_in_between  # type: ignore[method-assign]
+    store.large_writes.place = renamed_in_between  # type: ignore[method-assign]
     commit = store.submit(Transaction().write("c", "large", 0, content))
     commit.wait()
     opened = reopened(store)

@@ -42,14 +42,14 @@ def test_a_checkpoint_between_a_large_writes_blocks_and_its_entry_costs_nothing(
     device = MemoryDevice(4 << 20)
     store = Store.create(device, block_size=512, log_bytes=256 * 1024, background=False)
     store.apply(Transaction().create_collection("c"))
-    place = store._place_large_writes
+    place = store.large_writes.place
 
     def place_and_checkpoint(transaction: Transaction) -> Any:
         placed = place(transaction)
         store.checkpoint()
         return placed
 
-    monkeypatch.setattr(store, "_place_large_writes", place_and_checkpoint)
+    monkeypatch.setattr(store.large_writes, "place", place_and_checkpoint)
     store.apply(Transaction().write("c", "a", 0, b"x" * 200_000))
     before = MemoryDevice.from_bytes(device.image())
     recovered = Store.open(before, background=False)
