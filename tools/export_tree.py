@@ -1,7 +1,8 @@
 """Export: a file or directory of a `Vfs` as files of the machine, with content, modes, times, links and the user's attributes.
 
 Names come from an image that may be hostile: a name that is no single path component is refused, and nothing is ever written
-through a symlink. Memory: one path, one piece of one file, and one entry for each file with several names.
+through a symlink. What cannot be read is left out, and nothing else: a file is written whole or not at all, and what it was to
+replace stays as it is then. Memory: one path, one piece of one file, and one entry for each file with several names.
 """
 
 from __future__ import annotations
@@ -10,21 +11,27 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Final
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from typing import Any, Final
 
-from mdstore.errors import CorruptionError, PosixError
+from mdstore.errors import CorruptionError, MdstoreError, PosixError
 from mdstore.mds.vfs import SUPERUSER, Attr, Vfs
-from mdstore.tools.locate import entries, opened_file
+from mdstore.tools.locate import opened_file
 from mdstore.tools.output import Progress, explain, shown
+from mdstore.tools.unreadable import UNREADABLE, LeftOut, Listed, SecondNames, listing
 
 CHUNK: Final = 1 << 20
+PIECE: Final = 4096  # of a damaged file, read by itself
+RANGES_SHOWN: Final = 8
 _XATTRS_REFUSED: Final = (errno.ENOTSUP, errno.EPERM, errno.ENOSPC)
 
 
 @dataclass(slots=True)
 class Exported:
-    """What was written. `troubles` were left out, each with a line that says why."""
+    """What was written. `troubles` were left out, each with a line that says why; `left_out` are those that cannot be read: a
+    path of the image and the reason for each. `partial`: files of which pieces are zeros because they cannot be read."""
 
     files: int = 0
     directories: int = 0
@@ -33,52 +40,77 @@ class Exported:
     specials: int = 0
     bytes: int = 0
     troubles: int = 0
+    partial: int = 0
+    left_out: list[dict[str, str]] = field(default_factory=list)
 
-    def as_row(self) -> dict[str, int]:
+    def as_row(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
 class Exporter:
-    """One export. `replace`: files in the way are replaced, directories are filled up; otherwise both are refused."""
+    """One export. `replace`: files in the way are replaced, directories are filled up; otherwise both are refused. `partial`: a
+    file that cannot be read whole is written with zeros for what cannot; otherwise it is left out."""
 
     def __init__(
-        self, vfs: Vfs, *, replace: bool, superuser: bool, progress: Progress, complain: Callable[[str], None]
-    ) -> None:
-        """superuser: owners are set and devices are made."""
+        self, vfs: Vfs, *, replace: bool, superuser: bool, progress: Progress, complain: Callable[[str], None],
+        partial: bool = False, names: SecondNames | None = None,
+    ) -> None:  # fmt: skip
+        """superuser: owners are set and devices are made. names: see `listing`."""
         self._vfs = vfs
         self._replace = replace
         self._superuser = superuser
         self._progress = progress
         self._complain = complain
+        self._partial = partial
+        self._names = names
+        self._left_out = LeftOut(complain)
+        self._lost: list[tuple[int, int, MdstoreError]] = []  # ranges of the file under way that do not read
         self._written: dict[int, bytes] = {}  # inode with several names: where its first one was written
         self.done = Exported()
 
-    def run(self, source: Attr, target: bytes) -> Exported:
-        """Write `source` as `target`. What was written is not flushed: `sync` makes it durable.
+    def run(self, source: Attr, target: bytes, path: bytes = b"/") -> Exported:
+        """Write `source`, known as `path` in the image, as `target`. What was written is not flushed: `sync` makes it durable.
 
-        Errors: OSError of the machine (EEXIST where something is in the way); CorruptionError and the like of the image.
+        What cannot be read is named and left out. Errors: OSError of the machine (EEXIST where something is in the way).
         """
+        path = path.rstrip(b"/")
         if not stat.S_ISDIR(source.mode):
-            self._write(source, target)
+            self._write(source, target, path)
             return self.done
         if not os.path.isdir(target):
             self._make_directory(target)
-        stack = [(target, source, entries(self._vfs, source.ino))]
+        stack = [(target, path, source, listing(self._vfs, source.ino, self._names))]
         while stack:
-            path, attr, rest = stack[-1]
+            into, above, attr, rest = stack[-1]
             entry = next(rest, None)
             if entry is None:
                 stack.pop()
-                self._dress(attr, path)
-                continue
-            below = path + b"/" + _checked(entry.name, path)
-            if stat.S_ISDIR(entry.attr.mode):
-                self._make_directory(below)
-                stack.append((below, entry.attr, entries(self._vfs, entry.attr.ino)))
-            else:
-                self._write(entry.attr, below)
+                self._dress(attr, into, above)
+            elif self._can_be_written(entry, above):
+                target, path = into + b"/" + entry.name, above + b"/" + entry.name
+                if stat.S_ISDIR(entry.attr.mode):
+                    self._make_directory(target)
+                    stack.append((target, path, entry.attr, listing(self._vfs, entry.attr.ino, self._names)))
+                else:
+                    self._write(entry.attr, target, path)
         return self.done
+
+    def _can_be_written(self, entry: Listed, directory: bytes) -> bool:
+        """Whether it reads, and its name is one component of a path; told where not."""
+        if entry.error is None:
+            if _is_component(entry.name):
+                return True
+            damage = CorruptionError("directory entry", shown(directory or b"/"), "a name without slashes", entry.name)
+            self._leave_out(directory, damage, "an entry left out")
+            return False
+        self.done.troubles += 1
+        self.done.left_out.append(self._left_out.note_listed(directory, entry))
+        return False
+
+    def _leave_out(self, path: bytes, error: MdstoreError, what: str = "left out") -> None:
+        self.done.troubles += 1
+        self.done.left_out.append(self._left_out.note(path or b"/", error, what))
 
     def _make_directory(self, path: bytes) -> None:
         try:
@@ -88,40 +120,52 @@ class Exporter:
                 raise
         self.done.directories += 1
 
-    def _write(self, attr: Attr, path: bytes) -> None:
-        if self._replace and os.path.lexists(path):
-            os.unlink(path)
+    def _write(self, attr: Attr, target: bytes, path: bytes) -> None:
+        """A file at the place that is free, or beside what it replaces, whose place it takes once it is whole."""
+        fresh = _beside(target) if self._replace and os.path.lexists(target) else target
+        is_free = not os.path.lexists(fresh)
         first = self._written.get(attr.ino)
-        if first is not None:
-            os.link(first, path, follow_symlinks=False)
-            self.done.links += 1
-        elif not self._make(attr, path):
+        try:
+            if first is not None:
+                os.link(first, fresh, follow_symlinks=False)
+                self.done.links += 1
+            elif not self._make(attr, fresh, path):
+                return
+            if fresh != target:
+                os.rename(fresh, target)
+        except BaseException as error:
+            if is_free:
+                _remove(fresh)
+            if not isinstance(error, UNREADABLE):
+                raise
+            self._leave_out(path, error)
             return
-        elif attr.nlink > 1:
-            self._written[attr.ino] = path
+        if first is None and attr.nlink > 1:
+            self._written[attr.ino] = target
         self._progress.step(1, 0)
 
-    def _make(self, attr: Attr, path: bytes) -> bool:
+    def _make(self, attr: Attr, target: bytes, path: bytes) -> bool:
         """Whether it was made: what only the superuser makes is left out for others."""
         kind = stat.S_IFMT(attr.mode)
         if kind == stat.S_IFREG:
-            self._write_file(attr, path)
+            self._write_file(attr, target, path)
             self.done.files += 1
         elif kind == stat.S_IFLNK:
-            os.symlink(self._vfs.readlink(attr.ino), path)
+            os.symlink(self._vfs.readlink(attr.ino), target)
             self.done.symlinks += 1
         elif kind in (stat.S_IFCHR, stat.S_IFBLK) and not self._superuser:
             self.done.troubles += 1
-            self._complain(f"{shown(path)}: only the superuser makes devices; left out")
+            self._complain(f"{shown(target)}: only the superuser makes devices; left out")
             return False
         else:
-            os.mknod(path, kind | 0o600, attr.rdev)
+            os.mknod(target, kind | 0o600, attr.rdev)
             self.done.specials += 1
-        self._dress(attr, path)
+        self._dress(attr, target, path)
         return True
 
-    def _write_file(self, attr: Attr, path: bytes) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def _write_file(self, attr: Attr, target: bytes, path: bytes) -> None:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._lost.clear()
         try:
             with opened_file(self._vfs, attr.ino) as handle:
                 if attr.blocks * 512 >= attr.size:
@@ -130,9 +174,14 @@ class Exporter:
                     self._write_between_holes(handle, fd, attr.size)
             os.ftruncate(fd, attr.size)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, os.fsdecode(path)) from error
+            raise OSError(error.errno, error.strerror, os.fsdecode(target)) from error
         finally:
             os.close(fd)
+        if self._lost:
+            ranges = ", ".join(f"{start}..{end - 1}" for start, end, _ in self._lost[:RANGES_SHOWN])
+            ranges += f" and {len(self._lost) - RANGES_SHOWN} more" if len(self._lost) > RANGES_SHOWN else ""
+            self.done.partial += 1
+            self._leave_out(path, self._lost[0][2], f"zeros instead of bytes {ranges}")
 
     def _write_between_holes(self, handle: int, fd: int, size_bytes: int) -> None:
         end = 0
@@ -153,7 +202,12 @@ class Exporter:
 
     def _write_range(self, handle: int, fd: int, start: int, end: int) -> None:
         while start < end:
-            data = self._vfs.read(handle, start, min(CHUNK, end - start))
+            try:
+                data = self._vfs.read(handle, start, min(CHUNK, end - start))
+            except UNREADABLE:
+                if not self._partial:
+                    raise
+                data = self._pieces(handle, start, min(start + CHUNK, end))
             if not data:
                 return
             view = memoryview(data)
@@ -163,19 +217,39 @@ class Exporter:
             self.done.bytes += len(data)
             self._progress.step(0, len(data))
 
-    def _dress(self, attr: Attr, path: bytes) -> None:
+    def _pieces(self, handle: int, start: int, end: int) -> bytes:
+        """What reads of a range, zeros where it does not, which is noted."""
+        found = bytearray()
+        for at in range(start, end, PIECE):
+            stop = min(at + PIECE, end)
+            try:
+                found += self._vfs.read(handle, at, stop - at).ljust(stop - at, b"\0")
+            except UNREADABLE as error:
+                found += bytes(stop - at)
+                if self._lost and self._lost[-1][1] == at:
+                    self._lost[-1] = (self._lost[-1][0], stop, self._lost[-1][2])
+                else:
+                    self._lost.append((at, stop, error))
+        return bytes(found)
+
+    def _dress(self, attr: Attr, target: bytes, path: bytes) -> None:
         """Owner first (it clears setuid bits), then attributes and mode, the times last."""
         if self._superuser:
-            os.chown(path, attr.uid, attr.gid, follow_symlinks=False)
+            os.chown(target, attr.uid, attr.gid, follow_symlinks=False)
         if not stat.S_ISLNK(attr.mode):
-            self._dress_xattrs(attr.ino, path)
-            os.chmod(path, stat.S_IMODE(attr.mode))
-        os.utime(path, ns=(attr.atime_ns, attr.mtime_ns), follow_symlinks=False)
+            try:
+                self._dress_xattrs(attr.ino, target, path)
+            except UNREADABLE as error:
+                self._leave_out(path, error, "its attributes left out")
+            os.chmod(target, stat.S_IMODE(attr.mode))
+        os.utime(target, ns=(attr.atime_ns, attr.mtime_ns), follow_symlinks=False)
 
-    def _dress_xattrs(self, ino: int, path: bytes) -> None:
+    def _dress_xattrs(self, ino: int, target: bytes, path: bytes) -> None:
         for name in self._vfs.listxattr(ino):
             try:
-                os.setxattr(path, name, self._vfs.getxattr(SUPERUSER, ino, name), follow_symlinks=False)
+                os.setxattr(target, name, self._vfs.getxattr(SUPERUSER, ino, name), follow_symlinks=False)
+            except UNREADABLE as error:
+                self._leave_out(path, error, f"attribute {shown(name)} left out")
             except OSError as error:
                 if error.errno not in _XATTRS_REFUSED:
                     raise
@@ -183,8 +257,17 @@ class Exporter:
                 self._complain(f"{explain(error)}: attribute {shown(name)} left out")
 
 
-def _checked(name: bytes, directory: bytes) -> bytes:
-    """A name from the image, once it is known to be one component of a path."""
-    if b"/" in name or b"\0" in name or name in (b"", b".", b".."):
-        raise CorruptionError("directory entry", shown(directory), "a name without slashes", name)
-    return name
+def _is_component(name: bytes) -> bool:
+    """Whether a name from the image is one component of a path, and leads nowhere else."""
+    return not (b"/" in name or b"\0" in name or name in (b"", b".", b".."))
+
+
+def _beside(target: bytes) -> bytes:
+    """A free name in the same directory."""
+    above = os.path.dirname(target)
+    return next(path for number in count() if not os.path.lexists(path := above + b"/.mdstore-export-%d" % number))
+
+
+def _remove(path: bytes) -> None:
+    with suppress(OSError):
+        os.unlink(path)

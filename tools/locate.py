@@ -17,10 +17,9 @@ from typing import Final
 
 from mdstore import limits
 from mdstore.errors import PosixError
-from mdstore.mds.vfs import ROOT_INO, SUPERUSER, Attr, DirEntry, Vfs
+from mdstore.mds.vfs import ROOT_INO, SUPERUSER, Attr, Vfs
 
 SYMLINKS_MAX: Final = 40  # followed for one path, as Linux does: ELOOP
-PAGE: Final = 512  # entries of a directory asked for at once
 
 
 def image_path(text: str) -> bytes:
@@ -80,28 +79,6 @@ def make_directories(vfs: Vfs, path: bytes, mode: int = 0o755) -> Attr:
         if not stat.S_ISDIR(at.mode):
             raise PosixError(errno.ENOTDIR, path)
     return at
-
-
-def entries(vfs: Vfs, directory: int) -> Iterator[DirEntry]:
-    """Every entry of a directory in the byte order of names, read page by page. An entry's inode is referenced, and its
-    number good, until the next entry is asked for. CorruptionError at a damaged one."""
-    handle = vfs.opendir(SUPERUSER, directory)
-    held: list[DirEntry] = []
-    try:
-        after: bytes | None = None
-        while page := vfs.readdir(handle, after, PAGE, count_lookups=True):
-            after = page[-1].name
-            held = page[::-1]
-            while held:
-                if not held[-1].attr.ino:  # damaged: the lookup says how
-                    held[-1] = DirEntry(held[-1].name, vfs.lookup(SUPERUSER, directory, held[-1].name))
-                yield held[-1]
-                vfs.forget(held.pop().attr.ino, 1)
-    finally:
-        for entry in held:
-            if entry.attr.ino:
-                vfs.forget(entry.attr.ino, 1)
-        vfs.releasedir(handle)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from mdstore.tools.output import (
     shown,
     size_text,
 )
+from mdstore.tools.unreadable import SecondNames
 
 
 @click.command("import")
@@ -108,8 +109,9 @@ def _import_summary(done: Imported, seconds: float) -> str:
 @click.argument("path")
 @click.argument("directory", type=click.Path(readable=False))
 @click.option("--force", is_flag=True, help="Replace files that are in the way, and fill directories up.")
+@click.option("--partial", is_flag=True, help="Write damaged files, too, with zeros for what cannot be read.")
 @json_option
-def export_command(image: str, path: str, directory: str, force: bool, as_json: bool) -> int:
+def export_command(image: str, path: str, directory: str, force: bool, partial: bool, as_json: bool) -> int:
     """Copy PATH of IMAGE out: a directory becomes DIRECTORY, a file goes into DIRECTORY under its own name.
 
     \b
@@ -118,15 +120,20 @@ def export_command(image: str, path: str, directory: str, force: bool, as_json: 
 
     Content, modes, times (to the nanosecond), links, holes and attributes user.* are restored; owners and devices too when
     run as root. DIRECTORY must not exist yet, or be empty, unless --force is given. The image is not changed.
+
+    Of a damaged image everything comes that reads: what does not is named and left out, and the exit code is 1. With --partial a
+    file that cannot be read whole is written all the same; the line names the bytes that are zeros instead.
     """
     started = time.monotonic()
-    with opened_names(image, read_only=True) as vfs:
+    with opened_names(image, read_only=True) as vfs, SecondNames(image, vfs.snapshots) as names:
         name = image_path(path)
         source = resolve(vfs, name)
         target = _export_target(name, directory, is_directory=stat.S_ISDIR(source.mode), force=force)
         with progress("exporting", quiet=as_json) as bar:
-            exporter = Exporter(vfs, replace=force, superuser=os.geteuid() == 0, progress=bar, complain=complain)
-            done = exporter.run(source, target)
+            exporter = Exporter(
+                vfs, replace=force, superuser=os.geteuid() == 0, progress=bar, complain=complain, partial=partial, names=names
+            )
+            done = exporter.run(source, target, name)
     took = time.monotonic() - started
     if as_json:
         print_json({"image": image, "path": path, "target": directory, "seconds": round(took, 3)} | done.as_row())

@@ -236,6 +236,14 @@ class Snapshots:
                 self._slots[key] = slot
             return slot
 
+    def key_of(self, slot: int) -> bytes | None:
+        """The name in the store of the snapshot that a slot stands for; None where it is gone."""
+        with self._lock:
+            return self._key_of(slot)
+
+    def _key_of(self, slot: int) -> bytes | None:
+        return next((key for key, number in self._slots.items() if number == slot), None)
+
     def view(self, slot: int, above: int) -> View:
         """The open snapshot of a slot; opened when it is not. ESTALE when it is gone. `above`: the parent of its top. It stays
         open until `leave`, and as long as a handle of it counts."""
@@ -266,7 +274,7 @@ class Snapshots:
             return [view.server for view in self._views.values()]
 
     def _open(self, slot: int, above: int) -> View:
-        key = next((key for key, number in self._slots.items() if number == slot), None)
+        key = self._key_of(slot)
         if key is None:
             raise PosixError(errno.ESTALE, slot, "the snapshot was deleted")
         (directory,) = INO_KEY.unpack_from(key, len(PREFIX))
