@@ -27,9 +27,9 @@ from mdstore.client.fuse_protocol import (
     names_at,
 )
 from mdstore.client.fuse_reply import ReplyEncoder, time_ns
-from mdstore.errors import InvalidRequest, PosixError
+from mdstore.errors import InvalidRequest, MdstoreError, PosixError
 from mdstore.mds.boundary import clamped_time
-from mdstore.mds.vfs import NOW, SUPERUSER, Credentials, SetAttr, Vfs
+from mdstore.mds.vfs import NOW, SUPERUSER, Credentials, SetAttr, StandingIn, Vfs
 
 
 class NameOperations:
@@ -69,12 +69,18 @@ class NameOperations:
         }
 
     def lookup(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
+        name = body[:-1].tobytes()
         try:
-            return self._replies.entry(self._vfs.lookup(cred, nodeid, body[:-1].tobytes()))
+            return self._replies.entry(self._vfs.lookup(cred, nodeid, name))
         except PosixError as error:
             if error.errno == errno.ENOENT:
                 return self._replies.negative  # so that the kernel remembers that there is nothing
             raise
+        except MdstoreError:
+            attr = self._vfs.stand_in(cred, nodeid, name) if isinstance(self._vfs, StandingIn) else None
+            if attr is None:
+                raise
+            return self._replies.entry(attr)
 
     def forget(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
         self._vfs.forget(nodeid, FORGET_IN.unpack_from(body)[0])

@@ -35,12 +35,14 @@ class ReplyEncoder:
         self.negative = ENTRY_OUT.pack(0, 0, negative_s, 0, negative_ns, 0, *([0] * 16))
 
     def entry(self, attr: Attr) -> bytes:
-        """A name's inode, for LOOKUP and everything that makes one."""
+        """A name's inode, for LOOKUP and everything that makes one. Attributes of a stand-in, which has no links, are not kept:
+        using it asks again, and is told what is wrong."""
         ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, generation = attr
         atime_s, atime_ns = divmod(atime, NS_PER_S)
         mtime_s, mtime_ns = divmod(mtime, NS_PER_S)
         ctime_s, ctime_ns = divmod(ctime, NS_PER_S)
-        attr_s, attr_ns = (0, 0) if mode & _PRIVILEGED and stat.S_ISREG(mode) else (self._attr_s, self._attr_ns)
+        asks_again = not nlink or (mode & _PRIVILEGED and stat.S_ISREG(mode))
+        attr_s, attr_ns = (0, 0) if asks_again else (self._attr_s, self._attr_ns)
         return ENTRY_OUT.pack(
             ino, generation, self._entry_s, attr_s, self._entry_ns, attr_ns,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,

@@ -25,9 +25,9 @@ from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.frozen import INO_BITS, INO_MASK, refuse
 from mdstore.mds.locks import RANGE_END, Lock
 from mdstore.mds.server import MetadataServer
-from mdstore.mds.snaplist import SnapshotLists
+from mdstore.mds.snaplist import TYPE_DIRECTORY, SnapshotLists
 from mdstore.mds.snapshots import Snapshots, View
-from mdstore.mds.vfs import Attr, Credentials, DirEntry, SetAttr, StatFs
+from mdstore.mds.vfs import Attr, Credentials, DirEntry, SetAttr, StatFs, unreadable
 
 SNAP: Final = b".snap"
 SNAPDIR: Final = 1 << 63
@@ -127,6 +127,14 @@ class SnapshotVfs:
             return self._handed(view, attr) if counted else attr
 
         return self._inside(top, stat_top)
+
+    def stand_in(self, cred: Credentials, parent: int, name: bytes) -> Attr | None:
+        """See `StandingIn`: a snapshot can be removed however damaged it is."""
+        if parent < SNAPDIR:
+            return None
+        directory = parent ^ SNAPDIR
+        self.server.access(cred, directory, os.X_OK)
+        return unreadable(TYPE_DIRECTORY)._replace(ino=self.snapshots.slot(directory, name) << INO_BITS | directory)
 
     def create(self, cred: Credentials, parent: int, name: bytes, mode: int, flags: int) -> tuple[Attr, int]:
         """See `Vfs`."""

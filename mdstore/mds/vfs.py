@@ -167,6 +167,15 @@ class Recalling(Protocol):
         it then forgets the number. False: not now. It must return at once."""
 
 
+@runtime_checkable
+class StandingIn(Protocol):
+    """What a name space has beside `Vfs` whose damaged names can be removed: a kernel looks a name up before it removes it."""
+
+    def stand_in(self, cred: Credentials, parent: int, name: bytes) -> Attr | None:
+        """For a name whose lookup failed: a directory in its place, `unreadable` but for its number, counted as a lookup. Its use
+        is EIO; `rmdir` removes it. None where the name cannot be removed unread either. PosixError as from a lookup."""
+
+
 class Locking(Protocol):
     """What a name space that keeps advisory locks itself has beside `Vfs`. None of it waits; `granted` is called when a lock that
     was waited for is held. POSIX record locks belong to the owner the front names (a process) and go with `drop_lock`, when that

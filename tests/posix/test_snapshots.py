@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from mdstore.mds.layout import INO_KEY
+from mdstore.mds.snapshots import PREFIX
 from mdstore.tools.cli import run as mdstore
+from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.page import Reference, decode_root
+from mdstore.tools.reader.superblock import ROOT_OBJECTS
+from mdstore.tools.reader.whole import newest_superblock, snapshot_superblock
 from tests.posix.calls import OTHER, make, outcome, outcome_as
 from tests.posix.conftest import Server, need_fuse
 
@@ -178,4 +184,56 @@ def test_the_command_line_makes_lists_exports_mounts_and_deletes(
 
     assert run("snapshot", "delete", image, "s", "/d") == 0
     assert run("snapshot", "delete", image, "s", "/d") == 1
+    assert run("fsck", "--deep", image) == 0
+
+
+def damage_snapshot(image: Path, key: bytes) -> None:
+    """Overwrite the root page of the objects that only this snapshot reaches."""
+    with Image(str(image)) as opened:
+        kept, newest = snapshot_superblock(opened, key), newest_superblock(opened)
+        reference = decode_root(kept.roots[ROOT_OBJECTS]).content
+        living = decode_root(newest.roots[ROOT_OBJECTS]).content
+    assert isinstance(reference, Reference)
+    assert isinstance(living, Reference)
+    assert reference.addresses != living.addresses
+    with open(image, "r+b") as stream:
+        stream.seek(reference.addresses[0] * 4096 + 100)
+        stream.write(b"damage")
+
+
+@pytest.mark.parametrize("by", ["rmdir", "command"])
+def test_a_damaged_snapshot_of_a_mounted_image_is_eio_and_can_be_removed(image: Path, tmp_path: Path, by: str) -> None:
+    """The kernel looks a name up before it removes it; that was EIO, so the snapshot kept its space until the image was unmounted."""
+    with Server(f"image:{image}", tmp_path / "mount") as server:
+        work = server.mountpoint / "work"
+        work.mkdir()
+        ino = work.stat().st_ino
+        for name in ("bad", "good", "more"):
+            for number in range(100):
+                make(work / f"{name}{number}", name.encode() * number)
+            (work / ".snap" / name).mkdir()
+        make(work / "living", b"living")
+    damage_snapshot(image, PREFIX + INO_KEY.pack(ino) + b"bad")
+    with Server(f"image:{image}", tmp_path / "mount") as server:
+        work = server.mountpoint / "work"
+        bad = work / ".snap" / "bad"
+        for _ in range(2):
+            assert sorted(os.listdir(work / ".snap")) == ["bad", "good", "more"]
+            for use in (os.stat, os.listdir, os.chdir):
+                assert outcome(use, bad) == "EIO"
+            assert outcome(os.open, bad / "bad3", os.O_RDONLY) == "EIO"
+            assert outcome(os.mkdir, bad) == "EEXIST"
+            assert outcome(os.rename, bad, work / ".snap" / "renamed") in ("EIO", "EROFS")
+            assert outcome_as(OTHER, work / ".snap", os.rmdir, "bad") in ("EPERM", "EACCES")
+            assert (work / ".snap" / "good" / "good3").read_bytes() == b"good" * 3
+        if by == "rmdir":
+            bad.rmdir()
+        else:
+            assert run("snapshot", "delete", work, "bad") == 0
+        assert sorted(os.listdir(work / ".snap")) == ["good", "more"]
+        assert outcome(os.stat, bad) == "ENOENT"
+        assert outcome(os.rmdir, bad) == "ENOENT"
+        bad.mkdir()
+        assert (bad / "living").read_bytes() == b"living"
+        assert (work / ".snap" / "good" / "good3").read_bytes() == b"good" * 3
     assert run("fsck", "--deep", image) == 0
