@@ -12,11 +12,12 @@ from typing import Final
 
 import click
 
-from mdstore.client.mount import MountOptions, check_mountpoint, image_at, in_background, mount, unmount
+from mdstore.client.mount import MountOptions, check_mountpoint, image_at, in_background, mount, server_at, unmount
 from mdstore.client.mount_ending import EndingListener
 from mdstore.client.mount_options import parse_options
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at, open_device
 from mdstore.device.file import FileDevice
+from mdstore.device.lock import locks_held
 from mdstore.errors import ImageBusy, MdstoreError
 from mdstore.limits import SESSION_NAME_MAX
 from mdstore.mds.driver import Driver
@@ -169,8 +170,9 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
         raise CommandFailed(f"{shown(directory)}: no image is mounted there; `findmnt -t {FILE_SYSTEM_TYPE}` lists what is")
     image = image_at(path) or found.source  # of a server that has gone there is nothing to wait for
     with EndingListener(path) as server:
+        lets_go = _watch_lock(server_at(path), image)
         unmount(path, lazy=lazy)
-        released = lazy or _wait_for_release(image)
+        released = lazy or _wait_for_release(image, lets_go)
         failure = server.heard()
     if not released:
         complain(f"{image} is unmounted, but its server still writes back; wait before using it")
@@ -181,16 +183,32 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
     return EXIT_OK if released and not failure else EXIT_FAILED
 
 
-def _wait_for_release(image: str) -> bool:
+def _watch_lock(server: int | None, image: str) -> Callable[[], bool]:
+    """What tells whether that process has let go of the image since. A server that only reads shares its lock with others, so the
+    lock itself tells nothing. Always true where its descriptors cannot be seen."""
+    before = None if server is None else locks_held(server, image)
+    if server is None or not before:
+        return lambda: True
+    pid, held = server, before
+    return lambda: (locks_held(pid, image) or 0) < held
+
+
+def _wait_for_release(image: str, lets_go: Callable[[], bool]) -> bool:
     """Whether the server gave the image's lock back in time."""
     deadline = time.monotonic() + _WRITE_BACK_TIMEOUT_S
     while time.monotonic() < deadline:
-        try:
-            FileDevice.open(image, read_only=True).close()
-        except ImageBusy:
-            time.sleep(_LOOK_EVERY_S)
-        except MdstoreError:  # removed, or not ours to read: nothing to wait for
+        if lets_go() and not _is_written(image):
             return True
-        else:
-            return True
+        time.sleep(_LOOK_EVERY_S)
+    return False
+
+
+def _is_written(image: str) -> bool:
+    """Whether a process has the image open for writing."""
+    try:
+        FileDevice.open(image, read_only=True).close()
+    except ImageBusy:
+        return True
+    except MdstoreError:  # removed, or not ours to read: nothing to wait for
+        return False
     return False

@@ -15,6 +15,7 @@ REFUSED_PREFIXES = (b"security.", b"system.")
 """Not kept: EOPNOTSUPP. `system.` is POSIX ACLs, where the mount does not enforce them; `security.` labels and file capabilities,
 which a write would have to drop. Refusing is clear to `cp -a` and `tar`; storing them in vain would not be."""
 IMAGE = b"mdstore.image"  # of the root: the path of the image, for commands that want to find it or wait for it
+SERVER = b"mdstore.server"  # of the root: the server's process, and the name space of processes that its number is of
 ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
@@ -61,6 +62,8 @@ class XattrOperations:
             return errno.EOPNOTSUPP
         if name == IMAGE and nodeid == ROOT_INO and self._image is not None:
             return _sized(self._image, size) if cred.uid in self._told else errno.EPERM
+        if name == SERVER and nodeid == ROOT_INO:
+            return _sized(b"%d %d" % (os.getpid(), process_space()), size) if cred.uid in self._told else errno.EPERM
         return _sized(self._vfs.getxattr(cred, nodeid, name), size)
 
     def listxattr(self, unique: int, nodeid: int, cred: Credentials, body: memoryview) -> Reply:
@@ -76,6 +79,14 @@ class XattrOperations:
             return errno.EOPNOTSUPP
         self._vfs.removexattr(cred, nodeid, name)
         return b""
+
+
+def process_space() -> int:
+    """Which numbers of processes this one sees: the same in processes that see each other by the same numbers. 0: not known."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _sized(value: bytes, size: int) -> Reply:

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from mdstore.client import mount_syscalls as system
 from mdstore.client.fuse_session import FuseSession
-from mdstore.client.fuse_xattrs import IMAGE
+from mdstore.client.fuse_xattrs import IMAGE, SERVER, process_space
 from mdstore.client.mount_ending import tell_ending
 from mdstore.client.mount_options import MountOptions
 from mdstore.client.mount_syscalls import FuseUnavailable, MountRefused
@@ -194,6 +194,15 @@ def image_at(mountpoint: str) -> str | None:
         return os.fsdecode(os.getxattr(mountpoint, IMAGE))
     except OSError:
         return None
+
+
+def server_at(mountpoint: str) -> int | None:
+    """The number of the process that serves that mount, asked as by `image_at`. None also where it is another container's."""
+    try:
+        pid, space = map(int, os.getxattr(mountpoint, SERVER).split())
+    except (OSError, ValueError):
+        return None
+    return pid if space == process_space() != 0 else None
 
 
 def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:

@@ -43,6 +43,17 @@ def find_holder(fd: int) -> str | None:
     return f"process {pid} ({command})" if command else f"process {pid}"
 
 
+def locks_held(pid: int, path: str) -> int | None:
+    """How many descriptors of a process hold the lock of the image at `path`, a shared one or not; 0 once it has ended. None
+    where that cannot be seen: the image is gone, or the process is another user's."""
+    try:
+        status = os.stat(path)
+        names = os.listdir(f"/proc/{pid}/fd") if os.path.exists(f"/proc/{pid}") else []
+    except OSError:
+        return None
+    return sum(_descriptor_holds_lock(pid, name, status) for name in names)
+
+
 def _holders_by_descriptor(status: os.stat_result, own_fd: int) -> Iterator[int]:
     for pid in _process_ids():
         with suppress(OSError):

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,9 @@ def test_a_mount_under_another_name_is_found_and_waited_for(
     mountpoint, waited = tmp_path / "mnt", list[str]()
     wait = mounting._wait_for_release
 
-    def watched(path: str) -> bool:
+    def watched(path: str, lets_go: Callable[[], bool]) -> bool:
         waited.append(path)
-        return wait(path)
+        return wait(path, lets_go)
 
     monkeypatch.setattr(mounting, "_wait_for_release", watched)
     monkeypatch.chdir(tmp_path)

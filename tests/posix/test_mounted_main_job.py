@@ -10,15 +10,18 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from mdstore.client.mount import unmount
+from mdstore.client.mount import server_at, unmount
 from mdstore.client.mount_syscalls import mounted_at
-from mdstore.tools import cli
+from mdstore.device.file import FileDevice
+from mdstore.device.lock import locks_held
+from mdstore.tools import cli, mounting
 from mdstore.tools.demo_mounted import work_through_the_kernel
+from tests.posix.calls import OTHER, outcome_as
 from tests.posix.conftest import need_fuse
 
 ROOT = Path(__file__).parents[2]
@@ -153,3 +156,62 @@ def test_fuse_missing_is_said_with_what_to_do(
         assert said.out == ""
         assert said.err.count("\n") == 1
         assert "modprobe fuse" in said.err
+
+
+# The command, which closes no image until it is told to.
+SLOW_TO_CLOSE = """
+import sys
+from mdstore.device.file import FileDevice
+from mdstore.tools import cli
+
+close = FileDevice.close
+
+def closing(device):
+    sys.stdin.readline()
+    close(device)
+
+FileDevice.close = closing
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("words", ["mount", "mount --read-only", "snapshot mount", "mount -o ro,fsname=work"])
+def test_umount_waits_until_its_own_server_has_let_go_of_the_image(
+    words: str, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took no notice of a server that only reads, so that the next command found the image in use."""
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    _done("snapshot", "create", image, "s")
+    names = [image, "s"] if words == "snapshot mount" else [image]
+    command = [sys.executable, "-c", SLOW_TO_CLOSE, *words.split(), *names, directory]
+    with (
+        ExitStack() as others,
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as server,
+    ):
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert b"is mounted at" in server.stdout.readline()
+        if words != "mount":
+            others.callback(FileDevice.open(image, read_only=True).close)
+        assert server_at(str(directory)) == server.pid
+        assert outcome_as(OTHER, directory, os.getxattr, ".", "mdstore.server") in ("EPERM", "EACCES")
+        held: list[int | None] = []
+
+        def go_on(seconds: float) -> None:
+            """Called while the command waits."""
+            if not held:
+                assert server.stdin is not None
+                held.append(locks_held(server.pid, str(image)))
+                server.stdin.close()
+
+        monkeypatch.setattr(mounting.time, "sleep", go_on)
+        try:
+            assert cli.run(["umount", str(directory)]) == 0
+            assert held == [1]
+            assert locks_held(server.pid, str(image)) == 0
+        finally:
+            if mounted_at(str(directory)) is not None:
+                unmount(directory, lazy=True)
+            server.stdin.close()
+    assert server.returncode == 0

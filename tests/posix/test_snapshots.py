@@ -203,7 +203,7 @@ def damage_snapshot(image: Path, key: bytes) -> None:
 
 @pytest.mark.parametrize("by", ["rmdir", "command"])
 def test_a_damaged_snapshot_of_a_mounted_image_is_eio_and_can_be_removed(image: Path, tmp_path: Path, by: str) -> None:
-    """The kernel looks a name up before it removes it; that was EIO, so the snapshot kept its space until the image was unmounted."""
+    """The kernel looks a name up before it removes it; that was EIO, so it kept its space until the image was unmounted."""
     with Server(f"image:{image}", tmp_path / "mount") as server:
         work = server.mountpoint / "work"
         work.mkdir()

@@ -14,6 +14,7 @@ import pytest
 
 from mdstore.device import file as file_module
 from mdstore.device.file import FileDevice
+from mdstore.device.lock import locks_held
 from mdstore.errors import (
     AlreadyExists,
     DeviceFailed,
@@ -232,6 +233,26 @@ def test_looking_without_the_lock_is_for_readers_only(image: Path) -> None:
     assert FileDevice.open(image, read_only=True, lock=False).read(0, 4) == b"seen"
     with pytest.raises(InvalidRequest, match="read-only"):
         FileDevice.open(image, lock=False)
+
+
+def test_the_locks_of_one_process_are_counted_whoever_shares_them(image: Path, tmp_path: Path) -> None:
+    me, other = os.getpid(), tmp_path / "other"
+    FileDevice.create(other, SIZE).close()
+    assert locks_held(me, str(image)) == 0
+    first = FileDevice.open(image, read_only=True)
+    assert locks_held(me, str(image)) == 1
+    with open(image, "rb"):  # open without a lock
+        second = FileDevice.open(image, read_only=True)
+        assert locks_held(me, str(image)) == 2
+        assert locks_held(me, str(other)) == 0
+        first.close()
+        assert locks_held(me, str(image)) == 1
+        second.close()
+    assert locks_held(me, str(image)) == 0
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert locks_held(ended.pid, str(image)) == 0
+    assert locks_held(me, str(tmp_path / "gone")) is None
 
 
 def test_killed_holder_leaves_no_lock(image: Path) -> None:
