@@ -8,13 +8,18 @@ Invariants, checked by `assert_state`:
 1. the ranges one owner holds on an inode do not overlap, and equal neighbours are merged;
 2. ranges of different owners overlap only where both are shared;
 3. a waiter conflicts with some holder (it would have been granted otherwise);
-4. the waits-for graph has no cycle, in a table that detects deadlocks.
+4. in a table that detects deadlocks, every cycle of the waits-for graph leads through an owner that got a lock while it waited
+   for another one.
+
+Only a process with several threads does that. As on Linux, a deadlock is looked for when somebody begins to wait, and a process
+is taken for one that does nothing else then: what another of its threads gets meanwhile may close a cycle, which is told to
+nobody. It need not be a deadlock either, as that thread may give the lock back.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Final, NamedTuple
 
 from mdstore.errors import InvalidRequest, PosixError
@@ -49,12 +54,15 @@ class LockTable:
     """Locks of any number of inodes. Not safe for several threads at once: the front serialises.
 
     `detects_deadlock`: `wait` refuses with EDEADLK where waiting would close a cycle (POSIX locks do, flock does not).
-    Cost: linear in the locks and waiters of the one inode; `wait` also walks the chain of who waits for whom.
+    Cost: linear in the locks and waiters of the one inode; `wait` also walks the chain of who waits for whom; `wake` looks at all
+    waiters once, and again for each time it grants some.
     """
 
     def __init__(self, *, detects_deadlock: bool = True) -> None:
         self._held: dict[int, list[Lock]] = {}
         self._waiting: dict[int, list[_Waiter]] = {}
+        self._waits_of: dict[int, list[_Waiter]] = {}  # the same by owner
+        self._got_while_waiting: set[int] = set()  # owners that wait, and got a lock since they began to
         self._detects_deadlock = detects_deadlock
 
     def conflict(self, ino: int, wanted: Lock) -> Lock | None:
@@ -67,6 +75,8 @@ class LockTable:
         obstacle = self.conflict(ino, wanted)
         if obstacle is None:
             self._replace(ino, wanted.owner, wanted.start, wanted.end, wanted)
+            if wanted.owner in self._waits_of:
+                self._got_while_waiting.add(wanted.owner)
         return obstacle
 
     def release(self, ino: int, owner: int, start: int = 0, end: int = RANGE_END) -> None:
@@ -81,17 +91,24 @@ class LockTable:
             return True
         if self._detects_deadlock and self._would_deadlock(ino, wanted):
             raise PosixError(errno.EDEADLK, ino, "the holder waits for this process")
-        self._waiting.setdefault(ino, []).append(_Waiter(ino, wanted, token))
+        waiter = _Waiter(ino, wanted, token)
+        self._waiting.setdefault(ino, []).append(waiter)
+        self._waits_of.setdefault(wanted.owner, []).append(waiter)
         return False
 
     def wake(self, ino: int) -> list[Hashable]:
-        """Grant, first come first served, every queued lock that no longer conflicts; returns the tokens granted."""
+        """Grant, first come first served, every queued lock that no longer conflicts; returns the tokens granted. Whoever is
+        granted a shared lock gives back the exclusive one it held there, and so may let in others that came before it."""
         granted: list[Hashable] = []
-        for waiter in list(self._waiting.get(ino, ())):
-            if self.acquire(ino, waiter.lock) is None:
-                self._unqueue(waiter)
-                granted.append(waiter.token)
-        return granted
+        while True:
+            before = len(granted)
+            for waiter in list(self._waiting.get(ino, ())):
+                if self.conflict(ino, waiter.lock) is None:
+                    self._unqueue(waiter)
+                    self.acquire(ino, waiter.lock)
+                    granted.append(waiter.token)
+            if len(granted) == before:
+                return granted
 
     def cancel(self, token: Hashable) -> bool:
         """Take `token` out of its queue; False where it is not waiting (any more)."""
@@ -143,10 +160,14 @@ class LockTable:
                     assert not (same and lock.overlaps(other.start, other.end)), f"1: {lock} and {other} overlap"
                     mergeable = same and lock.exclusive == other.exclusive and lock.end + 1 == other.start
                     assert not mergeable, f"1: {lock} and {other} are not merged"
+        known = [waiter for waiters in self._waits_of.values() for waiter in waiters]
+        assert sorted(map(repr, known)) == sorted(repr(waiter) for waiters in self._waiting.values() for waiter in waiters)
+        assert self._got_while_waiting <= self._waits_of.keys(), "who waits no longer is remembered"
         for ino, waiters in self._waiting.items():
             for waiter in waiters:
                 assert self.conflict(ino, waiter.lock) is not None, f"3: {waiter} waits for nobody"
-                assert not (self._detects_deadlock and self._would_deadlock(ino, waiter.lock)), f"4: {waiter}"
+                if self._detects_deadlock and waiter.lock.owner not in self._got_while_waiting:
+                    assert not self._would_deadlock(ino, waiter.lock, self._got_while_waiting), f"4: {waiter}"
 
     def _conflicts(self, ino: int, wanted: Lock) -> Iterator[Lock]:
         return (lock for lock in self._held.get(ino, ()) if lock.conflicts(wanted))
@@ -173,21 +194,26 @@ class LockTable:
         waiters.remove(waiter)
         if not waiters:
             del self._waiting[waiter.ino]
+        waits = self._waits_of[waiter.lock.owner]
+        waits.remove(waiter)
+        if not waits:
+            del self._waits_of[waiter.lock.owner]
+            self._got_while_waiting.discard(waiter.lock.owner)
 
-    def _would_deadlock(self, ino: int, wanted: Lock) -> bool:
-        """Whether a holder in the way waits, over any number of steps, for the owner that asks."""
-        blocked = [(waiter.ino, waiter.lock) for waiters in self._waiting.values() for waiter in waiters]
-        reached: set[int] = set()
-        frontier = {lock.owner for lock in self._conflicts(ino, wanted)}
+    def _would_deadlock(self, ino: int, wanted: Lock, apart_from: Collection[int] = ()) -> bool:
+        """Whether a holder in the way waits, over any number of steps, for the owner that asks; `apart_from` are taken to wait
+        for nobody."""
+        reached: set[int] = set(apart_from)
+        frontier = {lock.owner for lock in self._conflicts(ino, wanted)} - reached
         while frontier:
             if wanted.owner in frontier:
                 return True
             reached |= frontier
             frontier = {
                 holder.owner
-                for waiting_ino, lock in blocked
-                if lock.owner in frontier
-                for holder in self._conflicts(waiting_ino, lock)
+                for owner in frontier
+                for waiter in self._waits_of.get(owner, ())
+                for holder in self._conflicts(waiter.ino, waiter.lock)
             } - reached
         return False
 
