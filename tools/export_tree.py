@@ -14,12 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mdstore.errors import CorruptionError, MdstoreError, PosixError
 from mdstore.mds.vfs import SUPERUSER, Attr, Vfs
 from mdstore.tools.locate import opened_file
-from mdstore.tools.output import Progress, explain, shown
+from mdstore.tools.output import Progress, shown
 from mdstore.tools.unreadable import UNREADABLE, LeftOut, Listed, SecondNames, listing
 
 CHUNK: Final = 1 << 20
@@ -46,6 +46,14 @@ class Exported:
     def as_row(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+class _Place(NamedTuple):
+    """Where a file is being written (`at`), what it will be called (`target`), and what it is called in the image (`path`)."""
+
+    at: bytes
+    target: bytes
+    path: bytes
 
 
 class Exporter:
@@ -86,7 +94,7 @@ class Exporter:
             entry = next(rest, None)
             if entry is None:
                 stack.pop()
-                self._dress(attr, into, above)
+                self._dress(attr, _Place(into, into, above))
             elif self._can_be_written(entry, above):
                 target, path = into + b"/" + entry.name, above + b"/" + entry.name
                 if stat.S_ISDIR(entry.attr.mode):
@@ -122,20 +130,22 @@ class Exporter:
 
     def _write(self, attr: Attr, target: bytes, path: bytes) -> None:
         """A file at the place that is free, or beside what it replaces, whose place it takes once it is whole."""
-        fresh = _beside(target) if self._replace and os.path.lexists(target) else target
-        is_free = not os.path.lexists(fresh)
+        place = _Place(_beside(target) if self._replace and os.path.lexists(target) else target, target, path)
+        is_free = not os.path.lexists(place.at)
         first = self._written.get(attr.ino)
         try:
             if first is not None:
-                os.link(first, fresh, follow_symlinks=False)
+                os.link(first, place.at, follow_symlinks=False)
                 self.done.links += 1
-            elif not self._make(attr, fresh, path):
+            elif not self._make(attr, place):
                 return
-            if fresh != target:
-                os.rename(fresh, target)
+            if place.at != target:
+                os.rename(place.at, target)
         except BaseException as error:
             if is_free:
-                _remove(fresh)
+                _remove(place.at)
+            if isinstance(error, OSError) and place.at != target:
+                raise OSError(error.errno, error.strerror, os.fsdecode(target)) from error
             if not isinstance(error, UNREADABLE):
                 raise
             self._leave_out(path, error)
@@ -144,27 +154,27 @@ class Exporter:
             self._written[attr.ino] = target
         self._progress.step(1, 0)
 
-    def _make(self, attr: Attr, target: bytes, path: bytes) -> bool:
+    def _make(self, attr: Attr, place: _Place) -> bool:
         """Whether it was made: what only the superuser makes is left out for others."""
         kind = stat.S_IFMT(attr.mode)
         if kind == stat.S_IFREG:
-            self._write_file(attr, target, path)
+            self._write_file(attr, place)
             self.done.files += 1
         elif kind == stat.S_IFLNK:
-            os.symlink(self._vfs.readlink(attr.ino), target)
+            os.symlink(self._vfs.readlink(attr.ino), place.at)
             self.done.symlinks += 1
         elif kind in (stat.S_IFCHR, stat.S_IFBLK) and not self._superuser:
             self.done.troubles += 1
-            self._complain(f"{shown(target)}: only the superuser makes devices; left out")
+            self._complain(f"{shown(place.target)}: only the superuser makes devices; left out")
             return False
         else:
-            os.mknod(target, kind | 0o600, attr.rdev)
+            os.mknod(place.at, kind | 0o600, attr.rdev)
             self.done.specials += 1
-        self._dress(attr, target, path)
+        self._dress(attr, place)
         return True
 
-    def _write_file(self, attr: Attr, target: bytes, path: bytes) -> None:
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def _write_file(self, attr: Attr, place: _Place) -> None:
+        fd = os.open(place.at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._lost.clear()
         try:
             with opened_file(self._vfs, attr.ino) as handle:
@@ -174,14 +184,12 @@ class Exporter:
                     self._write_between_holes(handle, fd, attr.size)
             os.ftruncate(fd, attr.size)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, os.fsdecode(target)) from error
+            raise OSError(error.errno, error.strerror, os.fsdecode(place.target)) from error
         finally:
             os.close(fd)
         if self._lost:
-            ranges = ", ".join(f"{start}..{end - 1}" for start, end, _ in self._lost[:RANGES_SHOWN])
-            ranges += f" and {len(self._lost) - RANGES_SHOWN} more" if len(self._lost) > RANGES_SHOWN else ""
             self.done.partial += 1
-            self._leave_out(path, self._lost[0][2], f"zeros instead of bytes {ranges}")
+            self._leave_out(place.path, self._lost[0][2], f"zeros instead of bytes {_ranges(self._lost)}")
 
     def _write_between_holes(self, handle: int, fd: int, size_bytes: int) -> None:
         end = 0
@@ -232,29 +240,35 @@ class Exporter:
                     self._lost.append((at, stop, error))
         return bytes(found)
 
-    def _dress(self, attr: Attr, target: bytes, path: bytes) -> None:
+    def _dress(self, attr: Attr, place: _Place) -> None:
         """Owner first (it clears setuid bits), then attributes and mode, the times last."""
         if self._superuser:
-            os.chown(target, attr.uid, attr.gid, follow_symlinks=False)
+            os.chown(place.at, attr.uid, attr.gid, follow_symlinks=False)
         if not stat.S_ISLNK(attr.mode):
             try:
-                self._dress_xattrs(attr.ino, target, path)
+                self._dress_xattrs(attr.ino, place)
             except UNREADABLE as error:
-                self._leave_out(path, error, "its attributes left out")
-            os.chmod(target, stat.S_IMODE(attr.mode))
-        os.utime(target, ns=(attr.atime_ns, attr.mtime_ns), follow_symlinks=False)
+                self._leave_out(place.path, error, "its attributes left out")
+            os.chmod(place.at, stat.S_IMODE(attr.mode))
+        os.utime(place.at, ns=(attr.atime_ns, attr.mtime_ns), follow_symlinks=False)
 
-    def _dress_xattrs(self, ino: int, target: bytes, path: bytes) -> None:
+    def _dress_xattrs(self, ino: int, place: _Place) -> None:
         for name in self._vfs.listxattr(ino):
             try:
-                os.setxattr(target, name, self._vfs.getxattr(SUPERUSER, ino, name), follow_symlinks=False)
+                os.setxattr(place.at, name, self._vfs.getxattr(SUPERUSER, ino, name), follow_symlinks=False)
             except UNREADABLE as error:
-                self._leave_out(path, error, f"attribute {shown(name)} left out")
+                self._leave_out(place.path, error, f"attribute {shown(name)} left out")
             except OSError as error:
                 if error.errno not in _XATTRS_REFUSED:
                     raise
                 self.done.troubles += 1
-                self._complain(f"{explain(error)}: attribute {shown(name)} left out")
+                self._complain(f"{shown(place.target)}: {error.strerror}: attribute {shown(name)} left out")
+
+
+def _ranges(lost: list[tuple[int, int, MdstoreError]]) -> str:
+    """The bytes of a file that do not read, first and last of each range; the first few ranges."""
+    text = ", ".join(f"{start}..{end - 1}" for start, end, _ in lost[:RANGES_SHOWN])
+    return f"{text} and {len(lost) - RANGES_SHOWN} more ranges" if len(lost) > RANGES_SHOWN else text
 
 
 def _is_component(name: bytes) -> bool:
@@ -263,7 +277,9 @@ def _is_component(name: bytes) -> bool:
 
 
 def _beside(target: bytes) -> bytes:
-    """A free name in the same directory."""
+    """A free name in the same directory. IsADirectoryError: a directory is not replaced."""
+    if stat.S_ISDIR(os.lstat(target).st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(target))
     above = os.path.dirname(target)
     return next(path for number in count() if not os.path.lexists(path := above + b"/.mdstore-export-%d" % number))
 

@@ -34,6 +34,7 @@ from mdstore.tools.output import (
     time_text,
 )
 from mdstore.tools.reader.views import as_bytes
+from mdstore.tools.unreadable import UNREADABLE, LeftOut
 
 target_argument = click.argument("target", type=click.Path(readable=False))
 name_argument = click.argument("name")
@@ -74,19 +75,21 @@ def create_command(target: str, name: str, path: str, as_json: bool) -> None:
 @target_argument
 @click.argument("path", required=False)
 @json_option
-def list_command(target: str, path: str | None, as_json: bool) -> None:
+def list_command(target: str, path: str | None, as_json: bool) -> int:
     """List the snapshots of TARGET, or only those of its directory PATH.
 
     \b
     mdstore snapshot list photos.img
     mdstore snapshot list photos.img /2024 --json
     """
-    rows = _rows_of_mount(target, path or "") if os.path.isdir(target) else _rows_of_image(target, path)
+    told = LeftOut()
+    rows = _rows_of_mount(target, path or "") if os.path.isdir(target) else _rows_of_image(target, path, told)
     if as_json:
         print_json_list(row.as_json() for row in rows)
-        return
+        return told.exit_code
     for row in rows:
         print_line(row.as_text())
+    return told.exit_code
 
 
 @snapshot.command("delete")
@@ -200,29 +203,35 @@ class _Row(NamedTuple):
     name: str
     created_ns: int | None
     held_bytes: int | None
+    error: str | None = None  # why it is not known which directory's it is
 
     def as_json(self) -> dict[str, Any]:
-        return {"path": self.directory, "name": self.name, "created_ns": self.created_ns, "held_bytes": self.held_bytes}
+        row = {"path": self.directory, "name": self.name, "created_ns": self.created_ns, "held_bytes": self.held_bytes}
+        return row if self.error is None else row | {"error": self.error}
 
     def as_text(self) -> str:
-        where = "(directory removed)" if self.directory is None else shown(self.directory)
+        removed = "(directory removed)" if self.error is None else "(directory cannot be read)"
+        where = removed if self.directory is None else shown(self.directory)
         if self.created_ns is None or self.held_bytes is None:
             return f"{shown(self.name)}  {where}"
         return f"{time_text(self.created_ns)[:19]}  {size_text(self.held_bytes):>10}  {shown(self.name)}  {where}"
 
 
-def _rows_of_image(image: str, path: str | None) -> list[_Row]:
+def _rows_of_image(image: str, path: str | None, told: LeftOut) -> list[_Row]:
     with opened_names(image, read_only=True) as vfs:
         only = None if path is None else _directory(vfs, path)
-        return [_row(vfs, found) for found in vfs.snapshots.all() if only in (None, found.directory)]
+        return [_row(vfs, found, told) for found in vfs.snapshots.all() if only in (None, found.directory)]
 
 
-def _row(vfs: SnapshotVfs, found: DirectorySnapshot) -> _Row:
+def _row(vfs: SnapshotVfs, found: DirectorySnapshot, told: LeftOut) -> _Row:
+    where, error = None, None
     try:
-        where: str | None = json_name(vfs.server.path_of(found.directory))
+        where = json_name(vfs.server.path_of(found.directory))
+    except UNREADABLE as damage:
+        error = told.note(found.name, damage, "the path of its directory cannot be read")["error"]
     except PosixError:
-        where = None
-    return _Row(where, json_name(found.name), found.created_ns, found.held_bytes)
+        pass
+    return _Row(where, json_name(found.name), found.created_ns, found.held_bytes, error)
 
 
 def _rows_of_mount(target: str, path: str) -> list[_Row]:

@@ -5,6 +5,7 @@ They used to stop at the first damaged thing: of ten thousand files, `export` le
 
 from __future__ import annotations
 
+import errno
 import os
 from base64 import b64decode
 from pathlib import Path
@@ -68,6 +69,10 @@ class Made:
     def no_directory(self, directory: str) -> None:
         """The directory's object is gone."""
         self._apply(Transaction().remove(META, directory_object(self.inos[directory])))
+
+    def no_header(self, directory: str) -> None:
+        """What the directory says of itself makes no sense."""
+        self._apply(Transaction().map_set_header(META, directory_object(self.inos[directory]), b"rubbish"))
 
     def _apply(self, damage: Transaction) -> None:
         with opened_store(str(self.path), read_only=False) as store:
@@ -146,6 +151,9 @@ def damaged_in(made: Made, how: str, position: str) -> tuple[list[str], list[str
         return [file, "/other"], [file, "/other"]
     if how == "no directory":
         made.no_directory("/d/below/deep")
+    if how == "no header":
+        made.no_header("/d/below/deep")
+    if how in ("no directory", "no header"):
         return [name for name in made.files if name.startswith("/d/below/deep/")], ["/d/below/deep"]
     if how == "leaf":
         return made.leaf("/d/below/deep", position), ["/d/below/deep"]
@@ -164,7 +172,7 @@ def exported(target: Path) -> dict[str, bytes]:
             if path.is_file() and not path.is_symlink()}  # fmt: skip
 
 
-HOWS = ["rubbish", "no inode", "no directory", "leaf"]
+HOWS = ["rubbish", "no inode", "no directory", "no header", "leaf"]
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -362,3 +370,66 @@ def test_whichever_page_is_damaged_export_gives_what_reads_and_names_the_rest(tm
             assert any((file + "/").startswith(name + "/") for name in named), (page, file, named)
     assert len(pages) >= 40
     assert refused < len(pages) // 4
+
+
+def test_a_snapshot_of_a_directory_that_cannot_be_read_hides_no_other(made: Made, run: Run) -> None:
+    for name, path in (("a", "/"), ("b", "/d/below/deep"), ("c", "/d/below")):
+        assert run("snapshot", "create", made.path, name, path).code == 0
+    made.no_header("/d/below/deep")
+    ran = run("snapshot", "list", made.path, "--json")
+    assert ran.code == 1
+    assert [(row["name"], row["path"], "error" in row) for row in ran.json()] == [
+        ("a", "/", False), ("c", "/d/below", False), ("b", None, True)
+    ]  # fmt: skip
+    assert complaints(ran, made) == ["b"]
+    ran = run("snapshot", "list", made.path)
+    assert ran.code == 1
+    assert [line.split("  ")[-1] for line in ran.out.splitlines()] == ["/", "/d/below", "(directory cannot be read)"]
+
+
+def test_sectors_that_do_not_read_are_like_damage(made: Made, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One under a page of a directory, one under a file."""
+    lost = made.leaf("/d/below/deep", "middle")
+    made.block("/d/f0060", 1)
+    read = os.pread
+    whole = made.path.read_bytes()
+    bad = [at for at in range(0, len(whole), BLOCK) if whole[at + 40 : at + 104] == b"\xa5" * 64]
+    assert len(bad) == 2
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        if os.path.samefile(f"/proc/self/fd/{fd}", made.path) and any(offset < at + BLOCK and at < offset + length for at in bad):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, length, offset)
+
+    def failing_vector(fd: int, buffers: list[bytearray], offset: int) -> int:
+        data = failing(fd, sum(map(len, buffers)), offset)
+        for buffer in buffers:
+            buffer[:], data = data[: len(buffer)], data[len(buffer) :]
+        return sum(map(len, buffers))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", failing)
+        patched.setattr(os, "preadv", failing_vector)
+        ran = run("export", made.path, "/", tmp_path / "out")
+    assert ran.code == 1
+    assert sorted(line.split(":")[1].strip() for line in ran.err.splitlines()) == ["/d/below/deep", "/d/f0060"]
+    assert exported(tmp_path / "out") == {file: content(file) for file in made.files if file not in [*lost, "/d/f0060"]}
+
+
+def test_export_over_an_export_replaces_each_file_and_leaves_nothing_beside(made: Made, tmp_path: Path, run: Run) -> None:
+    with opened_image(str(made.path), read_only=False) as server:
+        server.link(SUPERUSER, made.inos["/a"], made.inos["/d"], b"linked")
+        server.symlink(SUPERUSER, ROOT_INO, b"points", b"a")
+    out = tmp_path / "out"
+    for words in ([], ["--force"], ["--force"]):
+        assert run("export", made.path, "/", out, *words).code == 0
+        assert exported(out) == {file: content(file) for file in made.files} | {"/d/linked": content("/a")}
+        assert sorted(os.listdir(out)) == ["a", "d", "points", "z"]
+        assert (out / "a").stat().st_ino == (out / "d" / "linked").stat().st_ino
+        assert (out / "a").stat().st_nlink == 2
+        assert os.readlink(out / "points") == "a"
+    os.unlink(out / "a")
+    (out / "a").mkdir()
+    ran = run("export", made.path, "/", out, "--force")
+    assert (ran.code, ran.err) == (1, f"mdstore: {out}/a: Is a directory\n")
+    assert not [name for name in os.listdir(out) if name.startswith(".")]
