@@ -271,12 +271,17 @@ class FileDevice:
         self._size_bytes = size_bytes
 
     def left_behind(self, error: Forked) -> None:
-        """In a forked child. The descriptor's number stays taken, by nothing: whoever kept it reads no other file through it."""
+        """In a forked child. The descriptor's number stays taken, by nothing: whoever kept it reads no other file through it.
+        Closed first, so that there is a descriptor for that; where there is no null device (a chroot), it stays closed."""
         fd, self._fd, self._forked = self._fd, -1, error
-        if fd >= 0:
+        if fd < 0:
+            return
+        os.close(fd)
+        with suppress(OSError):
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            os.dup2(null, fd, inheritable=False)
-            os.close(null)
+            if null != fd:
+                os.dup2(null, fd, inheritable=False)
+                os.close(null)
 
     def close(self) -> None:
         """Release descriptor and lock. Closing twice is fine. Closing does not flush."""

@@ -57,9 +57,15 @@ def _leave_behind() -> None:
     owner, _owner = _owner, os.getpid()
     if _handing_over:
         return
+    failure: BaseException | None = None
     for thing in list(_open):
         _open.discard(thing)
-        thing.left_behind(Forked(owner))
+        try:
+            thing.left_behind(Forked(owner))
+        except BaseException as error:  # the others would stay usable
+            failure = error
+    if failure is not None:
+        raise failure  # which the interpreter reports, and goes on
 
 
 os.register_at_fork(after_in_child=_leave_behind)

@@ -6,16 +6,20 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mdstore.device import forks
 from mdstore.device.file import FileDevice
 from mdstore.engines.lmdb import LmdbStore
 from mdstore.errors import Forked, StoreClosed
@@ -101,6 +105,73 @@ def test_a_child_can_use_nothing_that_was_open_and_writes_nothing(tmp_path: Path
     with Store.open(FileDevice.open(path)) as again:
         assert check(again, deep=True) == []
         assert again.map("c", "m")[b"k"] == b"parent"
+
+
+@contextmanager
+def descriptors_used_up(but: int) -> Iterator[None]:
+    """No more than `but` files can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(1)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken[0], *map(int, os.listdir("/proc/self/fd"))) + 16, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(1))
+        for _ in range(but):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+def test_a_child_without_a_free_descriptor_leaves_every_image_behind(tmp_path: Path) -> None:
+    """No null device could be opened for the first; the hook ended there, and the child wrote to the others."""
+    stores = [new(tmp_path / f"image-{number}") for number in range(4)]
+    before = [digest(Path(store.device.name)) for store in stores]
+
+    def work() -> tuple[list[str], list[bool]]:
+        kinds = [kind for store in stores for kind in refused(
+            lambda device=store.device: device.write(0, [bytes(512)]), lambda store=store: store.map("c", "m").put(b"k", b"child"),
+        )]  # fmt: skip
+        return kinds, [os.path.sameopenfile(number, null) for number in numbers]
+
+    numbers = [store.device.fileno() for store in stores]
+    with open(os.devnull, "rb") as nothing, descriptors_used_up(but=2):
+        null = nothing.fileno()
+        assert in_child(work) == (["Forked"] * 8, [True] * 4)
+    assert [digest(Path(store.device.name)) for store in stores] == before
+    for store in stores:
+        store.map("c", "m").put(b"k", b"parent")
+        store.close()
+
+
+def test_a_child_without_a_null_device_leaves_every_image_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a chroot, say."""
+    stores = [new(tmp_path / f"image-{number}") for number in range(2)]
+    numbers = [store.device.fileno() for store in stores]
+    monkeypatch.setattr(os, "devnull", "/nowhere/null")
+
+    def work() -> list[str]:
+        return refused(*(store.checkpoint for store in stores), *(partial(os.fstat, number) for number in numbers))
+
+    assert in_child(work) == ["Forked", "Forked", "OSError", "OSError"]
+    for store in stores:
+        store.close()
+
+
+def test_what_fails_to_be_left_behind_keeps_nothing_else_usable() -> None:
+    class Broken:
+        def left_behind(self, error: Forked) -> None:
+            visited.append(str(error))
+            raise OSError("broken")
+
+    visited: list[str] = []
+    things = [Broken() for _ in range(3)]
+    for thing in things:
+        forks.watch(thing)
+    assert len(in_child(lambda: visited)) == 3
 
 
 def test_a_child_does_not_wait_for_threads_that_it_does_not_have(tmp_path: Path) -> None:
@@ -189,6 +260,7 @@ def test_a_worker_of_multiprocessing_is_told(tmp_path: Path) -> None:
 
 SCRIPT = """
 import os, sys
+from mdstore.device import forks
 from mdstore.device.file import FileDevice
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
