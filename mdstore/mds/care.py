@@ -179,6 +179,11 @@ class Care:
             core.assert_writable()
         if core.completion is None:
             core.request += 1
+        self._relieve()
+
+    def _relieve(self) -> None:
+        """Keep to the limits of what is held back and of what memory holds."""
+        core = self._core
         if core.changes >= core.limits.dirty_entries or (core.counters.events & 255 == 0 and self._writeback.due()):
             self._writeback.relieve()
         if len(core.nodes) > self._cache.nodes_max:

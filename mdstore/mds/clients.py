@@ -74,7 +74,7 @@ class Clients:
 
         `timeout_ns`: silence after which it is stale; after five times that it is ended. LimitExceeded, InvalidRequest.
         """
-        with self._core.lock:
+        with self._core.guard:
             if not timeout_ns:
                 raise InvalidRequest("a session of a client needs a timeout, or it would never end")
             session = self._sessions.open(name, timeout_ns)
@@ -85,17 +85,17 @@ class Clients:
     def resume(self, number: int, name: bytes) -> SessionInfo:
         """Go on with a session, after a break of the connection or a crash of the server. `kept` in the answer lists inodes
         without a name that it may open again. NotFound when the session has ended; InvalidRequest for another's."""
-        with self._core.lock:
+        with self._core.guard:
             return self._sessions.info(self._sessions.resume(number, name))
 
     def renew(self, number: int) -> None:
         """A sign of life; every request is one too. NotFound, Conflict when the session is stale."""
-        with self._core.lock:
+        with self._core.guard:
             self._sessions.live(number)
 
     def end(self, number: int) -> None:
         """Give back everything the session has. Durable with the next flush. NotFound."""
-        with self._core.lock:
+        with self._core.guard:
             self._sessions.end(number)
 
     def list(self) -> list[SessionInfo]:
@@ -105,7 +105,7 @@ class Clients:
 
     def let_go_of(self, number: int, ino: int) -> None:
         """The client does not want to open again an inode without a name that its session keeps."""
-        with self._core.lock:
+        with self._core.guard:
             self._sessions.let_go_of(self._sessions.live(number), ino)
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -176,11 +176,11 @@ class Clients:
             return self._vfs.getattr(session.handles[handle]), handle
         flags &= ~(os.O_EXCL | os.O_TRUNC | os.O_CREAT)
         if ino:
-            handle = self._vfs.open_made(cred, ino, flags)
+            handle = self._for(session, "open_made", (cred, ino, flags), {})
         else:
             ino = self._vfs.lookup(cred, parent, name).ino
             self._vfs.forget(ino, 1)
-            handle = self._vfs.open(cred, ino, flags)
+            handle = self._for(session, "open", (cred, ino, flags), {})
         self._note_open(session, handle)
         return self._vfs.getattr(ino), handle
 
@@ -242,9 +242,10 @@ class Clients:
         node = self._handles.node(handle)
         session.handles[handle] = node.ino
         if session.lasts and isinstance(self._handles.get(handle), FileHandle):
-            records = self._holds.opened(session.number, node)
-            if records:
-                self._core.append(Kind.SESSION, records)
+            with self._core.guard:
+                records = self._holds.opened(session.number, node)
+                if records:
+                    self._core.append(Kind.SESSION, records)
 
     def _check_handles(self, session: Session, verb: str, args: Any) -> None:
         if verb not in ON_HANDLE:
@@ -254,16 +255,16 @@ class Clients:
                 raise PosixError(errno.EBADF, handle, "not a handle of this session")
 
     def _close(self, session: Session, handle: int) -> None:
-        """Close a file or directory of the session; the last handle of a file without a name lets go of it."""
+        """Close a file or directory of the session; the last handle of a file without a name lets go of it. It is closed even
+        where that fails."""
         ino = session.handles.pop(handle)
-        if self._locks.any_posix() and ino not in session.handles.values():
-            self._locks.close_last(ino, session.number)
-        opened = self._handles.get(handle)
-        is_file = isinstance(opened, FileHandle)
+        is_file = isinstance(self._handles.get(handle), FileHandle)
         last = is_file and session.lasts and self._holds.closed(session.number, ino)
-        self._for(session, "release" if is_file else "releasedir", (handle,), {})
-        if last:
-            self._sessions.let_go_of(session, ino)
+        try:
+            self._for(session, "release" if is_file else "releasedir", (handle,), {})
+        finally:
+            if last and self._core.is_writable():
+                self._sessions.let_go_of(session, ino)
 
     def _forget(self, session: Session, ino: int, lookups: int) -> None:
         """Never more than the session was handed. InvalidRequest for less than none."""

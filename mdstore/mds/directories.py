@@ -35,7 +35,7 @@ class Directories:
         """A handle. ENOTDIR, EACCES."""
         directory = self._cache.directory(ino)
         require(directory, cred, R)
-        return self._handles.add(DirectoryHandle(directory))
+        return self._handles.add(DirectoryHandle(directory, self._core.client))
 
     def readdir(self, number: int, after: bytes | None, limit: int, *, count_lookups: bool) -> list[DirEntry]:
         """See `Vfs.readdir`. Cost: one read of a range of the store, unless memory holds the whole directory."""

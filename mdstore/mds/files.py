@@ -62,11 +62,11 @@ class Files:
             if cred.uid:
                 drop_set_id(node)
             self._data.truncate(node, 0, self._core.clock())
-        return self._handles.add(FileHandle(node, flags, cred.uid))
+        return self._handles.add(FileHandle(node, flags, cred.uid, self._core.client))
 
     def open_new(self, cred: Credentials, node: Inode, flags: int) -> int:
         """A handle of a file that was made just now: whatever its mode says, its maker may use it."""
-        return self._handles.add(FileHandle(node, flags, cred.uid))
+        return self._handles.add(FileHandle(node, flags, cred.uid, self._core.client))
 
     def begin_read(self, number: int, offset: int, length: int) -> bytes | Wanted:
         """The bytes, short at the end, where memory has them; else what to ask the store for. EBADF, EISDIR, EINVAL."""

@@ -10,13 +10,14 @@ from mdstore.mds.inode import Directory, Inode
 
 
 class FileHandle:
-    """An open file. `uid`: who opened it, for what writing does to set-id bits."""
+    """An open file. `uid`: who opened it, for what writing does to set-id bits. `session`: for which session."""
 
-    __slots__ = ("append", "node", "readable", "uid", "writable")
+    __slots__ = ("append", "node", "readable", "session", "uid", "writable")
 
-    def __init__(self, node: Inode, flags: int, uid: int) -> None:
+    def __init__(self, node: Inode, flags: int, uid: int, session: int) -> None:
         access = flags & os.O_ACCMODE
         self.node = node
+        self.session = session
         self.readable = access != os.O_WRONLY
         self.writable = access != os.O_RDONLY
         self.append = bool(flags & os.O_APPEND)
@@ -25,12 +26,13 @@ class FileHandle:
 
 class DirectoryHandle:
     """An open directory. `reached`: the last name of an unbroken read from the first; `evictions`: how often entries had been
-    dropped from memory when that began. Together they tell whether memory has seen the whole directory."""
+    dropped from memory when that began. Together they tell whether memory has seen the whole directory. `session`: for which."""
 
-    __slots__ = ("evictions", "node", "reached")
+    __slots__ = ("evictions", "node", "reached", "session")
 
-    def __init__(self, node: Directory) -> None:
+    def __init__(self, node: Directory, session: int) -> None:
         self.node = node
+        self.session = session
         self.reached: bytes | None = None
         self.evictions = -1
 
@@ -40,6 +42,7 @@ class Handles:
 
     def __init__(self) -> None:
         self._open: dict[int, FileHandle | DirectoryHandle] = {}
+        self._by_session: dict[tuple[int, int], int] = {}  # session and inode; how many of them
         self._next = 1
 
     def add(self, handle: FileHandle | DirectoryHandle) -> int:
@@ -48,6 +51,8 @@ class Handles:
         self._next = number + 1
         self._open[number] = handle
         handle.node.handles += 1
+        of_session = (handle.session, handle.node.ino)
+        self._by_session[of_session] = self._by_session.get(of_session, 0) + 1
         return number
 
     def file(self, number: int) -> FileHandle:
@@ -81,7 +86,21 @@ class Handles:
         if handle is None:
             raise PosixError(errno.EBADF, number)
         handle.node.handles -= 1
+        self._forget(handle)
         return handle
+
+    def is_sessions_last(self, number: int) -> bool:
+        """Whether its session has the inode open by no other handle; EBADF."""
+        handle = self._open.get(number)
+        if handle is None:
+            raise PosixError(errno.EBADF, number)
+        return self._by_session[handle.session, handle.node.ino] == 1
+
+    def _forget(self, handle: FileHandle | DirectoryHandle) -> None:
+        of_session = (handle.session, handle.node.ino)
+        self._by_session[of_session] -= 1
+        if not self._by_session[of_session]:
+            del self._by_session[of_session]
 
     def items(self) -> list[tuple[int, FileHandle | DirectoryHandle]]:
         """Everything that is open, with its number."""
@@ -89,7 +108,9 @@ class Handles:
 
     def drop(self, number: int) -> None:
         """The handle is none any more, and its inode not one that knows of it."""
-        self._open.pop(number, None)
+        handle = self._open.pop(number, None)
+        if handle is not None:
+            self._forget(handle)
 
     def nodes(self) -> list[Inode]:
         """The inodes that are open, each as often as it is."""

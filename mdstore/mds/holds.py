@@ -39,7 +39,7 @@ class Holds:
         """The lasting session has one more handle; the records to append, for an inode that has no name already."""
         sessions = self._opened.setdefault(node.ino, {})
         sessions[session] = sessions.get(session, 0) + 1
-        if node.nlink or node.mode >> 12 != TYPE_REGULAR:
+        if node.nlink or node.mode >> 12 != TYPE_REGULAR or not self._core.is_writable():
             return b""
         return self._add(session, node) + self._core.put_unnamed(node)
 

@@ -308,10 +308,6 @@ class FileLocks:
         self.table(flock=flock).release(ino, owner, start, end)
         self._wake(ino, flock=flock)
 
-    def any_posix(self) -> bool:
-        """Whether anybody holds a POSIX lock."""
-        return not self._posix.is_empty()
-
     def close(self, ino: int, session: int, handle: int) -> None:
         """An open file or directory is closed: what it holds and waits for by flock(2) goes."""
         if not self._flock.is_empty():
@@ -320,7 +316,7 @@ class FileLocks:
 
     def close_last(self, ino: int, session: int) -> None:
         """A session has an inode open no longer: nor has any of its processes, and POSIX locks go with their descriptors."""
-        if self.any_posix():
+        if not self._posix.is_empty():
             self._forget(lambda other: other >> SESSION_SHIFT == session, ino, flock=False)
 
     def lose_inode(self, ino: int) -> None:

@@ -288,15 +288,17 @@ class MetadataServer(Care):
         core.flush_log(position)
 
     def release(self, handle: int) -> None:
-        """See `Vfs`. EBADF. Nothing becomes durable by it."""
+        """See `Vfs`. EBADF. Nothing becomes durable by it. Whatever else fails, the handle is closed and its locks are gone."""
         with self._core.guard:
+            core = self._core
             self._unlock(handle)
-            if self._core.failed is not None:
+            if core.failed is not None:
                 self._handles.remove(handle)
                 return
-            if self._core.journal is not None:
-                self._before_change()
+            core.request += 1
             self._files.release(handle)
+            if core.journal is not None:
+                self._relieve()  # last: what goes wrong in it is not the file's
 
     @changing
     def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
@@ -355,10 +357,10 @@ class MetadataServer(Care):
         return ino, of_session(self._core.client, lock)
 
     def _unlock(self, handle: int) -> None:
-        """What ends with an open file or directory: its flock(2) locks; with the last of an inode, POSIX locks too. EBADF."""
+        """What goes with an open file or directory: its flock(2) locks; POSIX ones with its session's last of an inode. EBADF."""
         node, client = self._handles.node(handle), self._core.client
         self._locks.close(node.ino, client, handle)
-        if node.handles == 1:
+        if self._handles.is_sessions_last(handle):
             self._locks.close_last(node.ino, client)
 
     # -- directories ---------------------------------------------------------------------------------------------------

@@ -204,10 +204,14 @@ class Sessions:
         return session
 
     def end(self, number: int) -> None:
-        """Everything it has is given back; what it alone kept is purged. NotFound."""
+        """Everything it has is given back; what it alone kept is purged. NotFound. Where nothing can be written any more its rows
+        stay, for the next opening to end it."""
         core = self._core
         session = self.find(number)
         self.let_go(session)
+        if not core.is_writable():
+            del self._sessions[number]
+            return
         kept = self._holds.of(number)
         dropped = [core.drop_row(self._requests, REQUEST_KEY.pack(number, request)) for request in session.completed]
         dropped += [self._holds.drop(number, ino) for ino in kept]
@@ -275,16 +279,19 @@ class Sessions:
 
     def let_go_of(self, session: Session, ino: int) -> None:
         """The session keeps an inode without a name no longer."""
-        record = self._holds.drop(session.number, ino)
-        if record:
-            self._core.append(Kind.SESSION, record)
-            self._purge.let_go(ino)
+        self._core.assert_writable()
+        with self._core.guard:
+            record = self._holds.drop(session.number, ino)
+            if record:
+                self._core.append(Kind.SESSION, record)
+                self._purge.let_go(ino)
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def _become(self, session: Session, state: SessionState) -> None:
         session.record = session.record._replace(state=state)
-        self._core.append(Kind.SESSION, self._row(session))
+        if self._core.is_writable():
+            self._core.append(Kind.SESSION, self._row(session))
 
     def _row(self, session: Session) -> bytes:
         return self._core.put_row(self._table, INO_KEY.pack(session.number), encode_session(session.record))

@@ -16,6 +16,7 @@ from mdstore.client.fuse_protocol import INTERRUPT_IN, LK_FLOCK, LK_IN
 from mdstore.device.memory import MemoryDevice
 from mdstore.engines.mem import MemStore
 from mdstore.errors import DeviceFailed, InvalidRequest, PosixError
+from mdstore.mds import scrub as scrub_module
 from mdstore.mds.locks import RANGE_END, FileLocks, Lock
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.snapdir import SnapshotVfs
@@ -189,6 +190,37 @@ def test_posix_locks_go_with_the_sessions_last_handle_of_the_file(server: Metada
     server.release(mine)
     again = server.open(SUPERUSER, ino, os.O_RDWR)
     assert server.take_lock(again, wanted(2)), "the mount's own went with its last handle, too"
+
+
+@pytest.mark.parametrize("who", ["another session", "a scrub"])
+def test_posix_locks_and_waits_go_though_somebody_else_has_the_inode_open(
+    server: MetadataServer, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    # The handles of everybody were counted: the mount's locks and waits outlived its last handle, and nobody could end them.
+    client = server.clients.open(b"c", timeout_ns=MINUTE)
+    for name in (b"a", b"b", b"c"):
+        server.release(made(server, name)[1])
+    theirs = server.clients.call(client, "opendir", SUPERUSER, ROOT_INO)
+    scrub = server.scrub()
+    if who == "a scrub":
+        monkeypatch.setattr(scrub_module, "PAGE", 2)
+        scrub.step()
+    mine, granted = server.opendir(SUPERUSER, ROOT_INO), list[str]()
+    assert server.take_lock(mine, wanted(1))
+    server.clients.call(client, "take_lock", theirs, wanted(2, 10, 19))
+    assert not server.wait_for_lock(mine, wanted(3, 10, 19), "mine", lambda: granted.append("mine"))
+    if who == "another session":
+        server.releasedir(mine)
+        assert server.clients.call(client, "take_lock", theirs, wanted(2))
+        server.clients.call(client, "releasedir", theirs)
+    else:
+        server.clients.call(client, "releasedir", theirs)
+        assert granted.pop() == "mine"
+        server.releasedir(mine)
+        assert server._core.nodes[ROOT_INO].handles == 1, "the scrub's"
+    assert granted == []
+    assert server._locks.table(flock=False).is_empty()
+    scrub.close()
 
 
 def test_who_waits_in_a_session_that_ends_is_granted_nothing_on_the_way(server: MetadataServer) -> None:

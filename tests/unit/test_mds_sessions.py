@@ -10,7 +10,16 @@ import pytest
 
 from journal import Entry
 from mdstore.engines.mem import MemStore
-from mdstore.errors import Conflict, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, NotFound, errno_of
+from mdstore.errors import (
+    Conflict,
+    CorruptionError,
+    DeviceFailed,
+    InvalidRequest,
+    LimitExceeded,
+    MdstoreError,
+    NotFound,
+    errno_of,
+)
 from mdstore.limits import SESSION_REQUESTS_MAX
 from mdstore.mds.core import Limits
 from mdstore.mds.events import ClientRequest, Kind, decode_event
@@ -45,6 +54,15 @@ def after_crash(server: MetadataServer, store: MemStore) -> tuple[MetadataServer
     server.syncfs()
     left = store.crash()
     return MetadataServer.mount(left), left
+
+
+def held_on(server: MetadataServer, session: int) -> tuple[int, int]:
+    """A file without a name that the session has open, and locked: inode and handle."""
+    attr, handle = server.clients.perform(session, 1, 1, "create", SUPERUSER, ROOT_INO, b"gone", 0o644, os.O_RDWR)
+    server.clients.perform(session, 2, 1, "unlink", SUPERUSER, ROOT_INO, b"gone")
+    assert server.clients.call(session, "take_lock", handle, Lock(1, 0, 9, exclusive=True))
+    assert server.clients.resume(session, b"client").kept == [attr.ino]
+    return attr.ino, handle
 
 
 def rows(server: MetadataServer, store: MemStore, table: Tab) -> list[bytes]:
@@ -473,3 +491,51 @@ def test_locks_and_what_sessions_had_open_can_be_given_back_after_falling_back()
     server.clients.call(client, "release", theirs)
     server.release(other)
     assert server.counters()["open_handles"] == 0
+
+
+def test_a_close_that_meets_trouble_closes_all_the_same(store: MemStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The session had lost the handle before writing back failed, and the server kept it: the file was never removed.
+    server = MetadataServer.mount(store, limits=Limits(dirty_entries=1))
+    session = server.clients.open(b"client", timeout_ns=SECOND)
+    ino, handle = held_on(server, session)
+    server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755)
+
+    def damaged() -> None:
+        raise CorruptionError("a page", "page 7", "its checksum", "another")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server._writeback, "relieve", damaged)
+        refused(errno.EIO, lambda: server.clients.call(session, "release", handle))
+    refused(errno.EBADF, lambda: server.clients.call(session, "release", handle))
+    assert server.counters()["open_handles"] == 0
+    assert server._locks.table(flock=False).is_empty()
+    assert server.clients.resume(session, b"client").kept == []
+    assert rows(server, store, Tab.OPEN) == []
+    server.clients.call(session, "forget", ino, 1)
+    assert server.counters()["purge_backlog"] == 1
+    server.purge_all()
+    assert server.failure is None
+
+
+def test_sessions_of_a_server_that_fell_back_go_on_and_end(store: MemStore) -> None:
+    # Each of these wanted to write a row, and was refused half-way: EROFS.
+    server = MetadataServer.mount(store)
+    one, two = (server.clients.open(name, timeout_ns=SECOND) for name in (b"client", b"two"))
+    ino, handle = held_on(server, one)
+    server.tick(0)
+    server.tick(SECOND)
+    server.syncfs()
+    left = store.crash()
+    server.fall_back(lambda: left, DeviceFailed("write", "the medium", OSError(5, "told to fail")))
+    for number, name in ((one, b"client"), (two, b"two")):
+        assert server.clients.resume(number, name).state == SessionState.OPEN
+    other = server.clients.call(two, "open", SUPERUSER, ino, os.O_RDONLY)
+    assert not server.clients.call(two, "take_lock", other, Lock(2, 0, 9, exclusive=True))
+    server.clients.call(one, "release", handle)
+    assert server.clients.call(two, "take_lock", other, Lock(2, 0, 9, exclusive=True))
+    refused(errno.EROFS, lambda: server.clients.let_go_of(one, ino))
+    server.clients.end(two)
+    assert server._locks.table(flock=False).is_empty()
+    assert server.counters()["open_handles"] == 0
+    assert [info.number for info in server.clients.list()] == [one]
+    assert [info.number for info in MetadataServer.mount(left).clients.list()] == [one, two], "nothing was written"
