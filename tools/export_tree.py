@@ -1,6 +1,6 @@
 """Export: a file or directory of a `Vfs` as files of the machine, with content, modes, times, links and the user's attributes.
 
-Names come from an image that may be hostile: a name that is no single path component is refused, and nothing is ever written
+Names come from an image that may be hostile: one that is no single path component is left out, and nothing is ever written
 through a symlink. What cannot be read is left out, and nothing else: a file is written whole or not at all, and what it was to
 replace stays as it is then. Memory: one path, one piece of one file, and one entry for each file with several names.
 """
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from mdstore.errors import CorruptionError, MdstoreError, PosixError
+from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.vfs import SUPERUSER, Attr, Vfs
 from mdstore.tools.locate import opened_file
 from mdstore.tools.output import Progress, shown
@@ -105,13 +105,9 @@ class Exporter:
         return self.done
 
     def _can_be_written(self, entry: Listed, directory: bytes) -> bool:
-        """Whether it reads, and its name is one component of a path; told where not."""
+        """Whether it reads; told where not."""
         if entry.error is None:
-            if _is_component(entry.name):
-                return True
-            damage = CorruptionError("directory entry", shown(directory or b"/"), "a name without slashes", entry.name)
-            self._leave_out(directory, damage, "an entry left out")
-            return False
+            return True
         self.done.troubles += 1
         self.done.left_out.append(self._left_out.note_listed(directory, entry))
         return False
@@ -269,11 +265,6 @@ def _ranges(lost: list[tuple[int, int, MdstoreError]]) -> str:
     """The bytes of a file that do not read, first and last of each range; the first few ranges."""
     text = ", ".join(f"{start}..{end - 1}" for start, end, _ in lost[:RANGES_SHOWN])
     return f"{text} and {len(lost) - RANGES_SHOWN} more ranges" if len(lost) > RANGES_SHOWN else text
-
-
-def _is_component(name: bytes) -> bool:
-    """Whether a name from the image is one component of a path, and leads nowhere else."""
-    return not (b"/" in name or b"\0" in name or name in (b"", b".", b".."))
 
 
 def _beside(target: bytes) -> bytes:

@@ -126,8 +126,8 @@ class SecondNames:
 
 def listing(vfs: Vfs, directory: int, names: SecondNames | None = None) -> Iterator[Listed]:
     """Every name of a directory in byte order, read page by page. What cannot be read comes with its error and hides nothing;
-    what cannot be listed is one of `NO_NAME`. An entry's inode is referenced, and its number good, until the next is asked for.
-    `names`: where to look for names behind those, None: nowhere."""
+    what cannot be listed is one of `NO_NAME`, and no name without an error leads out of the directory. An entry's inode is
+    referenced, and its number good, until the next is asked for. `names`: where to look for names behind damage, None: nowhere."""
     try:
         handle = vfs.opendir(SUPERUSER, directory)
     except UNREADABLE as error:
@@ -150,7 +150,8 @@ def listing(vfs: Vfs, directory: int, names: SecondNames | None = None) -> Itera
             held = page[::-1]
             while held:
                 if held[-1].attr.ino:
-                    yield Listed(*held[-1])
+                    name, attr = held[-1]
+                    yield Listed(name, attr) if is_component(name) else _misnamed(directory, name)
                     vfs.forget(held.pop().attr.ino, 1)
                 else:  # damaged: the lookup says how
                     yield from _around(vfs, directory, iter([held.pop().name]))
@@ -161,16 +162,30 @@ def listing(vfs: Vfs, directory: int, names: SecondNames | None = None) -> Itera
         vfs.releasedir(handle)
 
 
+def is_component(name: bytes) -> bool:
+    """Whether a name from an image is one component of a path, and leads nowhere else."""
+    return not (b"/" in name or b"\0" in name or name in (b"", b".", b".."))
+
+
+def _misnamed(directory: int, name: bytes) -> Listed:
+    where = f"inode {directory & INO_MASK}"
+    return Listed(name, unreadable(), CorruptionError("directory entry", where, "a name without slashes", name))
+
+
 def _around(vfs: Vfs, directory: int, names: Iterator[bytes]) -> Iterator[Listed]:
     """Each of `names`, looked up by itself."""
     for name in names:
+        if not is_component(name):  # a lookup of `..` would lead out of the directory
+            yield _misnamed(directory, name)
+            continue
         try:
             attr = vfs.lookup(SUPERUSER, directory, name)
         except UNREADABLE as error:
             yield Listed(name, unreadable(), error)
         except PosixError as error:
-            if error.errno != errno.ENOENT:  # removed meanwhile
-                raise
+            if error.errno != errno.ENOENT:  # otherwise it was removed meanwhile
+                where = f"inode {directory & INO_MASK}"
+                yield Listed(name, unreadable(), CorruptionError("directory entry", where, "a name to look up", error))
         else:
             try:
                 yield Listed(name, attr)

@@ -57,7 +57,11 @@ class Made:
     def rubbish(self, file: str) -> None:
         """The entry says nothing that makes sense."""
         above, _, name = file.rpartition("/")
-        self._apply(Transaction().map_set(META, directory_object(self.inos[above]), {name.encode(): b"rubbish"}))
+        self.entry(above, name)
+
+    def entry(self, directory: str, name: str) -> None:
+        """An entry of that name, which says nothing that makes sense."""
+        self._apply(Transaction().map_set(META, directory_object(self.inos[directory]), {name.encode(): b"rubbish"}))
 
     def no_inode(self, file: str) -> None:
         """The entry leads to an inode that is nowhere."""
@@ -433,3 +437,21 @@ def test_export_over_an_export_replaces_each_file_and_leaves_nothing_beside(made
     ran = run("export", made.path, "/", out, "--force")
     assert (ran.code, ran.err) == (1, f"mdstore: {out}/a: Is a directory\n")
     assert not [name for name in os.listdir(out) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "a/b", "..", "x" * 300])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_names_that_no_directory_can_have_are_left_out_and_harm_nothing(
+    made: Made, name: str, is_damaged: bool, tmp_path: Path, run: Run
+) -> None:
+    made.entry("/d/below/deep", name)
+    lost = made.leaf("/d/below/deep", "middle") if is_damaged else []
+    (tmp_path / "at").mkdir()
+    ran = run("export", made.path, "/d", tmp_path / "at" / "out")
+    assert ran.code == 1
+    assert len(ran.err.splitlines()) == 1 + is_damaged
+    assert os.listdir(tmp_path / "at") == ["out"]
+    wanted = {file.removeprefix("/d") for file in made.files if file.startswith("/d/") and file not in lost}
+    assert set(exported(tmp_path / "at" / "out")) == wanted
+    assert run("rm", "-r", made.path, "/d").code == 1
+    assert run("tree", made.path, "/").code == 1
