@@ -142,6 +142,13 @@ def inherited(directory: Inode, mode: int, umask: int) -> tuple[int, dict[bytes,
     return mode & ~0o777 | mode_of(acl), xattrs or None
 
 
+def check_kept(node: Inode) -> None:
+    """Before the mode changes: raises what `follow_mode` would."""
+    raw = node.xattrs.get(ACCESS) if node.xattrs else None
+    if raw is not None:
+        decode(raw)
+
+
 def follow_mode(node: Inode) -> None:
     """The mode was changed: its list follows."""
     raw = node.xattrs.get(ACCESS) if node.xattrs else None

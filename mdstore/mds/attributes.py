@@ -41,11 +41,14 @@ class Attributes:
         only_size = change.size is not None and change._replace(size=None, handle=None) == SetAttr()
         if not only_size:
             self._data.publish_with_others(node)
-        self._apply_owner(cred, node, change)
         if change.size is not None:
-            self._resize(cred, node, change, now, last=only_size)
+            self._data.truncate(node, change.size, now, last=only_size, drops_set_id=cred.uid != 0)
         if only_size:
             return node
+        self._core.unlogged = True
+        self._apply_owner(cred, node, change)
+        if change.size is not None and cred.uid:
+            node.drop_set_id()
         self._apply_times(node, change, now)
         self._core.append(Kind.SETATTR, self._changes.inode(node, now))
         self._changes.backtrace_later(node)
@@ -56,6 +59,7 @@ class Attributes:
             require_owner(node, cred)
             if node.mode >> 12 == 10:
                 raise PosixError(errno.EOPNOTSUPP, node.ino, "a symbolic link has no mode of its own")
+            acl.check_kept(node)
         if cred.uid:
             self._check_owner_change(cred, node, change)
         if change.size is not None:
@@ -92,19 +96,13 @@ class Attributes:
         if self._quota.any and size > node.size:
             self._quota.check(self._quota_directory(node), space=size - node.size)
 
-    def _resize(self, cred: Credentials, node: Inode, change: SetAttr, now: int, *, last: bool) -> None:
-        assert change.size is not None
-        if cred.uid:
-            drop_set_id(node)
-        self._data.truncate(node, change.size, now, last=last)
-
     def _quota_directory(self, node: Inode) -> Directory:
         return self._cache.directory(node.home or ROOT_INO)
 
     def _apply_owner(self, cred: Credentials, node: Inode, change: SetAttr) -> None:
         if change.uid is not None or change.gid is not None:
             if not node.is_directory:
-                drop_set_id(node)
+                node.drop_set_id()
             node.uid = node.uid if change.uid is None else change.uid
             node.gid = node.gid if change.gid is None else change.gid
         if change.mode is not None:
@@ -129,11 +127,3 @@ class Attributes:
             raise PosixError(errno.EINVAL, ino)
         if mask and not allowed(node, cred, mask):
             raise PosixError(errno.EACCES, ino)
-
-
-def drop_set_id(node: Inode) -> None:
-    """Somebody else's bytes, or another owner: set-user-id goes, and set-group-id where it is no lock mark."""
-    mode = node.mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        mode &= ~stat.S_ISGID
-    node.mode = mode

@@ -129,6 +129,11 @@ def _octets(data: bytes | memoryview) -> bytes | memoryview:
 _RANGES: Final[dict[str, _Rule]] = {"rdev": _device, "change": _change, "data": _octets}  # by the parameter's name
 
 
+def typed(verb: str, name: str, value: Any, kind: type) -> Any:
+    """An argument of a verb that checks itself. TypeError."""
+    return value if type(value) is kind else _settled(verb, name, value, (kind,))
+
+
 # -- types -------------------------------------------------------------------------------------------------------------
 
 
@@ -146,16 +151,16 @@ def _border(verb: Callable[..., Any]) -> tuple[_Settle, frozenset[tuple[type, ..
     def settle(given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         bound = shape.bind(None, *given, **named)
         bound.apply_defaults()
-        return tuple(_settled(verb, it.name, bound.arguments[it.name], kind) for it, kind in zip(parameters, kinds))
+        return tuple(_settled(verb.__name__, it.name, bound.arguments[it.name], kind) for it, kind in zip(parameters, kinds))
 
     return settle, shapes, {at: _RANGES[it.name] for at, it in enumerate(parameters) if it.name in _RANGES}
 
 
-def _settled(verb: Callable[..., Any], name: str, value: Any, kinds: tuple[type, ...]) -> Any:
+def _settled(verb: str, name: str, value: Any, kinds: tuple[type, ...]) -> Any:
     """The argument as one of the declared types. TypeError."""
     if isinstance(value, kinds):
         return int(value) if isinstance(value, int) else value
     if bytes in kinds and isinstance(value, bytearray | memoryview):
         return bytes(value)
     expected = " or ".join(kind.__name__ for kind in kinds)
-    raise TypeError(f"{verb.__name__}: {name} is {type(value).__name__}, not {expected}")
+    raise TypeError(f"{verb}: {name} is {type(value).__name__}, not {expected}")

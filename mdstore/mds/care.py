@@ -12,10 +12,11 @@ from journal import Journal, JournalError
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import InternalError, MdstoreError, StoreClosed, TransactionError
 from mdstore.mds.attributes import Attributes
+from mdstore.mds.boundary import checked
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
 from mdstore.mds.control import Control
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.damage import Damage, forget_damage, list_damage
 from mdstore.mds.directories import Directories
 from mdstore.mds.fallback import recall_some, remember, restart, restore
@@ -140,8 +141,9 @@ class Care:
 
     def _save(self, cause: Exception) -> None:
         """Before the server counts as failed although its store and its log have not: make durable what can be."""
+        with suppress(Exception):  # one that ended half-way: what the log has until here is whole
+            self._data.publish_what_fits()
         with suppress(MdstoreError):
-            self._data.publish(list(self._core.buffered.values()))
             self._core.flush_log()
         self._core.fail(cause if isinstance(cause, MdstoreError) else InternalError("the metadata server", cause))
 
@@ -203,7 +205,8 @@ class Care:
         core = self._core
         held_back = bool(core.buffered or core.changes)
         if held_back:
-            self._data.publish(list(core.buffered.values()))
+            with suppress(*UNREADABLE):  # who syncs is told
+                self._data.publish(list(core.buffered.values()))
         purged = sum(self._purge.step() for _ in range(PURGES_WHEN_SHORT))
         if held_back or purged:
             self._writeback.everything()
@@ -211,6 +214,7 @@ class Care:
 
     # -- care ----------------------------------------------------------------------------------------------------------
 
+    @checked
     def tick(self, now_ns: int) -> None:
         """What time brings: bytes and events older than a second go to the medium, some removed files are purged. Waits for
         the medium without holding the lock. Raises what the log or the store failed with, whoever met it."""
@@ -221,7 +225,7 @@ class Care:
                 raise core.failed
             if not core.is_writable():
                 return
-            with suppress(TransactionError):  # no room: who syncs is told; removing files, below, may make some
+            with suppress(TransactionError, *UNREADABLE):  # who syncs is told; removing files, below, may make room
                 self._data.publish_older_than(now_ns - core.limits.age_ns)
             position = core.position()
         core.flush_log(position)
@@ -279,6 +283,7 @@ class Care:
         with self._lock:
             return list_damage(self._core)
 
+    @checked
     def forget_damage(self, directory: int, name: bytes) -> bool:
         """Drop a row of the damage table; False when there is none. Repairs nothing."""
         with self._core.guard:

@@ -2,8 +2,9 @@
 
 Invariants
 
- C1  every change goes: memory, then one event (`append`), under one lock, `guard`; after an append that failed, and after a
-     change that ended between the two, nothing is logged or written back any more (`failed`)
+ C1  every change goes: what must be read of the store, memory, then one event (`append`), under one lock, `guard`; after an
+     append that failed, and after a change that ended between the two (`unlogged`), nothing is logged or written back any
+     more (`failed`)
  C2  `dirty` holds exactly the directories with `since` >= 0, in the order of `since`
  C3  everything at or after the smallest `since` of directories and tables is still in the log
  C4  bytes of files are submitted to the store before the event that makes them visible is appended; what an object holds
@@ -22,7 +23,7 @@ from typing import Final
 
 from journal import Journal, JournalError, JournalFenced
 from mdstore.engines.protocol import Commit, ObjectStore
-from mdstore.errors import DeviceFailed, FencedError, InternalError, MdstoreError, ReadOnly
+from mdstore.errors import CorruptionError, DeviceFailed, FencedError, InternalError, MdstoreError, ReadOnly
 from mdstore.mds.events import CLIENT_KINDS_END, client_request
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
@@ -31,6 +32,8 @@ from mdstore.mds.vfs import ROOT_INO
 from mdstore.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
+
+UNREADABLE: Final = (CorruptionError, DeviceFailed)  # what a look into the store may end with; nothing has changed then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +80,7 @@ class Counters:
 
 
 class Guard:
-    """`with core.guard:` the lock, for what changes something. Where it ends with what nobody foresaw, or between a change of
-    memory and its event, the server is latched before anybody else gets the lock; what was unforeseen becomes `InternalError`."""
+    """`with core.guard:` the lock, for what changes something; see `Core.meet` for what becomes of an error."""
 
     __slots__ = ("_acquire", "_core", "_release")
 
@@ -113,7 +115,7 @@ class Core:
         self.clock = clock
         self.lock = threading.RLock()
         self.guard = Guard(self)
-        self.unlogged = False  # a directory was changed in memory and no event says so yet
+        self.unlogged = False  # a change of memory has begun, and no event says so yet
         self.counters = Counters()
         self.journal: Journal | None = None
         self.failed: MdstoreError | None = None
@@ -173,14 +175,17 @@ class Core:
                 self.failed = FencedError(error.where, error.epoch, error.floor)
             else:
                 self.failed = error if isinstance(error, MdstoreError) else DeviceFailed("metadata log", "log", error)
-            self.failure = self.failed
+            self.failure = self.failure or self.failed
         return self.failed
 
     def meet(self, error: BaseException) -> None:
         """A change ends with `error`, under the lock. Where it may be half-done the log is saved, which is whole up to here, and
-        nothing follows it; instead of what nobody foresaw `InternalError` is raised."""
+        nothing follows it: the server is latched before anybody else gets the lock. Errors of our own, wrong types, want of
+        memory and interrupts leave it as it is where no change has begun; of anything else nobody knows what it spoiled, and
+        `InternalError` is raised instead."""
         foreseen = isinstance(error, MdstoreError)
-        if foreseen and not self.unlogged:
+        harmless = foreseen or isinstance(error, TypeError | MemoryError) or not isinstance(error, Exception)
+        if harmless and not self.unlogged:
             return
         if self.failed is None:
             log.error("the metadata server stops: a change ended half-way", exc_info=error)
@@ -249,6 +254,7 @@ class Core:
 
     def touch(self, directory: Directory, now: int, entries: int, links: int, files: int, dirs: int, space: int) -> bytes:
         """Entries came or went: counts, times, version. Returns the event record. `entries` etc. are differences."""
+        self.unlogged = True
         directory.size += entries
         directory.nlink += links
         directory.rfiles += files
@@ -281,18 +287,22 @@ class Core:
 
     def put_row(self, table: Table, key: bytes, value: bytes) -> bytes:
         """Set a row of a table; returns the event record."""
+        self.unlogged = True
         self.mark_table(table)
         return table.put(key, value)
 
     def drop_row(self, table: Table, key: bytes) -> bytes:
         """Remove a row of a table; returns the event record."""
+        self.unlogged = True
         self.mark_table(table)
         return table.drop(key)
 
-    def put_unnamed(self, node: Inode) -> bytes:
-        """Keep an inode of several names, or of none, in its table; returns the event record."""
+    def put_unnamed(self, node: Inode, value: bytes | None = None) -> bytes:
+        """Keep an inode of several names, or of none, in its table; returns the event record. `value`: the row, if it is made
+        already."""
         table = self.inodes if node.nlink else self.strays
-        return self.put_row(table, INO_KEY.pack(node.ino), HOME.pack(node.home) + node.encode())
+        row = HOME.pack(node.home) + node.encode() if value is None else value
+        return self.put_row(table, INO_KEY.pack(node.ino), row)
 
     def stamp_server_table(self) -> None:
         """Let the next write-back keep the next free number."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mdstore.errors import CorruptionError
+from mdstore.errors import MdstoreError
 from mdstore.limits import MAP_KEY_MAX
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind
 from mdstore.mds.layout import INO_KEY
 
@@ -23,14 +23,14 @@ class Damage(NamedTuple):
     message: str
 
 
-def note_damage(core: Core, directory: int, name: bytes, error: CorruptionError) -> None:
+def note_damage(core: Core, directory: int, name: bytes, error: MdstoreError) -> None:
     """Keep a row about `error`; does nothing where it is there already or nothing can be written. Durable with the log."""
     key = INO_KEY.pack(directory) + name[: MAP_KEY_MAX - INO_KEY.size]
     if core.journal is None or core.failed is not None or core.replaying:
         return
     try:
         known = core.damage.get(key)
-    except CorruptionError:
+    except UNREADABLE:
         return  # the table itself is broken; the caller still raises `error`
     if known is None:
         unlogged = core.unlogged  # of a change that is under way: this event is not its end

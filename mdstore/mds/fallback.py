@@ -40,6 +40,7 @@ def restart(core: Core, cache: Cache, store: ObjectStore, cause: MdstoreError) -
     """Forget all that memory knows; from here on `store` is the truth. The caller recovers next."""
     core.fell_back = cause
     core.failed = None
+    core.unlogged = False
     core.journal = None
     core.news = None
     core.changes = core.buffered_bytes = 0

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
 
 from mdstore.engines.protocol import Commit
-from mdstore.errors import NotFound, PosixError, TransactionError
+from mdstore.errors import CorruptionError, MdstoreError, NotFound, PosixError, TransactionError
 from mdstore.mds.changes import Changes
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind
 from mdstore.mds.filestate import FileState
 from mdstore.mds.inode import Inode
@@ -70,10 +71,21 @@ class FileData:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def write(self, node: Inode, offset: int, data: bytes | memoryview, now: int) -> None:
-        """Buffer bytes; size and times change in memory. Submits where the buffer of this file, or of all, is full."""
+    def write(
+        self, node: Inode, offset: int, data: bytes | memoryview, now: int, *, drops_set_id: bool = False
+    ) -> None:
+        """Buffer bytes; size and times change in memory. Submits where the buffer of this file, or of all, is full. Where that
+        fails they stay buffered, and who writes next, with no room for them, is told before anything changes."""
         core = self._core
         file = self.state(node)
+        if file.buffer.size_bytes >= core.limits.file_buffer:
+            self.publish([node])
+        elif core.buffered_bytes >= core.limits.data_buffer:
+            with suppress(*UNREADABLE):  # the bytes of others: of each no more stays than one file may hold back
+                self.publish(list(core.buffered.values()))
+        core.unlogged = True
+        if drops_set_id and node.mode & 0o6000:
+            node.drop_set_id()
         if offset > node.size:
             node.become_sparse()
         before = file.buffer.size_bytes
@@ -84,10 +96,13 @@ class FileData:
             core.buffered[node.ino] = node
         node.size = max(node.size, offset + len(data))
         node.mtime = node.ctime = now
+        core.unlogged = False  # a buffer needs no event
         if file.buffer.size_bytes >= core.limits.file_buffer:
-            self.publish([node])
+            with suppress(TransactionError, *UNREADABLE):
+                self.publish([node])
         elif core.buffered_bytes >= core.limits.data_buffer or len(core.buffered) >= 4 * EVENT_FILES:
-            self.publish(list(core.buffered.values()))
+            with suppress(TransactionError, *UNREADABLE):
+                self.publish(list(core.buffered.values()))
 
     def state(self, node: Inode) -> FileState:
         """The file's state, made where there is none."""
@@ -97,17 +112,25 @@ class FileData:
 
     def publish(self, nodes: Iterable[Inode]) -> None:
         """Submit what is buffered of `nodes`, then append the events with their new sizes and times. Waits for nothing where
-        the engine's commits are ordered."""
+        the engine's commits are ordered. Files of which something cannot be read keep their buffers, and the others are
+        published all the same, before it is raised: CorruptionError, DeviceFailed. TransactionError where there is no room."""
         waiting = [node for node in nodes if node.file is not None and node.ino in self._core.buffered]
+        unreadable: MdstoreError | None = None
         for start in range(0, len(waiting), EVENT_FILES):
-            self._publish_fitting(waiting[start : start + EVENT_FILES])
+            unreadable = self._publish_fitting(waiting[start : start + EVENT_FILES]) or unreadable
+        if unreadable is not None:
+            raise unreadable
 
     def publish_with_others(self, node: Inode) -> None:
         """`publish` one file because its name or attributes are to change, and with it some that wait too: who renames one file
         just written often renames many, and many cost little more than one."""
         buffered = self._core.buffered
         if node.ino in buffered:
-            self.publish([node, *islice((other for other in buffered.values() if other is not node), TOGETHER - 1)])
+            try:
+                self.publish([node, *islice((other for other in buffered.values() if other is not node), TOGETHER - 1)])
+            except UNREADABLE:
+                if node.ino in buffered:
+                    raise
 
     def publish_what_fits(self) -> list[Exception]:
         """Before an end: publish every file that can be, one by one, and forget the bytes of the others. Why they were forgotten;
@@ -116,11 +139,15 @@ class FileData:
         try:
             self.publish(list(self._core.buffered.values()))
         except Exception:
+            if self._core.unlogged:
+                raise  # it ended half-way: nothing may follow
             for node in list(self._core.buffered.values()):
                 self._core.assert_writable()
                 try:
                     self.publish([node])
                 except Exception as error:
+                    if self._core.unlogged:
+                        raise
                     log.error("the last bytes written to inode %d are lost", node.ino, exc_info=error)
                     self.discard(node)
                     lost.append(error)
@@ -138,18 +165,23 @@ class FileData:
             file.buffer.clear()
             node.size = file.published
 
-    def _publish_fitting(self, nodes: list[Inode]) -> None:
-        """Where space is short a store may refuse many files in one transaction, and take half of them after the other."""
+    def _publish_fitting(self, nodes: list[Inode]) -> MdstoreError | None:
+        """Where space is short a store may refuse many files in one transaction, and take half of them after the other. What
+        some of them could not be published for because it cannot be read, with all others published."""
         try:
             self._publish_some(nodes)
-        except TransactionError:
-            if len(nodes) == 1:
+        except (TransactionError, *UNREADABLE) as error:
+            if len(nodes) > 1:
+                middle = len(nodes) // 2
+                first = self._publish_fitting(nodes[:middle])
+                return self._publish_fitting(nodes[middle:]) or first
+            if isinstance(error, TransactionError) or self._core.failed is not None:
                 raise
-            middle = len(nodes) // 2
-            self._publish_fitting(nodes[:middle])
-            self._publish_fitting(nodes[middle:])
+            return error
+        return None
 
     def _publish_some(self, nodes: list[Inode]) -> None:
+        """Everything is read and encoded before the first of the files is changed in memory."""
         core = self._core
         for node in nodes:
             if node.nlink == 0 and not node.flags & FLAG_DATA:  # it had no bytes when it lost its name, and so has no row
@@ -161,8 +193,13 @@ class FileData:
             self._fill(batch, node)
         batch.submit()
         core.settle_commits(batch.commits)
-        taken = [self.allocated(node) if node.flags & FLAG_SPARSE else node.allocated for node in nodes]
-        core.append(Kind.WRITE, b"".join([self._published(node, allocated) for node, allocated in zip(nodes, taken)]))
+        values = []
+        for node in nodes:
+            if node.flags & FLAG_SPARSE:
+                node.allocated = self.allocated(node)
+            values.append(self._changes.value(node))
+        core.unlogged = True
+        core.append(Kind.WRITE, b"".join([self._published(node, value) for node, value in zip(nodes, values)]))
 
     def _fill(self, batch: _Batch, node: Inode) -> None:
         """The operations that bring a file's buffered bytes into the store."""
@@ -194,20 +231,19 @@ class FileData:
             offset += len(part)
             piece = piece[len(part) :]
 
-    def _published(self, node: Inode, allocated: int) -> bytes:
-        """The bytes are in the store: the buffer is empty, and these records say so."""
+    def _published(self, node: Inode, value: bytes) -> bytes:
+        """The bytes are in the store: the buffer is empty, and these records, with `Changes.value`, say so."""
         core = self._core
         file = self.state(node)
         core.counters.data_bytes_written += file.buffer.size_bytes
         core.buffered_bytes -= file.buffer.size_bytes
         del core.buffered[node.ino]
         file.buffer.clear()
-        node.allocated = allocated
         grown = node.size - file.published
         file.published = node.size
         file.times_changed = False
         file.backtraced = True
-        records = self._changes.inode(node, node.ctime, grown)
+        records = self._changes.keep(node, value, node.ctime, grown)
         if not node.handles:
             node.file = None
         return records
@@ -279,50 +315,70 @@ class FileData:
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
-    def truncate(self, node: Inode, size: int, now: int, *, last: bool = True) -> None:
-        """Set the size; appends the event, the `last` of its request or not. Bytes cut off never show again, whatever crashes."""
+    def truncate(
+        self, node: Inode, size: int, now: int, *, last: bool = True, zeros: tuple[int, int] | None = None,
+        drops_set_id: bool = False,
+    ) -> None:  # fmt: skip
+        """Set the size; appends the event, the `last` of its request or not. Bytes cut off never show again, whatever crashes.
+        `zeros`: this range, inside the file, is made zeros and gives its space back. What raises has changed nothing."""
         core = self._core
-        if size == 0:
-            self.discard(node)
-        else:
+        if size or zeros is not None:
             self.publish([node])
         file = self.state(node)
-        old = node.size
+        old = file.published
+        before, behind = self._cuts(node, old, size, zeros)
+        if before.operations:
+            if zeros is not None:
+                core.push_log()
+            core.settle_commits([core.store.submit(before)])
+        core.unlogged = True
+        if size == 0:
+            self.discard(node)
+        if drops_set_id:
+            node.drop_set_id()
         node.mtime = node.ctime = now
-        if size > old:
-            self._clean_up_behind(node, old)
+        if size > old or zeros is not None:
             node.become_sparse()
-        elif size < old and node.flags & FLAG_SPARSE and size == 0:
+        elif size == 0 and old:
             node.flags &= ~FLAG_SPARSE
         node.size = file.published = size
         if size == 0:
             node.allocated = 0
+        elif zeros is not None and before.operations:
+            node.allocated = self.allocated(node)
         core.append(Kind.SETATTR, self._changes.inode(node, now, size - old), completes=last)
-        if size < old:
+        if behind.operations:
             core.push_log()  # a crash may undo the cut, or leave both; never the cut alone
-            self._clean_up_behind(node, size)
+            with suppress(TransactionError, CorruptionError):  # what stays behind the end means nothing (C4)
+                core.settle_commits([core.store.submit(behind)])
         if not node.handles and not file.buffer:
             node.file = None
 
-    def zero(self, node: Inode, start: int, end: int, now: int) -> None:
-        """Make `[start, end)`, inside the file, zeros and give its space back. The caller appends an event."""
-        self.publish([node])
-        node.become_sparse()
-        transaction = Transaction(epoch=self._core.epoch)
-        size = self._core.object_size
-        while start < end and node.flags & FLAG_DATA:
+    def _cuts(
+        self, node: Inode, old: int, size: int, zeros: tuple[int, int] | None
+    ) -> tuple[Transaction, Transaction]:
+        """What the store must do before the event of a new size, and after it."""
+        before, behind = Transaction(epoch=self._core.epoch), Transaction(epoch=self._core.epoch)
+        if node.flags & FLAG_DATA:
+            if zeros is not None:
+                self._zero(before, node.ino, *zeros)
+            if size > old:
+                self._cut(before, node.ino, old)
+            elif size < old:
+                self._cut(behind, node.ino, size)
+        return before, behind
+
+    def _zero(self, transaction: Transaction, ino: int, start: int, end: int) -> None:
+        store, size = self._core.store, self._core.object_size
+        while start < end:
             number, inside = divmod(start, size)
             take = min(end - start, size - inside)
-            name = data_object(node.ino, number)
-            if self._core.store.exists(DATA, name):
-                held = self._core.store.stat(DATA, name).size
+            name = data_object(ino, number)
+            if store.exists(DATA, name):
+                held = store.stat(DATA, name).size
                 if inside < held:
                     transaction.zero(DATA, name, inside, min(take, held - inside))
             start += take
-        if transaction.operations:
-            self._core.push_log()
-            self._core.settle_commits([self._core.store.submit(transaction)])
-            node.allocated = self.allocated(node)
 
     def extents(self, node: Inode, offset: int) -> Iterator[tuple[int, int]]:
         """Ranges (offset, length) of the file from `offset` that hold data, in order; what is buffered must be published."""
@@ -339,15 +395,6 @@ class FileData:
                 if begin < end:
                     yield begin, end - begin
 
-    def _clean_up_behind(self, node: Inode, size: int) -> None:
-        """Remove everything the store holds of the file at or past `size`."""
-        if not node.flags & FLAG_DATA:
-            return
-        transaction = Transaction(epoch=self._core.epoch)
-        self._cut(transaction, node.ino, size)
-        if transaction.operations:
-            self._core.settle_commits([self._core.store.submit(transaction)])
-
     def _cut(self, transaction: Transaction, ino: int, size: int) -> None:
         store = self._core.store
         number, inside = divmod(size, self._core.object_size)
@@ -359,10 +406,13 @@ class FileData:
                 transaction.truncate(DATA, name, inside if first else 0)
 
     def allocated(self, node: Inode) -> int:
-        """Bytes of space the file's objects take. Cost: one look at each."""
+        """Bytes of space the file's objects take; what was known last where they cannot be looked at. Cost: one look at each."""
         store = self._core.store
-        names = store.list_objects(DATA, b"%016x." % node.ino, b"%016x/" % node.ino)
-        return sum(store.stat(DATA, name).allocated for name in names)
+        try:
+            names = store.list_objects(DATA, b"%016x." % node.ino, b"%016x/" % node.ino)
+            return sum(store.stat(DATA, name).allocated for name in names)
+        except UNREADABLE:
+            return node.allocated
 
 
 def lost_bytes(reasons: list[Exception]) -> PosixError:

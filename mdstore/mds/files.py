@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import Final
 
-from mdstore.errors import PosixError
+from mdstore.errors import PosixError, TransactionError
 from mdstore.limits import FILE_SIZE_MAX
-from mdstore.mds.attributes import drop_set_id
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind
 from mdstore.mds.filedata import FileData, Wanted
 from mdstore.mds.handles import FileHandle, Handles
@@ -59,9 +59,7 @@ class Files:
             require(node, cred, wanted)
         if flags & os.O_TRUNC and kind == 8:
             self._core.assert_writable()
-            if cred.uid:
-                drop_set_id(node)
-            self._data.truncate(node, 0, self._core.clock())
+            self._data.truncate(node, 0, self._core.clock(), drops_set_id=cred.uid != 0)
         return self._handles.add(FileHandle(node, flags, cred.uid, self._core.client))
 
     def open_new(self, cred: Credentials, node: Inode, flags: int) -> int:
@@ -117,9 +115,7 @@ class Files:
         self._space.reserve(len(data) if node.ino in self._core.buffered else len(data) + FILE_COST)
         if self._quota.any and end > node.size:
             self._quota.check(self._cache.directory(node.home or ROOT_INO), space=end - node.size)
-        if handle.uid and node.mode & 0o6000:
-            drop_set_id(node)
-        self._data.write(node, offset, data, self._core.clock())
+        self._data.write(node, offset, data, self._core.clock(), drops_set_id=handle.uid != 0)
         return len(data)
 
     def fallocate(self, number: int, mode: int, offset: int, length: int) -> None:
@@ -141,14 +137,12 @@ class Files:
         now = self._core.clock()
         if not mode & PUNCH_HOLE:
             self._space.reserve(length)
-        if handle.uid and node.mode & 0o6000:
-            drop_set_id(node)
         grows = not mode & KEEP_SIZE and end > node.size
         if grows and self._quota.any:
             self._quota.check(self._cache.directory(node.home or ROOT_INO), space=end - node.size)
-        if mode & (PUNCH_HOLE | ZERO_RANGE):
-            self._data.zero(node, offset, min(end, node.size), now)
-        self._data.truncate(node, end if grows else node.size, now)
+        zeros = (offset, min(end, node.size)) if mode & (PUNCH_HOLE | ZERO_RANGE) else None
+        size = end if grows else node.size
+        self._data.truncate(node, size, now, zeros=zeros, drops_set_id=handle.uid != 0)
 
     def seek(self, number: int, offset: int, whence: int) -> int:
         """SEEK_DATA, SEEK_HOLE. ENXIO at or past the end, or with no data behind; EINVAL for another `whence`."""
@@ -190,11 +184,12 @@ class Files:
         if file is None or not file.times_changed or self._core.journal is None:
             return
         self._data.publish([node])
-        file.times_changed = False
         try:
             self._space.reserve()
         except PosixError:
+            file.times_changed = False
             return  # an access time is not worth the last blocks
+        file.times_changed = False
         if node.nlink:
             self._core.append(Kind.SETATTR, self._changes.inode(node, node.ctime))
 
@@ -214,7 +209,8 @@ class Files:
             self._purge.released(node)
         elif node.file is not None:
             if node.ino not in self._core.buffered:
-                self._journal_times(node)
+                with suppress(TransactionError, *UNREADABLE):  # the file is closed, whatever becomes of an access time
+                    self._journal_times(node)
             if node.handles == 0 and node.file is not None and not node.file.buffer:
                 node.file = None
 

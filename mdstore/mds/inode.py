@@ -13,6 +13,7 @@ Invariants
 
 from __future__ import annotations
 
+import stat
 from typing import TYPE_CHECKING
 
 from sortedcontainers import SortedList
@@ -112,6 +113,13 @@ class Inode:
         if not self.flags & FLAG_SPARSE:
             self.flags |= FLAG_SPARSE
             self.allocated = self.size if self.file is None else self.file.published
+
+    def drop_set_id(self) -> None:
+        """Somebody else's bytes, or another owner: set-user-id goes, and set-group-id where it is no lock mark."""
+        mode = self.mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            mode &= ~stat.S_ISGID
+        self.mode = mode
 
     def take(self, record: InodeRecord) -> None:
         """Become what the record says."""

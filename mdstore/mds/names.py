@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import errno
 import stat
+from contextlib import suppress
 from typing import Final
 
-from mdstore.errors import CorruptionError, PosixError
+from mdstore.errors import PosixError
 from mdstore.limits import LINK_MAX, SYMLINK_MAX
 from mdstore.mds import acl
 from mdstore.mds.cache import Cache, Entry
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind, dir_remove, dir_set, entry_remove, entry_set
 from mdstore.mds.filedata import FileData
 from mdstore.mds.holds import Holds
@@ -144,6 +145,7 @@ class Names:
             self._quota.check(directory, files=1)
         self._data.publish_with_others(node)
         now = core.clock()
+        core.unlogged = True
         node.nlink += 1
         node.ctime = now
         node.change += 1
@@ -204,12 +206,13 @@ class Names:
         require_removable(directory, node, cred)
         if isinstance(node, Directory):
             raise PosixError(errno.EISDIR, name)
+        heir = self.heir(directory, name, node)
         self.settle_data(node)
         core = self._core
         now = core.clock()
         space = self.space_here(directory, node)
         touched = core.touch(directory, now, -1, 0, -1, 0, -space)
-        records = touched + self.take(directory, name, node) + self.lose_name(directory, name, node, now)
+        records = touched + self.take(directory, name, node) + self.lose_name(directory, name, node, now, heir)
         core.append(Kind.UNLINK, records)
         self._purge.released(node)
 
@@ -237,10 +240,11 @@ class Names:
 
     def settle_data(self, node: Inode) -> None:
         """Before an event about `node`, which is to lose a name: what is buffered is published, or, where nobody can read it
-        any more, forgotten."""
+        any more, forgotten: the last step before memory changes."""
         if node.file is None:
             return
         if node.nlink == 1 and not node.handles:
+            self._core.unlogged = True
             self._data.discard(node)
         else:
             self._data.publish([node])
@@ -269,8 +273,9 @@ class Names:
         node.changed.clear()
         return dir_remove(node.ino)
 
-    def lose_name(self, directory: Directory, name: bytes, node: Inode, now: int) -> bytes:
-        """`node` has one name less, the entry `name` of `directory`; the records of what becomes of it."""
+    def lose_name(self, directory: Directory, name: bytes, node: Inode, now: int, heir: Directory | None) -> bytes:
+        """`node` has one name less, the entry `name` of `directory`; the records of what becomes of it. `heir` was asked for
+        before anything changed."""
         core = self._core
         node.nlink -= 1
         node.ctime = now
@@ -282,7 +287,7 @@ class Names:
         records = core.drop_row(core.links, key + INO_KEY.pack(directory.ino) + name)
         if node.nlink:
             if node.home == directory.ino:
-                records += self._rehome(node, now)
+                records += self._rehome(node, heir, now)
             return records + core.put_unnamed(node)
         node.home = 0
         return records + core.drop_row(core.inodes, key) + self._unnamed(node)
@@ -292,19 +297,26 @@ class Names:
         held = self._holds.keep(node) if node.handles else b""
         return held + self._core.put_unnamed(node) if held or self._purge.needs_row(node) else b""
 
-    def _rehome(self, node: Inode, now: int) -> bytes:
-        """The name whose directory counted the bytes is gone: the directory of another name counts them from now on."""
+    def heir(self, directory: Directory, name: bytes, node: Inode) -> Directory | None:
+        """The directory that counts the bytes of `node` once `name` in `directory`, which counts them now, is gone: that of
+        another name, the first that can be read. Reads the link table: CorruptionError, DeviceFailed."""
+        if node.parent != MULTIPLE or node.nlink < 2 or node.home != directory.ino:
+            return None
         key = INO_KEY.pack(node.ino)
+        gone = key + INO_KEY.pack(directory.ino) + name
         for row, _ in self._core.links.rows(key, INO_KEY.pack(node.ino + 1)):
-            try:
-                home = self._cache.directory(INO_KEY.unpack_from(row, 8)[0])
-            except (CorruptionError, PosixError):
-                continue  # that one is damaged: another counts them
-            node.home = home.ino
-            home.rbytes += node.size if node.file is None else node.file.published
-            return self._core.bump(home, now)
-        node.home = 0
-        return b""
+            with suppress(PosixError, *UNREADABLE):
+                if row != gone:
+                    return self._cache.directory(INO_KEY.unpack_from(row, 8)[0])
+        return None
+
+    def _rehome(self, node: Inode, heir: Directory | None, now: int) -> bytes:
+        """The name whose directory counted the bytes is gone: `heir` counts them from now on."""
+        node.home = 0 if heir is None else heir.ino
+        if heir is None:
+            return b""
+        heir.rbytes += node.size if node.file is None else node.file.published
+        return self._core.bump(heir, now)
 
     # -- entries -------------------------------------------------------------------------------------------------------
 

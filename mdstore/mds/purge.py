@@ -11,8 +11,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final
 
-from mdstore.errors import CorruptionError
-from mdstore.mds.core import Core
+from mdstore.errors import CorruptionError, MdstoreError
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.damage import note_damage
 from mdstore.mds.events import Kind
 from mdstore.mds.inode import Inode
@@ -26,12 +26,18 @@ STEP_FILES: Final = 256  # finished in one event
 
 def needs_row(core: Core, node: Inode) -> bool:
     """Whether objects with bytes of `node` exist, so that its removal must survive a crash. A file from before the start that
-    never published any may have some all the same, from a crash in between: object 0 is there then."""
+    never published any may have some all the same, from a crash in between: object 0 is there then, or nobody can tell."""
     if node.mode >> 12 != 8:
         return False
-    if node.flags & FLAG_DATA:
-        return True
-    return node.ino < core.first_ino_here and core.store.exists(DATA, data_object(node.ino, 0))
+    if node.flags & FLAG_DATA or node.ino >= core.first_ino_here:
+        return bool(node.flags & FLAG_DATA)
+    try:
+        found = core.store.exists(DATA, data_object(node.ino, 0))
+    except UNREADABLE:
+        found = True
+    if found:
+        node.flags |= FLAG_DATA  # which answers the next who asks the same way
+    return found
 
 
 class Purge:
@@ -100,6 +106,10 @@ class Purge:
         core.push_log()
         try:
             transaction, done = self._collect()
+        except UNREADABLE as error:
+            self._set_apart(error)
+            return True
+        try:
             if transaction.operations:
                 core.settle_commits([core.store.submit(transaction)])
         except CorruptionError as error:
@@ -113,7 +123,7 @@ class Purge:
             core.append(Kind.PURGED, b"".join(core.drop_row(core.strays, INO_KEY.pack(ino)) for ino in done))
         return True
 
-    def _set_apart(self, error: CorruptionError) -> None:
+    def _set_apart(self, error: MdstoreError) -> None:
         """Something of this step is damaged: take the files one by one, and leave out the one that it is."""
         if self._files_at_once == 1:
             ino = next(iter(self._queue))
@@ -140,7 +150,12 @@ class Purge:
     def _find_more(self) -> None:
         if self._scan_from is None:
             return
-        rows = list(islice(self._core.strays.rows(self._scan_from), STEP_FILES))
+        try:
+            rows = list(islice(self._core.strays.rows(self._scan_from), STEP_FILES))
+        except UNREADABLE as error:
+            self._scan_from = None  # left to the next mount
+            note_damage(self._core, 0, self._core.strays.object_name, error)
+            return
         self._scan_from = rows[-1][0] + b"\0" if rows else None
         for key, _ in rows:
             ino = INO_KEY.unpack(key)[0]

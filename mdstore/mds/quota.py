@@ -12,11 +12,12 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from mdstore.errors import PosixError
 from mdstore.mds.cache import Cache
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind
 from mdstore.mds.filedata import FileData
 from mdstore.mds.inode import Directory
@@ -61,6 +62,9 @@ class Quota:
         """Set or, with both zero, remove a quota. Usage may be above it already; then nothing more is let in."""
         core = self._core
         key = INO_KEY.pack(ino)
+        if allowance != (0, 0):
+            self._statistics.keep_news(wanted=True)
+        core.unlogged = True
         if allowance == (0, 0):
             self._allowances.pop(ino, None)
             core.append(Kind.SETXATTR, core.drop_row(core.quotas, key))
@@ -81,7 +85,8 @@ class Quota:
         if not limited:
             return
         if len(self._core.buffered) > NEWS_MAX:
-            self._data.publish(list(self._core.buffered.values()))
+            with suppress(*UNREADABLE):  # what stays in a buffer is counted there
+                self._data.publish(list(self._core.buffered.values()))
         if self._core.news is not None and len(self._core.news) > NEWS_MAX:
             self._statistics.settle()
         waiting = self._not_handed_up()
@@ -102,7 +107,7 @@ class Quota:
 
     def _limited(self, directory: Directory, moved_from: Directory | None) -> list[tuple[Directory, Allowance]]:
         """The directories with a quota, from this one up to the root, that do not hold the other too."""
-        exempt = self._chain(moved_from) if moved_from is not None else set()
+        exempt = self._chain(moved_from.ino) if moved_from is not None else set()
         found = []
         for node in self._upward(directory):
             allowance = self._allowances.get(node.ino)
@@ -116,15 +121,18 @@ class Quota:
         for node in (self._core.news or {}).values():
             if node.ino != ROOT_INO and node.nlink and node.unsettled:
                 files = node.rfiles + node.rdirs - node.accounted_files - node.accounted_dirs
-                above = {directory.ino for directory in self._upward(self._cache.directory(node.parent))}
-                found.append((above, files, node.rbytes - node.accounted_bytes))
+                found.append((self._chain(node.parent), files, node.rbytes - node.accounted_bytes))
         for file in self._core.buffered.values():
             if file.file is not None and file.home and file.size > file.file.published:
-                found.append((self._chain(self._cache.directory(file.home)), 0, file.size - file.file.published))
+                found.append((self._chain(file.home), 0, file.size - file.file.published))
         return found
 
-    def _chain(self, node: Directory) -> set[int]:
-        return {directory.ino for directory in self._upward(node)}
+    def _chain(self, ino: int) -> set[int]:
+        """The directory and all above it, as far as they can be read: what cannot has no quota that anybody could check."""
+        found: set[int] = set()
+        with suppress(PosixError, *UNREADABLE):
+            found.update(directory.ino for directory in self._upward(self._cache.directory(ino)))
+        return found
 
     def _upward(self, node: Directory) -> Iterator[Directory]:
         """The directory and all above it."""

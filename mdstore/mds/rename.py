@@ -118,13 +118,15 @@ class Rename:
         assert node is not None
         self._check_quota(source, target)
         self._data.publish_with_others(node)
+        heir = None
         if victim is not None:
+            heir = self._names.heir(target.directory, target.name, victim)
             self._names.settle_data(victim)
         now = self._core.clock()
         records = self._touch_for_move(source, target, now)
         records.append(self._names.take(source.directory, source.name, node))
         if victim is not None:
-            records.append(self._drop_victim(target, victim, now))
+            records.append(self._drop_victim(target, victim, now, heir))
         records += self._put_moved(source, target.directory, target.name, now)
         self._core.append(Kind.RENAME, b"".join(records))
         if victim is not None:
@@ -157,10 +159,10 @@ class Rename:
             ),
         ]  # fmt: skip
 
-    def _drop_victim(self, target: Place, victim: Inode, now: int) -> bytes:
+    def _drop_victim(self, target: Place, victim: Inode, now: int, heir: Directory | None) -> bytes:
         if isinstance(victim, Directory):
             return self._names.drop_directory(victim, now)
-        return self._names.lose_name(target.directory, target.name, victim, now)
+        return self._names.lose_name(target.directory, target.name, victim, now, heir)
 
     def _put_moved(self, source: Place, directory: Directory, name: bytes, now: int) -> list[bytes]:
         """The moved inode under its new name; the records of the entry and of the inode itself."""

@@ -118,7 +118,7 @@ class Scrub:
 
     def step(self) -> bool:
         """Look at up to `PAGE` entries, or count the links of some inodes; False when everything was looked at."""
-        with self._core.lock:
+        with self._core.guard:
             if self._look is None and not self._waiting:
                 return self._count_links()
             try:
@@ -253,6 +253,7 @@ class Scrub:
         if (node.parent, node.name) != (directory.ino, name):
             message = f"entry {name!r} of {directory.ino} holds it, and it says {node.name!r} of {node.parent}"
             if self._repair:
+                self._core.unlogged = True
                 node.parent, node.name = directory.ino, name
                 self._save(node)
             self._note("S4", node.ino, message, repaired=self._repair)
@@ -289,6 +290,7 @@ class Scrub:
         for check, field, right in wrong:
             message = f"{field} is {getattr(directory, field)}, should be {right}"
             if self._repair:
+                self._core.unlogged = True
                 setattr(directory, field, right)
             self._note(check, directory.ino, message, repaired=self._repair)
         if wrong and self._repair:
@@ -327,6 +329,7 @@ class Scrub:
             return
         message = f"nlink is {node.nlink}, should be {names}"
         if self._repair:
+            self._core.unlogged = True
             node.nlink = names
             self._core.append(Kind.REPAIR, self._changes.inode(node, self._core.clock()))
         self._note("S6", ino, message, repaired=self._repair)

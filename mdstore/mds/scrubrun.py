@@ -74,7 +74,7 @@ class ScrubRun:
 
     def step(self) -> bool:
         """Work on it for one page of entries; False when nothing runs. Cost: some milliseconds under the lock."""
-        with self._core.lock:
+        with self._core.guard:
             scrub = self._scrub
             if scrub is None:
                 return False

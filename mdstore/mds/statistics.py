@@ -10,9 +10,9 @@ from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from mdstore.errors import CorruptionError, PosixError
+from mdstore.errors import PosixError
 from mdstore.mds.cache import Cache
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind, dir_set
 from mdstore.mds.inode import Directory
 from mdstore.mds.vfs import ROOT_INO
@@ -32,9 +32,9 @@ class Statistics:
         core = self._core
         changed = core.dirty if core.news is None else core.news
         waiting = [d for d in changed.values() if d.ino != ROOT_INO and d.nlink and d.unsettled]
-        if core.news is not None:
-            core.news = {}
         if not waiting:
+            if core.news is not None:
+                core.news = {}
             return
         heap = [(-self._depth(d), d.ino) for d in waiting]
         heapify(heap)
@@ -46,7 +46,7 @@ class Statistics:
             directory = self._cache.directory(ino)
             try:
                 parent = self._cache.directory(directory.parent)
-            except (CorruptionError, PosixError):
+            except (PosixError, *UNREADABLE):
                 continue  # what holds it is damaged, and counts nothing
             records.append(self._hand_up(directory, parent))
             if parent.ino != ROOT_INO and parent.ino not in queued and parent.unsettled:
@@ -70,7 +70,7 @@ class Statistics:
 
     def _depth(self, directory: Directory) -> int:
         depth = 0
-        with suppress(CorruptionError, PosixError):
+        with suppress(PosixError, *UNREADABLE):
             while directory.ino != ROOT_INO:
                 directory = self._cache.directory(directory.parent)
                 depth += 1
@@ -78,6 +78,7 @@ class Statistics:
 
     def _hand_up(self, directory: Directory, parent: Directory) -> bytes:
         """The parent's statistics get what they lack of the directory's."""
+        self._core.unlogged = True
         parent.rbytes += directory.rbytes - directory.accounted_bytes
         parent.rfiles += directory.rfiles - directory.accounted_files
         parent.rdirs += directory.rdirs - directory.accounted_dirs

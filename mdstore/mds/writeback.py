@@ -10,13 +10,14 @@ What is written was in the log before (`Core.push_log`): so no object is ever ne
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from journal import JournalError
 from mdstore.engines.protocol import Commit
 from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.cache import Cache
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.inode import Directory
 from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, META, data_object, directory_object, encode_backtrace
 from mdstore.mds.purge import Purge
@@ -101,6 +102,8 @@ class WriteBack:
             self._statistics.settle()
             core.push_log()
         self._at_once = self._fitting()
+        traces = self._traces()  # the last that is read: from here on memory calls clean what is not submitted yet
+        core.unlogged = True
         transaction = Transaction(epoch=core.epoch)
         written = in_this = 0
         for directory in list(core.dirty.values()):
@@ -114,9 +117,10 @@ class WriteBack:
             if len(transaction) and (in_this >= self._at_once or core.is_full(transaction) or not self._many):
                 transaction = self._submit(transaction)
                 in_this = 0
-        transaction = self._backtraces(self._tables(transaction))
+        transaction = self._backtraces(self._tables(transaction), traces)
         if transaction.operations:
             self._submit(transaction)
+        core.unlogged = False
         core.counters.write_backs += 1
         core.counters.entries_written += written
         core.changes = sum(len(directory.changed) + 1 for directory in core.dirty.values())
@@ -193,18 +197,26 @@ class WriteBack:
             table.since = -1
         return transaction
 
-    def _backtraces(self, transaction: Transaction) -> Transaction:
-        """Put right what data objects say of files that were renamed or changed."""
+    def _traces(self) -> list[tuple[bytes, bytes]]:
+        """What data objects should say of files that were renamed or changed, some of them: object and attribute. One that
+        cannot be looked at is left as it is: a backtrace is a hint."""
         core = self._core
+        found = []
         for ino in list(core.stale_backtraces)[:1024]:
-            del core.stale_backtraces[ino]
             node = core.nodes.get(ino)
             name = data_object(ino, 0)
-            if node is None or not node.nlink or not core.store.exists(DATA, name):
-                continue
-            trace = encode_backtrace(node.parent, node.name, node.encode())
-            if len(trace) <= 60_000:
-                transaction.setattr(DATA, name, BACKTRACE_ATTRIBUTE, trace)
+            with suppress(*UNREADABLE):
+                if node is not None and node.nlink and core.store.exists(DATA, name):
+                    trace = encode_backtrace(node.parent, node.name, node.encode())
+                    if len(trace) <= 60_000:
+                        found.append((name, trace))
+            del core.stale_backtraces[ino]
+        return found
+
+    def _backtraces(self, transaction: Transaction, traces: list[tuple[bytes, bytes]]) -> Transaction:
+        core = self._core
+        for name, trace in traces:
+            transaction.setattr(DATA, name, BACKTRACE_ATTRIBUTE, trace)
             if core.is_full(transaction) or not self._many:
                 transaction = self._submit(transaction)
         return transaction

@@ -118,6 +118,7 @@ class Xattrs:
             raise PosixError(errno.ENOSPC, node.ino, "the inode's attributes are too large together")
         self._data.publish_with_others(node)
         now = self._core.clock()
+        self._core.unlogged = True
         node.xattrs = xattrs
         if mode is not None:
             node.mode = mode
