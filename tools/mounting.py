@@ -162,7 +162,7 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
     mdstore umount /mnt
 
     When the command is done, everything is durable and the image is free: fsck, or another mount, can follow at once. It ends
-    with 1, and says why, where the server could not save everything or had fallen back to read-only.
+    with 1, and says why, where the server could not save everything, had fallen back to read-only, or could not be heard.
     """
     path = os.path.realpath(os.path.abspath(directory)) if os.path.exists(directory) else os.path.abspath(directory)
     found = mounted_at(path)
@@ -178,6 +178,9 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
         complain(f"{image} is unmounted, but its server still writes back; wait before using it")
     if failure:
         complain(f"{image} is unmounted, but not all of it was saved: {failure}; run `mdstore fsck {shown(image)}`")
+    elif not server.listening and not lazy:
+        failure = "whether all was saved is not known: another process listened for the server's word, which goes to the first"
+        complain(f"{image} is unmounted, but {failure}; run `mdstore fsck {shown(image)}`")
     if as_json:
         print_json({"unmounted": path, "image": image, "released": released and not lazy, "failure": failure or None})
     return EXIT_OK if released and not failure else EXIT_FAILED

@@ -117,15 +117,21 @@ def _mounted(image: str) -> str | None:
     here = mounted_at(path)
     if here is not None and here.fs_type == FILE_SYSTEM_TYPE:
         return path
-    paths = (path, os.path.abspath(image))
     ours = [point for point in mount_table() if point.fs_type == FILE_SYSTEM_TYPE]
-    for point in ours:
-        if point.source in paths and image_at(point.path) in (None, *paths):
+    named = [point for point in ours if _leads_to(point.source, path)]
+    for point in named:
+        served = image_at(point.path)
+        if served is None or _leads_to(served, path):
             return point.path
     for point in ours:  # mounted with `fsname=`, the table does not name the image
-        if not os.path.isabs(point.source) and image_at(point.path) in paths:
+        if not os.path.isabs(point.source) and _leads_to(image_at(point.path), path):
             return point.path
     return None
+
+
+def _leads_to(image: str | None, path: str) -> bool:
+    """Whether an image that a mount names is the file at `path`: it was mounted through a symbolic link, perhaps."""
+    return image is not None and os.path.isabs(image) and os.path.realpath(image) == path
 
 
 def _document(raw: bytes) -> dict[str, Any]:

@@ -141,6 +141,8 @@ class PackedCookies:
 
     def name(self, cookie: int) -> bytes:
         batch, index = divmod(_index(cookie, self._first), self.BATCH)
+        if batch > len(self._packed):
+            raise IndexError(cookie)
         return self._batch(batch)[index]
 
     def begin_anew(self) -> None:

@@ -2,7 +2,8 @@
 
 `mdstore umount` listens before it unmounts; at its end, while it still holds the image, the server says how that went. It is said
 on a socket of the abstract name space, which leaves nothing behind; where nobody listens nothing is said, and where nothing is
-heard (the server was killed, or lives in another network name space) nothing is known.
+heard (the server was killed, or lives in another network name space) nothing is known. The place is anybody's: where another
+process has taken it, the server's word goes there, and whoever unmounts knows that it does not know.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ def tell_ending(mountpoint: str, failure: str | None) -> None:
 
 
 class EndingListener:
-    """Listens for the ending of one mount, from entering to leaving the `with` block."""
+    """Listens for the ending of one mount, from entering to leaving the `with` block. `listening`: whether the server's word
+    comes here; it goes to somebody else where that one came first."""
 
     def __init__(self, mountpoint: str) -> None:
         self._mountpoint = mountpoint
+        self.listening = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def __enter__(self) -> EndingListener:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        with suppress(OSError):  # somebody else unmounts it, too: the server tells the first
+        with suppress(OSError):
             self._socket.bind(_address(self._mountpoint))
+            self.listening = True
         return self
 
     def __exit__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -142,10 +143,22 @@ def test_numbers_are_never_given_to_two_names(make: Callable[[], Cookies]) -> No
     assert len(cookies) == 0
     new = cookies.assign([DirEntry(b"c", attr), DirEntry(b"a", attr)], 0)
     assert not set(old) & set(new)
-    for cookie in (*old, new[-1] + 1):
+    for cookie in (*old, new[-1] + 1, new[-1] + 5 * PackedCookies.BATCH, 1 << 62):
         with pytest.raises(IndexError):
             cookies.name(cookie)
     assert [cookies.name(cookie) for cookie in new] == [b"c", b"a"]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_place_far_beyond_the_end_is_refused(cache: bool) -> None:
+    # Packed numbers were taken modulo the batch: the listing went on behind some name near the end.
+    front = Front(entries=10, cache=cache)
+    handle = front.open()
+    last = max(front.read_all(handle))
+    for cookie in (last + 1, last + 5 * PackedCookies.BATCH - 3, 1 << 62):
+        with pytest.raises(PosixError) as caught:
+            front.read(handle, cookie)
+        assert caught.value.errno == errno.EINVAL
 
 
 def test_packed_names_that_changed_in_between_get_numbers_of_their_own() -> None:
