@@ -25,6 +25,10 @@ def fail_memory(after: int, failures: int = 1) -> int:
     """Let the next `after` allocations of the kernel succeed and `failures` then fail; for tests. -1: none fails. Returns
     how many have failed since the last call."""
 
+def call_at_refusal(hook: Callable[[], object]) -> None:
+    """Have the next key that the descent of a group does not take to a leaf, since a view reaches a page of its path, call `hook`
+    before the next key of the group is looked at; for tests. In the thread that puts, with the tree's lock held."""
+
 def key_size_max(page_size: int, copies: int = 1) -> int:
     """The longest key a tree with such pages takes: at least three of them fit in an index page."""
 

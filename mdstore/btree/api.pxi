@@ -46,6 +46,16 @@ def fail_memory(int64_t after, int64_t failures=1):
     return failed
 
 
+def call_at_refusal(hook):
+    """Have the next key that the descent of a group does not take to a leaf, since a view reaches a page of its path, call `hook`
+    before the next key of the group is looked at; for tests. In the thread that puts, with the tree's lock held."""
+    global refusal_hook
+    if refusal_hook != NULL:
+        Py_DECREF(<object> refusal_hook)
+    Py_INCREF(hook)
+    refusal_hook = <PyObject *> hook
+
+
 def crc32c_blocks(data, Py_ssize_t block_size):
     """CRC-32C of each `block_size` bytes of `data` (the last may be short), packed as little-endian u32."""
     cdef const unsigned char[::1] view = memoryview(data).cast("B")

@@ -12,6 +12,8 @@ cdef struct Arena:
     int64_t size
     int64_t cap
 
+cdef PyObject *refusal_hook = NULL  # for tests: what the next key that a group's descent refuses calls
+
 cdef struct Found:
     int64_t offset       # in the arena
     int64_t size         # -1: not there
@@ -29,6 +31,16 @@ cdef uint8_t *arena_take(Arena *a, int64_t n) noexcept nogil:
         a.cap = cap
     a.size += n
     return a.data + a.size - n
+
+
+cdef void refused() noexcept with gil:
+    """Another thread may do anything between two keys of a group; a test does it here."""
+    global refusal_hook
+    if refusal_hook != NULL:
+        hook = <object> refusal_hook
+        Py_DECREF(hook)
+        refusal_hook = NULL
+        hook()
 
 
 cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int n, int purpose, Node **leaves) noexcept nogil:
@@ -51,6 +63,8 @@ cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int
                 continue
             if purpose == TO_PUT and (at_get8(&kid.state) != DIRTY or at_get32(&kid.refs) != 1 or (level == 0 and kid.spilled)):
                 leaves[j] = NULL
+                if refusal_hook != NULL:
+                    refused()
                 continue
             if level == 0 and purpose == TO_FETCH:
                 continue
@@ -196,12 +210,24 @@ cdef void prefetch_siblings(TreeCore *t, const uint8_t *key, int klen) noexcept 
         return
 
 
+cdef bint waits_too(Work *w, Node **leaves, const int *late, int lates, int at, int i) noexcept nogil:
+    """Whether one that waits comes before record `i` in its leaf. Where the leaf of one that waits is not known (a view reached a
+    page above, which need not be so for the next key any more), it may be this one for an equal key only."""
+    cdef int k
+    for k in range(lates):
+        if leaves[late[k] - at] == leaves[i - at]:
+            return True
+        if leaves[late[k] - at] == NULL and w.klen[late[k]] == w.klen[i] and memcmp(w.key[late[k]], w.key[i], w.klen[i]) == 0:
+            return True
+    return False
+
+
 cdef int put_group(TreeCore *t, Work *w, int at, int n, Fault *f) noexcept nogil:
     """What fits into its leaf under the shared lock, then each record that needs more under the exclusive one. Once one of a
     leaf needs more, those behind it in that leaf wait too: of one key the last wins."""
     cdef Node *leaves[GROUP]
     cdef int late[GROUP]
-    cdef int i, j, k, lates = 0, code = OK, added = 0
+    cdef int i, j, lates = 0, code = OK, added = 0
     cdef bint existed, waits
     core_lock_shared(t)
     descend_group(t, w.key + at, w.klen + at, n, TO_PUT, leaves)
@@ -212,9 +238,7 @@ cdef int put_group(TreeCore *t, Work *w, int at, int n, Fault *f) noexcept nogil
     race_end()
     for j in range(n):
         i = at + j
-        waits = leaves[j] == NULL or value_spills(&t.s, w.klen[i], w.vlen[i])
-        for k in range(lates):
-            waits = waits or leaves[late[k] - at] == leaves[j]
+        waits = leaves[j] == NULL or value_spills(&t.s, w.klen[i], w.vlen[i]) or waits_too(w, leaves, late, lates, at, i)
         if waits or not leaf_put(t, leaves[j], w.key[i], w.klen[i], w.value[i], <int> w.vlen[i], &existed):
             if not waits:
                 prefetch_siblings(t, w.key[i], w.klen[i])

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdstore.btree import Descriptor, PackedPairs, Tree
-from mdstore.btree._kernel import fail_memory
+from mdstore.btree import Descriptor, PackedPairs, Tree, TreeView
+from mdstore.btree._kernel import call_at_refusal, fail_memory
 from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, StoreClosed
 from mdstore.limits import MAP_KEY_MAX
 from tests.model.btree_world import World
@@ -90,6 +90,38 @@ def test_of_one_key_the_last_pair_wins_however_full_its_leaf(sizes: tuple[int, .
         in_tree(tree, [(b"0000", b"first"), *pairs, (b"9999", b"last")])
         assert dict(tree.items()) == expected | {b"0000": b"first", b"0003x": pairs[-1][1], b"9999": b"last"}
         assert tree.check() == []
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("between", [None, b"0011", b"0500"], ids=["neighbours", "another key of the leaf", "another leaf"])
+@pytest.mark.parametrize(
+    ("records", "page_size", "height", "root_is_copied"),
+    [(3, 4096, 1, False), (100, 4096, 2, False), (100, 4096, 2, True), (300, 256, 4, True)],
+)
+def test_of_one_key_the_last_wins_though_a_snapshot_closes_between_two(
+    packed: bool, between: bytes | None, records: int, page_size: int, height: int, root_is_copied: bool
+) -> None:
+    """A snapshot that closed while a group of keys descended let the later of two equal keys into the leaf at once; the earlier,
+    refused while the snapshot was there, was put after it, and memory differed from the log."""
+    tree = Tree(World(1, page_size=page_size).pager, Descriptor(), 1)
+    tree.update((b"%04d" % (n * 10), b"v" * 30) for n in range(records))
+    assert tree.height == height
+    snapshot = tree.snapshot()
+    if root_is_copied:  # then pages below it are what the snapshot reaches
+        tree.put(b"%04d" % (records * 10 - 10), b"v" * 30)
+    expected = dict(tree.items())
+    pairs = [(b"0010", b"first"), *([(between, b"b")] if between else []), (b"0010", b"second"), (b"0010", b"last")]
+    called: list[TreeView] = []
+
+    def close() -> None:
+        called.append(snapshot)
+        snapshot.close()
+
+    call_at_refusal(close)
+    tree.update(PackedPairs(pairs) if packed else pairs)
+    assert called, "no key was refused"
+    assert dict(tree.items()) == expected | dict(pairs)
+    assert tree.check() == []
 
 
 SHAPES_OF_TREES = (
