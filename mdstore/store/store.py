@@ -7,7 +7,9 @@ Invariants
 3. After the first failed write or flush `_failure` is set and every later call raises it until the image is reopened.
 4. Blocks that a reader found under `lock` are not reused while it runs: it pins the epoch, and limbo waits for it.
 
-States: open -> failed (latched) -> closed; open -> closed.
+5. Nothing is accepted once `_closing` is set, under `lock`: the last checkpoint holds every change that was.
+
+States: open -> failed (latched) -> closed; open -> closing (reads go on) -> closed.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class Store(Queries):
         self._read_only = read_only
         self._dirty_bytes = dirty_bytes
         self._failure: MdstoreError | None = None
+        self._closing = False
         self._closed = False
         self._applier = Applier(live.collections, live.objects, live.floors)
         self._committer = Committer(journal)
@@ -130,16 +133,22 @@ class Store(Queries):
         return store
 
     def close(self) -> None:
-        """Write a last checkpoint, so that the next open replays nothing, and release the device. Again: nothing."""
+        """Write a last checkpoint, so that the next open replays nothing, and release the device. Again: nothing.
+
+        Beside other threads: a change was accepted before, and is durable on return, or raises StoreClosed.
+        """
         if self._closed or self._forked is not None:
             return
+        with self.lock:
+            self._closing = True
         try:
             if self._failure is None and not self._read_only:
                 self.checkpointer.stop()
                 self.checkpointer.run(flags=superblock.FLAG_CLEAN | self._wiped_at_last())
         finally:
-            self._closed = True
-            self.tables.objects.changes |= 1
+            with self.lock:  # no put is between its two steps
+                self._closed = True
+                self.tables.objects.changes |= 1
             self.checkpointer.stop()
             self._committer.stop()
             self.tables.pager.close()
@@ -207,7 +216,7 @@ class Store(Queries):
         objects, journal = self._objects, self.journal
         with self.lock:
             tree = onode.map
-            if tree is None or self._find_cached(held) is not onode or objects.changes & 1 or self._read_only:
+            if tree is None or self._find_cached(held) is not onode or objects.changes & 1 or self._read_only or self._closing:
                 return 0
             free = journal.free or 0
             if self.room() < _PAIR_BLOCKS or len(payload) + log.ENTRY_OVERHEAD > free:
@@ -483,8 +492,10 @@ class Store(Queries):
             raise self._failure
 
     def check_writable(self) -> None:
-        """What `check_usable` raises, and ReadOnly."""
+        """What `check_usable` raises, StoreClosed while a last checkpoint is written, and ReadOnly."""
         self.check_usable()
+        if self._closing:
+            raise log.closed()
         if self._read_only:
             damage = f"; parts of it are damaged: {REMEDY}" if self.recovery.isolated else ""
             raise ReadOnly(f"{self.device.name} is open read-only{damage}")

@@ -25,6 +25,7 @@ from mdstore.limits import MAP_KEY_MAX
 from mdstore.store import log
 from mdstore.store.check import check
 from mdstore.store.mapview import MapView
+from mdstore.store.onode import Onode
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 
@@ -320,6 +321,56 @@ def test_a_closed_store_answers_no_read() -> None:
     for call in (lambda: view.get(b"k"), lambda: len(view), lambda: list(view), lambda: view.put(b"k", b"w")):
         with pytest.raises(StoreClosed):
             call()
+
+
+@pytest.mark.parametrize("half_done", [False, True], ids=["whole", "half done"])
+def test_a_put_that_comes_while_the_store_closes_is_durable_or_refused(
+    half_done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A put after the last checkpoint was accepted and lost. One that was between its two steps when the store was marked as
+    closed opened it again: later puts were accepted too, and reads answered."""
+    store, device = make()
+    view = store.map("c", "o", sync=False)
+    view[b"a"] = b"1"
+    accepted, refused = {b"a": b"1"}, []
+    come, closed = threading.Event(), threading.Event()
+    run, stop, mark_dirty = store.checkpointer.run, store._committer.stop, store.tables.objects.mark_dirty
+
+    def put() -> None:
+        try:
+            view[b"b"] = b"2"
+            accepted[b"b"] = b"2"
+        except StoreClosed:
+            refused.append(b"b")
+        come.set()
+
+    thread = threading.Thread(target=put)
+
+    def between_two_steps(onode: Onode) -> None:
+        mark_dirty(onode)
+        if half_done:
+            come.set()
+            closed.wait()
+
+    def last_checkpoint(*, flags: int) -> None:
+        run(flags=flags)
+        monkeypatch.setattr(store.tables.objects, "mark_dirty", between_two_steps)
+        thread.start()
+        come.wait()
+
+    def marked_as_closed() -> None:
+        stop()
+        closed.set()
+        thread.join()
+
+    monkeypatch.setattr(store.checkpointer, "run", last_checkpoint)
+    monkeypatch.setattr(store._committer, "stop", marked_as_closed)
+    store.close()
+    for call in (lambda: view.get(b"a"), lambda: view.put(b"c", b"3"), view.snapshot):
+        with pytest.raises(StoreClosed):
+            call()
+    assert dict(reopened(device).map("c", "o")) == accepted
+    assert refused == [b"b"]
 
 
 def test_a_latched_store_answers_no_read() -> None:
