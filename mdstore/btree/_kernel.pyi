@@ -109,7 +109,10 @@ class Pager:
 @final
 class RecordCursor:
     """A place among the records of a tree as it was when `TreeView.cursor` made it; moves both ways. Pins its generation until
-    `close` (or garbage collection). What each step costs in pages, its docstring says."""
+    `close` (or garbage collection). What each step costs in pages, its docstring says.
+
+    A move that cannot read a page (CorruptionError, DeviceFailed) loses the place: `record` is None, and `next` and `prev` raise
+    InvalidRequest until `first`, `last` or `seek` found another."""
 
     def first(self) -> tuple[bytes, bytes] | None: ...
     def last(self) -> tuple[bytes, bytes] | None: ...
@@ -138,7 +141,8 @@ class TreeView:
     def get_all(self, key: bytes) -> list[bytes]:
         """Every value of `key` in order: one at most without duplicates."""
     def read(self, key: bytes, offset: int = 0, length: int = -1) -> bytes | None:
-        """Bytes of a value from `offset` (to its end, or `length` of them), short at the end; None where there is no such key.
+        """Bytes of a value from `offset` (to its end where `length` is -1, or `length` of them), short at the end; None where
+        there is no such key. InvalidRequest: another number below zero.
         Of a spilled value only the pages that hold the range are read."""
     def count(self, start: bytes | None = None, stop: bytes | None = None) -> int:
         """Records with start <= key < stop. Costs two paths from the root, and the pages that no seal has reached."""
@@ -181,7 +185,8 @@ class PackedPairs:
     longest_value: int
     payload_bytes: int  # keys and values together
     def __init__(self, items: Iterable[tuple[Buffer, Buffer]], room: int = 0) -> None:
-        """`room`: the length of the prefix that `encoded` will get, which then copies nothing the first time.
+        """`room`: the length of the prefix that `encoded` will get, which then copies nothing the first time; 0 to
+        TRANSACTION_BYTES_MAX, else InvalidRequest.
 
         Naming the pair by its number from 0: TypeError for what is no pair of buffers, InvalidRequest for an empty key,
         LimitExceeded (MAP_KEY_MAX, MAP_VALUE_MAX). LimitExceeded (TRANSACTION_BYTES_MAX) for all of them together;
@@ -231,7 +236,8 @@ class Tree(TreeView):
         refused leaves the thousands before it in the tree."""
     def fetch(self, pairs: PackedPairs) -> None:
         """Have every page in memory, read and checked, that `update` of these pairs looks at, as far as the cache can hold them.
-        Without the interpreter lock. Cost: a descent each, and reading what has spilled. CorruptionError, DeviceFailed."""
+        Without the interpreter lock. Cost: a descent each, and reading what has spilled. CorruptionError, DeviceFailed;
+        LimitExceeded, InvalidRequest: `update` would refuse one of them."""
     def delete_many(self, keys: Iterable[bytes]) -> int: ...
     def delete_range(self, start: bytes | None = None, stop: bytes | None = None) -> int:
         """Remove start <= key < stop, dropping whole subtrees without reading their leaves where nothing spilled."""

@@ -9,8 +9,10 @@ cdef class Pager:
     cdef dict _pins
 
     def __cinit__(self, device, *, page_size=4096, cache_bytes=64 << 20):
-        if not 256 <= page_size <= PAGE_MAX:
-            raise InvalidRequest(f"page_size {page_size}: 256 to 65536")
+        if not 256 <= page_size <= PAGE_MAX or page_size & page_size - 1:
+            raise InvalidRequest(f"page_size {page_size}: a power of two from 256 to 65536")
+        if cache_bytes < 0:
+            raise InvalidRequest(f"cache_bytes {cache_bytes}: 0 or more")
         memset(&self.core, 0, sizeof(PagerCore))
         self.device = device
         self.core.page_size = page_size
@@ -53,6 +55,8 @@ cdef class Pager:
 
     @cache_bytes.setter
     def cache_bytes(self, int64_t value):
+        if value < 0:
+            raise InvalidRequest(f"cache_bytes {value}: 0 or more")
         self.core.cache_bytes = value
         with nogil:
             make_room(&self.core)

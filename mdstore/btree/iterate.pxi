@@ -150,6 +150,7 @@ cdef class RecordCursor:
 
     cdef RecordIterator it
     cdef int pos          # of the record in the leaf; -1 before the first record, past the last one behind it
+    cdef bint lost        # a move failed on its way, and no other has found a place since
 
     def __cinit__(self, TreeView view):
         self.it = view.iterate(None, None, False, False)
@@ -176,6 +177,7 @@ cdef class RecordCursor:
             c.last = 0
             code = cursor_more(c, &fault)
         it.running = False
+        self.lost = code != OK
         if code != OK:
             cursor_clear(c)
             raised(&fault)
@@ -193,6 +195,8 @@ cdef class RecordCursor:
     cdef object step(self, int step):
         cdef Cursor *c = self.cursor()
         cdef int count
+        if self.lost:
+            raise InvalidRequest("the cursor lost its place when a move failed: first, last or seek give it another")
         if c.depth < 0:
             return self.move(step, True)
         count = node_count(c.node[c.depth])

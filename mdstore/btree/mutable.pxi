@@ -284,8 +284,16 @@ cdef class Tree(TreeView):
 
     def fetch(self, PackedPairs pairs not None):
         """Have every page in memory, read and checked, that `update` of these pairs will look at. Cost: a descent each, in the
-        order of the keys; where a value has spilled, reading it. CorruptionError, DeviceFailed."""
-        self.packed(pairs, False)
+        order of the keys; where a value has spilled, reading it. CorruptionError, DeviceFailed; LimitExceeded, InvalidRequest:
+        `update` would refuse one of them."""
+        cdef bytes k, v
+        if self.takes_packed(pairs):
+            self.packed(pairs, False)
+            return
+        for key, value in pairs:
+            k, v = key, value
+            self.check_record(k, v)
+            self.find_slow(duplicate_key(k, v) if self.core.s.duplicates else k, False, None)
 
     cdef bint takes_packed(self, PackedPairs pairs) except -1:
         """Whether all of them fit this tree without a look at each; otherwise they are put one by one, and refused by name."""

@@ -12,6 +12,7 @@ cdef int64_t transaction_bytes_max = TRANSACTION_BYTES_MAX
 cdef enum:
     PAIR_MARK = 0x92     # MessagePack: an array of two
     PAIR_HEADS = 11      # bytes that a pair has besides key and value, at most
+    GUESS_MOST = 1 << 24 # bytes that are reserved for pairs not yet seen, at most
 
 cdef struct Place:       # one pair of a packed buffer
     uint64_t head        # eight bytes of its key, behind what all keys have in common
@@ -146,8 +147,8 @@ cdef class PackedPairs:
     cdef int begin(self, Py_ssize_t room, Py_ssize_t n) except -1:
         """MessagePack's head of an array of n, behind the room."""
         cdef uint8_t *p
-        if room < 0:
-            raise InvalidRequest(f"room for {room} bytes")
+        if not 0 <= room <= transaction_bytes_max:
+            raise InvalidRequest(f"room for {room} bytes: 0 to {transaction_bytes_max}")
         self.resize(room + 5)
         self.first = self.used = room
         p = self.data + room
@@ -190,8 +191,8 @@ cdef class PackedPairs:
         self.payload_bytes += klen + vlen
         if self.payload_bytes > transaction_bytes_max:
             raise LimitExceeded("TRANSACTION_BYTES_MAX", self.payload_bytes, transaction_bytes_max)
-        if self.used + PAIR_HEADS + klen + vlen > self.cap:  # as many as all would be, were they like this one
-            more = PAIR_HEADS + klen + vlen + (n - self.count) * min(5 + klen + vlen, 4096)
+        if self.used + PAIR_HEADS + klen + vlen > self.cap:  # as many as all would be, were they like this one, within reason
+            more = PAIR_HEADS + klen + vlen + min((n - self.count) * (5 + klen + vlen), <Py_ssize_t> GUESS_MOST)
             self.resize(self.used + more + (self.used >> 1))
         p = self.data + self.used
         self.places[self.count].at = self.used

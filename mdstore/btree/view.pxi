@@ -122,8 +122,9 @@ cdef class TreeView:
         return [] if value is None else [value]
 
     def read(self, key, int64_t offset=0, int64_t length=-1):
-        """Bytes of a value from `offset` (to its end, or `length` of them), short at the end; None where there is no such key.
-        Cost: as `get`, but of a spilled value only the pages that hold the range."""
+        """Bytes of a value from `offset` (to its end where `length` is -1, or `length` of them), short at the end; None where there is
+        no such key. InvalidRequest: another number below zero. Cost: as `get`, but of a spilled value only the pages that hold the
+        range."""
         cdef bytes k = self.search_key(key)
         cdef Hold kept = self.held
         cdef TreeCore *t = self.core
@@ -131,8 +132,9 @@ cdef class TreeView:
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
         cdef Out out
         cdef Fault fault
-        if offset < 0 or t.s.duplicates:
-            raise InvalidRequest(f"read from {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        if offset < 0 or length < -1 or t.s.duplicates:
+            raise InvalidRequest("values of a tree with duplicates have no ranges" if offset >= 0 and length >= -1
+                                 else f"read of {length} bytes from {offset}")
         if length < 0:
             length = 1 << 62
         memset(&fault, 0, sizeof(Fault))

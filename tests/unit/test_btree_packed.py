@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdstore.btree import Descriptor, PackedPairs, Tree, TreeView
+from mdstore.btree import COMPARE_PAIR, COMPARE_U64_LE, Descriptor, PackedPairs, Tree, TreeView
 from mdstore.btree._kernel import call_at_refusal, fail_memory
-from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, StoreClosed
-from mdstore.limits import MAP_KEY_MAX
+from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, StoreClosed
+from mdstore.limits import MAP_KEY_MAX, TRANSACTION_BYTES_MAX
 from tests.model.btree_world import World
 from tests.unit.test_btree_atomic import Scene
 
@@ -182,6 +183,25 @@ def test_a_list_that_changes_while_it_is_packed_is_refused() -> None:
         PackedPairs(pairs)
 
 
+def test_one_large_pair_reserves_no_memory_for_many_small_ones() -> None:
+    """The room for all pairs was guessed from the first: four gigabytes for a million pairs of one byte behind one of a page."""
+    pairs = [(b"k" * 8, b"v" * 4096)] + [(b"k", b"")] * 100_000
+    tracemalloc.start()
+    try:
+        packed = PackedPairs(pairs)
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+    assert list(packed) == pairs
+
+
+@pytest.mark.parametrize("room", [-1, TRANSACTION_BYTES_MAX + 1, 1 << 62, (1 << 63) - 3, (1 << 63) - 1])
+def test_room_for_a_prefix_that_no_transaction_has_is_refused(room: int) -> None:
+    """The largest number overflowed, and was a SystemError."""
+    with pytest.raises(InvalidRequest, match="room"):
+        PackedPairs([], room)
+
+
 NEW = [(b"%04d" % n, b"new%d" % n * (1 + n % 5)) for n in range(1, 230, 7)] + [(b"0090", b"short"), (b"0091", b"long" * 999)]
 
 
@@ -196,6 +216,47 @@ def test_fetching_reads_what_updating_needs() -> None:
     assert scene.device.reads == before > 20
     scene.model.update(pairs)
     scene.sound(scene.model)
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "pair"),
+    [
+        (Descriptor(8, comparator=COMPARE_U64_LE), (b"a", b"x")),
+        (Descriptor(comparator=COMPARE_PAIR), (b"\0\1\0", b"x")),
+        (Descriptor(8, 4), (b"12345678", b"123")),
+        (Descriptor(8, 4, duplicates=True), (b"a", b"1234")),
+        (Descriptor(), (b"k" * 100, b"x")),
+    ],
+)
+def test_fetching_refuses_what_updating_would(descriptor: Descriptor, pair: Pair) -> None:
+    """Keys were not checked, and of short ones bytes beyond their end were read."""
+    tree = Tree(World(1).pager, descriptor, 1)
+    packed = PackedPairs([pair])
+    with pytest.raises(MdstoreError) as by_update:
+        tree.update(packed)
+    with pytest.raises(type(by_update.value)) as by_fetch:
+        tree.fetch(packed)
+    assert str(by_fetch.value) == str(by_update.value)
+    tree.close()
+    with pytest.raises(StoreClosed):
+        tree.fetch(packed)
+
+
+@pytest.mark.parametrize("descriptor", SHAPES_OF_TREES)
+def test_fetching_into_trees_of_every_shape_reads_what_updating_needs(descriptor: Descriptor) -> None:
+    world = World(1)
+    made = Tree(world.pager, descriptor, 1)
+    made.update((b"%08d" % n, b"%04d" % n) for n in range(400))
+    tree = Tree.open(world.pager, world.seal(made))
+    world.write()
+    made.close()
+    packed = PackedPairs([(b"%08d" % n, b"%04d" % n) for n in range(0, 400, 9)])
+    before = world.pager.counters()["pages_read"]
+    tree.fetch(packed)
+    fetched = world.pager.counters()["pages_read"]
+    tree.update(packed)
+    assert world.pager.counters()["pages_read"] == fetched > before + 5
+    tree.close()
 
 
 @pytest.mark.parametrize("damage", [False, True], ids=["refused", "damaged"])

@@ -402,3 +402,46 @@ def test_a_device_that_fails_to_read_is_not_called_damage() -> None:
     again = Tree.open(Pager(Failing(), page_size=256), root, Descriptor(-1, -2))
     with pytest.raises(DeviceFailed, match="told to fail"):
         again.get(b"0001")
+
+
+@pytest.mark.parametrize("page_size", [255, 300, 4095, 65537, 1 << 17])
+def test_a_page_size_that_no_image_has_is_refused(page_size: int) -> None:
+    with pytest.raises(InvalidRequest, match="power of two"):
+        Pager(MemoryPages(), page_size=page_size)
+
+
+def test_a_cache_of_less_than_nothing_is_refused() -> None:
+    pager = Pager(MemoryPages(), cache_bytes=0)
+    for ask in (lambda: Pager(MemoryPages(), cache_bytes=-1), lambda: setattr(pager, "cache_bytes", -1)):
+        with pytest.raises(InvalidRequest, match="cache_bytes -1"):
+            ask()
+    assert pager.cache_bytes == 0
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+def test_a_cursor_whose_move_failed_has_no_place_until_it_is_given_one(backwards: bool) -> None:
+    """The next step began again at the end of the tree: a caller who skipped damage went round for ever."""
+    world = World(3, page_size=256)
+    tree = Tree(world.pager, Descriptor(), 1)
+    model = {b"%04d" % n: b"v" * 20 for n in range(300)}
+    tree.update(model)
+    root = world.seal(tree)
+    world.write()
+    leaves = sorted(address for address, _, level in tree.pages() if level == 0)
+    world.device.image[leaves[len(leaves) // 2] * 256 + 100] ^= 1
+    cursor = Tree.open(Pager(world.device, page_size=256), root).cursor()
+    step, expected = (cursor.prev, sorted(model)[::-1]) if backwards else (cursor.next, sorted(model))
+    given: list[bytes] = []
+    with pytest.raises(CorruptionError):
+        given.extend(record[0] for record in iter(step, None))
+    assert given == expected[: len(given)]
+    assert 0 < len(given) < len(expected)
+    for again in (cursor.next, cursor.prev, cursor.next):
+        with pytest.raises(InvalidRequest, match="lost its place"):
+            again()
+    assert cursor.record is None
+    assert cursor.seek(given[-1]) == (given[-1], b"v" * 20) == cursor.record
+    with pytest.raises(CorruptionError):
+        step()
+    assert cursor.first() == (b"0000", b"v" * 20)
+    assert cursor.next() == (b"0001", b"v" * 20)

@@ -150,7 +150,7 @@ def test_a_clone_shares_what_is_not_written() -> None:
 
 
 def worlds(copies: int) -> Iterator[tuple[int, int]]:
-    for page_size in (256, 300, 1024):
+    for page_size in (256, 512, 1024):
         for seed in range(3):
             yield page_size, seed + copies
 
@@ -214,6 +214,17 @@ def test_long_random_history_of_writes_clones_and_views(copies: int) -> None:
         for tree, model in trees:
             assert dict(tree.items()) == model
             assert tree.check() == []
+
+
+@pytest.mark.parametrize("spilled", [False, True], ids=["in its leaf", "spilled"])
+def test_a_range_below_zero_is_refused(spilled: bool) -> None:
+    """Every length below zero was the end of the value; only -1 is."""
+    tree, value = new_tree(World(2)), b"value" * (400 if spilled else 1)
+    tree.put(b"k", value)
+    for offset, length in ((0, -2), (0, -5), (-1, -1), (-3, 2), (1, -(1 << 63))):
+        with pytest.raises(InvalidRequest, match=f"{length if length < -1 else offset}"):
+            tree.read(b"k", offset, length)
+    assert (tree.read(b"k", 2, -1), tree.read(b"k", 2), tree.read(b"k", 2, 0)) == (value[2:], value[2:], b"")
 
 
 def test_limits_of_a_value_hold_for_writes_into_it() -> None:
