@@ -127,7 +127,7 @@ class SecondNames:
 def listing(vfs: Vfs, directory: int, names: SecondNames | None = None) -> Iterator[Listed]:
     """Every name of a directory in byte order, read page by page. What cannot be read comes with its error and hides nothing;
     what cannot be listed is one of `NO_NAME`, and no name without an error leads out of the directory. An entry's inode is
-    referenced, and its number good, until the next is asked for. `names`: where to look for names behind damage, None: nowhere."""
+    referenced, and its number good, until the next is asked for. `names`: where to look for those behind damage, or None."""
     try:
         handle = vfs.opendir(SUPERUSER, directory)
     except UNREADABLE as error:
