@@ -36,6 +36,7 @@ class DirectoryObjects:
         self._mine = threading.Lock()  # flock is per open file: threads of one process need their own order
         self._dirty: set[str] = set()
         self._names_changed = False
+        self._flush_failure: OSError | None = None  # the kernel tells of a lost write once: no later flush may say "fine"
 
     def close(self) -> None:
         os.close(self._lock)
@@ -82,12 +83,15 @@ class DirectoryObjects:
         return [name for name in os.listdir(self._path) if name.startswith(prefix) and not name.startswith(".")]
 
     def flush(self) -> None:
-        """Every object written or read under a floor is durable, and so are the names. One fsync for each, and one."""
+        """Every object written or read under a floor is durable, and so are the names. One fsync for each, and one. What an
+        interrupt or a floor keeps from being made durable is so with the next; after a failure every later flush fails."""
         with self._exclusion(fcntl.LOCK_SH):
-            dirty, self._dirty = self._dirty, set()
-            for name in sorted(dirty):
+            if self._flush_failure is not None:
+                raise OSError(self._flush_failure.errno, f"an earlier flush failed ({self._flush_failure.strerror})")
+            for name in sorted(self._dirty):
                 self._refuse_below_floor(name)
                 self._sync(name)
+                self._dirty.discard(name)
             if self._names_changed:
                 self._sync("")
                 self._names_changed = False
@@ -137,6 +141,9 @@ class DirectoryObjects:
             return
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            self._flush_failure = error
+            raise
         finally:
             os.close(descriptor)
 

@@ -54,7 +54,8 @@ class Medium(Protocol):
         """Write the buffers one after another. Nothing is durable until `flush`."""
 
     def flush(self) -> None:
-        """Make everything written durable."""
+        """Make everything written durable. Where it fails, every later one fails, and every one that overlaps it: what is lost
+        may be any writer's."""
 
     def trim(self, before: int) -> None:
         """The medium may forget every byte below `before`, a multiple of `period`."""
@@ -118,7 +119,8 @@ class Region(Protocol):
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None: ...
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """As that of `Medium`."""
 
 
 class ObjectIO(Protocol):

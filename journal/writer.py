@@ -199,21 +199,24 @@ class Writer:
         self._prezeroed = until
 
     def _end_turn(self, safe: int, sequence: int, operation: str) -> None:
-        """A turn that was interrupted has covered nothing: whoever waits next does it again."""
+        """A turn that was interrupted has covered nothing: whoever waits next does it again. Nor has one beside which something
+        failed (a head, a trim, the owner's flush): who was told of a lost write may not have been this flush."""
         error = self._cause
         failure = _failure_behind(error) if error is not None else None
         with self.lock:
-            refusal = self._latch(operation, failure) if failure is not None else None
-            if error is None:
+            if failure is not None:
+                self._latch(operation, failure)
+            if error is None and self.refusal is None:
                 self._safe_sequence = sequence
                 self.safe = self._pack.safe = safe
+            refusal = self.refusal
             self._unsettled = False
             self.turns.give(self.safe, refusal)
         self.turns.call_due()
         if error is not None and not isinstance(error, Exception):
             raise error
         if refusal is not None:
-            raise refusal from error
+            raise refusal.with_traceback(None) from error or refusal.__cause__
 
     # -- refusing ------------------------------------------------------------------------------------------------------
 
@@ -282,6 +285,8 @@ class Writer:
             with self.lock:
                 refusal = self._latch(operation, cause)
             raise refusal from cause
+        with self.lock:
+            self.raise_refusal()  # what failed meanwhile may have been this
 
     def begin_at(self, position: int, sequence: int) -> None:
         """With the lock held, before the first write: the log ends at `position`, what recovery found behind that goes."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -42,14 +42,15 @@ class Effect(Enum):
     ENOSPC = "ENOSPC"  # the same, with the words of a full host file system
     SHORT = "short"  # a write: part of it reaches the medium, then DeviceFailed
     LOST = "lost"  # a write or flush: says it is done, and did nothing
+    TOLD_ONCE = "told once"  # a flush: EIO, and those it overlaps say that all is well, as fdatasync(2) on one open file does
     FLIP = "flip"  # a read or write: one bit of the bytes is wrong
     CRASH = "crash"  # the call raises Crashed; nothing of it happened, and everything after it raises too
 
 
 ALLOWED_EFFECTS: Final[dict[OperationName, set[Effect]]] = {
     "read": {Effect.EIO, Effect.FLIP, Effect.CRASH},
-    "write": set(Effect),
-    "flush": {Effect.EIO, Effect.ENOSPC, Effect.LOST, Effect.CRASH},
+    "write": {Effect.EIO, Effect.ENOSPC, Effect.SHORT, Effect.LOST, Effect.FLIP, Effect.CRASH},
+    "flush": {Effect.EIO, Effect.ENOSPC, Effect.LOST, Effect.TOLD_ONCE, Effect.CRASH},
     "discard": {Effect.EIO, Effect.LOST, Effect.CRASH},
     "resize": {Effect.EIO, Effect.ENOSPC, Effect.CRASH},
 }
@@ -97,6 +98,8 @@ class FaultyDevice:
         self._crash_point: int | None = None
         self._crashed = False
         self._failed = False
+        self._told_once = False
+        self.during_flush: Callable[[], None] | None = None  # called once, inside the next flush: what overlaps it
         self._closed = False
         self._lock = Lock()
 
@@ -180,7 +183,15 @@ class FaultyDevice:
 
     def flush(self) -> None:
         with self._lock:
-            if self._enter("flush", 0, 0) is None:
+            fault = self._enter("flush", 0, 0)
+            meanwhile, self.during_flush = self.during_flush, None
+        if meanwhile is not None:
+            meanwhile()
+        with self._lock:
+            self._stop_at_crash_point(None)
+            if self._failed and not self._told_once:
+                raise DeviceFailed("flush", self._where(0, 0), "the device failed meanwhile")
+            if fault is None and not self._failed:
                 self._log.operations.append(Flush())
 
     def discard(self, offset: int, length: int) -> None:
@@ -216,8 +227,9 @@ class FaultyDevice:
         if fault is None:
             return None
         self._failed |= fault.sticky or (operation == "flush" and fault.effect is not Effect.LOST)
-        if fault.effect in (Effect.EIO, Effect.ENOSPC):
-            number = errno.EIO if fault.effect is Effect.EIO else errno.ENOSPC
+        self._told_once |= fault.effect is Effect.TOLD_ONCE
+        if fault.effect in (Effect.EIO, Effect.ENOSPC, Effect.TOLD_ONCE):
+            number = errno.ENOSPC if fault.effect is Effect.ENOSPC else errno.EIO
             raise DeviceFailed(operation, self._where(offset, length), os.strerror(number))
         return fault
 

@@ -7,6 +7,8 @@ Invariants:
 2. `size_bytes` never exceeds what the file held when it was opened, created or last resized.
 3. After a flush has failed every later write and flush fails: the kernel forgets dirty pages it could not write, so a
    second fsync that says "fine" would be a lie about the first one's pages.
+4. Flushes are made one at a time: the kernel tells of a lost write once for each open file, so of two that overlap the
+   second would say "fine" before the first is known to have failed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -58,6 +61,7 @@ class FileDevice:
         self._sector_size = sector_size
         self._read_only = read_only
         self._is_block_device = block
+        self._flushing = threading.Lock()
         self._flush_failure: OSError | None = None
         self._forked: Forked | None = None
         forks.watch(self)
@@ -211,12 +215,17 @@ class FileDevice:
         self._check_open()
         if self._read_only:
             return
-        self._check_not_latched("flush")
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            self._flush_failure = error
-            raise self._failed("flush", 0, self._size_bytes, error) from error
+        self._sync(os.fdatasync, "flush")
+
+    def _sync(self, sync: Callable[[int], None], operation: str) -> None:
+        """Whatever the kernel tells of lost writes here, it tells no other call."""
+        with self._flushing:
+            self._check_not_latched(operation)
+            try:
+                sync(self._fd)
+            except OSError as error:
+                self._flush_failure = error
+                raise self._failed(operation, 0, self._size_bytes, error) from error
 
     def write_behind(self, offset: int, length: int) -> None:
         """The range was written and will not change soon: let the medium take it now, beside the caller, so that the next
@@ -261,10 +270,12 @@ class FileDevice:
         check_growth(self._path, self._size_bytes, size_bytes)
         try:
             _extend(self._fd, self._size_bytes, size_bytes, sparse=False)
-            os.fsync(self._fd)
-        except OSError as error:
+            self._sync(os.fsync, "resize")
+        except (OSError, DeviceFailed) as error:
             with suppress(OSError):  # a reservation that stopped halfway may have grown the file already
                 os.ftruncate(self._fd, self._size_bytes)
+            if isinstance(error, DeviceFailed):
+                raise
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise NoSpace(_no_space(self._path, error)) from error
             raise self._failed("resize", self._size_bytes, size_bytes - self._size_bytes, error) from error

@@ -47,7 +47,8 @@ class Device(Protocol):
         """Write the buffers one after another, starting at `offset`. Nothing is durable until `flush`."""
 
     def flush(self) -> None:
-        """Make every write that has returned durable. After a failed flush every later write and flush fails."""
+        """Make every write that has returned durable. After a failed flush every later write and flush fails, and every flush
+        that overlaps it."""
 
     def discard(self, offset: int, length: int) -> None:
         """Give the range's space back where the medium can (punch, trim); it reads as zeros afterwards."""

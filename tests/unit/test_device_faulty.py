@@ -106,6 +106,27 @@ def test_short_write_leaves_its_head_and_fails() -> None:
     assert device.image() == content_of(device.log)
 
 
+@pytest.mark.parametrize("effect", [Effect.EIO, Effect.TOLD_ONCE])
+def test_a_flush_that_overlaps_a_failed_one_fails_too_or_lies_as_one_open_file_does(effect: Effect) -> None:
+    device = FaultyDevice(SIZE, faults=[Fault("flush", 1, effect)])
+    device.write(0, [b"lost"])
+
+    def overlap() -> None:
+        with pytest.raises(DeviceFailed, match="Input/output error"):
+            device.flush()
+
+    device.during_flush = overlap
+    if effect is Effect.EIO:
+        with pytest.raises(DeviceFailed, match="meanwhile"):
+            device.flush()
+    else:
+        device.flush()
+    assert device.log.operations == [Write(0, b"lost")], "nothing was flushed"
+    for call in (device.flush, lambda: device.write(0, [b"x"])):
+        with pytest.raises(DeviceFailed, match="failed before"):
+            call()
+
+
 def test_lost_write_and_lost_flush_say_they_are_done() -> None:
     device = FaultyDevice(SIZE, faults=[Fault("write", 1, Effect.LOST), Fault("flush", 0, Effect.LOST)])
     device.write(0, [b"a"])

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from mdstore.errors import (
 )
 
 SIZE = 1 << 16
+HANG_S = 60
 HOLD = """
 import sys
 from mdstore.device.file import FileDevice
@@ -339,6 +341,61 @@ def test_failed_flush_latches_writes_and_flushes(image: Path, monkeypatch: pytes
         with pytest.raises(DeviceFailed, match="an earlier flush failed"):
             call()
     assert device.read(0, 1) == b"\0"
+
+
+class Errseq:
+    """How Linux tells of pages that were lost: to the first fsync(2) or fdatasync(2) of the open file that returns, to no other.
+    The call of `first` returns when another one has, or has to wait for it."""
+
+    def __init__(self, first: threading.Thread) -> None:
+        self.untold = True
+        self.first_is_in, self.first_may_return = threading.Event(), threading.Event()
+        self._first = first
+        self._lock = threading.Lock()
+
+    def sync(self, _: int) -> None:
+        if threading.current_thread() is self._first:
+            self.first_is_in.set()
+            assert self.first_may_return.wait(HANG_S)
+        untold, self.untold = self.untold, False
+        self.first_may_return.set()
+        if untold:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def __enter__(self) -> None:
+        """In place of the device's lock."""
+        if not self._lock.acquire(blocking=False):
+            self.first_may_return.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("second", ["flush", "resize"])
+def test_of_two_flushes_that_overlap_a_loss_neither_says_fine(image: Path, monkeypatch: pytest.MonkeyPatch, second: str) -> None:
+    """The kernel told one of them, and the other acknowledged what it had lost."""
+    device, outcomes = FileDevice.open(image), list[object]()
+
+    def call(flush: Callable[[], None]) -> None:
+        try:
+            outcomes.append(flush())
+        except DeviceFailed as error:
+            outcomes.append(type(error))
+
+    first = threading.Thread(target=call, args=(device.flush,))
+    kernel = Errseq(first)
+    device._flushing = kernel  # type: ignore[assignment]
+    monkeypatch.setattr(os, "fdatasync", kernel.sync)
+    monkeypatch.setattr(os, "fsync", kernel.sync)
+    first.start()
+    assert kernel.first_is_in.wait(HANG_S)
+    call(device.flush if second == "flush" else lambda: device.resize(SIZE * 2))
+    first.join(HANG_S)
+    assert outcomes == [DeviceFailed] * 2
+    assert device.size_bytes == image.stat().st_size == SIZE
+    with pytest.raises(DeviceFailed, match="an earlier flush failed"):
+        device.write(0, [b"x"])
 
 
 def test_growth_without_room_keeps_the_old_size(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from journal import Journal, MemoryMedium
+from journal import Journal, JournalFailed, MemoryMedium
 from journal.commit import Parked, Turns
 
 Step = tuple[str, int]  # what happens, to which waiter
@@ -252,4 +252,35 @@ def test_sixteen_appenders_share_flushes() -> None:
     assert journal.counters.appends == 160
     assert journal.safe == journal.write
     assert journal.counters.writes - writes <= 2 * 10 + 2, "two groups that take turns"
+    journal.assert_state()
+
+
+def test_a_commit_beside_which_something_failed_acknowledges_nothing() -> None:
+    """Of two flushes that overlap the medium tells one of what was lost. The other advanced `safe` although all was refused."""
+
+    class Overlapped(MemoryMedium):
+        overlap: threading.Thread | None = None
+
+        def flush(self) -> None:
+            if threading.current_thread() is self.overlap:
+                raise OSError(5, "the medium")
+            if self.overlap is not None:
+                self.overlap.start()
+                self.overlap.join()
+
+    def head() -> None:
+        with pytest.raises(JournalFailed, match="head"):
+            journal.write_head()
+
+    medium = Overlapped()
+    journal = Journal.create(medium)
+    journal.write_head()
+    safe, end, told = journal.safe, journal.append(b"event"), list[BaseException | None]()
+    journal.add_waiter(end, told.append)
+    medium.overlap = threading.Thread(target=head)
+    with pytest.raises(JournalFailed, match="head"):
+        journal.wait(end)
+    assert journal.safe == safe
+    assert len(told) == 1
+    assert isinstance(told[0], JournalFailed)
     journal.assert_state()

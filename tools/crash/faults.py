@@ -108,7 +108,7 @@ def fault_cases(chosen: CrashWorkload, seed: int, steps: int) -> list[Case]:
 def _cases_of(phase: str, device: FaultyDevice) -> Iterator[Case]:
     for operation, effects in ALLOWED_EFFECTS.items():
         for nth in range(device.calls(operation)):
-            for effect in sorted(effects - {Effect.CRASH}, key=lambda effect: effect.value):
+            for effect in sorted(effects - {Effect.CRASH, Effect.TOLD_ONCE}, key=lambda effect: effect.value):
                 yield Case(phase, Fault(operation, nth, effect))
                 if effect is Effect.EIO and operation in ("write", "flush"):
                     yield Case(phase, Fault(operation, nth, effect, sticky=True))
