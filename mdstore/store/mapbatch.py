@@ -31,9 +31,9 @@ class Batch(MapLookups):
     __setitem__ = put
 
     def update(self, pairs: Pairs) -> None:
-        """Set many values when the batch is committed."""
+        """Set many values when the batch is committed. TypeError for what is no pair of buffers: the batch is as it was."""
         given = pairs.items() if isinstance(pairs, Mapping) else pairs
-        self._changes.update((as_bytes(key), as_bytes(value)) for key, value in given)
+        self._changes.update(dict(_pair(number, item) for number, item in enumerate(given)))
 
     def delete(self, key: Data) -> bool:
         """Remove the key when the batch is committed; False when it was not there."""
@@ -63,9 +63,12 @@ class Batch(MapLookups):
         return len(self._changes)
 
     def commit(self) -> None:
-        """Submit what was collected so far as one transaction; the batch is empty then and can be used again."""
-        changes, self._changes = self._changes, {}
-        self._view.commit_changes(changes, sync=self._sync)
+        """Submit what was collected so far as one transaction; the batch is empty then and can be used again. Where it is
+        refused, the batch keeps everything: mend what was refused, and commit again."""
+        submitted = self._view.submit_changes(self._changes)
+        self._changes = {}
+        if self._sync and submitted is not None:
+            submitted.wait()
 
     def __enter__(self) -> Batch:
         return self
@@ -78,3 +81,12 @@ class Batch(MapLookups):
 def as_bytes(data: Data) -> bytes:
     """Bytes that nobody else can change. TypeError for what is no buffer (an int would silently become zeros)."""
     return data if type(data) is bytes else frozen("a key or value", data)
+
+
+def _pair(number: int, item: tuple[Data, Data]) -> tuple[bytes, bytes]:
+    """One of several, numbered from 0. TypeError for what is no pair, as `Transaction.map_set` says it."""
+    try:
+        key, value = item
+    except (TypeError, ValueError):
+        raise TypeError(f"pair {number}: a key and a value are wanted, not {type(item).__name__}") from None
+    return as_bytes(key), as_bytes(value)

@@ -267,8 +267,8 @@ class MapView(MapReads):
         if self._sync if sync is None else sync:
             commit.wait()
 
-    def commit_changes(self, changes: dict[bytes, bytes | None], *, sync: bool) -> None:
-        """One transaction of a batch: None for a key to remove. `sync`: durable when this returns."""
+    def submit_changes(self, changes: dict[bytes, bytes | None]) -> Commit | None:
+        """One transaction of a batch (None for a key to remove), or none where it is empty."""
         transaction = self._transaction()
         pairs = [(key, value) for key, value in changes.items() if value is not None]
         gone = [key for key, value in changes.items() if value is None]
@@ -276,8 +276,7 @@ class MapView(MapReads):
             transaction.touch(self._collection, self._name).map_remove(self._collection, self._name, gone)
         if pairs:
             transaction.map_set(self._collection, self._name, pairs)
-        if len(transaction):
-            self._finish(self._submit(transaction), sync)
+        return self._submit(transaction) if len(transaction) else None
 
     def __repr__(self) -> str:
         return f"<map {self._name!r} in collection {self._collection!r} of {self._store.device.name}>"

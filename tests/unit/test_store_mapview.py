@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, MutableMapping
 from itertools import chain
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -165,6 +166,47 @@ def test_a_batch_is_one_transaction_and_an_exception_drops_it() -> None:
     with view.batch():
         pass
     assert store.journal.counters.appends == appends + 1, "an empty batch is none"
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [((b"z", 5), "not int"), (("z", b"5"), "not str"), ((1,), "pair 1: a key and a value"), ((), "pair 1: .*not tuple"),
+     (7, "pair 1: .*not int"), ((b"a", b"b", b"c"), "pair 1: "), (b"ab", "not int")],
+)  # fmt: skip
+def test_a_batch_takes_all_pairs_of_an_update_or_none(pair: Any, words: str) -> None:
+    """Those before the one that was refused stayed in the batch, and were committed with it."""
+    store, _ = make()
+    view = store.map("c", "o")
+    batch = view.batch()
+    batch[b"x"] = b"1"
+    for given in ([(b"y", b"2"), pair], iter([(b"x", b"2"), pair])):
+        with pytest.raises(TypeError, match=words):
+            batch.update(given)
+    assert (len(batch), batch.get(b"y"), batch[b"x"]) == (1, None, b"1")
+    batch.commit()
+    assert dict(view) == {b"x": b"1"}
+
+
+def test_a_batch_that_is_refused_keeps_its_changes() -> None:
+    """It was empty then, and committing it again did nothing."""
+    store, _ = make()
+    view = store.map("c", "o")
+    view[b"gone"] = b"0"
+    batch = view.batch()
+    batch.update({b"x": b"1", b"k" * (MAP_KEY_MAX + 1): b"v"})
+    del batch[b"gone"]
+    for _ in range(2):
+        with pytest.raises(LimitExceeded, match="MAP_KEY_MAX"):
+            batch.commit()
+        assert (len(batch), batch[b"x"], batch.get(b"gone")) == (3, b"1", None)
+    assert dict(view) == {b"gone": b"0"}
+    batch.delete(b"k" * (MAP_KEY_MAX + 1))
+    store.apply(Transaction().remove("c", "o").remove_collection("c"))
+    with pytest.raises(NotFound):
+        batch.commit()
+    store.apply(Transaction().create_collection("c").map_set("c", "o", {b"gone": b"again"}))
+    batch.commit()
+    assert (dict(view), len(batch)) == ({b"x": b"1"}, 0)
 
 
 @pytest.mark.parametrize("bad", [5, "text", None])
