@@ -1,4 +1,4 @@
-"""A command run in this process, and what it left behind. The fixture `run` is in tests/unit/conftest.py."""
+"""A command run in this process, and what it left behind. The fixture `run` is in tests/conftest.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every test shares: in CI a test of a real component must run."""
+"""What every test shares: in CI a test of a real component must run; the command line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mdstore.device.explore import SUMMARY_PREFIX
+from mdstore.tools import cli
+from tests.commandline import Ran, Run
 
 # In CI the models try the same examples each time; at home new ones, so that a rare failure is found by a person, once. Nowhere
 # does a slow machine make an example fail.
@@ -73,3 +75,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def number_before(word: str, line: str) -> int:
     return int(line.split(word)[0].split()[-1])
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command line, of anything that has words."""
+
+    def call(*arguments: object) -> Ran:
+        code = cli.run([str(argument) for argument in arguments])
+        return Ran(code, *capfd.readouterr())
+
+    return call

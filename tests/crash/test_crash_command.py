@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,36 +15,16 @@ from mdstore.device.faulty import Effect, Fault
 from mdstore.device.protocol import Device
 from mdstore.device.subject import Put, reopen_of, workload_of
 from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest
-from mdstore.tools import cli
 from mdstore.tools.crash import canaries
 from mdstore.tools.crash.campaign import Campaign, Settings, load_campaign, run_campaign, save_campaign
 from mdstore.tools.crash.faults import Case, FaultReport, fault_cases, run_case, run_cases, some_cases
 from mdstore.tools.crash.names import names_script, step_names
 from mdstore.tools.crash.replay import replay
 from mdstore.tools.crash.workloads import CRASH_WORKLOADS, KILL_WORKLOADS, chosen_workload, crash_workload
+from tests.commandline import Run
 from tests.unit.test_device_explore import SIZE, Bugs, OnDevice, OnFile, SmallStore, script
 
 HERE = __name__
-
-
-class Ran(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def call(*arguments: object) -> Ran:
-        code = cli.run(["crash", *map(str, arguments)])
-        return Ran(code, *capfd.readouterr())
-
-    return call
 
 
 # -- somebody else's engines -------------------------------------------------------------------------------------------
@@ -99,8 +76,8 @@ def dying() -> Dying:
 
 
 @pytest.mark.parametrize("name", CRASH_WORKLOADS)
-def test_every_workload_recovers_from_every_state_tried(run: Callable[..., Ran], name: str) -> None:
-    found = run("explore", "--workload", name, "--seed", 11, "--states", 300, "--json")
+def test_every_workload_recovers_from_every_state_tried(run: Run, name: str) -> None:
+    found = run("crash", "explore", "--workload", name, "--seed", 11, "--states", 300, "--json")
     assert found.code == 0, found.out
     totals = found.json()
     assert totals["states_tried"] >= 300
@@ -108,13 +85,13 @@ def test_every_workload_recovers_from_every_state_tried(run: Callable[..., Ran],
     assert (totals["lost"], totals["resurrected"], totals["torn"], totals["error"]) == (0, 0, 0, 0)
 
 
-def test_the_second_reader_can_look_at_every_state_too(run: Callable[..., Ran]) -> None:
-    found = run("explore", "--workload", "names", "--states", 25, "--no-nested", "--fsck")
+def test_the_second_reader_can_look_at_every_state_too(run: Run) -> None:
+    found = run("crash", "explore", "--workload", "names", "--states", 25, "--no-nested", "--fsck")
     assert found.code == 0, found.out
 
 
-def test_seed_is_said_first_and_last(run: Callable[..., Ran]) -> None:
-    lines = run("explore", "--workload", "pairs", "--seed", 77, "--states", 20).out.splitlines()
+def test_seed_is_said_first_and_last(run: Run) -> None:
+    lines = run("crash", "explore", "--workload", "pairs", "--seed", 77, "--states", 20).out.splitlines()
     assert lines[0] == lines[-1] == "seed 77"
     assert "20 states tried" in lines[-2]
     assert "0 lost, 0 resurrected, 0 torn, 0 error" in lines[-2]
@@ -134,14 +111,14 @@ def test_a_campaign_goes_on_where_it_stopped_in_any_number_of_processes(tmp_path
     assert parts.rounds == whole.rounds == 5
 
 
-def test_resume_keeps_the_state_and_asks_for_no_workload(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_resume_keeps_the_state_and_asks_for_no_workload(run: Run, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    assert run("explore", "--workload", "pairs", "--states", 30, "--round-states", 10, "--resume", state).code == 0
-    found = run("explore", "--states", 50, "--resume", state, "--json").json()
+    assert run("crash", "explore", "--workload", "pairs", "--states", 30, "--round-states", 10, "--resume", state).code == 0
+    found = run("crash", "explore", "--states", 50, "--resume", state, "--json").json()
     assert (found["workload"], found["states_tried"], found["rounds"]) == ("pairs", 50, 5)
-    assert run("explore", "--workload", "names", "--resume", state).code == 1
+    assert run("crash", "explore", "--workload", "names", "--resume", state).code == 1
     state.write_text(state.read_text().replace('"planned"', '"unplanned"'))
-    refused = run("explore", "--resume", state)
+    refused = run("crash", "explore", "--resume", state)
     assert refused.code == 1
     assert "damaged crash campaign" in refused.err
 
@@ -153,23 +130,23 @@ def test_a_state_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None
         load_campaign(tmp_path / "state")
 
 
-def test_a_failure_is_written_down_and_replayed_exactly(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_failure_is_written_down_and_replayed_exactly(run: Run, tmp_path: Path) -> None:
     with canaries.superblock_first():
-        found = run("explore", "--workload", "transactions", "--states", 400, "--out", tmp_path, "--json")
+        found = run("crash", "explore", "--workload", "transactions", "--states", 400, "--out", tmp_path, "--json")
     assert found.code == 4
     (path,) = found.json()["replay"]
-    again, once_more = run("replay", path, "--json"), run("replay", path)
+    again, once_more = run("crash", "replay", path, "--json"), run("crash", "replay", path)
     assert (again.code, once_more.code) == (4, 4)
     replayed = [text for row in again.json()["states"] for text in row["findings"]]
     assert replayed == found.json()["findings"], "the log is what was recorded: the bug need not be in any more"
     assert once_more.out.count("error: CorruptionError") == len(replayed)
 
 
-def test_a_replay_is_right_once_the_bug_is_out_of_the_recovery(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_replay_is_right_once_the_bug_is_out_of_the_recovery(run: Run, tmp_path: Path) -> None:
     with canaries.blocks_believed():
-        found = run("explore", "--states", 400, "--out", tmp_path, "--json").json()
-        assert run("replay", found["replay"][0]).code == 4
-    mended = run("replay", found["replay"][0])
+        found = run("crash", "explore", "--states", 400, "--out", tmp_path, "--json").json()
+        assert run("crash", "replay", found["replay"][0]).code == 4
+    mended = run("crash", "replay", found["replay"][0])
     assert mended.code == 0
     assert "right: op=" in mended.out
 
@@ -190,22 +167,22 @@ def test_a_crash_of_a_recovery_is_replayed_too() -> None:
     assert not first, "without the crash of the recovery it recovers"
 
 
-def test_a_state_before_anything_was_promised_is_refused(tmp_path: Path, run: Callable[..., Ran]) -> None:
+def test_a_state_before_anything_was_promised_is_refused(tmp_path: Path, run: Run) -> None:
     with canaries.superblock_first():
-        path = run("explore", "--states", 400, "--out", tmp_path, "--json").json()["replay"][0]
+        path = run("crash", "explore", "--states", 400, "--out", tmp_path, "--json").json()["replay"][0]
     late = StateId(10**6, "all", 1, 0)
-    assert run("replay", path, "--state", late).code == 1
+    assert run("crash", "replay", path, "--state", late).code == 1
     assert load_crash_file(path).promise.first_point > 0
-    assert run("replay", path, "--state", StateId(0, "none", 1, 0)).code in (1, 4)
+    assert run("crash", "replay", path, "--state", StateId(0, "none", 1, 0)).code in (1, 4)
 
 
-def test_other_engines_are_explored_through_their_adapter(run: Callable[..., Ran], tmp_path: Path) -> None:
-    found = run("explore", "--engine", f"{HERE}:sound", "--states", 400, "--json")
+def test_other_engines_are_explored_through_their_adapter(run: Run, tmp_path: Path) -> None:
+    found = run("crash", "explore", "--engine", f"{HERE}:sound", "--states", 400, "--json")
     assert (found.code, found.json()["engine"]) == (0, f"{HERE}:sound")
-    broken = run("explore", "--engine", f"{HERE}:forgetful", "--states", 400, "--out", tmp_path, "--json")
+    broken = run("crash", "explore", "--engine", f"{HERE}:forgetful", "--states", 400, "--out", tmp_path, "--json")
     assert broken.code == 4
     assert broken.json()["lost"] + broken.json()["torn"] + broken.json()["error"] > 0
-    assert run("replay", broken.json()["replay"][0]).code == 4
+    assert run("crash", "replay", broken.json()["replay"][0]).code == 4
 
 
 @pytest.mark.parametrize(
@@ -223,19 +200,19 @@ def test_other_engines_are_explored_through_their_adapter(run: Callable[..., Ran
         ("faults", "--only", "work:read:1:ENOSPC"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(run: Callable[..., Ran], arguments: tuple[str, ...]) -> None:
-    found = run(*arguments)
+def test_what_makes_no_sense_is_refused_in_one_line(run: Run, arguments: tuple[str, ...]) -> None:
+    found = run("crash", *arguments)
     assert found.code == 1
     assert found.err.startswith("mdstore: ")
     assert found.err.count("\n") == 1
     assert "unexpected" not in found.err
 
 
-def test_workloads_are_listed(run: Callable[..., Ran]) -> None:
-    rows = {row["workload"]: row["for"] for row in run("workloads", "--json").json()}
+def test_workloads_are_listed(run: Run) -> None:
+    rows = {row["workload"]: row["for"] for row in run("crash", "workloads", "--json").json()}
     assert set(rows) == {*CRASH_WORKLOADS, *KILL_WORKLOADS}
     assert rows["names"] == ["explore", "faults", "kill"]
-    assert all(name in run("workloads").out for name in rows)
+    assert all(name in run("crash", "workloads").out for name in rows)
 
 
 # -- canaries ----------------------------------------------------------------------------------------------------------
@@ -248,10 +225,10 @@ def test_every_canary_is_found_within_its_bound(canary: canaries.Canary) -> None
     assert sighting.states <= canary.bound_states
 
 
-def test_what_is_sound_is_no_canary(run: Callable[..., Ran]) -> None:
+def test_what_is_sound_is_no_canary(run: Run) -> None:
     harmless = replace(canaries.CANARIES[0], workload="pairs", bug=lambda: canaries.patch.dict({}), bound_states=50)
     assert canaries.look_for(harmless, 1) == canaries.Sighting(harmless, 50, None)
-    found = run("canary", "log-unflushed", "payloads-believed")
+    found = run("crash", "canary", "log-unflushed", "payloads-believed")
     assert found.code == 0
     assert found.out.count("found after") == 2
 
@@ -260,16 +237,16 @@ def test_what_is_sound_is_no_canary(run: Callable[..., Ran]) -> None:
 
 
 @pytest.mark.parametrize("name", KILL_WORKLOADS)
-def test_killed_processes_lose_nothing_acknowledged(run: Callable[..., Ran], tmp_path: Path, name: str) -> None:
-    found = run("kill", "--workload", name, "--rounds", 8, "--dir", tmp_path, "--json")
+def test_killed_processes_lose_nothing_acknowledged(run: Run, tmp_path: Path, name: str) -> None:
+    found = run("crash", "kill", "--workload", name, "--rounds", 8, "--dir", tmp_path, "--json")
     assert found.code == 0, found.out
     assert found.json()["killed"] > 0
     assert found.json()["operations_acknowledged"] > 0
     assert not list(tmp_path.iterdir()), "nothing is left where nothing was found"
 
 
-def test_other_engines_are_killed_through_their_adapter(run: Callable[..., Ran], tmp_path: Path) -> None:
-    found = run("kill", "--engine", f"{HERE}:on_file", "--rounds", 3, "--dir", tmp_path)
+def test_other_engines_are_killed_through_their_adapter(run: Run, tmp_path: Path) -> None:
+    found = run("crash", "kill", "--engine", f"{HERE}:on_file", "--rounds", 3, "--dir", tmp_path)
     assert found.code == 0, found.out
     assert "3 rounds" in found.out
 
@@ -301,12 +278,12 @@ def test_no_fault_makes_wrong_bytes_or_untyped_errors(name: str, steps: int) -> 
     assert {case.phase for case in cases} == {"work", "recovery"}
 
 
-def test_an_engine_that_believes_flipped_bits_is_found(run: Callable[..., Ran]) -> None:
-    found = run("faults", "--engine", f"{HERE}:trusting", "--runs", 0, "--steps", 10, "--json")
+def test_an_engine_that_believes_flipped_bits_is_found(run: Run) -> None:
+    found = run("crash", "faults", "--engine", f"{HERE}:trusting", "--runs", 0, "--steps", 10, "--json")
     assert found.code == 4
     assert any(finding.startswith("torn") for finding in found.json()["findings"])
     name = next(finding for finding in found.json()["findings"] if finding.startswith("torn")).rpartition("[")[2].rstrip("]")
-    assert run("faults", "--engine", f"{HERE}:trusting", "--steps", 10, "--only", name).code == 4
+    assert run("crash", "faults", "--engine", f"{HERE}:trusting", "--steps", 10, "--only", name).code == 4
 
 
 def test_a_process_that_dies_of_a_fault_is_a_finding() -> None:

@@ -1,4 +1,4 @@
-"""Fixtures: the whole-store checker after every test of the store; the command line."""
+"""Fixtures: the whole-store checker after every test of the store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from mdstore.tools import cli
-from tests.commandline import Ran, Run
 from tests.sound_images import sound_images
 
 
@@ -19,14 +17,3 @@ def images_are_sound(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with sound_images(request.node):
         yield
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command line, of anything that has words."""
-
-    def call(*arguments: object) -> Ran:
-        code = cli.run([str(argument) for argument in arguments])
-        return Ran(code, *capfd.readouterr())
-
-    return call

@@ -133,7 +133,8 @@ def test_a_child_without_a_free_descriptor_leaves_every_image_behind(tmp_path: P
 
     def work() -> tuple[list[str], list[bool]]:
         kinds = [kind for store in stores for kind in refused(
-            lambda device=store.device: device.write(0, [bytes(512)]), lambda store=store: store.map("c", "m").put(b"k", b"child"),
+            lambda device=store.device: device.write(0, [bytes(512)]),
+            lambda store=store: store.map("c", "m").put(b"k", b"child"),
         )]  # fmt: skip
         return kinds, [os.path.sameopenfile(number, null) for number in numbers]
 
