@@ -1,5 +1,9 @@
 # TreeView: what reads a tree.
 
+cdef enum:
+    INT_SIZE_MAX = 0x7fffffff  # of a key that is looked for as it came: what the C code takes for a size
+
+
 @cython.no_gc_clear
 cdef class Hold:
     """Keeps a core until the last who uses it lets go: the tree or view, and each operation that lets other threads run."""
@@ -203,7 +207,7 @@ cdef class TreeView:
         cdef const uint8_t *value
         cdef uint8_t *p
         cdef object result = default
-        if t != NULL and t.s.comparator == CMP_BYTES and type(key) is bytes:
+        if t != NULL and t.s.comparator == CMP_BYTES and type(key) is bytes and PyBytes_GET_SIZE(<bytes> key) <= INT_SIZE_MAX:
             k = <bytes> key
         else:
             k = self.search_key(key)
@@ -283,7 +287,7 @@ cdef class TreeView:
                 raise MemoryError()
             for i in range(n):
                 key = held[i]
-                if not plain or type(key) is not bytes:
+                if not plain or type(key) is not bytes or PyBytes_GET_SIZE(<bytes> key) > INT_SIZE_MAX:
                     key = self.search_key(key)
                 checked.append(key)  # the caller may change its list while we are at it
                 pointers[i] = <uint8_t *> PyBytes_AS_STRING(<bytes> key)

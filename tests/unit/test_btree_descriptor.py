@@ -215,3 +215,18 @@ def test_sealed_blob_comes_back_with_the_root() -> None:
     assert tree.dirty_pages == 0
     assert Tree.open(world.pager, root).user_blob == b""
     assert Tree.open(world.pager, tree.seal(world.allocate)).user_blob == b"header"
+
+
+@pytest.mark.parametrize("size", [1 << 31, (1 << 32) + 1])
+def test_a_key_longer_than_a_c_int_says_is_not_taken_for_a_shorter_one(size: int) -> None:
+    """Of a key of 4 GiB and one byte the lowest 32 bits of its length were looked at, and the first byte was found."""
+    try:
+        key = bytes(size)  # zeros that no one touches take no memory
+    except MemoryError:
+        pytest.skip("no room for so long a key")
+    tree = new_tree(World(1))
+    tree.put(b"\0", b"v")
+    for ask in (lambda: tree.get(key), lambda: key in tree, lambda: tree.get_many([key])):
+        with pytest.raises(LimitExceeded, match="KEY_SIZE_MAX"):
+            ask()
+    assert tree.get(bytes(70_000)) is None
