@@ -30,13 +30,14 @@ FOR_EVER: Final = -1.0
 class Parked:
     """A thread on its way to the turn, or to `position`, whichever comes first."""
 
-    __slots__ = ("leader", "position", "wake")
+    __slots__ = ("leader", "left", "position", "wake")
 
     wake: LockType  # once it is parked; held until it is woken
 
     def __init__(self, position: int) -> None:
         self.position = position
         self.leader = False
+        self.left = False  # with an exception, all of `abandon` done
 
 
 class Turns:
@@ -104,14 +105,20 @@ class Turns:
 
     def abandon(self, me: Parked, safe: int, error: BaseException | None) -> None:
         """Without the lock, by a thread that leaves with an exception: it is not made leader later, keeps no turn that it was
-        given or had taken, and has the next one woken whom it may have been about to wake."""
+        given or had taken, and has the next one woken whom it may have been about to wake. Interrupted, it is to be called
+        again, until `me.left`."""
         with self._lock:
             if me in self._parked:
                 self._parked.remove(me)
             elif me is self._owner:
                 self.give(safe, error)
         self._wake_next()
-        self.call_due()
+        try:
+            self.call_due()
+        except Exception:  # a callback's own
+            me.left = True
+            raise
+        me.left = True
 
     def _wake_next(self) -> None:
         if self._covered:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Final
 
 from crc32c import crc32c
@@ -35,14 +34,9 @@ class Packer(Framer):
         self.unit = unit  # 0: entries follow one another without pads
         self.pads = 0  # that were entries
 
-    @contextmanager
-    def still(self) -> Iterator[None]:
+    def still(self) -> Still:
         """With the lock held: nothing is added at once meanwhile."""
-        limit, self.limit = self.limit, 0
-        try:
-            yield
-        finally:
-            self.limit = limit
+        return Still(self)
 
     def padding(self, length: int) -> int:
         """Bytes of padding that an entry with a payload of `length` needs in front of it."""
@@ -102,6 +96,22 @@ class Packer(Framer):
     def appended(self) -> int:
         """Entries so far, pads not counted."""
         return self.sequence - self.first_sequence - self.pads
+
+
+class Still:
+    """See `Packer.still`. No generator: one that an interrupt leaves behind restores the limit when it is freed, whenever that
+    is, without the lock and over whatever closed the packer meanwhile."""
+
+    __slots__ = ("_limit", "_pack")
+
+    def __init__(self, pack: Packer) -> None:
+        self._pack = pack
+
+    def __enter__(self) -> None:
+        self._limit, self._pack.limit = self._pack.limit, 0
+
+    def __exit__(self, *_: object) -> None:
+        self._pack.limit = self._limit
 
 
 def split_buffers(buffers: Sequence[Buffer], room: int) -> tuple[list[Buffer], list[Buffer]]:

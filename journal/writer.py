@@ -6,6 +6,7 @@ safe <= flushed <= taken <= write.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,6 +41,7 @@ class Writer:
         self._takes = iter(pack.take, None)
         self._safe_sequence = pack.sequence
         self._cause: BaseException | None = None  # what stopped the present turn
+        self._handled: BaseException | None = None  # what its thread was handling already when it began
         self._unsettled = False  # from the first step of a turn until it is known what it made of the log
         pack.hold_back = options.buffer_bytes
         self.open_room()
@@ -49,37 +51,51 @@ class Writer:
     def wait(self, position: int, timeout: float | None) -> None:
         """See `Journal.wait`."""
         while self.safe < position:
-            me = Parked(position)
-            try:
-                with self.lock:
-                    if self.safe >= position:
-                        return
-                    if self.refusal is not None or position > self._pack.position:
-                        self.raise_refusal()
-                        self._require_appended(position)
-                    leads = self.turns.take(me)
-                if leads or self.turns.sleep(me, timeout):
-                    self._commit()
-            except BaseException as cause:
-                self._abandon(me, cause)
-                raise
+            self._take_part(Parked(position), self._line_up_to_wait, self._commit, timeout)
+
+    def _line_up_to_wait(self, me: Parked) -> bool | None:
+        if self.safe >= me.position:
+            return None
+        if self.refusal is not None or me.position > self._pack.position:
+            self.raise_refusal()
+            self._require_appended(me.position)
+        return self.turns.take(me)
 
     def push(self) -> None:
         """See `Journal.push`."""
         position = self._pack.position
         while self.flushed < position:
-            me = Parked(position)
-            try:
-                with self.lock:
-                    if self.flushed >= position:
-                        return
-                    self.raise_refusal()
-                    leads = self.turns.take(me)
-                if leads or self.turns.sleep(me, None):
-                    self._write_in_turn()
-            except BaseException as cause:
-                self._abandon(me, cause)
-                raise
+            self._take_part(Parked(position), self._line_up_to_push, self._write_in_turn, None)
+
+    def _line_up_to_push(self, me: Parked) -> bool | None:
+        if self.flushed >= me.position:
+            return None
+        self.raise_refusal()
+        return self.turns.take(me)
+
+    def _take_part(
+        self, me: Parked, line_up: Callable[[Parked], bool | None], lead: Callable[[], None], timeout: float | None
+    ) -> bool:
+        """Line up, with the lock held, and `lead` once the turn is this thread's; whether it was. `line_up` says whether it is so
+        at once; None: this thread wants no turn. However often it is interrupted, it leaves the line in order."""
+        try:
+            with self.lock:
+                leads = line_up(me)
+            if leads is False:
+                leads = self.turns.sleep(me, timeout)
+            if leads:
+                lead()
+        except BaseException as cause:
+            interruption: BaseException | None = None
+            while not me.left:
+                try:
+                    self._abandon(me, cause)
+                except BaseException as another:
+                    interruption = another
+            if interruption is not None:
+                raise interruption  # noqa: B904 - the cause is its context
+            raise
+        return bool(leads)
 
     def add_waiter(self, position: int, callback: Callback) -> None:
         """See `Journal.add_waiter`."""
@@ -102,24 +118,20 @@ class Writer:
         excess = end - self._pack.taken - self._options.buffer_bytes
         if excess <= 0:
             return
-        me = Parked(end)
-        try:
-            with self.lock:
-                leads = self.refusal is None and not self.turns.busy and self.turns.take(me)
-            if leads:
-                self._write_in_turn(whole_periods=True)
-        except BaseException as cause:
-            self._abandon(me, cause)
-            raise
-        if not leads and excess > self._options.buffer_bytes:
+        led = self._take_part(Parked(end), self._line_up_if_free, lambda: self._write_in_turn(whole_periods=True), None)
+        if not led and excess > self._options.buffer_bytes:
             self.wait(end, None)
+
+    def _line_up_if_free(self, me: Parked) -> bool | None:
+        return (self.refusal is None and not self.turns.busy and self.turns.take(me)) or None
 
     def _abandon(self, me: Parked, cause: BaseException) -> None:
         """The thread of `me` leaves with `cause`. An interrupt is no failure of the medium: it may have come between any two
         steps of a turn, so the next leader does them all again, the same bytes to the same place (`_unwritten`), and flushes.
-        What fails otherwise leaves nobody knowing what was written, so nothing may be written behind it (J6)."""
+        What fails otherwise leaves nobody knowing what was written, so nothing may be written behind it (J6). Interrupted
+        itself it is called again."""
         with self.lock:
-            failure = _failure_behind(self._cause or cause)
+            failure = _failure_behind(self._cause or cause, self._handled)
             if self._unsettled and self.turns.is_of(me) and failure is not None:
                 self._latch("write", failure)
             self.open_room()  # which an interrupted `still` may have left closed
@@ -130,7 +142,7 @@ class Writer:
     def _commit(self) -> None:
         """One write and one flush for everything appended so far. What it covers is durable, `safe`."""
         safe, sequence = self.safe, self._safe_sequence
-        self._cause, self._unsettled = None, True
+        self._cause, self._handled, self._unsettled = None, sys.exception(), True
         try:
             safe, sequence = self.write_buffers()
             self._medium.flush()
@@ -145,7 +157,7 @@ class Writer:
 
     def _write_in_turn(self, *, whole_periods: bool = False) -> None:
         """Write everything appended so far, or all periods that are complete, without a flush."""
-        self._cause, self._unsettled = None, True
+        self._cause, self._handled, self._unsettled = None, sys.exception(), True
         try:
             self.write_buffers(whole_periods=whole_periods)
         except BaseException as cause:
@@ -202,7 +214,7 @@ class Writer:
         """A turn that was interrupted has covered nothing: whoever waits next does it again. Nor has one beside which something
         failed (a head, a trim, the owner's flush): who was told of a lost write may not have been this flush."""
         error = self._cause
-        failure = _failure_behind(error) if error is not None else None
+        failure = _failure_behind(error, self._handled) if error is not None else None
         with self.lock:
             if failure is not None:
                 self._latch(operation, failure)
@@ -278,12 +290,18 @@ class Writer:
         beginning of a generation are such that doing them again, from the first step, is right."""
         with self.lock:
             self.raise_refusal()
+        handled = sys.exception()
         try:
             self.heads.ensure_begun(self._head_now, self._room.trimmed)
             action()
-        except Exception as cause:
+        except BaseException as cause:
+            failure = _failure_behind(cause, handled)
+            if failure is None:
+                raise
             with self.lock:
-                refusal = self._latch(operation, cause)
+                refusal = self._latch(operation, failure)
+            if failure is not cause:
+                raise
             raise refusal from cause
         with self.lock:
             self.raise_refusal()  # what failed meanwhile may have been this
@@ -303,12 +321,11 @@ class Writer:
             assert self.heads.durable.generation == self._pack.generation, "J3"
 
 
-def _failure_behind(cause: BaseException | None) -> Exception | None:
-    """What failed, where something did: an interrupt may have come while the error of a medium was on its way."""
-    while cause is not None and not isinstance(cause, Exception):
-        behind = cause.__context__
-        if isinstance(behind, OSError | JournalError) or not isinstance(behind, Exception):
-            cause = behind
-        else:
-            return None  # whoever called was handling it
-    return cause
+def _failure_behind(cause: BaseException | None, handled: BaseException | None) -> Exception | None:
+    """What failed, where something did: an interrupt may have come while the error of a medium was on its way. `handled`, and
+    what lies behind it, is older than the work: whoever called was handling it."""
+    while cause is not None and cause is not handled:
+        if isinstance(cause, Exception):
+            return cause
+        cause = cause.__context__
+    return None

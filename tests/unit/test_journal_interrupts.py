@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
-from journal import Journal, JournalError, MemoryMedium, Options
+from journal import Journal, JournalClosed, JournalError, MemoryMedium, Options
 
 HANG_S = 250  # before pytest ends the test, so that the place is told
 FILES = (*(f"journal/{module}.py" for module in ("writer", "commit", "pack", "journal", "heads")), "contextlib.py")
@@ -244,7 +244,52 @@ def writing_a_head(scene: Scene) -> Callable[[], object]:
     return scene.journal.write_head
 
 
+def once_interrupted(scene: Scene, owner: object, name: str) -> None:
+    """The first call of that method by the one who is interrupted does nothing: an interrupt comes first. The traced one is then
+    the second, and may come while it leaves."""
+    method = getattr(owner, name)
+
+    def interrupted(*arguments: Any) -> Any:
+        if threading.current_thread() is not scene.main:
+            return method(*arguments)
+        delattr(owner, name)
+        raise KeyboardInterrupt
+
+    setattr(owner, name, interrupted)
+
+
+def twice_at_the_end_of_a_turn(scene: Scene) -> Callable[[], object]:
+    scene.joined_by(2)
+    once_interrupted(scene, scene.journal._writer, "_end_turn")
+    return scene.commit
+
+
+def twice_behind_a_turn(scene: Scene) -> Callable[[], object]:
+    """The callbacks are due."""
+    once_interrupted(scene, scene.journal._writer.turns, "call_due")
+    return told(scene)
+
+
+def twice_asleep(scene: Scene) -> Callable[[], object]:
+    scene.behind_a_flush(scene.commit, scene.commit)
+    once_interrupted(scene, scene.journal._writer.turns, "sleep")
+    return scene.commit
+
+
+def twice_woken(scene: Scene) -> Callable[[], object]:
+    """It was to wake the next one of those whose entries are durable."""
+    work = covered(scene)
+    once_interrupted(scene, scene.journal._writer.turns, "_wake_next")
+    return work
+
+
+def twice_failing(scene: Scene) -> Callable[[], object]:
+    once_interrupted(scene, scene.journal._writer, "_end_turn")
+    return failing(scene)
+
+
 SCENES = [
+    twice_at_the_end_of_a_turn, twice_behind_a_turn, twice_asleep, twice_woken, twice_failing,
     appending_parts, beginning, writing_a_head,
     alone, joined, told, failing, covered, promoted, behind_others, too_late, pushing, pushing_behind_a_flush,
     appending_too_much, appending_too_much_behind_a_flush,
@@ -267,9 +312,9 @@ def play(prepare: Callable[[Scene], Callable[[], object]], at: int) -> Interrupt
     assert not turns.busy, said
     assert not turns._parked, said
     refusal = scene.journal._writer.refusal
-    assert refusal is None or prepare is failing, f"latched with {refusal!r} after {said}"
+    assert refusal is None or prepare in (failing, twice_failing), f"latched with {refusal!r} after {said}"
     assert scene.journal.safe == scene.journal.write or refusal is not None, said
-    if prepare is told:
+    if prepare in (told, twice_behind_a_turn):
         assert len(scene.called) >= 3, said
     if refusal is None:
         scene.journal.assert_state()
@@ -279,24 +324,89 @@ def play(prepare: Callable[[Scene], Callable[[], object]], at: int) -> Interrupt
     return interruption
 
 
-def test_a_failure_that_an_interrupt_overtakes_still_latches() -> None:
-    """The flush failed, and before anybody heard of it Ctrl-C was raised in its place: a second flush would say "fine"."""
+def while_handling(error: Exception, work: Callable[[], object]) -> None:
+    try:
+        raise error
+    except type(error):
+        work()
 
-    class Failing(MemoryMedium):
-        def flush(self) -> None:
-            try:
-                raise OSError(5, "the medium")
-            except OSError:
-                raise KeyboardInterrupt  # noqa: B904
 
-    journal = Journal.create(MemoryMedium())
+class Lost(Exception):
+    """A medium's own kind of error."""
+
+
+class Failing(Gated):
+    """A flush fails, and before anybody hears of it Ctrl-C is raised in its place; the second one would say "fine"."""
+
+    error: Exception | None = None
+
+    def flush(self) -> None:
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        except type(error):
+            raise KeyboardInterrupt  # noqa: B904
+        super().flush()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "the medium"), Lost("the medium")])
+@pytest.mark.parametrize("how", ["wait", "write_head"])
+@pytest.mark.parametrize("handling", [False, True])
+def test_a_failure_that_an_interrupt_overtakes_still_latches(error: Exception, how: str, *, handling: bool) -> None:
+    """It was forgotten where the error was of a kind of the medium's own, and where a head was written."""
+    medium = Failing()
+    journal = Journal.create(medium)
     journal.write_head()
-    journal.medium = journal._writer._medium = Failing()
     end = journal.append(b"event")
+    medium.error = error
+    work = partial(journal.wait, end) if how == "wait" else journal.write_head
     with pytest.raises(KeyboardInterrupt):
-        journal.wait(end)
+        while_handling(KeyError("a caller's"), work) if handling else work()
     with pytest.raises(JournalError, match="the medium"):
         journal.wait(end)
+    assert journal.safe < end
+
+
+@pytest.mark.parametrize("handled", [OSError(2, "no such file"), JournalError("another journal's"), ValueError("a value")])
+@pytest.mark.parametrize("how", ["wait", "push", "write_head"])
+def test_what_the_caller_was_handling_is_no_failure_of_the_medium(handled: Exception, how: str) -> None:
+    """Ctrl-C in a flush that somebody called in an `except OSError:` latched the journal for good."""
+    medium = Gated()
+    journal = Journal.create(medium)
+    journal.write_head()
+    end = journal.append(b"event")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    work = {"wait": partial(journal.wait, end), "push": journal.push, "write_head": journal.write_head}[how]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(medium, "write" if how == "push" else "flush", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            while_handling(handled, work)
+    journal.wait(end)
+    assert journal.safe == end
+
+
+def test_an_interrupted_append_opens_no_closed_journal() -> None:
+    """What had held the packer still let it go when the interrupt's traceback was freed, behind `close`."""
+    at, where = 0, "the first"
+    while where:
+        journal, interruption = Journal.create(MemoryMedium()), Interruption(at)
+        kept: BaseException | None = None
+        try:
+            with interruption.traced():
+                journal.append([b"x" * 3000, b"y" * 3000])
+        except KeyboardInterrupt as error:
+            kept = error
+        journal.close()
+        del kept
+        assert journal._pack.limit == 0, interruption.where
+        with pytest.raises(JournalClosed):
+            journal.append(b"event")
+        at, where = at + 1, interruption.where
+    assert at > 10, "places were passed"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
