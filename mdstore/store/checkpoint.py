@@ -95,23 +95,21 @@ class Checkpointer:
 
     def run(self, *, flags: int = 0) -> None:
         """Write a checkpoint now. On return everything submitted before the call is durable and in the trees."""
-        with self._one_at_a_time:
-            self._to_its_end(lambda: self._store.guarded(lambda: self._run(flags)))
+        self._to_its_end(lambda: self._store.guarded(lambda: self._run(flags)))
 
     def run_steps(self, steps: Callable[[Freezer], Result]) -> Result:
         """Do what needs more than one checkpoint with no other in between: `steps` gets the call that runs one."""
-        with self._one_at_a_time:
-            return self._to_its_end(lambda: steps(lambda on_frozen: self._store.guarded(lambda: self._run(0, on_frozen))))
-
-    def run_after(self, prepare: Callable[[], None]) -> None:
-        """`run`, with `prepare` done first and no other checkpoint in between."""
-        with self._one_at_a_time:
-            prepare()
-            self._store.guarded(lambda: self._run(0))
+        return self._to_its_end(lambda: steps(lambda on_frozen: self._store.guarded(lambda: self._run(0, on_frozen))))
 
     def _to_its_end(self, work: Callable[[], Result]) -> Result:
-        """On a medium that lasts, whatever interrupts the caller. In memory a second thread would be most of the cost."""
-        return uninterrupted(work) if self._store.device.fileno() >= 0 else work()
+        """On a medium that lasts, whatever interrupts the caller; the next one waits for the work, not for the caller, who may
+        get away by a second interrupt. In memory a second thread would be most of the cost: an interrupt fails the store."""
+
+        def alone() -> Result:
+            with self._one_at_a_time:
+                return work()
+
+        return uninterrupted(alone) if self._store.device.fileno() >= 0 else alone()
 
     def _run(self, flags: int, on_frozen: OnFrozen | None = None) -> Superblock:
         """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it: between the
@@ -223,3 +221,5 @@ class Checkpointer:
         self._wanted.set()
         if self._thread is not None:
             self._thread.join()
+        with self._one_at_a_time:  # one whose caller was interrupted twice
+            pass

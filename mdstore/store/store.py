@@ -37,7 +37,7 @@ from mdstore.limits import BLOCK_SIZE_DEFAULT, MIB
 from mdstore.store import log, making, recovery, resize, statistics, superblock, tables
 from mdstore.store.answers import Capabilities, SnapshotInfo
 from mdstore.store.apply import Applier
-from mdstore.store.checkpoint import Checkpointer
+from mdstore.store.checkpoint import Checkpointer, Freezer
 from mdstore.store.commit import Commit, Committer
 from mdstore.store.isolation import REMEDY
 from mdstore.store.mapview import MapView
@@ -273,7 +273,11 @@ class Store(Queries):
             raise log.typed(error) from error
 
     def checkpoint(self) -> None:
-        """Bring the trees on the medium up to date, so that recovery has nothing to replay. See mdstore/store/checkpoint.py."""
+        """Bring the trees on the medium up to date, so that recovery has nothing to replay. See mdstore/store/checkpoint.py.
+
+        An interrupt (Ctrl-C) is raised once it is done; on a device in memory it ends the checkpoint, and the store is to be
+        opened again (DeviceFailed says so).
+        """
         self.check_writable()
         self.checkpointer.run()
 
@@ -304,11 +308,14 @@ class Store(Queries):
         system), LimitExceeded. Cost: reserving the blocks where the file system can, and two checkpoints.
         """
         self.check_writable()
-        grown: list[tuple[int, int]] = []
-        self.checkpointer.run_after(lambda: grown.extend(resize.grow(self, size_bytes)))
+        self.checkpointer.run_steps(lambda freezer: self._resize(size_bytes, freezer))
+        self.checkpointer.run()
+
+    def _resize(self, size_bytes: int | None, freezer: Freezer) -> None:
+        grown = resize.grow(self, size_bytes)
+        freezer(None)
         resize.hand_over(self, grown)
         self._reserve = max(8, self.superblock.blocks // 64)
-        self.checkpointer.run()
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mdstore.device.file import FileDevice
 from mdstore.device.memory import MemoryDevice
 from mdstore.errors import DeviceFailed
 from mdstore.limits import MIB
+from mdstore.store import checkpoint
 from mdstore.store.check import check
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
@@ -142,7 +145,7 @@ def test_an_interrupt_inside_applying_says_so(monkeypatch: pytest.MonkeyPatch) -
         assert not again.exists("c", "n")
 
 
-@pytest.mark.parametrize("how", ["checkpoint", "snapshot", "close"])
+@pytest.mark.parametrize("how", ["checkpoint", "snapshot", "resize", "close"])
 def test_an_interrupt_of_a_checkpoint_comes_after_it(tmp_path: Path, how: str) -> None:
     """At each flush of it. The store goes on, and what was closed was closed in order."""
     number = 0
@@ -162,11 +165,14 @@ def test_an_interrupt_of_a_checkpoint_comes_after_it(tmp_path: Path, how: str) -
 
         device.on_flush = count
         interrupted = False
+        work = {"snapshot": partial(store.snapshot, "s"), "resize": partial(store.resize, 2 * MIB)}.get(how, getattr(store, how))
         try:
-            store.snapshot("s") if how == "snapshot" else store.checkpoint() if how == "checkpoint" else store.close()
+            work()
         except KeyboardInterrupt:
             interrupted = True
         device.on_flush = None
+        if how == "resize":
+            store.apply(Transaction().write("c", "more", 0, bytes(3 * MIB // 2)))
         if how != "close":
             store.map("c", "m")[b"after"] = b"v"
             store.close()
@@ -178,3 +184,37 @@ def test_an_interrupt_of_a_checkpoint_comes_after_it(tmp_path: Path, how: str) -
             break
         number += 1
     assert number >= 2, "flushes were interrupted"
+
+
+def test_a_checkpoint_whose_caller_got_away_holds_back_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second interrupt let its caller go, and with it the lock that keeps another checkpoint from running beside it."""
+    flushing, over = threading.Event(), threading.Event()
+    threads = list[threading.Thread]()
+
+    def interrupted_twice(work: Callable[[], object]) -> None:
+        threads.append(threading.Thread(target=work))
+        threads[0].start()
+        assert flushing.wait(HANG_S)
+        raise KeyboardInterrupt
+
+    def stay() -> None:
+        flushing.set()
+        assert over.wait(HANG_S)
+
+    device = FlushedFile.create(tmp_path / "image", 1 * MIB)
+    assert isinstance(device, FlushedFile)
+    store = Store.create(device, background=False)
+    store.map("c", "m")[b"k"] = b"v"
+    device.on_flush = stay
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "uninterrupted", interrupted_twice)
+        with pytest.raises(KeyboardInterrupt):
+            store.checkpoint()
+    held_back = store.checkpointer._one_at_a_time.locked()
+    over.set()
+    threads[0].join(HANG_S)
+    assert held_back
+    store.close()
+    with Store.open(FileDevice.open(device.name), background=False) as again:
+        assert again.recovery.clean
+        assert set(again.map("c", "m")) == {b"k"}
