@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Protocol
 from weakref import WeakSet
 
@@ -26,24 +25,11 @@ class Inheritable(Protocol):
 
 _open: WeakSet[Inheritable] = WeakSet()
 _owner = os.getpid()
-_handing_over = False
 
 
 def watch(thing: Inheritable) -> None:
     """Have `thing.left_behind` called in every child forked while it is alive."""
     _open.add(thing)
-
-
-@contextmanager
-def handing_over() -> Iterator[None]:
-    """Fork inside of this to go on in the child, as a daemon does: what is open is the child's then. The process must have no
-    other thread, and the parent must end at once, with `os._exit`, touching nothing."""
-    global _handing_over
-    _handing_over = True
-    try:
-        yield
-    finally:
-        _handing_over = False
 
 
 def never_free(things: Iterable[object]) -> None:
@@ -55,8 +41,6 @@ def never_free(things: Iterable[object]) -> None:
 def _leave_behind() -> None:
     global _owner
     owner, _owner = _owner, os.getpid()
-    if _handing_over:
-        return
     failure: BaseException | None = None
     for thing in list(_open):
         _open.discard(thing)

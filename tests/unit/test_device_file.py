@@ -34,14 +34,11 @@ HOLD = """
 import sys
 from mdstore.device.file import FileDevice
 device = FileDevice.open(sys.argv[1], read_only=sys.argv[2] == "r")
-if len(sys.argv) > 3:  # hand the lock to a child, as a daemon does that goes into the background
+if len(sys.argv) > 3:  # leave the lock to a child, which has a descriptor of the open file that the device knows nothing of
     import os
-    from mdstore.device.forks import handing_over
-    with handing_over():
-        child = os.fork()
-    if child:
+    os.dup(device.fileno())
+    if os.fork():
         os._exit(0)
-    device.read(0, 512)
 print("held", os.getpid() if len(sys.argv) > 3 else "", flush=True)
 sys.stdin.read()
 """
