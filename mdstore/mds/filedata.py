@@ -68,24 +68,16 @@ class FileData:
     def __init__(self, core: Core, changes: Changes) -> None:
         self._core = core
         self._changes = changes
+        self.overdue = False  # some file, or all together, hold back more than they should
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def write(
-        self, node: Inode, offset: int, data: bytes | memoryview, now: int, *, drops_set_id: bool = False
-    ) -> None:
+    def write(self, node: Inode, offset: int, data: bytes | memoryview, now: int) -> None:
         """Buffer bytes; size and times change in memory. Submits where the buffer of this file, or of all, is full. Where that
-        fails they stay buffered, and who writes next, with no room for them, is told before anything changes."""
+        fails they stay buffered, and `overdue` says so: `make_room` before the next."""
         core = self._core
         file = self.state(node)
-        if file.buffer.size_bytes >= core.limits.file_buffer:
-            self.publish([node])
-        elif core.buffered_bytes >= core.limits.data_buffer:
-            with suppress(*UNREADABLE):  # the bytes of others: of each no more stays than one file may hold back
-                self.publish(list(core.buffered.values()))
         core.unlogged = True
-        if drops_set_id and node.mode & 0o6000:
-            node.drop_set_id()
         if offset > node.size:
             node.become_sparse()
         before = file.buffer.size_bytes
@@ -98,11 +90,27 @@ class FileData:
         node.mtime = node.ctime = now
         core.unlogged = False  # a buffer needs no event
         if file.buffer.size_bytes >= core.limits.file_buffer:
-            with suppress(TransactionError, *UNREADABLE):
-                self.publish([node])
+            self._publish_or_later([node])
         elif core.buffered_bytes >= core.limits.data_buffer or len(core.buffered) >= 4 * EVENT_FILES:
-            with suppress(TransactionError, *UNREADABLE):
+            self._publish_or_later(list(core.buffered.values()))
+
+    def _publish_or_later(self, nodes: list[Inode]) -> None:
+        try:
+            self.publish(nodes)
+        except (TransactionError, *UNREADABLE):
+            self.overdue = True
+
+    def make_room(self, node: Inode) -> None:
+        """Before more is written to the file, while something is `overdue`: raises, with nothing changed, why its bytes, or those
+        of all, cannot be published. Of other files that cannot be read no more stays than each may hold back."""
+        core, file = self._core, self.state(node)
+        if file.buffer.size_bytes >= core.limits.file_buffer:
+            self.publish([node])
+        elif core.buffered_bytes >= core.limits.data_buffer:
+            with suppress(*UNREADABLE):
                 self.publish(list(core.buffered.values()))
+        held = [other.file.buffer.size_bytes for other in core.buffered.values() if other.file is not None]
+        self.overdue = sum(held) >= core.limits.data_buffer or max(held, default=0) >= core.limits.file_buffer
 
     def state(self, node: Inode) -> FileState:
         """The file's state, made where there is none."""

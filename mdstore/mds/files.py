@@ -115,7 +115,11 @@ class Files:
         self._space.reserve(len(data) if node.ino in self._core.buffered else len(data) + FILE_COST)
         if self._quota.any and end > node.size:
             self._quota.check(self._cache.directory(node.home or ROOT_INO), space=end - node.size)
-        self._data.write(node, offset, data, self._core.clock(), drops_set_id=handle.uid != 0)
+        if self._data.overdue:
+            self._data.make_room(node)
+        if handle.uid and node.mode & 0o6000:
+            node.drop_set_id()
+        self._data.write(node, offset, data, self._core.clock())
         return len(data)
 
     def fallocate(self, number: int, mode: int, offset: int, length: int) -> None:

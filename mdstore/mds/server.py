@@ -288,9 +288,9 @@ class MetadataServer(Care):
             core.counters.fsyncs += 1
         core.flush_log(position)
 
-    @checked
     def release(self, handle: int) -> None:
         """See `Vfs`. EBADF. Nothing becomes durable by it. Whatever else fails, the handle is closed and its locks are gone."""
+        handle = typed("release", "handle", handle, int)
         with self._core.guard:
             core = self._core
             self._unlock(handle)

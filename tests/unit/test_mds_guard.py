@@ -12,8 +12,10 @@ import pytest
 
 from journal import JournalError
 from mdstore.engines.mem import MemStore
-from mdstore.errors import DeviceFailed, InternalError, MdstoreError, ReadOnly, errno_of
+from mdstore.errors import CorruptionError, DeviceFailed, InternalError, MdstoreError, ReadOnly, errno_of
+from mdstore.mds.core import Limits
 from mdstore.mds.driver import Driver
+from mdstore.mds.filedata import FileData
 from mdstore.mds.inode import Inode
 from mdstore.mds.layout import META, directory_object
 from mdstore.mds.server import MetadataServer
@@ -301,3 +303,36 @@ def test_a_refused_fallocate_leaves_the_set_id_bits(store: MemStore) -> None:
     server.fallocate(handle, 0, 0, 100)
     server.syncfs()
     assert server.getattr(attr.ino).mode == 0o100755 == crashed(store).lookup(SUPERUSER, ROOT_INO, b"f").mode
+
+
+def test_who_writes_on_while_nothing_can_be_published_is_refused_in_time(
+    store: MemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write that filled the buffer raised, and its bytes were there all the same."""
+    server = MetadataServer.mount(store, limits=Limits(file_buffer=1000, data_buffer=5000))
+    bad, other = make(server, b"bad", b"begun"), make(server, b"other", b"")
+    node = server._handles.node(bad)
+    real = FileData._fill
+
+    def unreadable(self: FileData, batch: Any, file: Inode) -> None:
+        if file is node:
+            raise CorruptionError("a page", "somewhere", "a checksum", "another")
+        real(self, batch, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileData, "_fill", unreadable)
+        assert server.write(bad, 5, bytes(2000)) == 2000
+        for _ in range(3):
+            for number in range(5):  # of who shares nothing with it none is refused
+                assert server.write(other, number * 500, bytes(500)) == 500
+            with pytest.raises(CorruptionError):
+                server.write(bad, 2005, b"more")
+            with pytest.raises(CorruptionError):
+                server.fsync(bad)
+            assert server.getattr(node.ino).size == 2005
+        server.fsync(other)
+        assert server.counters()["buffered_bytes"] == 2005
+    assert server.write(bad, 2005, b"more") == 4
+    server.fsync(bad)
+    again = crashed(store)
+    assert [again.lookup(SUPERUSER, ROOT_INO, name).size for name in (b"bad", b"other")] == [2009, 2500]
