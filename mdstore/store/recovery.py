@@ -17,6 +17,7 @@ from mdstore.btree import crc32c_blocks
 from mdstore.device.protocol import Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError
 from mdstore.store import log, superblock
+from mdstore.store.allocator import Run
 from mdstore.store.apply import Applier
 from mdstore.store.isolation import REMEDY, IsolatingApplier, evidence
 from mdstore.store.superblock import Root, Superblock
@@ -45,35 +46,34 @@ def recover(
     counts of references, floors), and with damage inside the object tree left where it is.
     """
     try:
-        return _recover(device, cache_bytes, onodes_max, read_only, None)
+        return _recover(device, cache_bytes, onodes_max, read_only=read_only)
     except CorruptionError as error:
         if not read_only:
             raise
         try:
-            return _recover(device, cache_bytes, onodes_max, read_only, [])
+            return _recover(device, cache_bytes, onodes_max, read_only=True, tolerant=True)
         except CorruptionError:
             raise error from None
 
 
 def _recover(
-    device: Device, cache_bytes: int, onodes_max: int, read_only: bool, tolerated: list[str] | None
+    device: Device, cache_bytes: int, onodes_max: int, *, read_only: bool, tolerant: bool = False
 ) -> tuple[Superblock, Tables, Journal, Recovery]:
     report = Recovery()
-    chosen, live, must_reach = choose(device, cache_bytes, onodes_max, report, read_only=read_only, tolerated=tolerated)
-    report.warnings += tolerated or []
+    chosen, live, must_reach = choose(device, cache_bytes, onodes_max, report, read_only=read_only, tolerant=tolerant)
     journal = replay(device, chosen, live, report, must_reach, read_only=read_only)
     return chosen, live, journal, report
 
 
 def choose(
-    device: Device, cache_bytes: int, onodes_max: int, report: Recovery, *, read_only: bool = False,
-    tolerated: list[str] | None = None,
-) -> tuple[Superblock, Tables, int]:  # fmt: skip
+    device: Device, cache_bytes: int, onodes_max: int, report: Recovery, *, read_only: bool = False, tolerant: bool = False
+) -> tuple[Superblock, Tables, int]:
     """The newest superblock whose checksum and roots verify, its tables, and how far the log must at least reach.
 
     A superblock passed over because its *roots* are damaged was durable, so the log from the older one's position must reach
     the position it names; otherwise falling back would lose what was acknowledged, and opening refuses. The log knows nothing
-    of snapshots: where the two superblocks name others, only a read-only opening falls back.
+    of snapshots: where the two superblocks name others, only a read-only opening falls back. tolerant: damage to what only a
+    writer needs is no reason to pass a superblock over; the report's warnings say what it is.
     """
     good, bad = superblock.read_all(device)
     report.warnings += bad
@@ -85,6 +85,7 @@ def choose(
         if candidate.epoch in tried:
             continue
         tried.add(candidate.epoch)
+        tolerated: list[str] | None = [] if tolerant else None
         try:
             superblock.check_device_size(device, candidate)
             tables = load(device, candidate, cache_bytes, onodes_max, tolerated=tolerated)
@@ -98,6 +99,7 @@ def choose(
             where = f"epoch {passed_over[0].epoch} of {device.name}"
             expected = f"roots that read (its snapshots are not those of epoch {candidate.epoch}); {REMEDY}"
             raise CorruptionError("superblock", where, expected, first_error)
+        report.warnings += tolerated or []
         report.epoch = candidate.epoch
         report.clean = bool(candidate.flags & superblock.FLAG_CLEAN)
         return candidate, tables, must_reach
@@ -133,6 +135,7 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
         first_lost = replayer.finish()
         if first_lost is not None:
             report.tail = f"the entry at {first_lost.position} names blocks that never arrived"
+            report.warnings.append(_TAIL_LOST.format(first_lost.position))
             journal.cut_tail(first_lost.position, first_lost.sequence)
         else:
             report.tail = f"{journal.tail.kind}: {journal.tail.detail}"
@@ -146,6 +149,12 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
     tables.objects.replaying = read_only  # a read-only store never takes a block
     report.log_bytes = journal.write - chosen.log_position
     return journal
+
+
+_TAIL_LOST = (
+    "the log ends before position {}: the data of the entry there is not what was written. A crash before it was acknowledged "
+    "leaves that; so would damage to the medium since"
+)
 
 
 class _Replayer:
@@ -183,12 +192,13 @@ class _Replayer:
         return entry.end <= self._known_durable
 
     def _arrived(self, entry: Entry) -> bool:
+        """Read twice before it is cut off for good: a bit may have flipped on its way here."""
+        written = log.mapped_writes(self._held[0][1])
+        return all(self._holds(runs, checksums) or self._holds(runs, checksums) for runs, checksums in written)
+
+    def _holds(self, runs: list[Run], checksums: bytes) -> bool:
         space = self._tables.space
-        for runs, checksums in log.mapped_writes(self._held[0][1]):
-            found = b"".join(crc32c_blocks(space.read(start, blocks), space.block_size) for start, blocks in runs)
-            if found != checksums:
-                return False
-        return True
+        return b"".join(crc32c_blocks(space.read(start, blocks), space.block_size) for start, blocks in runs) == checksums
 
     def _apply(self, entry: Entry, operations: list[list[object]]) -> None:
         for runs, _ in log.mapped_writes(operations):

@@ -10,6 +10,7 @@ import pytest
 from mdstore.device.memory import MemoryDevice
 from mdstore.engines.mem import MemStore
 from mdstore.errors import CorruptionError, MdstoreError, NotFound, ReadOnly
+from mdstore.store import recovery
 from mdstore.store.store import Store
 from mdstore.store.transaction import Op, Transaction
 from tests.crash.store_workload import COLLECTIONS, Mixed, outcome
@@ -195,3 +196,23 @@ def pages_reached(store: Store) -> set[int]:
     """Every page and every block of data that the newest superblock reaches, and the spare ones."""
     free = {block for start, count in store.tables.allocator.extents() for block in range(start, start + count)}
     return set(range(store.superblock.first_block, store.superblock.blocks - 8192 // BLOCK)) - free
+
+
+def test_what_was_tolerated_in_a_superblock_passed_over_is_not_said_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, device = made()
+    store.checkpoint()
+    newest = store.superblock.epoch
+    load = recovery.load
+
+    def damaged(*arguments: Any, tolerated: list[str] | None, **options: Any) -> Any:
+        epoch = arguments[1].epoch
+        if tolerated is not None:
+            tolerated.append(f"the free space of epoch {epoch}")
+        if tolerated is None or epoch == newest:
+            raise CorruptionError("tree", f"epoch {epoch}", "roots", "damage")
+        return load(*arguments, tolerated=tolerated, **options)
+
+    monkeypatch.setattr(recovery, "load", damaged)
+    warnings = read_only(device.image()).recovery.warnings
+    assert [warning for warning in warnings if "the free space" in warning] == [f"the free space of epoch {newest - 1}"]
+    assert any("passed over" in warning for warning in warnings)

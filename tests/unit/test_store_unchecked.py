@@ -13,6 +13,7 @@ from mdstore.limits import MIB
 from mdstore.store.check import check
 from mdstore.store.extents import decode_extent
 from mdstore.store.scrub import Scrub
+from mdstore.store.space import Space
 from mdstore.store.store import Store
 from mdstore.store.transaction import HINT_UNCHECKED, Transaction
 from mdstore.tools.reader.check import DEEP
@@ -112,4 +113,27 @@ def test_a_large_write_lost_by_a_crash_is_found_lost_without_checksums_in_the_ex
     lost = Store.open(MemoryDevice.from_bytes(after[:log] + before[log:]))
     assert lost.read("c", "o") == b""
     assert "never arrived" in lost.recovery.tail
-    assert Store.open(MemoryDevice.from_bytes(after)).read("c", "o") == CONTENT
+    assert len(lost.recovery.warnings) == 1
+    assert "the data of the entry there is not what was written" in lost.recovery.warnings[0]
+    whole = Store.open(MemoryDevice.from_bytes(after))
+    assert whole.read("c", "o") == CONTENT
+    assert not whole.recovery.warnings
+
+
+def test_a_bit_that_flips_while_recovery_reads_cuts_no_large_write_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry at the end of the log was cut off for good, acknowledged as it was."""
+    device = MemoryDevice(8 * MIB)
+    store = Store.create(device, background=False)
+    store.apply(Transaction().create_collection("c").write("c", "o", 0, CONTENT))
+    flips, read = [1], Space.read
+
+    def flipped_once(space: Space, start: int, blocks: int) -> bytes:
+        content = read(space, start, blocks)
+        return content if not flips else bytes([content[0] ^ flips.pop(), *content[1:]])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Space, "read", flipped_once)
+        again = Store.open(MemoryDevice.from_bytes(device.image()))
+    assert not flips
+    assert again.read("c", "o") == CONTENT
+    assert not again.recovery.warnings
