@@ -40,7 +40,7 @@ while True: pass' "${LIMIT:-900}" &
 	shuffled) more=(--shuffle "$RANDOM" -n 2) ;;
 	*) echo "no condition '$condition': one, busy, memory, shuffled" >&2 && return 2 ;;
 	esac
-	place=$(mktemp -d "$place/shake-XXXXXX")
+	place=$(mktemp -d "$place/shake-XXXXXX") || { finish; echo "$condition, round $round: not run, no directory can be made there" >&2; return 1; }
 	places+=("$place")
 	log=$logs/$condition-$round.log
 	TMPDIR=$place PYTHONHASHSEED=$hash timeout -k 10 "${LIMIT:-900}" "${before[@]}" \
