@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from journal.errors import JournalFenced
+from journal.errors import JournalClosed, JournalFenced
 from journal.medium import Buffer
 
 _LOCK = ".lock"
@@ -25,7 +25,8 @@ _VECTOR = 512  # buffers handed to one pwritev; the kernel takes at most 1024
 class DirectoryObjects:
     """`ObjectIO` of one writer over the directory `path`, which is made where it is missing.
 
-    Names are file names: no slash, not beginning with a dot. Durable after `flush`, given that fsync(2) is honest.
+    Names are file names: no slash, not beginning with a dot. Durable after `flush`, given that fsync(2) is honest. It stays with
+    the process that made it: in a forked child everything but reading raises `JournalClosed`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, epoch: int = 0) -> None:
@@ -33,6 +34,7 @@ class DirectoryObjects:
         self._path = Path(path)
         self._path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self._path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._owner = os.getpid()
         self._mine = threading.Lock()  # flock is per open file: threads of one process need their own order
         self._dirty: set[str] = set()
         self._names_changed = False
@@ -149,6 +151,8 @@ class DirectoryObjects:
 
     @contextmanager
     def _exclusion(self, kind: int) -> Iterator[None]:
+        if os.getpid() != self._owner:  # a fork's child shares the lock, and whoever held `_mine` may not be there
+            raise JournalClosed(f"{self._path} was opened by process {self._owner}, which forked this one: open it anew")
         with self._mine:
             fcntl.flock(self._lock, kind)
             try:

@@ -70,17 +70,20 @@ class Queries(ABC):
         CorruptionError names the first that is damaged. Cost: one read of the device for
         each run of neighbouring blocks."""
         offset, length = window(offset, length)
-        with self.lock:
-            onode = self._find(collection, name, rev)
-            wanted = onode.size - offset if length is None else length
-            plan = data.ReadPlan(self.tables.space, onode, offset, wanted, f"object {object_name(name)!r}")
-            epoch = self.superblock.epoch + 1
-            self._pins[epoch] += 1
+        pinned: int | None = None
         try:
+            with self.lock:
+                onode = self._find(collection, name, rev)
+                wanted = onode.size - offset if length is None else length
+                plan = data.ReadPlan(self.tables.space, onode, offset, wanted, f"object {object_name(name)!r}")
+                epoch = self.superblock.epoch + 1
+                self._pins[epoch] += 1
+                pinned = epoch  # no call between the two, so no interrupt either
             return plan.run()
         finally:
-            with self.lock:
-                self._pins[epoch] -= 1
+            if pinned is not None:
+                with self.lock:
+                    self._pins[pinned] -= 1
 
     def extents(
         self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
@@ -204,12 +207,15 @@ class Queries(ABC):
     @contextmanager
     def pinned(self) -> Iterator[Superblock]:
         """The newest durable superblock; nothing it reaches is written over until the `with` ends."""
-        with self.lock:
-            self.check_usable()
-            chosen = self.superblock
-            self._pins[chosen.epoch] += 1
+        pinned: int | None = None
         try:
+            with self.lock:
+                self.check_usable()
+                chosen = self.superblock
+                self._pins[chosen.epoch] += 1
+                pinned = chosen.epoch
             yield chosen
         finally:
-            with self.lock:
-                self._pins[chosen.epoch] -= 1
+            if pinned is not None:
+                with self.lock:
+                    self._pins[pinned] -= 1

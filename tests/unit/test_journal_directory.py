@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from journal import JournalFenced
+from journal import Journal, JournalError, JournalFenced, Layout, StripedMedium
 from journal.directory import DirectoryObjects
+from tests.unit.test_forks import in_child
+
+
+def test_a_forked_child_writes_nothing_to_its_parents_log(tmp_path: Path) -> None:
+    """Both wrote the same log, each where it believed the end to be."""
+
+    def said(work: Callable[[], object]) -> str:
+        try:
+            return f"returned {work()!r}"
+        except JournalError as error:
+            return str(error)
+
+    objects = DirectoryObjects(tmp_path / "log")
+    journal = Journal.create(StripedMedium(objects, "log", Layout(64, 3, 128), prezero_periods=1))
+    journal.append(b"parent")
+    journal.flush()
+    calls = [
+        lambda: journal.wait(journal.append(b"child")), journal.flush, objects.flush, lambda: objects.write("a", 0, [b"x"]),
+        lambda: objects.set_floor("log", 9),
+    ]  # fmt: skip
+    answers = in_child(lambda: [said(call) for call in calls])
+    assert all(f"process {os.getpid()}, which forked this one" in answer for answer in answers), answers
+    journal.wait(journal.append(b"parent again"))
+    assert [entry.payload for entry in journal.entries()] == [b"parent", b"parent again"]
 
 
 class Counted(DirectoryObjects):

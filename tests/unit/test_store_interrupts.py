@@ -218,3 +218,20 @@ def test_a_checkpoint_whose_caller_got_away_holds_back_the_next(tmp_path: Path, 
     with Store.open(FileDevice.open(device.name), background=False) as again:
         assert again.recovery.clean
         assert set(again.map("c", "m")) == {b"k"}
+
+
+def test_an_interrupted_read_pins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One between the pin and the `try` behind it kept what was freed from being used again until the image was reopened."""
+    monkeypatch.setattr(journal_interrupts, "FILES", ("store/queries.py",))
+    store = Store.create(MemoryDevice(1 * MIB), background=False)
+    store.apply(Transaction().create_collection("c").write("c", "o", 0, b"x" * 100_000))
+    at, where = 0, "the first"
+    while where:
+        interruption = journal_interrupts.Interruption(at)
+        with suppress(KeyboardInterrupt), interruption.traced():
+            store.read("c", "o")
+            with store.pinned():
+                pass
+        at, where = at + 1, interruption.where
+        assert not any(store._pins.values()), where
+    assert at > 15, "places were passed"
