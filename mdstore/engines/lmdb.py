@@ -218,18 +218,18 @@ class LmdbStore:
     def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool:
         """Whether the object is there. NotFound('collection') when its collection is not. This and every query below: `rev`
         asks for it as it was at that revision (0: now)."""
-        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        home, wanted, at = _place(collection, name, rev)
         return self._ask(lambda view: view.find_at(home, wanted, at)) is not None
 
     def stat(self, collection: Name, name: Name, *, rev: int = 0) -> ObjectStat:
         """Size, bytes stored, number of attributes and of map keys, revision of its creation."""
-        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        home, wanted, at = _place(collection, name, rev)
         return self._ask(lambda view: _stat(view.need(home, wanted, at)))
 
     def read(self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0) -> bytes:
         """The bytes of the range: short at the end of the data, empty past it, zeros in holes."""
         offset, length = window(offset, length)
-        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        home, wanted, at = _place(collection, name, rev)
         return self._ask(lambda view: view.read(view.need(home, wanted, at), offset, length))
 
     def extents(
@@ -237,22 +237,22 @@ class LmdbStore:
     ) -> list[tuple[int, int]]:
         """Ranges (offset, length) inside the window that are not holes, in order, cut at the size."""
         offset, length = window(offset, length)
-        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        home, wanted, at = _place(collection, name, rev)
         return self._ask(lambda view: view.extents(view.need(home, wanted, at), offset, length))
 
     def getattr(self, collection: Name, name: Name, attribute: Name, *, rev: int = 0) -> bytes:
         """The attribute's value. NotFound says which was missing: collection, object or attribute."""
         key = name_bytes("attribute", attribute)
-        found = self._ask(lambda view: self._databases.attributes.get(*_owner(view, collection, name, rev), key))
+        place = _place(collection, name, rev)
+        found = self._ask(lambda view: self._databases.attributes.get(*_owner(view, place), key))
         if found is None:
             raise NotFound("attribute", key)
         return found
 
     def getattrs(self, collection: Name, name: Name, *, rev: int = 0) -> dict[bytes, bytes]:
         """All attributes, in order of their names."""
-        return self._ask(
-            lambda view: dict(self._databases.attributes.items(*_owner(view, collection, name, rev), None, None))
-        )
+        place = _place(collection, name, rev)
+        return self._ask(lambda view: dict(self._databases.attributes.items(*_owner(view, place), None, None)))
 
     def map_get(self, collection: Name, name: Name, key: bytes, *, rev: int = 0) -> bytes | None:
         """The value of one key, None when the map does not have it."""
@@ -260,17 +260,18 @@ class LmdbStore:
 
     def map_get_many(self, collection: Name, name: Name, keys: Sequence[bytes], *, rev: int = 0) -> list[bytes | None]:
         """The values of the keys, in their order, all of one moment."""
-        wanted = many_frozen("keys", keys)
+        wanted, place = many_frozen("keys", keys), _place(collection, name, rev)
 
         def look_up(view: View) -> list[bytes | None]:
-            owner = _owner(view, collection, name, rev)
+            owner = _owner(view, place)
             return [self._databases.maps.get(*owner, key) if key else None for key in wanted]
 
         return self._ask(look_up)
 
     def map_header(self, collection: Name, name: Name, *, rev: int = 0) -> bytes:
         """The map's header, empty when none was set."""
-        return self._ask(lambda view: self._databases.maps.get(*_owner(view, collection, name, rev), b"")) or b""
+        place = _place(collection, name, rev)
+        return self._ask(lambda view: self._databases.maps.get(*_owner(view, place), b"")) or b""
 
     def map_items(
         self,
@@ -285,10 +286,11 @@ class LmdbStore:
         """Records with start <= key < stop in order (reverse: from the end), as they are at this call. Holds a read
         transaction until it ends or is dropped: LMDB reuses no page that was freed after it began."""
         first, end = bound("start", start) or b"\0", bound("stop", stop)
+        place = _place(collection, name, rev)
         with self._reading():
             txn = self._environment.begin()
             try:
-                owner = _owner(View(txn, self._databases), collection, name, rev)
+                owner = _owner(View(txn, self._databases), place)
             except BaseException:
                 txn.abort()
                 raise
@@ -300,8 +302,8 @@ class LmdbStore:
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names with start <= name < stop in order, at most `limit`. Page on with start = last + b'\\0'."""
-        home, limit = collection_name(collection), page_limit(limit)
-        low, high = name_bound("start", start), name_bound("stop", stop)
+        limit, low, high = page_limit(limit), name_bound("start", start), name_bound("stop", stop)
+        home = collection_name(collection)
 
         def names(view: View) -> list[bytes]:
             records = self._databases.objects.items(view.txn, view.collection(home), low, high)
@@ -320,8 +322,8 @@ class LmdbStore:
         self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
     ) -> list[bytes]:
         """Names that have revisions, whether the object exists or not, as `list_objects`."""
-        home, limit = collection_name(collection), page_limit(limit)
-        low, high = name_bound("start", start) or b"", name_bound("stop", stop)
+        limit, low, high = page_limit(limit), name_bound("start", start) or b"", name_bound("stop", stop)
+        home = collection_name(collection)
         return self._ask(lambda view: list(islice(view.revised(home, low, high), limit)))
 
     def list_collections(self) -> list[bytes]:
@@ -490,5 +492,9 @@ def _stat(onode: Onode) -> ObjectStat:
     return ObjectStat(*onode[1:-1], checksum="none" if onode.unchecked else "crc32c")
 
 
-def _owner(view: View, collection: Name, name: Name, rev: int) -> tuple[Any, int]:
-    return view.txn, view.need(collection_name(collection), object_name(name), revision(rev)).number
+def _place(collection: Name, name: Name, rev: int) -> tuple[bytes, bytes, int]:
+    return collection_name(collection), object_name(name), revision(rev)
+
+
+def _owner(view: View, place: tuple[bytes, bytes, int]) -> tuple[Any, int]:
+    return view.txn, view.need(*place).number

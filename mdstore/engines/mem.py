@@ -364,8 +364,9 @@ class MemStore:
 
     def revisions(self, collection: Name, name: Name) -> list[Revision]:
         """The object's revisions, oldest first; the object itself need not exist."""
+        home, wanted = collection_name(collection), object_name(name)
         with self._lock:
-            kept = self._collection(collection).kept(object_name(name))
+            kept = self._collection(home).kept(wanted)
             return [Revision(rev, found.created_rev) for rev, found in kept.items()]
 
     def list_revised(
@@ -411,15 +412,16 @@ class MemStore:
             raise self._error
 
     def _collection(self, collection: Name) -> MemCollection:
-        self._assert_usable()
         name = collection_name(collection)
+        self._assert_usable()
         found: MemCollection | None = self._state.collections.get(name)
         if found is None:
             raise NotFound("collection", name)
         return found
 
     def _lookup(self, collection: Name, name: Name, rev: int = 0) -> MemObject | None:
-        return self._collection(collection).find(object_name(name), revision(rev))
+        home, wanted, at = collection_name(collection), object_name(name), revision(rev)
+        return self._collection(home).find(wanted, at)
 
     def _find(self, collection: Name, name: Name, rev: int = 0) -> MemObject:
         found = self._lookup(collection, name, rev)

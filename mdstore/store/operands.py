@@ -1,7 +1,9 @@
 """What callers hand in, looked at once where it comes in: operands of transactions and arguments of queries, for every engine.
 
 One rule. What has the wrong type is a TypeError; a value that no store can take is InvalidRequest (LimitExceeded: a size over its
-limit). Either is raised before anything has changed, names the argument, and leaves transaction and store usable.
+limit). Either is raised before anything has changed, names the argument, and leaves transaction and store usable. A query
+looks at all its arguments before it looks at the store (closed, failed, no such collection): at what is asked for first, then
+collection, name, revision.
 
 Numbers are whatever Python takes as an index (no float, no text), and come out as plain ints: what MessagePack makes of anything
 else is not what the log's page says. Bytes are buffers, copied unless they are `bytes`: `bytes(5)` would be five zeros.

@@ -156,8 +156,9 @@ class Queries(ABC):
 
     def revisions(self, collection: Name, name: Name) -> list[Revision]:
         """The object's revisions, oldest first; the object itself need not exist. Cost: one onode for each."""
+        home, raw = collection_name(collection), object_name(name)
         with self.lock:
-            number, raw = self._collection_number(collection), object_name(name)
+            number = self._collection_number(home)
             self.tables.objects.isolated.check(object_key(number, raw))
             kept = revisions.of_object(self.tables.objects, number, raw)
             return [Revision(revisions.rev_of(onode), onode.created_rev) for onode in kept]
@@ -184,16 +185,16 @@ class Queries(ABC):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _collection_number(self, name: Name) -> int:
-        self.check_usable()
         raw = collection_name(name)
+        self.check_usable()
         collection = self.tables.collections.get(raw)
         if collection is None:
             raise NotFound("collection", raw)
         return collection.number
 
     def _lookup(self, collection: Name, name: Name, rev: int = 0) -> Onode | None:
-        number, raw, objects = self._collection_number(collection), object_name(name), self.tables.objects
-        rev = revision(rev)
+        home, raw, rev = collection_name(collection), object_name(name), revision(rev)
+        number, objects = self._collection_number(home), self.tables.objects
         if rev and objects.isolated:
             objects.isolated.check(object_key(number, raw))
         return revisions.find_at(objects, number, raw, rev) if rev else objects.get(number, raw)

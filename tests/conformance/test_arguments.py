@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from mdstore.errors import InvalidRequest, MdstoreError
+from mdstore.engines.protocol import ObjectStore
+from mdstore.errors import InvalidRequest, MdstoreError, NotFound, StoreClosed
 from tests.conformance.subjects import Rig, T, everything
 
 WRONG: dict[str, list[Any]] = {
@@ -174,6 +175,63 @@ def test_an_argument_of_a_query_of_a_wrong_type_is_refused(rig: Rig) -> None:
             with pytest.raises(TypeError):
                 print(name, value, getattr(rig.store, name)(*QUERIES[name][1], rev=value))
     assert everything(rig.store) == before
+
+
+OUT_OF_REACH: dict[str, Any] = {"name": "\udc80", "optional name": "\udc80", "number": -1, "optional number": -1}
+
+
+def looked_at(query: str) -> list[tuple[int | str, str]]:
+    """Places and kinds of a query's arguments in the order in which they are looked at: what is asked for (of a listing, the
+    limit before the bounds), collection, name, revision."""
+    kinds = QUERIES[query][0]
+    names = 1 if query.startswith("list_") else 2
+    asked = sorted(range(names, len(kinds)), key=lambda at: (not query.startswith("list_") or at != 3, at))
+    order: list[tuple[int | str, str]] = [(at, kinds[at]) for at in (*asked, *range(names))]
+    return [*order, ("rev", "number")] if query in AT_A_REVISION else order
+
+
+def asked(store: ObjectStore, query: str, changed: dict[int | str, Any], collection: str = "c") -> list[Any] | None:
+    """The answer to a query with some of its arguments changed."""
+    good = (collection, *QUERIES[query][1][1:])
+    arguments = [changed.get(at, value) for at, value in enumerate(good)]
+    answer = getattr(store, query)(*arguments, **({"rev": changed["rev"]} if "rev" in changed else {}))
+    return list(answer) if hasattr(answer, "__next__") else None
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_of_two_arguments_that_are_none_every_engine_names_the_same(rig: Rig, query: str) -> None:
+    fill(rig)
+    order = looked_at(query)
+    for at, (first, kind) in enumerate(order):
+        for second, other in order[at + 1 :]:
+            if other in OUT_OF_REACH:
+                with pytest.raises(TypeError):
+                    asked(rig.store, query, {first: WRONG[kind][-2], second: OUT_OF_REACH[other]})
+            if kind in OUT_OF_REACH:
+                with pytest.raises(InvalidRequest):
+                    asked(rig.store, query, {first: OUT_OF_REACH[kind], second: WRONG[other][-2]})
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_arguments_are_looked_at_before_the_store(rig: Rig, query: str) -> None:
+    """A missing collection was told before a name that is none, by some engines; by others, that the store was closed."""
+    fill(rig)
+    with pytest.raises(NotFound, match="collection"):
+        asked(rig.store, query, {}, "gone")
+
+    def refused_all(collection: str) -> None:
+        for place, kind in looked_at(query):
+            with pytest.raises(TypeError):
+                asked(rig.store, query, {place: WRONG[kind][-2]}, collection)
+            if kind in OUT_OF_REACH:
+                with pytest.raises(InvalidRequest):
+                    asked(rig.store, query, {place: OUT_OF_REACH[kind]}, collection)
+
+    refused_all("gone")
+    rig.store.close()
+    refused_all("c")
+    with pytest.raises(StoreClosed):
+        asked(rig.store, query, {})
 
 
 def test_numbers_of_a_query_out_of_reach_are_refused_or_answered(rig: Rig) -> None:
