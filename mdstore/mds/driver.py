@@ -23,9 +23,9 @@ class Driver:
     """Calls `tick` every so often, in a thread of its own, from `__enter__` to `__exit__`; in between, background work, piece by
     piece, while there is any.
 
-    A tick that fails ends it, whatever it fails with: nothing becomes durable by itself any more, so `failed` is told, once, and has
-    the server fall back; `error` keeps the reason. What was written before the last tick but one is durable, give or take the time a flush
-    takes.
+    A tick that fails ends it, whatever it fails with: nothing becomes durable by itself any more, so `failed` is told, once, and
+    has the server fall back; `error` keeps the reason. What was written before the last tick but one is durable, give or take
+    the time a flush takes.
     """
 
     def __init__(
