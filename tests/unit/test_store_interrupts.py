@@ -31,8 +31,8 @@ def _store_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_interrupts, "FILES", (*journal_interrupts.FILES, *STORE))
 
 
-class Flushed(MemoryDevice):
-    """Runs `on_flush` inside the next flush."""
+class OnFlush:
+    """Before a device: runs `on_flush` inside its next flush."""
 
     on_flush: Any = None
 
@@ -40,19 +40,15 @@ class Flushed(MemoryDevice):
         action, self.on_flush = self.on_flush, None
         if action is not None:
             action()
-        super().flush()
+        super().flush()  # type: ignore[misc]
 
 
-class FlushedFile(FileDevice):
-    """The same on a file."""
+class Flushed(OnFlush, MemoryDevice):
+    """In memory."""
 
-    on_flush: Any = None
 
-    def flush(self) -> None:
-        action, self.on_flush = self.on_flush, None
-        if action is not None:
-            action()
-        super().flush()
+class FlushedFile(OnFlush, FileDevice):
+    """On a file."""
 
 
 def play(at: int, others: int) -> journal_interrupts.Interruption:
