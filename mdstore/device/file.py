@@ -9,6 +9,8 @@ Invariants:
    second fsync that says "fine" would be a lie about the first one's pages.
 4. Flushes are made one at a time: the kernel tells of a lost write once for each open file, so of two that overlap the
    second would say "fine" before the first is known to have failed.
+5. Nothing is written after `close` returns, and nothing is ever read or written through a descriptor that has become somebody
+   else's: the number stays taken, by nothing, for as long as the device is remembered.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import errno
 import os
 import stat
 import threading
+import weakref
+from _thread import LockType
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from mdstore.device import forks
 from mdstore.device.linux import block_device_geometry, preallocate, punch, start_writing
-from mdstore.device.lock import find_holder, lock_image
+from mdstore.device.lock import find_holder, lock_image, unlock_image
 from mdstore.device.protocol import Buffer
 from mdstore.device.ranges import check_growth, check_range, check_size, positioned, size_of
 from mdstore.errors import (
@@ -47,8 +51,8 @@ ZERO_CHUNK: Final = bytes(1 << 20)
 class FileDevice:
     """A regular file or a block device.
 
-    All methods may be called from any thread, except `close`, which the owner calls after the last of them returned: a
-    closed descriptor's number is given out again, and a late write would land in someone else's file.
+    All methods may be called from any thread. `close` waits for the writes and the flush that are under way; what comes later,
+    and a read that it overtakes, raises `StoreClosed`.
 
     Cost: `read` and `write` are one system call each up to 1024 buffers; `flush` is one fdatasync.
     """
@@ -61,6 +65,10 @@ class FileDevice:
         self._sector_size = sector_size
         self._read_only = read_only
         self._is_block_device = block
+        self._closed = False
+        self._released = False
+        self._writers: set[weakref.ref[LockType]] = set()
+        self._writing = _Writing(self._writers)
         self._flushing = threading.Lock()
         self._flush_failure: OSError | None = None
         self._forked: Forked | None = None
@@ -158,7 +166,7 @@ class FileDevice:
         return self._is_block_device
 
     def fileno(self) -> int:
-        return self._fd
+        return -1 if self._closed else self._fd
 
     def read(self, offset: int, length: int) -> bytes:
         self._check_open()
@@ -181,21 +189,25 @@ class FileDevice:
         return b"".join(pieces)
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        if self._fd < 0 or self._read_only or self._flush_failure is not None:
-            self._check_writable()
         length = size_of(buffers[0]) if len(buffers) == 1 else sum(map(size_of, buffers))
-        check_range(self._path, self._size_bytes, offset, length)
-        try:
-            if len(buffers) <= IOV_MAX:
-                self._write_batch(offset, buffers, length)
-                return
-            for start in range(0, len(buffers), IOV_MAX):
-                batch = buffers[start : start + IOV_MAX]
-                size = sum(map(size_of, batch))
-                self._write_batch(offset, batch, size)
-                offset += size
-        except OSError as error:
-            raise self._failed("write", offset, length, error) from error
+        with self._writing.turn:
+            if self._closed or self._fd < 0 or self._read_only or self._flush_failure is not None:
+                self._check_writable()
+            check_range(self._path, self._size_bytes, offset, length)
+            try:
+                self._write_all(offset, buffers, length)
+            except OSError as error:
+                raise self._failed("write", offset, length, error) from error
+
+    def _write_all(self, offset: int, buffers: Sequence[Buffer], length: int) -> None:
+        if len(buffers) <= IOV_MAX:
+            self._write_batch(offset, buffers, length)
+            return
+        for start in range(0, len(buffers), IOV_MAX):
+            batch = buffers[start : start + IOV_MAX]
+            size = sum(map(size_of, batch))
+            self._write_batch(offset, batch, size)
+            offset += size
 
     def _write_batch(self, offset: int, buffers: Sequence[Buffer], length: int) -> None:
         written = os.pwritev(self._fd, buffers, offset)
@@ -220,6 +232,7 @@ class FileDevice:
     def _sync(self, sync: Callable[[int], None], operation: str) -> None:
         """Whatever the kernel tells of lost writes here, it tells no other call."""
         with self._flushing:
+            self._check_open()
             self._check_not_latched(operation)
             try:
                 sync(self._fd)
@@ -245,8 +258,15 @@ class FileDevice:
     def discard(self, offset: int, length: int) -> None:
         """Punch the range out of a file, trim it on a block device (PUNCH_HOLE does both, and unlike BLKDISCARD
         promises zeros); where neither works, write zeros. Not durable until `flush`."""
-        self._check_writable()
-        check_range(self._path, self._size_bytes, offset, length)
+        with self._writing.turn:
+            self._check_writable()
+            check_range(self._path, self._size_bytes, offset, length)
+            rest = self._discard_whole_units(offset, length)
+        for start, stop in rest:
+            self._write_zeros(start, stop - start)
+
+    def _discard_whole_units(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """What of the range is left to be written with zeros."""
         unit = self._sector_size if self._is_block_device else 1
         start, stop = -(-offset // unit) * unit, (offset + length) // unit * unit
         try:
@@ -254,8 +274,7 @@ class FileDevice:
                 start = stop = offset
         except OSError as error:
             raise self._failed("discard", offset, length, error) from error
-        self._write_zeros(offset, start - offset)
-        self._write_zeros(stop, offset + length - stop)
+        return [(offset, start), (stop, offset + length)]
 
     def _write_zeros(self, offset: int, length: int) -> None:
         for at in range(offset, offset + length, len(ZERO_CHUNK)):
@@ -264,7 +283,11 @@ class FileDevice:
     def resize(self, size_bytes: int) -> None:
         """Grow a file, reserving blocks as `create` does. The new size is durable on return. `NoSpace` leaves the old
         size in force."""
-        self._check_writable()
+        with self._writing.turn:
+            self._check_writable()
+            self._resize(size_bytes)
+
+    def _resize(self, size_bytes: int) -> None:
         if self._is_block_device:
             raise InvalidRequest(f"{self._path} is a block device of {self._size_bytes} bytes: its size is fixed")
         check_growth(self._path, self._size_bytes, size_bytes)
@@ -284,9 +307,10 @@ class FileDevice:
     def left_behind(self, error: Forked) -> None:
         """In a forked child. The descriptor's number stays taken, by nothing: whoever kept it reads no other file through it.
         Closed first, so that there is a descriptor for that; where there is no null device (a chroot), it stays closed."""
-        fd, self._fd, self._forked = self._fd, -1, error
-        if fd < 0:
+        self._forked = error
+        if self._fd < 0 or self._released:
             return
+        fd, self._fd = self._fd, -1
         os.close(fd)
         with suppress(OSError):
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -295,13 +319,41 @@ class FileDevice:
                 os.close(null)
 
     def close(self) -> None:
-        """Release descriptor and lock. Closing twice is fine. Closing does not flush."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
+        """Release the file and its lock, once the writes and the flush that are under way have ended. Closing twice is fine, also
+        from two threads, or after an interrupt. Closing does not flush."""
+        self._closed = True
+        for known in list(self._writers):
+            turn = known()
+            if turn is not None:
+                with turn:
+                    pass
+        with self._flushing:
+            if self._fd >= 0 and not self._released:
+                self._release()
+
+    def _release(self) -> None:
+        """The number goes to nothing, and not to the next file that is opened: a read without the interpreter's lock may be about
+        to use it. Where no descriptor is to be had for that, it is closed."""
+        with suppress(OSError):
+            unlock_image(self._fd)  # at once, though a read that is under way keeps the file
+        try:
+            nothing = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            fd, self._fd = self._fd, -1
             os.close(fd)
+            return
+        try:
+            os.dup2(nothing, self._fd, inheritable=False)
+            self._released = True
+        finally:
+            os.close(nothing)
+
+    def __del__(self) -> None:
+        if getattr(self, "_released", False) and self._fd >= 0:
+            os.close(self._fd)
 
     def _check_open(self) -> None:
-        if self._fd < 0:
+        if self._closed or self._fd < 0:
             if self._forked is not None:
                 raise self._forked
             raise StoreClosed(f"{self._path} is closed")
@@ -319,9 +371,21 @@ class FileDevice:
     def _where(self, offset: int, length: int) -> str:
         return f"{self._path} bytes {offset}+{length}"
 
-    def _failed(self, operation: str, offset: int, length: int, error: OSError) -> DeviceFailed:
+    def _failed(self, operation: str, offset: int, length: int, error: OSError) -> MdstoreError:
+        if self._closed:
+            return StoreClosed(f"{self._path} is closed")
         cause = _no_space(self._path, error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else _reason(error)
         return DeviceFailed(operation, self._where(offset, length), cause)
+
+
+class _Writing(threading.local):
+    """A lock for each thread that writes: threads do not wait for one another, and whoever takes all waits for every write.
+    Left by the end of a `with`, it is left whatever interrupts the thread."""
+
+    def __init__(self, known: set[weakref.ref[LockType]]) -> None:
+        """Once in each thread."""
+        self.turn = threading.Lock()
+        known.add(weakref.ref(self.turn, known.discard))
 
 
 def _name_of(path: str | os.PathLike[str]) -> str:

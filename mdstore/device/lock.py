@@ -26,6 +26,11 @@ def lock_image(fd: int, path: str, *, exclusive: bool) -> None:
         raise ImageBusy(path, find_holder(fd) or "another process") from None
 
 
+def unlock_image(fd: int) -> None:
+    """Let go of the lock while the descriptor, or a system call that uses it, still keeps the file open."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
 def find_holder(fd: int) -> str | None:
     """`process 1234 (mdstore mount)` for the process that holds a flock on the file behind `fd`; None if none shows.
 

@@ -502,3 +502,75 @@ def test_hints_about_the_cache_change_no_byte(image: Path) -> None:
     for hint in (device.write_behind, device.uncache):
         with pytest.raises(StoreClosed):
             hint(0, SIZE)
+
+
+def test_closing_waits_for_the_write_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The descriptor was closed under a thread that was about to write: its number, and the bytes, went to the next file."""
+    device = FileDevice.create(tmp_path / "image", SIZE)
+    number, writing, pwritev = device.fileno(), threading.Event(), os.pwritev
+    closer = threading.Thread(target=device.close)
+
+    def while_it_closes(fd: int, buffers: list[bytes], offset: int) -> int:
+        writing.set()
+        closer.start()
+        while not device._closed:
+            writing.wait(0)
+        other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+        try:
+            written = pwritev(fd, buffers, offset)
+            assert os.pread(other, 10, 0) == b""
+        finally:
+            os.close(other)
+        assert locks_held(os.getpid(), str(tmp_path / "image")) == 1, "not released yet"
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", while_it_closes)
+        device.write(0, [b"mine"])
+    closer.join(HANG_S)
+    assert (tmp_path / "image").read_bytes()[:4] == b"mine"
+    assert locks_held(os.getpid(), str(tmp_path / "image")) == 0
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.pread(number, 1, 0)
+    again = FileDevice.open(tmp_path / "image")
+    assert again.fileno() != number, "nobody gets the number while the device is remembered"
+    again.close()
+
+
+def test_a_read_that_closing_overtakes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FileDevice.create(tmp_path / "image", SIZE)
+    pread = os.pread
+
+    def closed_first(fd: int, length: int, offset: int) -> bytes:
+        device.close()
+        return pread(fd, length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", closed_first)
+        with pytest.raises(StoreClosed):
+            device.read(0, 10)
+
+
+def test_closing_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that has as many open as it may."""
+    device = FileDevice.create(tmp_path / "image", SIZE)
+
+    def none_left(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", none_left)
+        device.close()
+    device.close()
+    assert locks_held(os.getpid(), str(tmp_path / "image")) == 0
+    with pytest.raises(StoreClosed):
+        device.write(0, [b"x"])
+
+
+def test_a_closed_device_that_is_forgotten_gives_its_number_back(tmp_path: Path) -> None:
+    device = FileDevice.create(tmp_path / "image", SIZE)
+    number = device.fileno()
+    device.close()
+    assert os.path.exists(f"/proc/self/fd/{number}")
+    del device
+    assert not os.path.exists(f"/proc/self/fd/{number}")
