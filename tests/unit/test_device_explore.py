@@ -347,6 +347,7 @@ def test_evidence_stays_short() -> None:
 # -- real processes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sound_store_survives_kills(tmp_path: Path) -> None:
     report = kill_loop(OnFile(), lambda number, _: script(number, 200), str(tmp_path / "image"), seed=5, rounds=8)
     assert report.clean, str(report)
@@ -356,6 +357,7 @@ def test_sound_store_survives_kills(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.as_json()))["rounds"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bugs", [Bugs(acknowledges_early=True), Bugs(forgets_removals=True)], ids=repr)
 def test_kills_find_what_they_can_find(tmp_path: Path, bugs: Bugs) -> None:
     report = kill_loop(OnFile(bugs), lambda number, _: script(number, 60), str(tmp_path / "image"), seed=6, rounds=40)

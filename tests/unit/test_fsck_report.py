@@ -121,6 +121,7 @@ def test_a_page_never_replaces_an_image(image: Path, tmp_path: Path, capsys: pyt
         assert page.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_browser_draws_every_kind_and_every_damage(image: Path, tmp_path: Path) -> None:
     _damage(image, Kind.DATA)
     page = tmp_path / "page.html"

@@ -80,7 +80,7 @@ class Filled:
             self.server.release(handle)
 
 
-@pytest.mark.parametrize("file_size", [0, 100, 20_000, 300_000])
+@pytest.mark.parametrize("file_size", [pytest.param(0, marks=pytest.mark.slow), 100, 20_000, 300_000])
 def test_a_full_image_keeps_what_it_took_and_takes_as_much_again_as_is_removed(file_size: int) -> None:
     print(f"seed {SEED}")
     image = Filled(file_size)

@@ -357,6 +357,7 @@ class NotedReads(MemoryDevice):
         return super().read(offset, length)
 
 
+@pytest.mark.slow
 @pytest.mark.leaves_damage
 def test_every_flipped_bit_of_a_small_image_gives_an_error_or_the_right_answer() -> None:
     """A bit in every byte that opening and reading everything looks at (of the zeros every eighth); others can change nothing."""

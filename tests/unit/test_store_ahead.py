@@ -34,7 +34,7 @@ def take(steps: Iterator[None], store: Store) -> bool:
         return next(steps, steps) is not steps
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 8))])
 def test_transactions_between_the_steps_leave_a_right_image(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     print("seed", seed)
     monkeypatch.setattr(ahead, "PAGES", 1)
@@ -99,7 +99,7 @@ def test_little_is_left_to_the_freeze() -> None:
     store.close()
 
 
-@pytest.mark.parametrize("passes", [0, 2])
+@pytest.mark.parametrize("passes", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_image_in_many_pieces_still_finds_its_checkpoint(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs for the pages of the tree of free extents were given back when they were more than a superblock can name as spare,
     although all were needed; then others were taken, without end: NoSpace in the checkpoint of a store that was far from full."""
