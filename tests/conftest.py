@@ -1,4 +1,4 @@
-"""What every test shares: in CI a test of a real component must run; the command line."""
+"""What every test shares: in CI a test of the kernel's FUSE must run; the command line."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from tests.commandline import Ran, Run
 settings.register_profile("home", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("ci", settings.get_profile("home"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "home")
-
-REAL_COMPONENTS = ("fuse", "rados")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,10 +46,9 @@ def reachable() -> Iterator[Path]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Where CI=true, skipping a test of a real component is a failure: CI would be green without having looked."""
+    """Where CI=true, skipping a test of the kernel's FUSE is a failure: CI would be green without having looked."""
     report = yield
-    real = any(item.get_closest_marker(name) for name in REAL_COMPONENTS)
-    if report.skipped and real and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
+    if report.skipped and item.get_closest_marker("fuse") and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"
     return report

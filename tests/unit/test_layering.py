@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ORDER = ["errors", "limits", "device", "btree", "store", "engines", "mds", "net", "client", "tools"]
+ORDER = ["errors", "limits", "device", "btree", "store", "engines", "mds", "client", "tools"]
 OVER_A_LOG = {"store", "mds", "tools"}  # rooms that may import the journal
-LAZY = {"lmdb", "rich", "fsspec", "prometheus_client", "plyvel", "rocksdict", "pyfuse3"}  # imported where they are used
+LAZY = {"lmdb", "rich", "plyvel", "rocksdict"}  # imported where they are used
 
 
 def modules() -> list[Path]:
