@@ -38,9 +38,10 @@ Content = dict[tuple[bytes, bytes], tuple[object, ...]]
 Range = tuple[int, int]
 
 
-def table(heading: str) -> list[list[str]]:
-    """The rows of the first table under a heading of docs/damage.md."""
-    text = PAGE.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+def table(heading: str, below: str = "") -> list[list[str]]:
+    """The rows of the table under a heading of docs/damage.md, or under one below it."""
+    parts = PAGE.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0].split("\n### ")
+    (text,) = [part for number, part in enumerate(parts) if part.startswith(f"{below}\n") or (not below and not number)]
     rows = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 

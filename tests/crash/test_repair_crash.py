@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,28 +17,71 @@ from mdstore.device.crashlog import CrashLog
 from mdstore.device.crashstates import Plan, crash_states
 from mdstore.device.faulty import FaultyDevice
 from mdstore.device.memory import MemoryDevice
-from mdstore.errors import Conflict, MdstoreError
+from mdstore.errors import Conflict, MdstoreError, NotFound
 from mdstore.store import Store, Transaction
+from mdstore.store.onode import object_key
+from mdstore.store.revisions import revision_key
 from mdstore.tools.repair import perform
 from mdstore.tools.repair.bench import RepairOptions
 from mdstore.tools.repair.planning import plan
 from mdstore.tools.repair.record import FileState, RecordKind, RepairFile
 from tests.crash.test_damage_matrix import Subject, content_of
+from tests.unit.reader_images import BLOCK
 
 SEED = int(os.environ.get("REPAIR_SEED", "7"))
 FEW = Plan(drops=1, subsets=1, tears=1)
 
 
+def torn_pages(folder: Path) -> bytes:
+    """A superblock, an entry of the log, a leaf of objects and free space are gone."""
+    subject = Subject(folder)
+    damaged = bytearray(subject.image)
+    for structure in ("superblock, older, primary", "log entry, middle", "object tree, leaf", "free tree, root page"):
+        for at, length in subject.places[structure]:
+            damaged[at : at + length] = bytes(length)
+    return bytes(damaged)
+
+
+def unsound_revisions(folder: Path) -> bytes:
+    """Revisions that begin before those before them end, or behind their own end, and objects before their newest one; the log
+    has more of some of the names."""
+    device = MemoryDevice(2 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=128 << 10, background=False)
+    store.apply(Transaction().create_collection("c"))
+    for rev in (0, 3, 7):
+        for number in range(20):
+            store.apply(Transaction(rev=rev).write("c", f"o{number:02}", rev, b"%d" % rev * 300))
+    objects = store.tables.objects
+    for number in range(0, 20, 2):
+        name = b"o%02d" % number
+        key, rev = [(object_key(1, name), 2), (revision_key(1, name, 3), 99), (revision_key(1, name, 7), 1)][number % 3]
+        onode = objects.at(key)
+        assert onode is not None
+        onode.created_rev = rev
+        objects.mark_dirty(onode)
+    store.checkpoint()
+    for number in range(0, 20, 3):
+        store.apply(Transaction(rev=9).write("c", f"o{number:02}", 5, b"in the log"))
+    return device.image()
+
+
+def everything(image: bytes) -> dict[object, object]:
+    """What every object answers, now and at every revision."""
+    found: dict[object, object] = dict(content_of(image, None))
+    store = Store.open(MemoryDevice.from_bytes(image), background=False)
+    for collection in store.list_collections():
+        for name in store.list_revised(collection):
+            for rev in range(1, 11):
+                with suppress(NotFound):
+                    found[collection, name, rev] = store.read(collection, name, rev=rev)
+    return found
+
+
 class Repair:
     """A damaged image, its repair file, and the image after."""
 
-    def __init__(self, folder: Path) -> None:
-        subject = Subject(folder)
-        damaged = bytearray(subject.image)
-        for structure in ("superblock, older, primary", "log entry, middle", "object tree, leaf", "free tree, root page"):
-            for at, length in subject.places[structure]:
-                damaged[at : at + length] = bytes(length)
-        self.before = bytes(damaged)
+    def __init__(self, folder: Path, damaged: Callable[[Path], bytes]) -> None:
+        self.before = damaged(folder)
         made = plan(MemoryDevice.from_bytes(self.before), RepairOptions())
         assert made.steps
         assert not made.left
@@ -51,10 +96,10 @@ class Repair:
         return RepairFile.open(str(self.folder / "copy"))
 
 
-@pytest.fixture(scope="module")
-def repair(tmp_path_factory: pytest.TempPathFactory) -> Repair:
+@pytest.fixture(scope="module", params=[torn_pages, unsound_revisions], ids=lambda damaged: damaged.__name__)
+def repair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Repair:
     print(f"REPAIR_SEED={SEED}")
-    return Repair(tmp_path_factory.mktemp("repair"))
+    return Repair(tmp_path_factory.mktemp("repair"), request.param)
 
 
 def test_the_file_is_ready_before_anything_is_written_and_leads_to_both_sides(repair: Repair) -> None:
@@ -93,7 +138,7 @@ def test_a_half_repaired_image_without_its_file_can_be_repaired_anew(repair: Rep
     file = repair.file()
     perform.carry_out(file, device)
     file.close()
-    expected = content_of(repair.after, None)
+    expected = everything(repair.after)
     tried = set()
     for number, state in enumerate(crash_states(device.log, seed=SEED, plan=FEW)):
         image = state.image.to_bytes()
@@ -102,7 +147,7 @@ def test_a_half_repaired_image_without_its_file_can_be_repaired_anew(repair: Rep
         tried.add(image)
         made = plan(MemoryDevice.from_bytes(image), RepairOptions())
         assert not made.left, str(state.state_id)
-        assert content_of(made.bench.shadow.read(0, len(image)), None) == expected, str(state.state_id)
+        assert everything(made.bench.shadow.read(0, len(image))) == expected, str(state.state_id)
         made.bench.shadow.drop()
     assert len(tried) > 10
 

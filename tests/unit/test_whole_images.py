@@ -17,6 +17,7 @@ from mdstore.device.file import FileDevice
 from mdstore.errors import CorruptionError, FencedError, TransactionError, UnsupportedFormat
 from mdstore.store import Store, Transaction
 from mdstore.store.check import check
+from mdstore.store.revisions import revision_key
 from mdstore.tools.crash.transactions import Mixed, content_of, first_collections, outcome
 from mdstore.tools.image_loader import Shape, make_image_of
 from mdstore.tools.reader.checksum import crc32c
@@ -290,6 +291,30 @@ def body_items(dumped: bytes) -> list[tuple[str, tuple[bytes, ...]]]:
             name, lines = ("", []) if "collection" in line else (f"{home}/{line['object']}/{line.get('revision')}", [])
         lines.append(raw)
     return items
+
+
+def test_revisions_that_cannot_be_are_recovered_where_they_fit_and_said(run: Run, tmp_path: Path) -> None:
+    """One that ends before it begins went without a word, and a dump that held one could not be loaded."""
+    path = tmp_path / "old"
+    store = Store.create(FileDevice.create(str(path), MIB), **SMALL)
+    store.apply(Transaction().create_collection("c"))
+    for rev in (0, 3, 7):
+        store.apply(Transaction(rev=rev).write("c", "o", 0, b"%d" % rev * 9))
+    expected = [store.read("c", "o", rev=rev) for rev in range(1, 9)]
+    for rev, begins in ((3, 50), (7, 1)):
+        onode = store.tables.objects.at(revision_key(1, b"o", rev))
+        assert onode is not None
+        onode.created_rev = begins
+        store.tables.objects.mark_dirty(onode)
+    store.close()
+    dumped = run("dump", "--all", path)
+    assert (dumped.code, "begins at 50" in dumped.err) == (4, True), dumped
+    recovered = run("recover", path, tmp_path / "new")
+    assert recovered.code == 4
+    assert recovered.out.count("must begin from") == 2, recovered.out
+    assert run("fsck", "--deep", tmp_path / "new").code == 0
+    with Store.open(FileDevice.open(str(tmp_path / "new"))) as store:
+        assert [store.read("c", "o", rev=rev) for rev in range(1, 9)] == expected
 
 
 def test_an_older_superblock_serves_where_the_newest_leads_nowhere(run: Run, tmp_path: Path) -> None:

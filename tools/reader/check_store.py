@@ -27,7 +27,7 @@ from mdstore.tools.reader.onode import (
     split_object_key,
 )
 from mdstore.tools.reader.problems import Damage, Findings, Place, readable
-from mdstore.tools.reader.revisions import RevisionCheck, collection_of, decode_revision_key
+from mdstore.tools.reader.revisions import RevisionCheck, collection_of, decode_revision_key, key_in_words
 from mdstore.tools.reader.snapshots import dead_runs
 from mdstore.tools.reader.store import DATA_SHAPE, MAP_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import (
@@ -246,15 +246,7 @@ class StoreCheck:
             self._check_map(key, onode.map_root)
 
     def _name(self, key: bytes) -> str:
-        number, is_revision = collection_of(key)
-        name, suffix = key[8:], ""
-        if is_revision:
-            try:
-                _, name, rev = decode_revision_key(key)
-                suffix = f" at revision {rev}"
-            except Damage:
-                suffix = " (a revision)"
-        return f"{readable(self._names.get(number, b'#%d' % number))}/{readable(name)}{suffix}"
+        return key_in_words(key, self._names)
 
     def _check_map(self, key: bytes, root: bytes) -> None:
         name = self._name(key)

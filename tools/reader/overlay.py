@@ -26,7 +26,7 @@ from mdstore.tools.reader.data import DataSource, DataView, Mapped
 from mdstore.tools.reader.floors import FloorRows
 from mdstore.tools.reader.onode import Collection, Onode
 from mdstore.tools.reader.problems import Damage, readable
-from mdstore.tools.reader.revisions import decode_revision_key, revision_bounds
+from mdstore.tools.reader.revisions import RevisionKey, revision_bounds
 from mdstore.tools.reader.storelog import LoggedTransaction
 from mdstore.tools.reader.superblock import ROOT_FLOORS
 
@@ -39,7 +39,7 @@ class Base(DataSource, Protocol):
     def collections(self) -> Iterator[tuple[bytes, Collection]]: ...
     def objects(self, number: int, start: bytes = b"") -> Iterator[tuple[bytes, Onode]]: ...
     def find(self, number: int, name: bytes) -> Onode | None: ...
-    def object_records(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, Onode]]: ...
+    def revision_records(self, start: bytes, stop: bytes) -> Iterator[tuple[RevisionKey, Onode]]: ...
     def map_items(self, onode: Onode, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]: ...
     def map_get(self, onode: Onode, key: bytes) -> bytes | None: ...
     def map_header(self, onode: Onode) -> bytes: ...
@@ -183,10 +183,10 @@ class Overlay:
         number = self._collections.get(collection)
         found: dict[int, ObjectState | None] = {}
         if number is not None:
-            for key, onode in self.base.object_records(*revision_bounds(number, name)):
-                found[decode_revision_key(key).rev] = ObjectState(onode)
-        for key in self._revisions.irange((collection, name, 0), (collection, name, 1 << 64)):
-            found[key[2]] = self._revisions[key]
+            for key, onode in self.base.revision_records(*revision_bounds(number, name)):
+                found[key.rev] = ObjectState(onode)
+        for changed in self._revisions.irange((collection, name, 0), (collection, name, 1 << 64)):
+            found[changed[2]] = self._revisions[changed]
         return {rev: state for rev, state in sorted(found.items()) if state is not None}
 
     def revised(self, collection: bytes) -> list[bytes]:
@@ -198,9 +198,8 @@ class Overlay:
         number, found = self._collections.get(collection), {}
         if number is not None:
             low, high = revision_bounds(number, b"")[0][:8], revision_bounds(number + 1, b"")[0][:8]
-            for record, _ in self.base.object_records(low, high):
-                _, name, rev = decode_revision_key(record)
-                found[name, rev] = True
+            for key, _ in self.base.revision_records(low, high):
+                found[key.name, key.rev] = True
         for home, name, rev in self._revisions.irange((collection,)):
             if home != collection:
                 break

@@ -20,6 +20,7 @@ from mdstore.tools.reader.onode import (
 )
 from mdstore.tools.reader.page import COMPARE_BYTES, COMPARE_U64_BE, Shape
 from mdstore.tools.reader.problems import Damage
+from mdstore.tools.reader.revisions import RevisionKey, decode_revision_key
 from mdstore.tools.reader.superblock import (
     ROOT_COLLECTIONS,
     ROOT_DEAD,
@@ -123,6 +124,13 @@ class StoreReader:
             onode = self._decoded(decode_onode, value)
             if onode is not None:
                 yield key, onode
+
+    def revision_records(self, start: bytes, stop: bytes) -> Iterator[tuple[RevisionKey, Onode]]:
+        """Revisions whose keys lie between two keys of the object tree, by name, oldest first."""
+        for key, onode in self.object_records(start, stop):
+            decoded = self._decoded(decode_revision_key, key)
+            if decoded is not None:
+                yield decoded, onode
 
     def find(self, number: int, name: bytes) -> Onode | None:
         """An object's onode, or None."""

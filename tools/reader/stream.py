@@ -19,11 +19,13 @@ from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.onode import Onode, decode_extent
 from mdstore.tools.reader.overlay import ObjectState, Overlay
 from mdstore.tools.reader.problems import Damage, Findings, Problem
+from mdstore.tools.reader.revisions import sound_start
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import ROOT_SNAPSHOTS, Superblock
 
 Result = TypeVar("Result")
 CHUNK_BYTES: Final = 256 << 10  # of data in one record
+U64_MAX: Final = (1 << 64) - 1
 PAIRS_BYTES: Final = 64 << 10  # of keys and values in one record, about
 
 
@@ -106,19 +108,36 @@ class ObjectStream:
 
     def _objects(self, collection: bytes) -> Iterator[Record]:
         first_of_group: dict[int, bytes] = {}
+        ended: tuple[bytes, int] = (b"", 0)  # the name that had revisions last, and where the newest of them ends
         revised = ((name, 0, None) for name in self._overlay.revised(collection))
         there = ((name, 1, found) for name, found in self._overlay.objects(collection))
         for name, _, found in merge(revised, there, key=lambda row: row[:2]):
             self._whose = f"{readable_name(collection)}/{readable_name(name)}"
             if found is None:
                 for rev, state in self._overlay.revisions(collection, name).items():
-                    yield from self._object(name, state, state.created_rev, rev)
+                    start = self._start(state.created_rev, rev, ended[1] if ended[0] == name else 0)
+                    if start is not None:
+                        yield from self._object(name, state, start, rev)
+                    ended = name, rev
                 continue
+            start = self._start(found.created_rev, U64_MAX + 1, ended[1] if ended[0] == name else 0)
+            assert start is not None, "an object has no end"
             like = None
             if self._finds_shares and isinstance(found, Onode) and found.group:
                 like = first_of_group.setdefault(found.group, name)
-            yield from self._object(name, found, found.created_rev, 0, like if like != name else None)
+            yield from self._object(name, found, start, 0, like if like != name else None)
             self._whose = f"the objects of {readable_name(collection)} behind {readable_name(name)}"
+
+    def _start(self, created_rev: int, kept_at: int, end_before: int) -> int | None:
+        """The revision since which something is so, as what was kept before it allows; None for a revision that cannot be."""
+        start = sound_start(created_rev, kept_at, end_before)
+        if start != created_rev:
+            what = f"begins at {created_rev}, must begin from {end_before} on and before {kept_at}"
+            damage = Damage("revision", what, owner=self._whose)
+            if self._on_loss is None:
+                raise damage
+            self._tell(f"{self._whose} at revision {kept_at}" if kept_at <= U64_MAX else self._whose, damage)
+        return start
 
     def _object(
         self, name: bytes, found: ObjectState | Onode, created_rev: int, kept_at: int, like: bytes | None = None

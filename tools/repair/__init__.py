@@ -11,6 +11,7 @@
 | encode, build             | pages, roots and records from the format pages; trees from records and leaves in order       |
 | usage, counts, dead       | what every block is used for; free space, references, totals and snapshots' dead from that   |
 | trees, salvage, extents   | trees that lost pages; a search for leaves; extents that point to the wrong blocks           |
+| revisions                 | where kept states of objects begin                                                           |
 | contents                  | bytes behind an object's end                                                                 |
 | events                    | the metadata server's record and log                                                         |
 | name_space, names         | the name space: read into memory as a whole, mended, written                                 |

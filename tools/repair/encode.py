@@ -163,16 +163,16 @@ def sealed(data: bytes) -> bytes:
 
 # -- records -----------------------------------------------------------------------------------------------------------
 def onode(
-    value: bytes, *, allocated: int, group: int, data_root: bytes | None, map_root: bytes | None
+    value: bytes, *, created_rev: int, allocated: int, group: int, data_root: bytes | None, map_root: bytes | None
 ) -> bytes:
     """An object's record with some of its fields others; what follows the roots stays as it is."""
-    version, flags, attributes, size, _, revision, _ = ONODE.unpack_from(value)
+    version, flags, attributes, size, _, _, _ = ONODE.unpack_from(value)
     at = ONODE.size
     for flag in (1, 2):
         if flags & flag:
             at += 4 + int.from_bytes(value[at : at + 4], "little")
     flags = flags & ~3 | (1 if data_root is not None else 0) | (2 if map_root is not None else 0)
-    head = ONODE.pack(version, flags, attributes, size, allocated, revision, group)
+    head = ONODE.pack(version, flags, attributes, size, allocated, created_rev, group)
     roots = b"".join(len(part).to_bytes(4, "little") + part for part in (data_root, map_root) if part is not None)
     return head + roots + value[at:]
 

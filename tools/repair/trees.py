@@ -16,9 +16,10 @@ from itertools import pairwise
 from typing import Final
 
 from mdstore.tools.reader.floors import decode_floor
-from mdstore.tools.reader.onode import Onode, decode_collection, decode_onode, split_object_key
+from mdstore.tools.reader.onode import Onode, decode_collection, decode_onode
 from mdstore.tools.reader.page import Record, Reference, Root, Shape, decode_root, sort_key
 from mdstore.tools.reader.problems import Damage, readable
+from mdstore.tools.reader.revisions import check_key, key_in_words
 from mdstore.tools.reader.snapshots import decode_snapshot
 from mdstore.tools.reader.store import DATA_SHAPE, MAP_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import (
@@ -32,7 +33,7 @@ from mdstore.tools.reader.superblock import (
     usable,
 )
 from mdstore.tools.reader.tree import Tree
-from mdstore.tools.repair import build, encode
+from mdstore.tools.repair import build, encode, revisions
 from mdstore.tools.repair.bench import Bench, Step
 from mdstore.tools.repair.build import Builder, Item, KeptLeaf, Run
 from mdstore.tools.repair.counts import free_records, next_superblock, spare_room
@@ -51,7 +52,7 @@ TREE_CODES: Final = frozenset({
     "page-checksum", "page-identity", "page-structure", "page-order", "page-separator", "overflow", "tree-count", "tree-id",
     "root-record", "beyond-image", "collection", "onode", "allocated-count", "extent", "extent-overlap", "extent-outside",
     "extent-beyond-end", "space-shared", "space-false-free", "superblock-fallback", "floor", "snapshot",
-})  # fmt: skip
+}) | revisions.CODES  # fmt: skip
 _COUNTED_ANEW: Final = COUNT_CODES | {"tree-id", "space-shared", "space-false-free", "superblock-fallback"}
 DATA_CODES: Final = frozenset({"data-checksum", "unreadable"})  # only when damaged data is to be dropped
 _PHASE: Final = "store"
@@ -102,6 +103,8 @@ def _run(bench: Bench, *, mends_trees: bool) -> Iterator[Step]:
             return  # the damage is where only snapshots reach
         if mender.details or mender.lost:
             yield Step(_PHASE, "put trees together from the pages that are left", mender.details, mender.lost)
+        if mender.begins:
+            yield Step(_PHASE, "let revisions begin where those before them end", mender.begins)
     made = next_superblock(bench, mended, builder, kept, dead)
     bench.shadow.flush()
     write(bench, made)
@@ -128,7 +131,7 @@ def _differences(before: Superblock, after: Superblock) -> list[str]:
 
 
 class TreeMender:
-    """Puts the trees of one superblock together again. `details` and `lost` say what that came to."""
+    """Puts the trees of one superblock together again. `details`, `begins` and `lost` say what that came to."""
 
     def __init__(
         self, bench: Bench, reader: StoreReader, builder: Builder, extents: ExtentMender, searcher: Searcher
@@ -141,7 +144,9 @@ class TreeMender:
         self._made: dict[bytes, bytes | None] = {}
         self._collections = {record.number: name for name, record in reader.collections()}
         self._groups: dict[int, bytes | None] = {}
+        self._starts = revisions.Starts(reader) if bench.verdict.codes.keys() & revisions.CODES else None
         self.details: list[str] = []
+        self.begins: list[str] = []  # revisions, and objects after them, that get another beginning
         self.lost: list[str] = []
 
     def roots(self) -> dict[int, bytes]:
@@ -274,15 +279,26 @@ class TreeMender:
         key = record[0]
         try:
             value = tree.value_of(record[1])
-            split_object_key(key)
+            check_key(key)
             onode = decode_onode(value)
         except Damage as damage:
             self.lost.append(f"object {self._name(key)} ({damage.sentence})")
             return None
-        made = self._value(self._name(key), onode, value)
+        start = self._start(key, onode)
+        if start is None:
+            self.lost.append(f"object {self._name(key)} (no read is answered from such a revision)")
+            return None
+        made = self._value(self._name(key), onode, value, start)
         return record if made == value else (key, made)
 
-    def _value(self, name: str, onode: Onode, value: bytes) -> bytes:
+    def _start(self, key: bytes, onode: Onode) -> int | None:
+        """The revision since which the object is so; None for a revision that makes no sense."""
+        start = onode.created_rev if self._starts is None else self._starts.of(key, onode)
+        if start is not None and start != onode.created_rev:
+            self.begins.append(f"{self._name(key)}: begins at revision {start}, not {onode.created_rev}")
+        return start
+
+    def _value(self, name: str, onode: Onode, value: bytes, created_rev: int) -> bytes:
         map_root = self._tree(onode.map_root, MAP_SHAPE, f"map of {name}") if onode.map_root is not None else None
         data_root, allocated = onode.data_root, onode.allocated
         if data_root is not None:
@@ -292,7 +308,9 @@ class TreeMender:
         group = self._group(onode.group, data_root) if onode.group else 0
         if data_root is None:
             allocated = 0
-        return encode.onode(value, allocated=allocated, group=group, data_root=data_root, map_root=map_root)
+        return encode.onode(
+            value, created_rev=created_rev, allocated=allocated, group=group, data_root=data_root, map_root=map_root
+        )
 
     def _mended_data(self, name: str, onode: Onode, data_root: bytes) -> tuple[bytes | None, int]:
         tree = Tree(self._bench.image, self._reader.block_size, data_root, DATA_SHAPE)
@@ -309,9 +327,7 @@ class TreeMender:
         return group if first == data_root and data_root is not None else 0
 
     def _name(self, key: bytes) -> str:
-        number = int.from_bytes(key[:8], "big")
-        return f"{readable(self._collections.get(number, b'#%d' % number))}/{readable(key[8:])}"
-
+        return key_in_words(key, self._collections)
 
 
 def _kept(leaf: FoundLeaf) -> KeptLeaf:
