@@ -17,14 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Final, Never, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from journal import JournalError
-from mdstore.errors import NoSpace
+from mdstore.errors import NoSpace, StoreClosed
 from mdstore.store import ahead, log, superblock
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import freeze
+from mdstore.store.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from mdstore.store.store import Store
@@ -35,49 +35,6 @@ Result = TypeVar("Result")
 
 _SLICE_S: Final = 0.0003  # of work under the lock while others wait for it
 _PAUSE_S: Final = 0.001  # between two slices, while there is room in the log: three quarters of the time are the others'
-
-
-def uninterrupted(work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises, once it is done: an interrupt meanwhile (Ctrl-C) is raised after it. Signals are raised in
-    the main thread alone, so there it runs in another: a checkpoint half done could not be told from one that failed."""
-    if threading.current_thread() is not threading.main_thread():
-        return work()
-    outcome: list[Callable[[], Result]] = []
-    claim, done = threading.Lock(), threading.Lock()
-    done.acquire()
-
-    def run() -> None:
-        if not claim.acquire(blocking=False):
-            return
-        try:
-            result = work()
-        except BaseException as error:
-            outcome.append(partial(_raise, error))
-        else:
-            outcome.append(lambda: result)
-        done.release()
-
-    interruption: BaseException | None = None
-    try:
-        threading.Thread(target=run, name="mdstore-checkpoint-now").start()
-    except BaseException as error:
-        if claim.acquire(blocking=False):  # not begun, and never will be
-            if isinstance(error, RuntimeError):  # no thread to be had
-                return work()
-            raise
-        interruption = error
-    while not outcome:
-        try:
-            done.acquire()
-        except BaseException as error:
-            interruption = error
-    if interruption is not None:
-        raise interruption
-    return outcome[0]()
-
-
-def _raise(error: BaseException) -> Never:
-    raise error
 
 
 class Checkpointer:
@@ -102,14 +59,14 @@ class Checkpointer:
         return self._to_its_end(lambda: steps(lambda on_frozen: self._store.guarded(lambda: self._run(0, on_frozen))))
 
     def _to_its_end(self, work: Callable[[], Result]) -> Result:
-        """On a medium that lasts, whatever interrupts the caller; the next one waits for the work, not for the caller, who may
-        get away by a second interrupt. In memory a second thread would be most of the cost: an interrupt fails the store."""
+        """Whatever interrupts the caller; the next one waits for the work, not for the caller, who may get away by a second
+        interrupt."""
 
         def alone() -> Result:
             with self._one_at_a_time:
                 return work()
 
-        return uninterrupted(alone) if self._store.device.fileno() >= 0 else alone()
+        return uninterrupted(alone)
 
     def _run(self, flags: int, on_frozen: OnFrozen | None = None) -> Superblock:
         """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it: between the
@@ -119,7 +76,7 @@ class Checkpointer:
             self._in_slices(ahead.steps(store.tables))
         began = time.perf_counter()
         with store.lock:
-            store.check_usable()
+            store.check_whole()
             position = store.journal.write
             frozen = freeze(store.tables, store.superblock, position, time.time_ns(), flags)
             if on_frozen is not None:
@@ -146,7 +103,7 @@ class Checkpointer:
         store = self._store
         while True:
             with store.lock:
-                store.check_usable()
+                store.check_whole()
                 until = time.perf_counter() + _SLICE_S
                 for _ in steps:
                     if time.perf_counter() > until:
@@ -186,7 +143,8 @@ class Checkpointer:
     def want(self) -> None:
         """A checkpoint is due: start one beside traffic, or do it here when there is no thread for it."""
         if not self._background:
-            self.run()
+            with suppress(StoreClosed):  # closed meanwhile: what the caller changed is in the last checkpoint
+                self.run()
             return
         if self._thread is None:
             thread = threading.Thread(target=self._loop, name="mdstore-checkpoint", daemon=True)

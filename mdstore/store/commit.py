@@ -39,11 +39,11 @@ class Commit:
 
     def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
         """Call `callback(None)` once durable, or `callback(error)`: at once when that is known, else from the thread that
-        flushes. Nobody needs to wait for it to happen."""
+        flushes. Nobody needs to wait for it to happen. What it raises goes to `threading.excepthook`: it concerns nobody else."""
         check_callback(callback)
 
         def done(error: BaseException | None) -> None:
-            callback(typed(error) if isinstance(error, JournalError) else error)
+            self._committer.call_back(callback, typed(error) if isinstance(error, JournalError) else error)
 
         self._journal.add_waiter(self.position, done)
         if not self.durable:
@@ -74,6 +74,12 @@ def _settle(outcome: asyncio.Future[None], error: BaseException | None) -> None:
         outcome.set_exception(error)
 
 
+class _Calling(threading.local):
+    """How many callbacks a thread is inside of."""
+
+    depth = 0
+
+
 class Committer:
     """A thread, started when first needed, that flushes the log for those who wait by callback instead of in a thread."""
 
@@ -83,6 +89,7 @@ class Committer:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._calling = _Calling()
         self.waits = Latencies()
 
     def wait(self, position: int, timeout: float | None = None) -> None:
@@ -94,13 +101,36 @@ class Committer:
             raise typed(error) from error
         self.waits.add(perf_counter() - began)
 
+    def call_back(self, callback: Callable[[BaseException | None], None], error: BaseException | None) -> None:
+        """Call it, in this thread; an interrupt is the thread's own."""
+        self._calling.depth += 1
+        try:
+            callback(error)
+        except Exception as failure:
+            told = (type(failure), failure, failure.__traceback__, threading.current_thread())
+            threading.excepthook(threading.ExceptHookArgs(told))
+        finally:
+            self._calling.depth -= 1
+
+    def is_calling_back(self) -> bool:
+        """Whether this thread is inside a callback."""
+        return self._calling.depth > 0
+
     def kick(self) -> None:
-        """Have everything appended so far made durable soon."""
+        """Have everything appended so far made durable soon, or told that it will not be."""
         with self._lock:
-            if self._thread is None and not self._stopping:
-                self._thread = threading.Thread(target=self._run, name="mdstore-commit", daemon=True)
-                self._thread.start()
+            stopped = self._stopping
+            if self._thread is None and not stopped:
+                thread = threading.Thread(target=self._run, name="mdstore-commit", daemon=True)
+                thread.start()
+                self._thread = thread
         self._wanted.set()
+        if stopped:
+            self._flush()
+
+    def _flush(self) -> None:
+        with suppress(JournalError):  # the waiters' callbacks are told, and the journal stays latched
+            self._journal.flush()
 
     def _run(self) -> None:
         while True:
@@ -108,8 +138,7 @@ class Committer:
             self._wanted.clear()
             if self._stopping:
                 return
-            with suppress(JournalError):  # the waiters' callbacks are told, and the journal stays latched
-                self._journal.flush()
+            self._flush()
 
     def stop(self) -> None:
         with self._lock:

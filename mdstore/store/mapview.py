@@ -4,8 +4,9 @@ Invariants
 1. A read without the store's lock is answered from the object's tree only if the object in memory is still the one held
    (`ObjectTable` invariant 2: there is one) and no transaction was being applied at its beginning or its end. Otherwise it is
    made again under the lock. So it never sees half of a transaction, nor an object that was removed, renamed or evicted.
-2. A page found damaged without the lock counts only when it is so again under the lock: an evicted object's pages may have
-   been reused while the read ran, and every reference tells that by its checksum and generation.
+2. A page found damaged, or not readable, without the lock counts only when it is so again under the lock: an evicted object's
+   pages may have been reused while the read ran, and every reference tells that by its checksum and generation; or the store
+   was closed.
 3. Every write of a view takes its turn in `_turn`, so that `pop`, `setdefault` and `delete` look and write in one step for
    everyone who uses the same view.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 
 from mdstore.btree import Tree, TreeView, key_size_max
 from mdstore.device import forks
-from mdstore.errors import AlreadyExists, CorruptionError, Forked, TransactionError
+from mdstore.errors import AlreadyExists, CorruptionError, DeviceFailed, Forked, TransactionError
 from mdstore.limits import MAP_KEY_MAX
 from mdstore.store import log
 from mdstore.store.commit import Commit
@@ -98,7 +99,7 @@ class MapView(MapReads):
             tree = onode.map
             try:
                 value = None if tree is None else tree.get(key)
-            except CorruptionError:
+            except (CorruptionError, DeviceFailed):
                 return self._get_locked(key, default)
             if tree is not None and self._objects.changes == stamp:
                 return default if value is None else value
@@ -113,7 +114,7 @@ class MapView(MapReads):
 
     def _tree(self) -> Tree | None:
         """The tree now, held for later reads. Under the store's lock, where no transaction is half applied."""
-        self._store.check_usable()
+        self._store.check_whole()
         self._held = (_NO_KEY, None)
         collection = self._store.tables.collections.get(self._collection)
         if collection is None:
@@ -172,7 +173,7 @@ class MapView(MapReads):
                 return 0
         payload = self._put_prefix + log.encode_pair(key, value)
         with self._turn:
-            return self._store.put_pair(held, onode, key, value, payload)
+            return self._store.pairs.put(held, onode, key, value, payload)
 
     __setitem__ = put
 

@@ -73,7 +73,7 @@ class LargeWrites:
         for attempt in range(CHECKPOINTS_FOR_ROOM + 1):
             with store.lock:
                 store.check_writable()
-                free, room = store.tables.allocator.free_blocks, store.room()
+                free, room = store.tables.allocator.free_blocks, store.room.blocks()
                 if blocks <= room:
                     return store.tables.allocator.reserve(blocks)
             if attempt < CHECKPOINTS_FOR_ROOM:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -13,7 +12,7 @@ from itertools import islice
 from mdstore.btree import Tree
 from mdstore.device import forks
 from mdstore.device.protocol import Device
-from mdstore.errors import Forked, NotFound
+from mdstore.errors import CorruptionError, DeviceFailed, Forked, NotFound
 from mdstore.store import data, revisions
 from mdstore.store.answers import ObjectStat, Revision
 from mdstore.store.onode import Onode, object_key, split_key
@@ -33,7 +32,7 @@ class Queries(ABC):
         self.superblock = superblock
         self.tables = tables
         self.lock = threading.RLock()
-        self._pins: Counter[int] = Counter()
+        self._pins: dict[object, int] = {}  # the epoch whose blocks a reader needs; taken out in one step, without the lock
         self._forked: Forked | None = None
         if device.fileno() >= 0:
             forks.watch(self)
@@ -49,6 +48,10 @@ class Queries(ABC):
     @abstractmethod
     def check_usable(self) -> None:
         """Raise why nothing can be asked any more: closed, or failed."""
+
+    @abstractmethod
+    def check_whole(self) -> None:
+        """The same under `lock`; also raises where a change is half done."""
 
     def exists(self, collection: Name, name: Name, *, rev: int = 0) -> bool:
         """Whether the object is there. This and every query below: `rev` asks for it as it was at that revision (0: now)."""
@@ -70,20 +73,21 @@ class Queries(ABC):
         CorruptionError names the first that is damaged. Cost: one read of the device for
         each run of neighbouring blocks."""
         offset, length = window(offset, length)
-        pinned: int | None = None
+        pin = object()
         try:
             with self.lock:
                 onode = self._find(collection, name, rev)
                 wanted = onode.size - offset if length is None else length
                 plan = data.ReadPlan(self.tables.space, onode, offset, wanted, f"object {object_name(name)!r}")
-                epoch = self.superblock.epoch + 1
-                self._pins[epoch] += 1
-                pinned = epoch  # no call between the two, so no interrupt either
-            return plan.run()
+                self._pins[pin] = self.superblock.epoch + 1
+            content = plan.run()
+        except (CorruptionError, DeviceFailed):
+            self.check_usable()  # closed meanwhile, the blocks may be another's
+            raise
         finally:
-            if pinned is not None:
-                with self.lock:
-                    self._pins[pinned] -= 1
+            self._pins.pop(pin, None)
+        self.check_usable()
+        return content
 
     def extents(
         self, collection: Name, name: Name, offset: int = 0, length: int | None = None, *, rev: int = 0
@@ -179,14 +183,14 @@ class Queries(ABC):
     def list_collections(self) -> list[bytes]:
         """Names of all collections, in order, from memory."""
         with self.lock:
-            self.check_usable()
+            self.check_whole()
             return self.tables.collections.names()
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _collection_number(self, name: Name) -> int:
         raw = collection_name(name)
-        self.check_usable()
+        self.check_whole()
         collection = self.tables.collections.get(raw)
         if collection is None:
             raise NotFound("collection", raw)
@@ -208,15 +212,12 @@ class Queries(ABC):
     @contextmanager
     def pinned(self) -> Iterator[Superblock]:
         """The newest durable superblock; nothing it reaches is written over until the `with` ends."""
-        pinned: int | None = None
+        pin = object()
         try:
             with self.lock:
                 self.check_usable()
                 chosen = self.superblock
-                self._pins[chosen.epoch] += 1
-                pinned = chosen.epoch
+                self._pins[pin] = chosen.epoch
             yield chosen
         finally:
-            if pinned is not None:
-                with self.lock:
-                    self._pins[pinned] -= 1
+            self._pins.pop(pin, None)

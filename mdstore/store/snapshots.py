@@ -11,9 +11,9 @@ deleted; deleting it again goes on.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Never
 
@@ -50,7 +50,7 @@ class Snapshots:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._readers: Counter[bytes] = Counter()
+        self._readers: dict[object, bytes] = {}  # the snapshot that each view reads; taken out in one step, also without the lock
 
     # -- taking --------------------------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class Snapshots:
         needed = 2 * reserve_blocks(store.superblock.block_size)
         for attempt in range(3):
             with store.lock:
-                room = store.room()
+                room = store.room.blocks()
             if room >= needed:
                 return
             if attempt < 2:
@@ -105,19 +105,16 @@ class Snapshots:
     def open(self, name: Name, cache_bytes: int) -> SnapshotView:
         """See `Store.open_snapshot`."""
         raw, cache_bytes = snapshot_name(name), size("cache_bytes", cache_bytes)
-        with self._store.lock:
-            self._store.check_usable()
-            kept = _readable(self._store.tables.space.snapshots.get(raw))
-            self._readers[raw] += 1
+        reader = object()
         try:
-            return SnapshotView(self._store.device, kept, cache_bytes, lambda: self._left(raw))
+            with self._store.lock:
+                self._store.check_usable()
+                kept = _readable(self._store.tables.space.snapshots.get(raw))
+                self._readers[reader] = raw
+            return SnapshotView(self._store.device, kept, cache_bytes, partial(self._readers.pop, reader, None))
         except BaseException:
-            self._left(raw)
+            self._readers.pop(reader, None)
             raise
-
-    def _left(self, name: bytes) -> None:
-        with self._store.lock:
-            self._readers[name] -= 1
 
     # -- deleting ------------------------------------------------------------------------------------------------------
 
@@ -135,15 +132,16 @@ class Snapshots:
     def _give_up_some(self, name: bytes, checkpoint: Freezer) -> tuple[int, bool]:
         """One step and its checkpoint: (dead runs given up, whether the snapshot is gone)."""
         store, table = self._store, self._store.tables.space.snapshots
-        if store.room() < _STEP_RUNS:
+        if store.room.blocks() < _STEP_RUNS:
             checkpoint(None)  # so that the step has to itself what little there is
         with store.lock:
             store.check_usable()
             kept = table.get(name)
-            if self._readers[name]:
-                raise SnapshotBusy(name, self._readers[name])
+            readers = list(self._readers.values()).count(name)
+            if readers:
+                raise SnapshotBusy(name, readers)
             fixed = reserve_blocks(store.superblock.block_size) // 2
-            room = store.tables.allocator.free_blocks - store.pending_blocks() - fixed
+            room = store.tables.allocator.free_blocks - store.room.pending_blocks() - fixed
             most = max(1, min(_STEP_RUNS, room // _STEP_BLOCKS))
             given, is_gone = store.guarded(lambda: table.give_up(kept, store.tables.allocator, most))
         checkpoint(None)
@@ -160,7 +158,7 @@ class SnapshotView(Queries):
     """A store as it was: every query of `Store`, and no change. Safe to call from many threads; `close` it, because while it is
     open its snapshot cannot be deleted."""
 
-    def __init__(self, device: Device, kept: Kept, cache_bytes: int, on_close: Callable[[], None]) -> None:
+    def __init__(self, device: Device, kept: Kept, cache_bytes: int, on_close: Callable[[], object]) -> None:
         self.name = kept.name
         self.created_ns = kept.created_ns
         self._on_close = on_close
@@ -229,14 +227,20 @@ class SnapshotView(Queries):
         if self._closed:
             raise log.closed()
 
+    def check_whole(self) -> None:
+        """The same: nothing changes here."""
+        self.check_usable()
+
     def close(self) -> None:
         """Let the snapshot go. Again: nothing."""
-        with self.lock:
-            if self._closed or self._forked is not None:
-                return
-            self._closed = True
-            self.tables.pager.close()
-        self._on_close()
+        if self._forked is not None:
+            return
+        try:
+            with self.lock:
+                self._closed = True
+                self.tables.pager.close()
+        finally:
+            self._on_close()  # again: nothing
 
     def __enter__(self) -> SnapshotView:
         return self

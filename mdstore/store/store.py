@@ -7,50 +7,47 @@ Invariants
 3. After the first failed write or flush `_failure` is set and every later call raises it until the image is reopened.
 4. Blocks that a reader found under `lock` are not reused while it runs: it pins the epoch, and limbo waits for it.
 
-5. Nothing is accepted once `_closing` is set, under `lock`: the last checkpoint holds every change that was.
+5. Nothing is accepted once `closing` is set, under `lock`: the last checkpoint holds every change that was.
 
 States: open -> failed (latched) -> closed; open -> closing (reads go on) -> closed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from sys import maxsize
 from types import TracebackType
 from typing import TypeVar
 
 from journal import Journal, JournalError
-from mdstore.btree import Tree
 from mdstore.device.protocol import Device
 from mdstore.errors import (
     DeviceFailed,
     Forked,
     InvalidRequest,
-    LimitExceeded,
     MdstoreError,
-    NoSpace,
     ReadOnly,
-    TransactionError,
 )
 from mdstore.limits import BLOCK_SIZE_DEFAULT, MIB
-from mdstore.store import log, making, recovery, resize, statistics, superblock, tables
+from mdstore.store import log, making, recovery, resize, statistics, tables
 from mdstore.store.answers import Capabilities, SnapshotInfo
 from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer, Freezer
+from mdstore.store.closing import Closer
 from mdstore.store.commit import Commit, Committer
 from mdstore.store.isolation import REMEDY
 from mdstore.store.mapview import MapView
-from mdstore.store.onode import Onode
 from mdstore.store.operands import number, window
+from mdstore.store.pairputs import PairPuts
 from mdstore.store.placement import CHECKPOINTS_FOR_ROOM, LargeWrites
 from mdstore.store.queries import Queries
 from mdstore.store.recovery import Recovery
+from mdstore.store.room import Room
 from mdstore.store.snapshots import CACHE_BYTES as SNAPSHOT_CACHE_BYTES
-from mdstore.store.snapshots import Snapshots, SnapshotView, reserve_blocks
+from mdstore.store.snapshots import Snapshots, SnapshotView
 from mdstore.store.superblock import Superblock
 from mdstore.store.transaction import Name, Operation, Transaction, collection_name, submitted
-from mdstore.store.validate import Validator
+from mdstore.store.uninterrupted import uninterrupted
 from mdstore.store.wipe import Wipe, Wiper, check_mode
 
 CACHE_BYTES = 64 * MIB
@@ -71,20 +68,18 @@ class Store(Queries):
         self.journal = journal
         self.recovery = found
         self._read_only = read_only
-        self._dirty_bytes = dirty_bytes
-        self._failure: MdstoreError | None = None
-        self._closing = False
+        self._failure: BaseException | None = None  # the first one, as it came
+        self.closing = False
         self._closed = False
         self._applier = Applier(live.collections, live.objects, live.floors)
         self._committer = Committer(journal)
         self.checkpointer = Checkpointer(self, background=background)
         self._snapshots = Snapshots(self)
         self.wiper = Wiper(self, wipe)
-        self._objects = live.objects
-        self._find_cached = live.objects.cached.get
-        self._log_capacity = journal.capacity or 0
-        self._reserve = max(8, chosen.blocks // 64)
-        self.large_writes = LargeWrites(self, self._log_capacity)
+        self.room = Room(self, dirty_bytes)
+        self.large_writes = LargeWrites(self, journal.capacity or 0)
+        self.pairs = PairPuts(self)
+        self._closer = Closer(self, self._committer)
 
     # -- making one ----------------------------------------------------------------------------------------------------
 
@@ -135,38 +130,18 @@ class Store(Queries):
     def close(self) -> None:
         """Write a last checkpoint, so that the next open replays nothing, and release the device. Again: nothing.
 
-        Beside other threads: a change was accepted before, and is durable on return, or raises StoreClosed.
+        Beside other threads: a change was accepted before, and is durable on return, or raises StoreClosed; a read that it
+        overtakes does so too; another `close` waits for this one, and fails as it does. Inside a callback of a commit, which
+        it would wait for, it is begun in a thread of its own, and not waited for.
         """
-        if self._closed or self._forked is not None:
-            return
-        with self.lock:
-            self._closing = True
-        try:
-            if self._failure is None and not self._read_only:
-                self.checkpointer.stop()
-                self.checkpointer.run(flags=superblock.FLAG_CLEAN | self._wiped_at_last())
-        finally:
-            with self.lock:  # no put is between its two steps
-                self._closed = True
-                self.tables.objects.changes |= 1
-            self.checkpointer.stop()
-            self._committer.stop()
-            self.tables.pager.close()
-            self.device.close()
+        self._closer.close()
 
     def left_behind(self, error: Forked) -> None:
         """In a forked child: nothing works, and closing writes nothing."""
         super().left_behind(error)
         self._failure = error
         self.journal.left_behind(str(error))
-
-    def _wiped_at_last(self) -> int:
-        """Before the last checkpoint of a store that wipes: one more, so that it leaves nothing; the flag that says so."""
-        if not self.wiper.active:
-            return 0
-        self.checkpointer.run()
-        self.guarded(self.wiper.step)
-        return superblock.FLAG_WIPED if self.wiper.finished() else 0
+        self._closer.left_behind()
 
     def __enter__(self) -> Store:
         return self
@@ -207,58 +182,6 @@ class Store(Queries):
         """`submit` and wait until durable. Cost: one write and one flush, shared with whoever waits at the same time."""
         self.submit(transaction).wait()
 
-    def put_pair(self, held: bytes, onode: Onode, key: bytes, value: bytes, payload: bytes) -> int:
-        """The short way of a transaction, without an epoch, that sets one small key of a map: `submit` in fewer steps.
-
-        `held`: the key of `onode` in the object tree; `payload`: the transaction as `log.encode` gives it. Returns the
-        position to `wait_durable` for; 0: nothing was done, and the long way will do it or say why not.
-        """
-        objects, journal = self._objects, self.journal
-        with self.lock:
-            tree = onode.map
-            if tree is None or self._find_cached(held) is not onode or objects.changes & 1 or self._read_only or self._closing:
-                return 0
-            free = journal.free or 0
-            if self.room() < _PAIR_BLOCKS or len(payload) + log.ENTRY_OVERHEAD > free:
-                return 0
-            if tree.height > 1:
-                tree.get(key)  # so that damage refuses the put before anything has changed
-            begun = objects.changes
-            try:
-                objects.changes = begun + 1
-                tree.put(key, value)
-                if not onode.dirty:
-                    objects.mark_dirty(onode)
-                objects.changes = begun + 2
-                position = journal.append(payload, log.ENTRY_TRANSACTION)
-            except JournalError as error:
-                raise self._latch(log.typed(error)) from error
-            except KeyboardInterrupt as error:
-                self._finish_pair(begun, onode, tree, key, value, payload, error)
-                raise
-            except BaseException as error:
-                self._latch(error)
-                raise
-        if free * 2 < self._log_capacity or self._much_changed():
-            self.checkpointer.want()
-        return position
-
-    def _finish_pair(
-        self, begun: int, onode: Onode, tree: Tree, key: bytes, value: bytes, payload: bytes, error: KeyboardInterrupt
-    ) -> None:
-        """An interrupt came between two steps of `put_pair`: all are done again, which changes nothing where they were done, and
-        what is in memory is in the log. Under `lock`. A second interrupt meanwhile latches the store."""
-        try:
-            self.tables.objects.changes = begun + 1
-            tree.put(key, value)
-            self.tables.objects.mark_dirty(onode)
-            self.tables.objects.measure(onode)
-            self.journal.append(payload, log.ENTRY_TRANSACTION)
-            self.tables.objects.changes = begun + 2
-        except BaseException:
-            self._latch(error)
-            raise
-
     def wait_durable(self, position: int) -> None:
         """What `put_pair` logged is durable when this returns: `Commit.wait`."""
         if self.journal.safe < position:
@@ -295,7 +218,7 @@ class Store(Queries):
             raise InvalidRequest('the store was opened with wipe="off"')
         for _ in range(2):  # the second rewrites the other superblock, which holds small trees whole
             self.checkpointer.run()
-        while self.guarded(self.wiper.step):
+        while uninterrupted(lambda: self.guarded(self.wiper.step)):
             pass
         with self.lock:
             held = sum(run.blocks for run in self.tables.space.snapshots.all_dead())
@@ -315,7 +238,7 @@ class Store(Queries):
         grown = resize.grow(self, size_bytes)
         freezer(None)
         resize.hand_over(self, grown)
-        self._reserve = max(8, self.superblock.blocks // 64)
+        self.room.image_grew()
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
@@ -366,68 +289,25 @@ class Store(Queries):
         placed_blocks = sum(blocks for _, blocks in placed)
         while True:
             with self.lock:
+                self.check_whole()
                 self.check_writable()
-                refusal = self._log_refusal(len(payload) + log.ENTRY_OVERHEAD)
+                refusal = self.room.log_refusal(len(payload) + log.ENTRY_OVERHEAD)
                 if refusal is None:
-                    refusal = self._refusal(transaction, placed_blocks)
+                    refusal = self.room.refusal(transaction, placed_blocks)
                 if refusal is None:
-                    self.tables.allocator.claim(placed)
-                    placed.clear()  # the object's from here on, whatever else fails
-                    position = self.guarded(lambda: self._apply_and_log(operations, payload))
+                    position = self.guarded(lambda: self._apply_and_log(operations, payload, placed))
                     break
             if attempts == CHECKPOINTS_FOR_ROOM:
                 raise refusal
             attempts += 1
             self.checkpointer.run()
-        if self._checkpoint_is_due():
+        if self.room.checkpoint_is_due():
             self.checkpointer.want()
         return position
 
-    def _log_refusal(self, log_bytes: int) -> MdstoreError | None:
-        """Why the log has no room now (a checkpoint makes some), or None. LimitExceeded when it never will."""
-        largest = (self.journal.capacity or 0) - self.journal.medium.period  # trimming leaves part of a period behind
-        if log_bytes > largest:
-            raise LimitExceeded("the size of the transaction in the log", log_bytes, largest)
-        free = self.journal.free or 0
-        return NoSpace(f"the log has {free} bytes free, {log_bytes} are needed") if log_bytes > free else None
-
-    def _refusal(self, transaction: Transaction, placed_blocks: int) -> MdstoreError | None:
-        """Why the image has no room now, or None. TransactionError for an operation that cannot be applied."""
-        validator = Validator(self.tables.collections, self.tables.objects, self.tables.floors)
-        validator.check(transaction.operations, transaction.epoch)
-        has_snapshots = len(self.tables.space.snapshots) > 0
-        if validator.only_frees and not has_snapshots:
-            return None
-        allocator = self.tables.allocator
-        used = self.superblock.blocks - self.superblock.first_block - allocator.free_blocks
-        needed = min(validator.rewrites, used) + max(0, validator.growth - placed_blocks)
-        needed += self.tables.space.snapshots.burial(needed)
-        needed += self.pending_blocks() + self._kept_back(only_frees=validator.only_frees)
-        if needed <= allocator.free_blocks:
-            return None
-        hint = "; what snapshots hold is not free: deleting one frees it" if has_snapshots else ""
-        return TransactionError(0, "space", NoSpace(f"{needed} blocks may be needed, {allocator.free_blocks} are free{hint}"))
-
-    def room(self) -> int:
-        """Blocks that may be taken without touching what the next checkpoint, and the reserve, will need. Under `lock`."""
-        return self.tables.allocator.free_blocks - self.pending_blocks() - self._kept_back()
-
-    def _kept_back(self, *, only_frees: bool = False) -> int:
-        """Blocks that a transaction must leave free. While there are snapshots, removing takes space too (what it replaces is
-        not given back), so it has a reserve of its own, and so has deleting a snapshot."""
-        if not len(self.tables.space.snapshots):
-            return self._reserve
-        return (self._reserve + reserve_blocks(self.superblock.block_size)) // (2 if only_frees else 1)
-
-    def pending_blocks(self) -> int:
-        """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve)."""
-        dirty_pages = self.tables.pager.dirty_bytes // self.superblock.block_size
-        objects = self.tables.objects
-        records = objects.pending_bytes // self.superblock.block_size
-        changing = self.tables.space.changed_blocks + dirty_pages + records
-        return changing + self.tables.space.snapshots.burial(changing)
-
-    def _apply_and_log(self, operations: list[Operation], payload: bytes) -> int:
+    def _apply_and_log(self, operations: list[Operation], payload: bytes, placed: list[tuple[int, int]]) -> int:
+        self.tables.allocator.claim(placed)
+        placed.clear()  # the object's from here on, whatever else fails
         objects = self.tables.objects
         objects.changes += 1
         self._applier.apply(operations)
@@ -439,14 +319,6 @@ class Store(Queries):
             return self.journal.append(payload, log.ENTRY_TRANSACTION)
         except JournalError as error:
             raise log.typed(error) from error
-
-    def _checkpoint_is_due(self) -> bool:
-        return (self.journal.free or 0) * 2 < self._log_capacity or self._much_changed()
-
-    def _much_changed(self) -> bool:
-        """Whether what changed since the last checkpoint is more than should be in memory."""
-        dirty = self.tables.pager.dirty_bytes + self.tables.space.changed_blocks * self.tables.space.block_size
-        return dirty > self._dirty_bytes or self.tables.objects.changed_onodes > _CHANGED_ONODES
 
     # -- fencing -------------------------------------------------------------------------------------------------------
 
@@ -479,7 +351,7 @@ class Store(Queries):
         would be left after a checkpoint, so that what was just written counts, wherever it lies."""
         with self.lock:
             self.check_usable()
-            rows = statistics.of_space(self.tables, self.superblock, self.pending_blocks())
+            rows = statistics.of_space(self.tables, self.superblock, self.room.pending_blocks())
             rows.update(statistics.of_log(self.journal))
             rows.update(statistics.of_cache(self.tables.pager))
             rows.update(
@@ -496,45 +368,63 @@ class Store(Queries):
         if self._closed:
             raise log.closed()
         if self._failure is not None:
-            raise self._failure
+            raise self._latched(self._failure)
+
+    def check_whole(self) -> None:
+        """What `check_usable` raises. Under `lock`, where no change is under way: one that is half done was interrupted, and then
+        what was to deal with that, so that nobody knows what is in memory."""
+        self.check_usable()
+        if self.tables.objects.changes & 1:
+            raise self.latch(DeviceFailed("commit", self.device.name, "interrupted between two steps of a change"))
 
     def check_writable(self) -> None:
         """What `check_usable` raises, StoreClosed while a last checkpoint is written, and ReadOnly."""
         self.check_usable()
-        if self._closing:
+        if self.closing:
             raise log.closed()
         if self._read_only:
             damage = f"; parts of it are damaged: {REMEDY}" if self.recovery.isolated else ""
             raise ReadOnly(f"{self.device.name} is open read-only{damage}")
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is neither closed nor latched (invariant 3)."""
+        return self._failure is None and not self._closed
 
     def guarded(self, action: Callable[[], Result]) -> Result:
         """Run what must not fail half-way; when it does, latch the store (invariant 3)."""
         try:
             return action()
         except BaseException as error:
-            self._latch(error)
+            if self._failure is None:
+                self._failure = error  # without a call: no second interrupt comes before it
+            self.latch(error)
             raise
 
-    def _latch(self, error: Failure) -> Failure:
+    def latch(self, error: Failure) -> Failure:
         """Remember the first failure for good; returns the error as it is."""
+        if self._failure is None:
+            self._failure = error
         with self.lock:
             self.tables.objects.changes |= 1
-            if self._failure is None:
-                self._failure = error if isinstance(error, MdstoreError) else DeviceFailed("commit", self.device.name, error)
         return error
+
+    def _latched(self, failure: BaseException) -> MdstoreError:
+        return failure if isinstance(failure, MdstoreError) else DeviceFailed("commit", self.device.name, failure)
+
+    def mark_closed(self) -> None:
+        """From now on every call raises StoreClosed."""
+        with self.lock:  # no put is between its two steps
+            self._closed = True
+            self.tables.objects.changes |= 1
 
     def leave_limbo(self) -> list[tuple[int, int]]:
         """Take out of limbo what no durable superblock and no reader reaches; the caller hands it over. Under `lock`."""
-        pinned = [epoch for epoch, count in self._pins.items() if count]
-        self._pins = Counter({epoch: self._pins[epoch] for epoch in pinned})
+        pinned = list(self._pins.values())
         oldest = self.tables.pager.oldest_pinned_generation
         if oldest is not None:
             pinned.append(oldest)
         return self.tables.allocator.leave_limbo(self.superblock.epoch, min(pinned, default=None))
-
-
-_CHANGED_ONODES = 1 << 16  # so that replay, which keeps them all in memory, never meets more
-_PAIR_BLOCKS = 64  # a bound of what a short put may take: Validator's for it, and more
 
 
 def _check_options(cache_bytes: int, dirty_bytes: int, onodes: int, wipe: Wipe) -> None:

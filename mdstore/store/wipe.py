@@ -104,7 +104,7 @@ class Wiper:
         with self._stepping:
             taken: list[Run] = []
             with store.lock:
-                limit = min(limit, max(1, store.room() // 2))  # writers and the next checkpoint need some meanwhile
+                limit = min(limit, max(1, store.room.blocks() // 2))  # writers and the next checkpoint need some meanwhile
                 while self._backlog and limit > 0:
                     start, blocks = self._backlog.popleft()
                     if blocks > limit:

@@ -1,0 +1,112 @@
+"""Work that no interrupt of its caller cuts short: it is done in a thread that nobody else knows of.
+
+An interrupt is what is raised in a thread from outside: KeyboardInterrupt in the main one by a signal, anything in any thread
+by PyThreadState_SetAsyncExc. A checkpoint half done could not be told from one that failed. The threads stay for the next
+work: starting one costs several times what a checkpoint of a small image in memory does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Final, TypeVar
+
+Result = TypeVar("Result")
+_IDLE_MOST: Final = 4  # threads that stay
+
+
+class _Job:
+    """Work for one of the threads, which only one of thread and caller may `claim`."""
+
+    __slots__ = ("claim", "done", "failure", "result", "work")
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+        self.claim = threading.Lock()
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.result: object = None
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        if not self.claim.acquire(blocking=False):
+            return
+        try:
+            self.result = self.work()
+        except BaseException as error:
+            self.failure = error
+        self.done.release()
+
+
+class _Threads:
+    """Those of this process. A child that it forks has none of them, and begins anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._idle = 0  # threads that wait for a job that nobody has handed over yet; too few after an interrupt, never too many
+        self._own = threading.local()
+
+    @property
+    def is_one(self) -> bool:
+        """Whether this thread is one of them."""
+        return getattr(self._own, "is_one", False)
+
+    def hand_over(self, job: _Job) -> None:
+        """RuntimeError: there is no thread to be had."""
+        with self._lock:
+            has_idle = self._idle > 0
+            self._idle -= has_idle
+        if not has_idle:
+            threading.Thread(target=self._serve, name="mdstore-uninterrupted", daemon=True).start()
+        self._jobs.put(job)
+
+    def _serve(self) -> None:
+        self._own.is_one = True
+        while True:
+            self._jobs.get().run()
+            with self._lock:
+                if self._idle >= _IDLE_MOST:
+                    return
+                self._idle += 1
+
+
+_threads = _Threads()
+
+
+def uninterrupted(work: Callable[[], Result]) -> Result:
+    """What `work` returns or raises, once it is done; an interrupt meanwhile is raised after it. A second one is raised at once,
+    and the work goes on without its caller. Interrupted before it began, it is not begun."""
+    if _threads.is_one:
+        return work()
+    job = _Job(work)
+    interruption: BaseException | None = None
+    try:
+        _threads.hand_over(job)
+    except BaseException as error:
+        if job.claim.acquire(blocking=False):  # not begun, and never will be
+            if isinstance(error, RuntimeError):
+                return work()
+            raise
+        interruption = error
+    while job.done.locked():
+        try:
+            job.done.acquire()
+            job.done.release()
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    if job.failure is not None:
+        raise job.failure
+    return job.result  # type: ignore[return-value]
+
+
+def _begin_anew() -> None:
+    global _threads
+    _threads = _Threads()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
