@@ -116,7 +116,7 @@ def run_dump_all(path: str, snapshot: str | None = None) -> int:
     try:
         with Image(path) as image:
             stream = stream_of(image, snapshot)
-            for line in encode_dump(DumpHeader(image.size, stream.block_size), stream.records()):
+            for line in encode_dump(DumpHeader(image.size, stream.block_size, stream.log_bytes), stream.records()):
                 write(line)
     except CorruptionError as error:
         click.echo(f"dump: {error}; `mdstore recover` saves what still reads", err=True)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from mdstore.device.file import FileDevice, sync_directory_of
-from mdstore.errors import AlreadyExists, DamagedFile, LimitExceeded, NoSpace
+from mdstore.errors import AlreadyExists, DamagedFile, InvalidRequest, LimitExceeded, NoSpace
 from mdstore.limits import MIB
 from mdstore.store.commit import Commit
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 from mdstore.tools.output import CommandFailed
 from mdstore.tools.reader.floors import Floor
+from mdstore.tools.reader.onode import NO_HINT
 from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
 
 BATCH_BYTES: Final = MIB  # of one transaction, less where the log is small
@@ -76,13 +77,15 @@ class Loader:
         home, transaction = self._home(), self._transaction
         self._object = record
         if record.like is not None:
-            transaction.clone(home, record.like, record.name)
+            transaction.at_revision(record.created_rev).clone(home, record.like, record.name).at_revision(0)
             self._submit()  # what the other has is read from the store
             for attribute in self._store.getattrs(home, record.name):
                 self._transaction.rmattr(home, record.name, attribute)
             self._transaction.map_clear(home, record.name)
         else:
             transaction.at_revision(record.created_rev).create(home, record.name).at_revision(0)
+        if record.hint != NO_HINT or record.like is not None:  # a clone has that of its origin
+            self._transaction.alloc_hint(home, record.name, *record.hint)
         for attribute, value in record.attributes:
             self._transaction.setattr(home, record.name, attribute, value)
             if self._transaction.payload_bytes >= self._batch_bytes:
@@ -153,14 +156,15 @@ _FILE_BYTES_MAX: Final = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How an image is laid out: its size, that of its blocks, and the stripes of the medium below (0: none). sparse: its space is
-    taken as it fills, instead of being reserved at once."""
+    """How an image is laid out: its size, that of its blocks, the stripes of the medium below (0: none), and the size of its log
+    (None: what its own size asks for). sparse: its space is taken as it fills, instead of being reserved at once."""
 
     size_bytes: int
     block_size: int
     stripe_bytes: int = 0
     stripe_offset: int = 0
     sparse: bool = False
+    log_bytes: int | None = None
 
 
 def make_image_of(path: str, shape: Shape, records: Iterable[Record], *, force: bool = False) -> Loaded:
@@ -185,6 +189,16 @@ def make_image_of(path: str, shape: Shape, records: Iterable[Record], *, force: 
         replaced.close()
 
 
+def _empty_store(device: FileDevice, shape: Shape) -> Store:
+    try:
+        return Store.create(
+            device, block_size=shape.block_size, log_bytes=shape.log_bytes, stripe_bytes=shape.stripe_bytes,
+            stripe_offset=shape.stripe_offset,
+        )  # fmt: skip
+    except InvalidRequest as error:
+        raise CommandFailed(f"{error}; --size and --log-size say how large the image and its log are") from error
+
+
 def _made(path: str, shape: Shape, records: Iterable[Record]) -> Loaded:
     partial = f"{path}.part"
     if shape.size_bytes > _FILE_BYTES_MAX:
@@ -196,9 +210,7 @@ def _made(path: str, shape: Shape, records: Iterable[Record]) -> Loaded:
     except AlreadyExists:
         raise CommandFailed(f"{partial} is in the way: what an earlier run left; remove it and try again") from None
     try:
-        with Store.create(
-            device, block_size=shape.block_size, stripe_bytes=shape.stripe_bytes, stripe_offset=shape.stripe_offset
-        ) as store:
+        with _empty_store(device, shape) as store:
             loader = Loader(store)
             for record in records:
                 loader.put(record)

@@ -22,13 +22,15 @@ from mdstore.tools.output import CommandFailed, print_json, print_line, size_tex
 @image_argument
 @click.option("--size", "size_bytes", type=size, help="Size of the image file (default 1G; a block device is used whole).")
 @click.option("--block-size", type=size, default=BLOCK_SIZE_DEFAULT, show_default=True, help="Bytes of a block.")
+@click.option("--log-size", "log_bytes", type=size, help="Size of the log [a sixteenth of the image, within reason].")
 @click.option("--force", is_flag=True, help="Overwrite a file, or use a block device, whatever it holds.")
 @click.option("--sparse", is_flag=True, help="Do not reserve the file's space: it is taken as the image fills.")
 @click.option("--stripe", metavar="SIZE[@OFFSET]", help="Stripe of the disks below: large files lie on whole ones.")
 @json_option
 def mkfs_command(
-    image: str, size_bytes: int | None, block_size: int, force: bool, sparse: bool, stripe: str | None, as_json: bool
-) -> None:
+    image: str, size_bytes: int | None, block_size: int, log_bytes: int | None, force: bool, sparse: bool, stripe: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Make IMAGE, an empty file system in one file (or on a block device).
 
     \b
@@ -40,7 +42,9 @@ def mkfs_command(
     says where the first stripe begins, if not at the start of the device. A file that exists is left alone unless --force
     is given, and an image in use is never touched.
     """
-    made = make_image(image, size_bytes, block_size=block_size, force=force, sparse=sparse, stripe=_stripe(stripe))
+    made = make_image(
+        image, size_bytes, block_size=block_size, force=force, sparse=sparse, stripe=_stripe(stripe), log_bytes=log_bytes
+    )
     if as_json:
         print_json(made)
         return
@@ -50,13 +54,15 @@ def mkfs_command(
 
 def make_image(
     image: str, size_bytes: int | None, *, block_size: int = BLOCK_SIZE_DEFAULT, force: bool, sparse: bool = False,
-    stripe: tuple[int, int] = (0, 0),
+    stripe: tuple[int, int] = (0, 0), log_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Make an image and say what was made. Durable on return; a file that was new is gone again after a failure."""
     is_new = not os.path.lexists(image)
     device = _device(image, size_bytes, force=force, sparse=sparse)
     try:
-        with Store.create(device, block_size=block_size, stripe_bytes=stripe[0], stripe_offset=stripe[1]) as store:
+        with Store.create(
+            device, block_size=block_size, log_bytes=log_bytes, stripe_bytes=stripe[0], stripe_offset=stripe[1]
+        ) as store:
             MetadataServer.format(store, now_ns=now_ns(), uid=os.getuid(), gid=os.getgid(), root_mode=0o755)
             made = store.statistics() | {"size_bytes": device.size_bytes, "free_bytes": _free_bytes(store)}
     except BaseException:

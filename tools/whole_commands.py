@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import IO, Final
 
 import click
@@ -14,17 +14,18 @@ import click
 from mdstore.device.file import FileDevice, sync_directory_of
 from mdstore.errors import NoSpace, TransactionError
 from mdstore.limits import IMAGE_SIZE_MIN, MAP_VALUE_MAX, MIB
+from mdstore.store.log import log_size
 from mdstore.tools.image_loader import Loaded, Shape, make_image_of
 from mdstore.tools.images import image_argument, json_option, size
 from mdstore.tools.output import CommandFailed, complain, count_text, print_json, print_line, size_text
 from mdstore.tools.reader.dump_lines import DumpLines
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.stream import ObjectStream
-from mdstore.tools.reader.superblock import Superblock
 from mdstore.tools.reader.whole import Salvage, newest_superblock, stream_of
 
 EXIT_LOST: Final = 4
 _SLACK_BYTES: Final = 4 * MIB
+_BEHIND_BLOCKS: Final = 8192  # bytes of an image behind its blocks: the spare superblocks
 _GROWTH: Final = 1.5  # of an image that turned out too small
 _ATTEMPTS: Final = 6
 _FIRST_LINE_MAX: Final = 4096
@@ -37,6 +38,9 @@ class TooSmall(CommandFailed):
 
 _force = click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 _sparse = click.option("--sparse", is_flag=True, help="Do not reserve the new image's space: it is taken as the image fills.")
+_log = click.option(
+    "--log-size", "log_bytes", type=size, help="Size of the new image's log [that of the old one where it was chosen]."
+)
 _source = click.argument("source", type=click.Path(readable=False))
 _target = click.argument("target", type=click.Path(readable=False))
 
@@ -45,10 +49,13 @@ _target = click.argument("target", type=click.Path(readable=False))
 @image_argument
 @click.argument("dump", type=click.File("rb"), default="-")
 @click.option("--size", "size_bytes", type=size, help="Size of the image [that of the one dumped].")
+@_log
 @_force
 @_sparse
 @json_option
-def load_command(image: str, dump: IO[bytes], size_bytes: int | None, force: bool, sparse: bool, as_json: bool) -> None:
+def load_command(
+    image: str, dump: IO[bytes], size_bytes: int | None, log_bytes: int | None, force: bool, sparse: bool, as_json: bool
+) -> None:
     """Make IMAGE from a DUMP (a file, or standard input) that `mdstore dump --all` wrote.
 
     \b
@@ -61,9 +68,12 @@ def load_command(image: str, dump: IO[bytes], size_bytes: int | None, force: boo
     if os.path.exists(image) and os.path.samestat(os.stat(image), os.fstat(dump.fileno())):
         raise CommandFailed(f"{image} is the dump itself: name another file to write to")
     lines = DumpLines(_lines(dump), getattr(dump, "name", "dump"))
-    wanted = size_bytes or lines.header.size_bytes
+    shape = Shape(
+        size_bytes or lines.header.size_bytes, lines.header.block_size, sparse=sparse,
+        log_bytes=log_bytes or chosen_log(*lines.header),
+    )  # fmt: skip
     with _room_said(image, "--size"):
-        loaded = make_image_of(image, Shape(wanted, lines.header.block_size, sparse=sparse), lines.records(), force=force)
+        loaded = make_image_of(image, shape, lines.records(), force=force)
     _say(image, loaded, as_json=as_json)
 
 
@@ -79,10 +89,13 @@ def _lines(dump: IO[bytes]) -> Iterator[bytes]:
 @_source
 @_target
 @click.option("--size", "size_bytes", type=size, help="Size of the new image [that of the old].")
+@_log
 @_force
 @_sparse
 @json_option
-def recover_command(source: str, target: str, size_bytes: int | None, force: bool, sparse: bool, as_json: bool) -> int:
+def recover_command(
+    source: str, target: str, size_bytes: int | None, log_bytes: int | None, force: bool, sparse: bool, as_json: bool
+) -> int:
     """Salvage whatever still reads of SOURCE into TARGET, a new image; list what was lost, by name. SOURCE is never written.
 
     \b
@@ -96,8 +109,7 @@ def recover_command(source: str, target: str, size_bytes: int | None, force: boo
     with _held(source), Image(source) as image, _room_said(target, "--size"):
         salvage = Salvage(image)
         stream = salvage.stream()
-        wanted = size_bytes or max(image.size, newest_superblock(image).blocks * stream.block_size)
-        shape = _like(newest_superblock(image), wanted, sparse=sparse)
+        shape = _like(image, size_bytes, log_bytes, sparse=sparse)
         loaded = make_image_of(target, shape, stream.records(), force=force)
         losses = salvage.named()
     if as_json:
@@ -116,12 +128,14 @@ def recover_command(source: str, target: str, size_bytes: int | None, force: boo
 @_target
 @click.option("--snapshot", metavar="NAME", help="What this snapshot of the store knows; SOURCE may be in use meanwhile.")
 @click.option("--size", "size_bytes", type=size, help="Size of the new image [that of the old].")
+@_log
 @_force
 @_sparse
 @json_option
 def copy_command(
-    source: str, target: str, snapshot: str | None, size_bytes: int | None, force: bool, sparse: bool, as_json: bool
-) -> None:
+    source: str, target: str, snapshot: str | None, size_bytes: int | None, log_bytes: int | None, force: bool, sparse: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Copy the content of SOURCE into TARGET, a new image: a backup.
 
     \b
@@ -133,7 +147,7 @@ def copy_command(
     _refuse_same(source, target)
     with _guard(source, held=snapshot is None), Image(source) as image, _room_said(target, "--size"):
         stream = stream_of(image, snapshot, finds_shares=True)
-        shape = _like(newest_superblock(image), size_bytes or image.size, sparse=sparse)
+        shape = _like(image, size_bytes, log_bytes, sparse=sparse)
         loaded = make_image_of(target, shape, stream.records(), force=force)
     _say(target, loaded, as_json=as_json)
 
@@ -142,10 +156,13 @@ def copy_command(
 @_source
 @click.argument("target", type=click.Path(readable=False), required=False)
 @click.option("--size", "size_bytes", type=size, help="Size of the new image, in whole MiB [as small as its content allows].")
+@_log
 @_force
 @_sparse
 @json_option
-def compact_command(source: str, target: str | None, size_bytes: int | None, force: bool, sparse: bool, as_json: bool) -> None:
+def compact_command(
+    source: str, target: str | None, size_bytes: int | None, log_bytes: int | None, force: bool, sparse: bool, as_json: bool
+) -> None:
     """Make a smaller image of the same content: TARGET, or SOURCE itself, replaced in one step once the new one is whole.
 
     \b
@@ -163,7 +180,8 @@ def compact_command(source: str, target: str | None, size_bytes: int | None, for
     with _held(source), Image(source) as image:
         if in_place:
             _refuse_replacing(source, image)
-        loaded = _compacted(image, new, size_bytes, force=force, sparse=sparse)
+        shape = _like(image, size_bytes, log_bytes, sparse=sparse)
+        loaded = _compacted(image, new, shape, is_asked=size_bytes is not None, force=force)
         before = image.size
         if in_place:
             _replace(new, source)
@@ -176,27 +194,41 @@ def compact_command(source: str, target: str | None, size_bytes: int | None, for
     print_line(f"{size_text(before)} before, {size_text(after)} now")
 
 
-def _compacted(image: Image, new: str, size_bytes: int | None, *, force: bool, sparse: bool) -> Loaded:
-    """Try the size that should do; a larger one where it does not (what was shared in parts takes more)."""
+def _compacted(image: Image, new: str, shape: Shape, *, is_asked: bool, force: bool) -> Loaded:
+    """Of the size asked for; else try the one that should do, and a larger one where it does not (what was shared in parts takes
+    more)."""
     superblock = newest_superblock(image)
     used = (superblock.blocks - superblock.free_blocks - superblock.log_blocks) * superblock.block_size
-    wanted = size_bytes or max(IMAGE_SIZE_MIN, used + used // 4 + _SLACK_BYTES)
+    room = max(IMAGE_SIZE_MIN, used + used // 4 + _SLACK_BYTES)
     for attempt in range(_ATTEMPTS):
+        wanted = shape.size_bytes if is_asked else room + (shape.log_bytes or 0)
         stream = stream_of(image, finds_shares=True)
         try:
             with _room_said(new, "--size"):
-                shape = _like(superblock, _whole_mib(wanted), sparse=sparse)
-                return make_image_of(new, shape, stream.records(), force=force)
+                return make_image_of(new, replace(shape, size_bytes=_whole_mib(wanted)), stream.records(), force=force)
         except TooSmall:
-            if size_bytes is not None or attempt == _ATTEMPTS - 1:
+            if is_asked or attempt == _ATTEMPTS - 1:
                 raise
-            wanted = int(wanted * _GROWTH)
+            room = int(room * _GROWTH)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _like(superblock: Superblock, size_bytes: int, *, sparse: bool) -> Shape:
-    """Blocks and stripes as in the image it is made of."""
-    return Shape(size_bytes, superblock.block_size, superblock.stripe_bytes, superblock.stripe_offset, sparse)
+def _like(image: Image, size_bytes: int | None, log_bytes: int | None, *, sparse: bool) -> Shape:
+    """As large as the image it is made of, unless told otherwise; blocks, stripes, and the log's size where it was chosen, as
+    there."""
+    superblock = newest_superblock(image)
+    size_before = max(image.size, superblock.blocks * superblock.block_size + _BEHIND_BLOCKS)  # as it was before it was cut short
+    log_before = chosen_log(size_before, superblock.block_size, superblock.log_blocks * superblock.block_size)
+    return Shape(
+        size_bytes or size_before, superblock.block_size, superblock.stripe_bytes, superblock.stripe_offset, sparse,
+        log_bytes or log_before,
+    )  # fmt: skip
+
+
+def chosen_log(size_bytes: int, block_size: int, log_bytes: int) -> int | None:
+    """The size of an image's log where it is not the one that an image of `size_bytes` is given; else None. `log_bytes` 0: not
+    known."""
+    return log_bytes if log_bytes and log_bytes != log_size(size_bytes, block_size) else None
 
 
 def _whole_mib(size_bytes: int) -> int:

@@ -12,12 +12,13 @@ from typing import Any, Final, NamedTuple, TypeVar
 from mdstore.errors import DamagedFile, UnsupportedFormat
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.floors import SCOPES, Floor
+from mdstore.tools.reader.onode import NO_HINT, hint_of
 from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
 
 Result = TypeVar("Result")
 FORMAT: Final = "mdstore dump"
-VERSION: Final = 2
-READ_VERSIONS: Final = (1, 2)
+VERSION: Final = 3
+READ_VERSIONS: Final = (1, 2, 3)
 U64_MAX: Final = (1 << 64) - 1
 _PRINTABLE: Final = frozenset(range(32, 127))
 
@@ -27,12 +28,12 @@ class DumpHeader(NamedTuple):
 
     size_bytes: int
     block_size: int
+    log_bytes: int = 0  # 0: a dump before version 3, which does not say
 
 
 def encode_dump(header: DumpHeader, records: Iterable[Record]) -> Iterator[bytes]:
     """The lines, line feeds included."""
-    first = {"format": FORMAT, "version": VERSION, "size_bytes": header.size_bytes, "block_size": header.block_size}
-    line = _line(first)
+    line = _line({"format": FORMAT, "version": VERSION, **header._asdict()})
     yield line
     count, checksum = 1, crc32c(line)
     for record in records:
@@ -61,6 +62,7 @@ def _encode(record: Record) -> dict[str, Any]:
         **({"revision": record.kept_at} if record.kept_at else {}),
         "object": _encode_bytes(record.name), "size": record.size, "attributes": _encode_pairs(record.attributes),
         "map_header": _encode_bytes(record.map_header), "created_rev": record.created_rev,
+        **({"hint": list(record.hint)} if record.hint != NO_HINT else {}),
     }  # fmt: skip
 
 
@@ -98,7 +100,7 @@ class DumpLines:
         if first.get("version") not in READ_VERSIONS:
             known = f"this mdstore reads versions up to {VERSION}"
             raise UnsupportedFormat(f"{name}: dump of version {first.get('version')!r}; {known}")
-        self.header = self._checked(lambda: DumpHeader(_natural(first["size_bytes"]), _natural(first["block_size"])))
+        self.header = self._checked(partial(_decode_header, first))
 
     def records(self) -> Iterator[Record]:
         """The records, in order; DamagedFile for a line that is none or comes where it may not, and for one that is not whole."""
@@ -138,6 +140,11 @@ class DumpLines:
         return DamagedFile("dump", f"{self._name} line {self._count}", expected, found)
 
 
+def _decode_header(first: dict[str, Any]) -> DumpHeader:
+    log_bytes = _natural(first["log_bytes"]) if first["version"] >= 3 else 0
+    return DumpHeader(_natural(first["size_bytes"]), _natural(first["block_size"]), log_bytes)
+
+
 def _decode(line: dict[str, Any]) -> Record:
     if "data" in line:
         return DataRecord(_natural(line["data"]), binascii.a2b_base64(line["bytes"], strict_mode=True))
@@ -147,10 +154,19 @@ def _decode(line: dict[str, Any]) -> Record:
         return ObjectRecord(
             _decode_bytes(line["object"]), _natural(line["size"]), _decode_pairs(line["attributes"]),
             _decode_bytes(line["map_header"]), _natural(line["created_rev"]), _natural(line.get("revision", 0)),
+            hint=_decode_hint(line.get("hint", NO_HINT)),
         )  # fmt: skip
     if "floor" in line:
         return _decode_floor(line)
     return CollectionRecord(_decode_bytes(line["collection"]))
+
+
+def _decode_hint(value: Any) -> tuple[int, int, int]:
+    object_size, write_size, flags = map(_natural, value)
+    hint = object_size, write_size, flags
+    if hint_of(hint) != hint:
+        raise ValueError(f"{hint!r} is no allocation hint")
+    return hint
 
 
 def _decode_floor(line: dict[str, Any]) -> Floor:

@@ -13,6 +13,9 @@ FLAG_MAP: Final = 2
 FLAG_HINT: Final = 4
 COLLECTION_NAME_MAX: Final = 255
 OBJECT_NAME_MAX: Final = 512
+OBJECT_SIZE_MAX: Final = 1 << 60
+HINT_UNCHECKED: Final = 1
+NO_HINT: Final = (0, 0, 0)  # says what no hint says: sizes are not known, new data gets checksums
 UNCHECKED: Final = -1  # in place of a checksum: no block has this one
 
 _COLLECTION: Final = struct.Struct("<BBHQQ")
@@ -120,6 +123,13 @@ def _decode_rest(value: bytes, flags: int, count: int, numbers: tuple[int, int, 
     if count > 1 and len({name for name, _ in attributes}) != count:
         raise Damage("onode", "onode attribute names", f"{count} different ones", "one twice")
     return Onode(*numbers, data_root, map_root, hint, tuple(attributes))
+
+
+def hint_of(hint: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """What a record's allocation hint says; NO_HINT for one that no writer could have given."""
+    if hint is None or sum(hint[:2]) > OBJECT_SIZE_MAX or hint[2] & ~HINT_UNCHECKED:
+        return NO_HINT
+    return hint
 
 
 def decode_extent(key: bytes, value: bytes) -> Extent:

@@ -119,6 +119,7 @@ class ObjectState:
         self.map = MapView(onode)
         self.attributes: dict[bytes, bytes] = dict(onode.attributes) if onode else {}
         self.created_rev = onode.created_rev if onode else 0
+        self.hint = onode.hint if onode else None
 
     def copy(self) -> ObjectState:
         """A clone: all streams."""
@@ -127,6 +128,7 @@ class ObjectState:
         twin.map = self.map.copy()
         twin.attributes = dict(self.attributes)
         twin.created_rev = self.created_rev
+        twin.hint = self.hint
         return twin
 
 
@@ -393,8 +395,8 @@ class Overlay:
         self._objects[collection, name] = None
         self._objects[to_collection, to_name] = state
 
-    def _hint(self, collection: bytes, name: bytes, *_: int) -> None:
-        self._touch(collection, name)
+    def _hint(self, collection: bytes, name: bytes, object_size: int, write_size: int, flags: int) -> None:
+        self._touch(collection, name).hint = object_size, write_size, flags
 
     def _map_set(self, collection: bytes, name: bytes, pairs: list[list[bytes]]) -> None:
         state = self._written(collection, name)

@@ -16,7 +16,7 @@ from mdstore.tools.reader.check_log import LogCheck
 from mdstore.tools.reader.data import DataView
 from mdstore.tools.reader.floors import Floor
 from mdstore.tools.reader.image import Image
-from mdstore.tools.reader.onode import Onode, decode_extent
+from mdstore.tools.reader.onode import NO_HINT, Onode, decode_extent, hint_of
 from mdstore.tools.reader.overlay import ObjectState, Overlay
 from mdstore.tools.reader.problems import Damage, Findings, Problem
 from mdstore.tools.reader.revisions import sound_start
@@ -40,7 +40,7 @@ class CollectionRecord:
 class ObjectRecord:
     """An object; its data and its map follow. `kept_at` 0: as it is; else what revision `kept_at` of the name holds. Revisions
     of a name come first, oldest first. `created_rev`: the revision since which it is so. `like`: an object of the collection,
-    already past, with the same data, which then does not follow."""
+    already past, with the same data, which then does not follow. `hint`: expected sizes of the object and of writes, flags."""
 
     name: bytes
     size: int
@@ -49,6 +49,7 @@ class ObjectRecord:
     created_rev: int = 0
     kept_at: int = 0
     like: bytes | None = None
+    hint: tuple[int, int, int] = NO_HINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ class ObjectStream:
     def block_size(self) -> int:
         """Bytes of a block of the image."""
         return self._reader.block_size
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of the image's log."""
+        return self._reader.superblock.log_blocks * self._reader.block_size
 
     def has_snapshots(self) -> bool:
         """Whether the store keeps any, which are no part of the stream."""
@@ -145,7 +151,8 @@ class ObjectStream:
         overlay = self._overlay
         attributes = tuple(sorted(overlay.attributes_of(found).items()))
         header = self._read(lambda: overlay.header_of(found)) or b""
-        yield ObjectRecord(name, overlay.size_of(found), attributes, header, created_rev, kept_at, like)
+        hint = hint_of(found.hint)
+        yield ObjectRecord(name, overlay.size_of(found), attributes, header, created_rev, kept_at, like, hint)
         if like is None:
             yield from self._data(found.data if isinstance(found, ObjectState) else DataView(found))
         yield from self._pairs(found)
