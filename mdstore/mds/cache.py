@@ -8,11 +8,13 @@ between operations, never inside one, so an operation may hold on to what it fou
 from __future__ import annotations
 
 import errno
+from functools import partial
 from itertools import islice
 from typing import Final
 
 from mdstore.engines.protocol import ObjectStore
-from mdstore.errors import CorruptionError, NotFound, PosixError
+from mdstore.errors import CorruptionError, MdstoreError, NotFound, PosixError
+from mdstore.mds.around import read_around
 from mdstore.mds.core import Core
 from mdstore.mds.damage import note_damage
 from mdstore.mds.fnode import decode_fnode
@@ -201,14 +203,16 @@ class Cache:
             note_damage(self._core, directory.ino, name, error)
             raise
 
-    def read_page(self, directory: Directory, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to `limit` stored entries behind `after`, raw."""
+    def read_page(
+        self, directory: Directory, after: bytes | None, limit: int
+    ) -> tuple[list[tuple[bytes, bytes]], MdstoreError | None]:
+        """Up to `limit` stored entries behind `after`, raw; and why some before the last of them, or behind it where they are
+        fewer, cannot be read, with a row in the damage table."""
         start = None if after is None else after + b"\0"
-        try:
-            return list(islice(self._store.map_items(META, directory_object(directory.ino), start), limit))
-        except CorruptionError as error:
+        found, error = read_around(partial(self._store.map_items, META, directory_object(directory.ino)), start, limit)
+        if error is not None:
             note_damage(self._core, directory.ino, b"", error)
-            raise
+        return found, error
 
     # -- letting go ----------------------------------------------------------------------------------------------------
 

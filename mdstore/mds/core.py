@@ -140,6 +140,7 @@ class Core:
         self.strays = self.tables[Tab.STRAYS]
         self.damage = self.tables[Tab.DAMAGE]
         self.quotas = self.tables[Tab.QUOTAS]
+        self.damage_told: set[bytes] = set()  # keys of its rows that the server's messages have named
         self.next_ino = FIRST_FREE_INO
         self.next_session = 1
         self.client = 0  # the session for which events are made; 0: nobody's

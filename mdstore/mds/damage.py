@@ -6,13 +6,18 @@ without a name); its value is the sentence of the error. What is broken answers 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import logging
+from typing import Final, NamedTuple
 
 from mdstore.errors import MdstoreError
 from mdstore.limits import MAP_KEY_MAX
 from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind
 from mdstore.mds.layout import INO_KEY
+
+log = logging.getLogger(__name__)
+
+TOLD_MAX: Final = 1024  # places that the server's messages name, until it is started anew
 
 
 class Damage(NamedTuple):
@@ -24,8 +29,12 @@ class Damage(NamedTuple):
 
 
 def note_damage(core: Core, directory: int, name: bytes, error: MdstoreError) -> None:
-    """Keep a row about `error`; does nothing where it is there already or nothing can be written. Durable with the log."""
+    """Keep a row about `error`, where there is none and it can be written; durable with the log. The server's messages tell it
+    once, whoever meets it how often."""
     key = INO_KEY.pack(directory) + name[: MAP_KEY_MAX - INO_KEY.size]
+    if key not in core.damage_told and len(core.damage_told) < TOLD_MAX:
+        core.damage_told.add(key)
+        log.warning("inode %d%s: %s", directory, f", entry {name!r}" if name else "", error)
     if core.journal is None or core.failed is not None or core.replaying:
         return
     try:
@@ -50,5 +59,6 @@ def forget_damage(core: Core, directory: int, name: bytes) -> bool:
     key = INO_KEY.pack(directory) + name
     if core.damage.get(key) is None:
         return False
+    core.damage_told.discard(key)
     core.append(Kind.TABLE, core.drop_row(core.damage, key))
     return True

@@ -10,7 +10,7 @@ from typing import Final
 
 from sortedcontainers import SortedList
 
-from mdstore.errors import CorruptionError, PosixError
+from mdstore.errors import CorruptionError, MdstoreError, PosixError
 from mdstore.mds.cache import Cache, Entry
 from mdstore.mds.core import Core
 from mdstore.mds.handles import DirectoryHandle, Handles
@@ -38,24 +38,31 @@ class Directories:
         return self._handles.add(DirectoryHandle(directory, self._core.client))
 
     def readdir(self, number: int, after: bytes | None, limit: int, *, count_lookups: bool) -> list[DirEntry]:
-        """See `Vfs.readdir`. Cost: one read of a range of the store, unless memory holds the whole directory."""
+        """See `Vfs.readdir`. Cost: one read of a range of the store, unless memory holds the whole directory; around damage more,
+        see around.py."""
         handle = self._handles.directory(number)
         directory = handle.node
         if not 0 < limit < LIMIT_END:
             raise PosixError(errno.EINVAL, number, f"a page of {limit} entries")
         if directory.nlink == 0:
             return []
+        if after is None:
+            handle.unread = None
         if directory.complete:
-            page: Page = [(name, None) for name in self.names_after(directory, after, limit)]
+            page: Page = [(name, None) for name in self._known_after(directory, after, limit)]
         else:
-            page = self._merged(directory, after, limit)
+            page, error = self._merged(directory, after, limit)
+            handle.unread = handle.unread or error
+        if not page and handle.unread is not None:
+            raise handle.unread
         found: list[DirEntry] = []
         for name, raw in page:
             entry = directory.entries.get(name)
             attr = entry.attr() if isinstance(entry, Inode) else self._attr(directory, name, entry, raw)
             found.append(DirEntry(name, attr))
         if not directory.complete:
-            self._note_progress(handle, after, page, limit, whole=all(attr.ino for _, attr in found))
+            whole = handle.unread is None and all(attr.ino for _, attr in found)
+            self._note_progress(handle, after, page, limit, whole=whole)
         if count_lookups:
             for _, attr in found:
                 if attr.ino:
@@ -72,10 +79,16 @@ class Directories:
         except CorruptionError:
             return unreadable(entry & 15 if isinstance(entry, int) else 0)
 
-    def names_after(self, directory: Directory, after: bytes | None, limit: int) -> list[bytes]:
-        """Up to `limit` names behind `after`, in order."""
-        if not directory.complete:
-            return [name for name, _ in self._merged(directory, after, limit)]
+    def names_after(
+        self, directory: Directory, after: bytes | None, limit: int
+    ) -> tuple[list[bytes], MdstoreError | None]:
+        """Up to `limit` names behind `after`, in order; and why some that lie there are not among them."""
+        if directory.complete:
+            return self._known_after(directory, after, limit), None
+        page, error = self._merged(directory, after, limit)
+        return [name for name, _ in page], error
+
+    def _known_after(self, directory: Directory, after: bytes | None, limit: int) -> list[bytes]:
         names = self._sorted_names(directory)
         return list(islice(names.irange(after, None, inclusive=(False, True)), limit))
 
@@ -87,13 +100,17 @@ class Directories:
             directory.names = SortedList(known)
         return directory.names
 
-    def _merged(self, directory: Directory, after: bytes | None, limit: int) -> Page:
-        """Stored entries and changed ones in one order; a removed one is in neither."""
+    def _merged(self, directory: Directory, after: bytes | None, limit: int) -> tuple[Page, MdstoreError | None]:
+        """Stored entries and changed ones in one order; a removed one is in neither. And why some stored ones are left out."""
         changed, names = directory.changed, self._changed_names(directory)
         at = 0 if after is None else bisect_right(names, after)
         page: Page = []
+        unread: MdstoreError | None = None
         while len(page) < limit:
-            stored = self._cache.read_page(directory, after, limit) if directory.stored else []
+            stored: list[tuple[bytes, bytes]] = []
+            if directory.stored:
+                stored, error = self._cache.read_page(directory, after, limit)
+                unread = unread or error
             newer = names[at : at + limit]
             ends = [stored[-1][0]] if len(stored) == limit else []
             ends += newer[-1:] if len(newer) == limit else []
@@ -112,7 +129,7 @@ class Directories:
             if bound is None:
                 break
             after = bound
-        return page[:limit]
+        return page[:limit], unread
 
     def _changed_names(self, directory: Directory) -> list[bytes]:
         """The names of changed entries in order, kept for the next page. New ones come last in `changed`: few are sorted in."""

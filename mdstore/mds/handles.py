@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from mdstore.errors import PosixError
+from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.inode import Directory, Inode
 
 
@@ -26,15 +26,17 @@ class FileHandle:
 
 class DirectoryHandle:
     """An open directory. `reached`: the last name of an unbroken read from the first; `evictions`: how often entries had been
-    dropped from memory when that began. Together they tell whether memory has seen the whole directory. `session`: for which."""
+    dropped from memory when that began. Together they tell whether memory has seen the whole directory. `session`: for which.
+    `unread`: why some entries were left out since it was last read from the first."""
 
-    __slots__ = ("evictions", "node", "reached", "session")
+    __slots__ = ("evictions", "node", "reached", "session", "unread")
 
     def __init__(self, node: Directory, session: int) -> None:
         self.node = node
         self.session = session
         self.reached: bytes | None = None
         self.evictions = -1
+        self.unread: MdstoreError | None = None
 
 
 class Handles:

@@ -56,12 +56,13 @@ class Progress(NamedTuple):
 
 
 class _Sums:
-    """What a directory's entries add up to."""
+    """What a directory's entries add up to. `hidden`: some could not even be listed, so nobody knows how many there are."""
 
-    __slots__ = ("entries", "homed", "rbytes", "rdirs", "rfiles", "subdirectories", "unreadable")
+    __slots__ = ("entries", "hidden", "homed", "rbytes", "rdirs", "rfiles", "subdirectories", "unreadable")
 
     def __init__(self) -> None:
         self.entries = self.subdirectories = self.rbytes = self.rfiles = self.rdirs = self.unreadable = 0
+        self.hidden = False
         self.homed: set[int] = set()
 
 
@@ -167,7 +168,8 @@ class Scrub:
             while not self._page(look):  # it changes whenever one looks: all of it at once
                 pass
         if directory.nlink:
-            self._judge(directory, look.sums)
+            if not look.sums.hidden:
+                self._judge(directory, look.sums)
             self._waiting += look.below
             done = self.progress
             self.progress = Progress(
@@ -193,7 +195,12 @@ class Scrub:
     def _page(self, look: _Look) -> bool:
         """Look at the next entries; True when there are no more."""
         directory = look.directory
-        names = self._directories.names_after(directory, look.after, PAGE) if directory.nlink else []
+        if not directory.nlink:
+            return True
+        names, hidden = self._directories.names_after(directory, look.after, PAGE)
+        if hidden is not None:
+            look.sums.hidden = True
+            self._note("S1", directory.ino, str(hidden))
         self._cache.evict_excess()
         for name in names:
             entry = None

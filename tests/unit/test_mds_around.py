@@ -1,0 +1,323 @@
+"""Listing a directory with damaged pages: every healthy name is there, whatever lies beside it, and the listing says at its end
+that it is not whole.
+
+The first damaged page used to end the listing with EIO, and hid all healthy names behind it from `ls`, `find` and `rsync`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import pytest
+
+from mdstore.client import fuse_protocol as protocol
+from mdstore.client.fuse_init import SessionOptions
+from mdstore.client.fuse_protocol import Opcode
+from mdstore.device.memory import MemoryDevice
+from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, PosixError, errno_of
+from mdstore.mds.around import read_around
+from mdstore.mds.server import MetadataServer
+from mdstore.mds.vfs import ROOT_INO, SUPERUSER
+from mdstore.store import Store
+from mdstore.tools.reader import superblock
+from mdstore.tools.reader.image import Image as ImageFile
+from mdstore.tools.reader.onode import decode_onode
+from mdstore.tools.reader.store import StoreReader
+from tests.unit.reader_images import BLOCK, newest
+from tests.unit.test_fuse_session import Kernel
+
+SEED = int(os.environ.get("DAMAGE_SEED", "7"))
+ALPHABETS = (b"ab", b"\x00\x01\xfe\xff", b"0123456789", bytes(range(1, 256)))
+
+# -- a map whose pages are damaged, as a tree gives it -----------------------------------------------------------------
+
+
+class Pages:
+    """A map in pages, parted by the shortest keys that part them; reading a damaged one is its error."""
+
+    def __init__(self, pages: list[list[bytes]], errors: list[MdstoreError | None]) -> None:
+        self.pages = pages
+        self.errors = errors
+        self.looks = 0
+        self.first_keys = [b"", *(self._shortest(a[-1], b[0]) for a, b in pairwise(pages))]
+
+    @staticmethod
+    def _shortest(last: bytes, first: bytes) -> bytes:
+        return next(first[:size] for size in range(1, len(first) + 1) if first[:size] > last)
+
+    @property
+    def healthy(self) -> list[bytes]:
+        return [key for page, error in zip(self.pages, self.errors) if error is None for key in page]
+
+    def read(self, start: bytes | None, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        self.looks += 1
+        if reverse:
+            at = len(self.pages) - 1 if stop is None else bisect_left(self.first_keys, stop, 1) - 1
+        else:
+            at = bisect_right(self.first_keys, start or b"") - 1
+        while 0 <= at < len(self.pages):
+            error = self.errors[at]
+            if error is not None:
+                raise error
+            keys = [key for key in self.pages[at] if (start or b"") <= key and (stop is None or key < stop)]
+            yield from ((key, b"value of " + key) for key in (reversed(keys) if reverse else keys))
+            at += -1 if reverse else 1
+
+
+def some_pages(random: Random) -> Pages:
+    alphabet, prefix = random.choice(ALPHABETS), random.randbytes(random.choice([0, 3, 200]))
+    keys = {prefix + bytes(random.choices(alphabet, k=random.randint(1, 12))) for _ in range(random.randint(4, 120))}
+    ordered, size = sorted(keys), random.randint(1, 9)
+    pages = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    errors: list[MdstoreError | None] = []
+    share = random.choice([0.1, 0.5, 0.95])
+    for number in range(len(pages)):
+        if random.random() >= share:
+            errors.append(None)
+        elif errors and errors[-1] is not None and random.random() < 0.3:
+            errors.append(errors[-1])  # below one damaged page of an index
+        else:
+            where = f"address {number}"
+            errors.append(random.choice([CorruptionError("page", where, 1, 2), DeviceFailed("read", where, OSError(5, "gone"))]))
+    return Pages(pages, errors)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_every_healthy_record_is_read_around_any_damage(seed: int) -> None:
+    random = Random(SEED * 1000 + seed)
+    pages = some_pages(random)
+    limit = random.choice([1, 2, 7, 1000])
+    found: list[bytes] = []
+    unread: list[MdstoreError] = []
+    while True:
+        start = found[-1] + b"\0" if found else None
+        records, error = read_around(pages.read, start, limit)
+        assert len(records) <= limit
+        unread += [error] if error is not None else []
+        found += [key for key, _ in records]
+        if len(records) < limit:
+            break
+    assert found == pages.healthy
+    assert bool(unread) == (len(pages.healthy) < sum(map(len, pages.pages)))
+
+
+def test_a_row_of_damaged_pages_costs_some_looks_each() -> None:
+    names = [b"holiday picture %06d.jpg" % number for number in range(3000)]
+    pages = [names[at : at + 30] for at in range(0, len(names), 30)]
+    errors = [CorruptionError("page", f"address {at}") if 10 <= at < 60 else None for at in range(len(pages))]
+    damaged = Pages(pages, list(errors))
+    records, error = read_around(damaged.read, None, 10_000)
+    assert [key for key, _ in records] == damaged.healthy
+    assert error is errors[10]
+    assert damaged.looks < 50 * 60
+
+
+def test_damage_that_is_gone_a_moment_later_hides_nothing_behind_it() -> None:
+    pages = Pages([[b"a", b"b"], [b"c"], [b"d" * 1000]], [None, CorruptionError("page", "address 1"), None])
+
+    def once(start: bytes | None, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            yield from pages.read(start, stop, reverse=reverse)
+        finally:
+            pages.errors[1] = None
+
+    records, error = read_around(once, None, 100)
+    assert [key for key, _ in records] == [b"a", b"b", b"c", b"d" * 1000]
+    assert error is not None
+    assert pages.looks < 30
+
+
+# -- a directory of an image -------------------------------------------------------------------------------------------
+
+NAMES = sorted(b"holiday-%04d.jpg" % (number * 7 % 400) for number in range(400))
+
+
+class Image(NamedTuple):
+    """An image with one large directory: its bytes, the directory, and which names lie in which page."""
+
+    content: bytes
+    directory: int
+    leaves: list[tuple[int, list[bytes]]]  # the page, and the names in it, in order
+
+
+def made(path: Path) -> Image:
+    device = MemoryDevice(8 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=256 << 10, background=False)
+    MetadataServer.format(store, now_ns=1, object_size=8192, log_unit=4096, log_object_size=65536)
+    server = MetadataServer.mount(store)
+    directory = server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755).ino
+    for name in NAMES:
+        server.release(server.create(SUPERUSER, directory, name, 0o644, os.O_RDWR)[1])
+    server.write_back()
+    store.checkpoint()
+    server.close()
+    content = device.image()
+    return Image(content, directory, map_leaves(content, path, b"%016x" % directory))
+
+
+def map_leaves(content: bytes, path: Path, name: bytes) -> list[tuple[int, list[bytes]]]:
+    """The leaves of that object's map in order: page, and the keys in it."""
+    path.write_bytes(content)
+    leaves: list[tuple[int, list[bytes]]] = []
+    with ImageFile(str(path)) as opened:
+        reader = StoreReader(opened, newest(content))
+        roots = [decode_onode(raw).map_root for key, raw in reader.root_tree(superblock.ROOT_OBJECTS).items() if key[8:] == name]
+        assert roots[0] is not None
+        tree = reader.tree(roots[0], None)
+        read: list[int] = []
+        tree.on_pages = lambda page, count, is_overflow: read.append(page) is None
+        for key, _ in tree.items():
+            if not leaves or leaves[-1][0] != read[-1]:
+                leaves.append((read[-1], []))
+            leaves[-1][1].append(key)
+    return leaves
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    return made(tmp_path_factory.mktemp("image") / "file")
+
+
+def damaged(image: Image, leaves: list[int], *, read_only: bool = False) -> tuple[MetadataServer, list[bytes]]:
+    """A server over the image with these leaves of the directory overwritten; the names left healthy."""
+    content = bytearray(image.content)
+    for leaf in leaves:
+        page = image.leaves[leaf][0]
+        content[page * BLOCK + 100 : page * BLOCK + 108] = b"\xff" * 8
+    store = Store.open(MemoryDevice.from_bytes(bytes(content)), read_only=read_only, background=False)
+    healthy = [name for at, (_, names) in enumerate(image.leaves) if at not in leaves for name in names]
+    return MetadataServer.mount(store, read_only=read_only), healthy
+
+
+def listed(server: MetadataServer, handle: int, page: int, limit: int = 10_000) -> tuple[list[bytes], MdstoreError | None]:
+    """Names in order, and the error at the end."""
+    found: list[bytes] = []
+    while len(found) < limit:
+        try:
+            entries = server.readdir(handle, found[-1] if found else None, page)
+        except MdstoreError as error:
+            return found, error
+        if not entries:
+            break
+        found += [entry.name for entry in entries]
+    return found, None
+
+
+def some_leaves(image: Image) -> list[list[int]]:
+    count = len(image.leaves)
+    random = Random(SEED)
+    rows = [[0], [count - 1], [1, 2, 3], [0, count // 2, count - 1], list(range(count))]
+    return rows + [sorted(random.sample(range(count), random.randint(1, count - 1))) for _ in range(8)]
+
+
+def test_the_directory_lies_in_many_pages(image: Image) -> None:
+    assert len(image.leaves) > 50
+    assert [name for _, names in image.leaves for name in names] == NAMES
+
+
+@pytest.mark.parametrize("page", [1, 40, 1000])
+def test_a_listing_has_every_healthy_name_and_says_at_its_end_that_it_is_not_whole(image: Image, page: int) -> None:
+    for leaves in some_leaves(image):
+        server, healthy = damaged(image, leaves)
+        handle = server.opendir(SUPERUSER, image.directory)
+        for _ in range(2):
+            names, error = listed(server, handle, page)
+            assert names == healthy, leaves
+            assert error is not None, leaves
+            assert errno_of(error) == errno.EIO
+        with pytest.raises(CorruptionError):
+            server.readdir(handle, healthy[-1] if healthy else None, page)
+        server.releasedir(handle)
+        assert server.failure is None
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_the_damage_is_told_once(image: Image, caplog: pytest.LogCaptureFixture, *, read_only: bool) -> None:
+    server, _ = damaged(image, [3, 9], read_only=read_only)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            handle = server.opendir(SUPERUSER, image.directory)
+            listed(server, handle, 50)
+            server.releasedir(handle)
+    assert [record.getMessage().startswith(f"inode {image.directory}: damaged page") for record in caplog.records] == [True]
+    assert [(row.directory, row.name) for row in server.damage()] == ([] if read_only else [(image.directory, b"")])
+    if read_only:
+        return
+    assert server.forget_damage(image.directory, b"")
+    caplog.clear()
+    handle = server.opendir(SUPERUSER, image.directory)
+    listed(server, handle, 50)
+    assert len(caplog.records) == len(server.damage()) == 1, "damage that somebody took for mended is told again"
+
+
+def test_new_names_are_listed_among_the_healthy_ones(image: Image) -> None:
+    server, healthy = damaged(image, [5])
+    for name in (b"aaa", b"zzz"):
+        server.release(server.create(SUPERUSER, image.directory, name, 0o644, os.O_RDWR)[1])
+    server.unlink(SUPERUSER, image.directory, healthy[-1])
+    handle = server.opendir(SUPERUSER, image.directory)
+    names, error = listed(server, handle, 30)
+    assert names == [b"aaa", *healthy[:-1], b"zzz"]
+    assert error is not None
+
+
+def test_names_that_were_not_read_are_not_taken_for_missing(image: Image) -> None:
+    """A listing from the first to the last name makes memory believe that it knows the whole directory."""
+    server, _ = damaged(image, [5])
+    handle = server.opendir(SUPERUSER, image.directory)
+    listed(server, handle, 1000)
+    for name in image.leaves[5][1]:
+        with pytest.raises(CorruptionError):
+            server.lookup(SUPERUSER, image.directory, name)
+        with pytest.raises(CorruptionError):
+            server.create(SUPERUSER, image.directory, name, 0o644, os.O_RDWR)
+    with pytest.raises(PosixError, match="not empty"):
+        server.rmdir(SUPERUSER, ROOT_INO, b"d")
+
+
+def test_a_scrub_tells_the_damage_and_repairs_no_count_that_it_cannot_know(image: Image) -> None:
+    server, healthy = damaged(image, [5])
+    problems = list(server.scrub(repair=True).run())
+    assert [(problem.check, problem.ino, problem.repaired) for problem in problems] == [("S1", image.directory, False)]
+    assert server.getattr(image.directory).size == len(NAMES) > len(healthy)
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_the_kernel_gets_every_healthy_name_before_the_error(image: Image, *, plus: bool) -> None:
+    server, healthy = damaged(image, [0, 5, len(image.leaves) - 1])
+    kernel = Kernel(server, SessionOptions())  # type: ignore[arg-type]
+    kernel.start()
+    try:
+        handle = protocol.OPEN_OUT.unpack_from(kernel.ask(Opcode.OPENDIR, protocol.OPEN_IN.pack(0, 0), image.directory)[1])[0]
+        for size in (900, 32768):
+            assert _asked(kernel, image.directory, handle, size, plus=plus) == [b".", b"..", *healthy]
+    finally:
+        kernel.end()
+
+
+def _asked(kernel: Kernel, directory: int, handle: int, size: int, *, plus: bool) -> list[bytes]:
+    """All names up to the EIO."""
+    names: list[bytes] = []
+    cookie = 0
+    while True:
+        request = protocol.READ_IN.pack(handle, cookie, size, 0, 0, 0)
+        error, reply = kernel.ask(Opcode.READDIRPLUS if plus else Opcode.READDIR, request, directory)
+        if error:
+            assert error == errno.EIO
+            return names
+        assert reply, "the listing must not end as if it were whole"
+        at = 0
+        while at < len(reply):
+            at += protocol.ENTRY_OUT.size if plus else 0
+            _, cookie, length, _ = protocol.DIRENT.unpack_from(reply, at)
+            at += protocol.DIRENT.size
+            names.append(reply[at : at + length])
+            at += length + 7 & ~7
