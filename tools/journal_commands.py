@@ -34,7 +34,7 @@ from journal.survey import Survey, recover_head, survey
 from mdstore.tools.images import json_option
 from mdstore.tools.journal_events import Filter, Summary, entry_json, line, type_number
 from mdstore.tools.journal_targets import Target, opened_log
-from mdstore.tools.output import CommandFailed, print_json, print_json_list, print_line, size_text
+from mdstore.tools.output import CommandFailed, complain, print_json, print_json_list, print_line, size_text
 
 EXIT_DAMAGED = 4
 
@@ -74,21 +74,25 @@ def inspect_command(target: str, ring: bool, as_json: bool) -> int:
     """
     with opened_log(target, ring=ring, read_only=True) as log:
         found = survey(log.medium, head=log.head)
+        intact = found.intact and not log.unreadable
+        found.end = max(found.end, found.start)  # of a log without an entry
     if as_json:
-        print_json({**asdict(found), "intact": found.intact})
+        print_json({**asdict(found), "unreadable": log.unreadable, "intact": intact})
     else:
-        _print_survey(found)
-    return 0 if found.intact else EXIT_DAMAGED
+        _print_survey(found, log.unreadable, intact=intact)
+    return 0 if intact else EXIT_DAMAGED
 
 
-def _print_survey(found: Survey) -> None:
-    print_line(f"integrity: {'OK' if found.intact else 'DAMAGED'}")
+def _print_survey(found: Survey, unreadable: list[tuple[int, int]], *, intact: bool) -> None:
+    print_line(f"integrity: {'OK' if intact else 'DAMAGED'}")
     for slot, said in enumerate(found.heads):
         print_line(f"head {slot}: {said}")
     print_line(f"log: {found.start} to {found.end}, {found.entries} entries, {size_text(found.end - found.start)}")
     print_line(f"tail: {found.tail}")
     for damage in found.damage:
         print_line(f"damaged: {damage.start} to {damage.end}: {damage.reason}")
+    for low, high in unreadable:
+        print_line(f"unreadable: bytes {low} to {high} of the image")
     for name, position in found.missing:
         print_line(f"missing object: {name}, from position {position}")
 
@@ -103,9 +107,9 @@ def _print_survey(found: Survey) -> None:
 @click.option("--client", type=int, help="A client whose request the event was, or whose session it changes.")
 @_ring
 @json_option
-def events_command(target: str, what: str, ring: bool, as_json: bool, **chosen: Any) -> None:
-    """Entries of the log, those that all options choose. `binary` writes their payloads one after another; `--json` is
-    the same as `json`, and a summary is JSON always.
+def events_command(target: str, what: str, ring: bool, as_json: bool, **chosen: Any) -> int:
+    """Entries of the log, those that all options choose, up to the first damage; exit code 4 when there is some. `binary`
+    writes their payloads one after another; `--json` is the same as `json`, and a summary is JSON always.
 
     \b
     mdstore journal events photos.img list --path may.jpg
@@ -129,6 +133,17 @@ def events_command(target: str, what: str, ring: bool, as_json: bool, **chosen: 
             summary = Summary()
             summary.add(entries, events=log.events)
             print_json({"entries": summary.entries, "bytes": summary.bytes, "first": summary.first, "last": summary.last})
+        return _left_out(log)
+
+
+def _left_out(log: Target) -> int:
+    """The exit code of having shown the entries up to the first damage; says so where there is some. Cost: the log, once more."""
+    found = survey(log.medium, head=log.head)
+    if not found.damage and not found.missing and not log.unreadable:
+        return 0
+    where = f"at position {found.damage[0].start}" if found.damage else "in places"
+    complain(f"the log is damaged {where}: what lies behind is not shown; see `mdstore journal inspect`")
+    return EXIT_DAMAGED
 
 
 def _filter(

@@ -12,14 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final, cast
 
-from journal import Head, JournalError, Layout, Medium, StripedMedium
+from journal import Head, HeadLost, JournalError, Layout, Medium, NoJournal, StripedMedium
 from journal.directory import DirectoryObjects
-from journal.head import decode_head, newest_head
+from journal.head import COPIES, decode_head, newest_head
+from journal.survey import find_head
 from mdstore.device.file import FileDevice
-from mdstore.errors import NotAnImage, NotFound
+from mdstore.device.protocol import Device
+from mdstore.errors import DeviceFailed, InvalidRequest, NotAnImage, NotFound
 from mdstore.mds.layout import LOG, LOG_NAME, META, TABLE_OBJECTS, Tab, decode_server
 from mdstore.mds.objectio import StoreObjects
 from mdstore.store import superblock
@@ -37,6 +40,7 @@ class Target:
     medium: Medium
     events: bool  # the entries are metadata events
     head: Head | None = None
+    unreadable: list[tuple[int, int]] = field(default_factory=list)  # bytes of the image: first, behind the last
 
     def current_head(self) -> Head:
         """Errors: `NoJournal`, `HeadLost`."""
@@ -81,6 +85,56 @@ def _events(store: object) -> Target:
     return Target(StripedMedium(objects, LOG_NAME, layout), events=True)
 
 
+class _PatientDevice:
+    """A device that is only read, around what the medium does not give: bytes that begin no entry stand for that, and
+    `unreadable` gets the place. Before byte `patient_from` lie the heads: the ring itself tells of those that do not read."""
+
+    def __init__(self, device: FileDevice) -> None:
+        self.name = device.name
+        self.patient_from = 0
+        self.unreadable: list[tuple[int, int]] = []
+        self._device = device
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            return self._device.read(offset, length)
+        except (DeviceFailed, InvalidRequest) as error:
+            if offset < self.patient_from:
+                raise DeviceFailed("read", f"byte {offset}", str(error)) from error
+        return b"".join(
+            self._piece(max(at, offset), min(at + _SECTOR, offset + length))
+            for at in range(offset // _SECTOR * _SECTOR, offset + length, _SECTOR)
+        )
+
+    def _piece(self, low: int, high: int) -> bytes:
+        try:
+            return self._device.read(low, high - low)
+        except (DeviceFailed, InvalidRequest):
+            self._note(low, high)
+            return _NO_ENTRY * (high - low)
+
+    def _note(self, low: int, high: int) -> None:
+        """What overlaps or touches is one range."""
+        near = [one for one in self.unreadable if one[0] <= high and low <= one[1]]
+        rest = [one for one in self.unreadable if one not in near]
+        self.unreadable[:] = sorted([*rest, (min([low, *(one[0] for one in near)]), max([high, *(one[1] for one in near)]))])
+
+
+def _ring_head(medium: Medium, chosen: superblock.Superblock) -> Head | None:
+    """The ring's head, from the superblock's position on; made from the entries where both copies are lost. None where nothing
+    shows where the log ends: what lies there is looked at without."""
+    start = chosen.log_position
+    try:
+        head, _ = find_head(medium, start, chosen.log_identity)
+    except (NoJournal, HeadLost):
+        return None
+    return replace(head, expire=start, trimmed=start, safe=max(start, head.safe))
+
+
+_SECTOR: Final = 512
+_NO_ENTRY: Final = b"\xee"  # neither the magic of an entry nor the zeros of a clean end
+
+
 @contextmanager
 def _ring(image: str, *, read_only: bool) -> Iterator[Target]:
     if not read_only:
@@ -88,9 +142,9 @@ def _ring(image: str, *, read_only: bool) -> Iterator[Target]:
     device = FileDevice.open(image, read_only=True)
     try:
         chosen = superblock.read_all(device)[0][0][0]
-        medium = ring_of(device, chosen)
-        head = newest_head(medium.read_heads(), medium.name)
-        start = chosen.log_position
-        yield Target(medium, events=False, head=replace(head, expire=start, trimmed=start, safe=max(start, head.safe)))
+        patient = _PatientDevice(device)
+        medium = ring_of(cast("Device", patient), chosen)  # which asks for no more of it
+        patient.patient_from = chosen.log_start * chosen.block_size + COPIES * medium.period
+        yield Target(medium, events=False, head=_ring_head(medium, chosen), unreadable=patient.unreadable)
     finally:
         device.close()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from journal import Journal, Layout, StripedMedium
 from journal.directory import DirectoryObjects
 from journal.head import decode_head
+from mdstore.device.file import FileDevice
+from mdstore.errors import DeviceFailed
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER
+from mdstore.store import Store, Transaction
 from mdstore.tools.cli import run
 from mdstore.tools.images import opened_store
 
@@ -196,3 +200,118 @@ def test_trouble_is_one_line_and_an_exit_code(tmp_path: Path, capsys: pytest.Cap
         assert capsys.readouterr().err.count("\n") <= 1
     assert run(["journal", "header", "get", f"dir:{tmp_path}/log"]) == 1
     assert "no journal" in capsys.readouterr().err
+
+
+# -- the store's own log, where it does not read -----------------------------------------------------------------------
+RING, BLOCK, ENTRIES = 8192, 512, 41
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """An image whose log holds transactions, as a kill leaves it."""
+    path = tmp_path / "killed.img"
+    store = Store.create(FileDevice.create(path, 4 << 20), block_size=BLOCK, log_bytes=64 << 10, background=False)
+    store.apply(Transaction().create_collection("c"))
+    for number in range(ENTRIES - 1):
+        store.apply(Transaction().write("c", f"o{number}", 0, b"x" * 300))
+    store.device.close()
+    return path
+
+
+def bad_sectors(monkeypatch: pytest.MonkeyPatch, *ranges: tuple[int, int]) -> None:
+    """Bytes of every file device that do not read from now on."""
+    read = FileDevice.read
+
+    def failing(self: FileDevice, offset: int, length: int) -> bytes:
+        for low, high in ranges:
+            if offset < high and low < offset + length:
+                raise DeviceFailed("read", f"byte {max(low, offset)}", "Input/output error")
+        return read(self, offset, length)
+
+    monkeypatch.setattr(FileDevice, "read", failing)
+
+
+def inspected(capsys: pytest.CaptureFixture[str], image: Path, code: int = 4) -> dict[str, Any]:
+    """What `inspect` says, in both ways."""
+    text = mdstore(capsys, "journal", "inspect", str(image), "--ring", code=code)
+    assert ("integrity: DAMAGED" in text) == bool(code)
+    assert "-" not in text.split("log: ")[1].splitlines()[0]
+    found: dict[str, Any] = json.loads(mdstore(capsys, "journal", "inspect", str(image), "--ring", "--json", code=code))
+    assert found["intact"] is (code == 0)
+    return found
+
+
+def shown(capsys: pytest.CaptureFixture[str], image: Path, code: int) -> int:
+    """How many entries `events` shows."""
+    return len(mdstore(capsys, "journal", "events", str(image), "list", "--ring", code=code).splitlines())
+
+
+@pytest.mark.parametrize("fill", [b"\0", b"\xa5"])
+def test_a_ring_without_heads_is_inspected_by_its_entries(capsys: pytest.CaptureFixture[str], killed: Path, fill: bytes) -> None:
+    """It was refused: `no journal at ...`."""
+    assert inspected(capsys, killed, code=0)["entries"] == ENTRIES
+    with killed.open("r+b") as file:
+        file.seek(RING)
+        file.write(fill * 2 * BLOCK)
+    found = inspected(capsys, killed)
+    assert found["entries"] == ENTRIES
+    assert not any("intact" in head for head in found["heads"])
+    assert shown(capsys, killed, 0) == ENTRIES
+
+
+def test_heads_that_do_not_read_are_said_and_the_entries_are_found(
+    capsys: pytest.CaptureFixture[str], killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad_sectors(monkeypatch, (RING, RING + 2 * BLOCK))
+    found = inspected(capsys, killed)
+    assert found["entries"] == ENTRIES
+    assert all("unreadable" in head for head in found["heads"])
+
+
+def test_a_sector_among_the_entries_that_does_not_read_costs_those_in_it(
+    capsys: pytest.CaptureFixture[str], killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`inspect` ended with the first error, `events` showed the first few and said nothing."""
+    at = RING + 8 * BLOCK
+    bad_sectors(monkeypatch, (at, at + BLOCK))
+    found = inspected(capsys, killed)
+    assert found["unreadable"] == [[at, at + BLOCK]]
+    assert ENTRIES - 4 <= found["entries"] < ENTRIES
+    assert len(found["damage"]) == 1
+    assert shown(capsys, killed, 4) < ENTRIES // 2
+
+
+def test_a_sector_behind_the_entries_that_does_not_read_is_said(
+    capsys: pytest.CaptureFixture[str], killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = RING + 40 * BLOCK
+    bad_sectors(monkeypatch, (at, at + BLOCK))
+    found = inspected(capsys, killed)
+    assert (found["entries"], found["damage"], found["unreadable"]) == (ENTRIES, [], [[at, at + BLOCK]])
+    assert shown(capsys, killed, 4) == ENTRIES
+
+
+@pytest.mark.parametrize("how", ["nothing reads", "zeros", "junk"])
+def test_a_ring_of_which_nothing_is_left_is_inspected_to_its_end(
+    capsys: pytest.CaptureFixture[str], killed: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    size = 64 << 10
+    if how == "nothing reads":
+        bad_sectors(monkeypatch, (RING, RING + size))
+    else:
+        with killed.open("r+b") as file:
+            file.seek(RING)
+            file.write((b"\0" if how == "zeros" else b"\xa5") * size)
+    found = inspected(capsys, killed)
+    assert (found["entries"], found["head"]) == (0, None)
+    assert found["unreadable"] == ([[RING + 2 * BLOCK, RING + size]] if how == "nothing reads" else [])
+    assert shown(capsys, killed, 1) == 0
+
+
+def test_a_ring_cut_short_is_inspected_as_far_as_it_goes(capsys: pytest.CaptureFixture[str], killed: Path) -> None:
+    with killed.open("r+b") as file:
+        file.truncate(RING + 20 * BLOCK)
+    found = inspected(capsys, killed)
+    assert 0 < found["entries"] < ENTRIES
+    assert found["unreadable"] == [[RING + 20 * BLOCK, RING + (64 << 10)]]
+    assert shown(capsys, killed, 4) == found["entries"]
