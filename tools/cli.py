@@ -7,6 +7,7 @@ no other. Exit codes: docs/howto/exit-codes.md.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -158,6 +159,8 @@ def _said_of(error: BaseException) -> tuple[str, int]:
         return "interrupted", EXIT_INTERRUPTED
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx is not None else "mdstore"
+        if isinstance(error, click.NoSuchOption) and error.option_name == "--debug":
+            return "--debug stands before the command: `mdstore --debug COMMAND ...`", EXIT_USAGE
         return f"{error.format_message().rstrip('.')}; `{command} --help` explains", EXIT_USAGE
     if isinstance(error, click.ClickException):
         return error.format_message(), EXIT_FAILED
@@ -185,9 +188,17 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w"))
 
 
+def _write_any_name() -> None:
+    """Names hold any character: one that the terminal's encoding does not have is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """The console script."""
     _open_closed_streams()
+    _write_any_name()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -20,17 +20,18 @@ from mdstore.store.store import Store
 from mdstore.tools.output import complain, replay_progress
 
 SIZE_MAX: Final = (1 << 63) - 1  # of a file, in bytes
-_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50, "E": 1 << 60}
 
 
 def size(text: str | int) -> int:
     """`4096`, `64K`, `1.5G`, `2TiB`: bytes, powers of 1024. A type for click, which shows the function's name."""
     bare = str(text).strip().upper().removesuffix("IB").removesuffix("B")
-    number, unit = (bare[:-1], bare[-1]) if bare[-1:] in _SIZE_UNITS else (bare, "")
+    unit = _SIZE_UNITS.get(bare[-1:], 1)
+    number = bare if unit == 1 else bare[:-1]
     try:
-        size_bytes = int(float(number) * _SIZE_UNITS[unit]) if "." in number else int(number) * _SIZE_UNITS[unit]
+        size_bytes = int(float(number) * unit) if "." in number else int(number) * unit
     except (ValueError, OverflowError):
-        raise click.BadParameter(f"{text!r} is not a size; write 4096, 64K, 512M, 1.5G ...") from None
+        raise click.BadParameter(f"{text!r} is not a size; write one like 4096, 64K, 512M or 1.5G") from None
     if not 0 < size_bytes <= SIZE_MAX:
         raise click.BadParameter(f"a size of {text} makes no sense: there is 1 byte to 8 EiB")
     return size_bytes

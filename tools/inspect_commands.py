@@ -69,6 +69,8 @@ def decode_command(
     else:
         file.read(start)
     data = file.read(min(count, LENGTH_MAX))
+    if not data and count:
+        raise CommandFailed(f"{file.name} ends before byte {start}")
     try:
         value = decode_one(structure, data, Context(tree, as_bytes(key), kind, ino))
     except (CorruptionError, NotAnImage, UnsupportedFormat) as error:

@@ -163,7 +163,10 @@ def _range(text: str | None) -> tuple[int | None, int | None]:
     low, dots, high = text.partition("..")
     if not dots:
         raise ValueError(f"{text!r} is no range; write LOW..HIGH")
-    return int(low, 0) if low else None, int(high, 0) if high else None
+    first, end = int(low, 0) if low else None, int(high, 0) if high else None
+    if first is not None and end is not None and first > end:
+        raise ValueError(f"{text} is no range: LOW is above HIGH")
+    return first, end
 
 
 # -- the head ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from mdstore.mds.vfs import SUPERUSER, Attr, Vfs
 from mdstore.tools.images import image_argument, json_option, opened_names
 from mdstore.tools.locate import image_path, opened_file, resolve
 from mdstore.tools.output import (
+    can_write,
     count_text,
     json_name,
     print_json,
@@ -137,6 +138,8 @@ def tree_command(image: str, path: str, depth: int | None, as_json: bool) -> int
     return told.exit_code
 
 
+_BRANCHES: Final = ("├── ", "└── ", "│   ")
+_ASCII_BRANCHES: Final = ("|-- ", "`-- ", "|   ")
 Walk = Iterator[tuple[bytes, Listed, str]]  # the directory's path, what is in it, and the branch drawn before its name
 
 
@@ -159,6 +162,7 @@ def _walk(vfs: Vfs, path: bytes, top: Attr, depth: int | None, names: SecondName
     """Everything below `top`, parents first."""
     if not stat.S_ISDIR(top.mode):
         return
+    tee, bend, bar = _BRANCHES if can_write("".join(_BRANCHES)) else _ASCII_BRANCHES
     stack = [(path.rstrip(b"/"), "", _marking_last(listing(vfs, top.ino, names)))]
     while stack:
         above, margin, rest = stack[-1]
@@ -166,10 +170,10 @@ def _walk(vfs: Vfs, path: bytes, top: Attr, depth: int | None, names: SecondName
         if found is None:
             stack.pop()
             continue
-        yield above, found, margin + ("└── " if last else "├── ")
+        yield above, found, margin + (bend if last else tee)
         if found.error is None and stat.S_ISDIR(found.attr.mode) and (depth is None or len(stack) < depth):
             below = _marking_last(listing(vfs, found.attr.ino, names))
-            stack.append((above + b"/" + found.name, margin + ("    " if last else "│   "), below))
+            stack.append((above + b"/" + found.name, margin + ("    " if last else bar), below))
 
 
 def _marking_last(found: Iterator[Listed]) -> Iterator[tuple[Listed, bool]]:

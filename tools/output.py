@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TextIO
 
 from mdstore.errors import MdstoreError, NoSpace, NotAnImage, NotFound, PosixError, TransactionError, UnsupportedFormat
 
@@ -79,6 +79,15 @@ def print_json_failure(line: str, exit_code: int) -> None:
 def print_line(text: str) -> None:
     """A line of a result."""
     sys.stdout.write(text + "\n")
+
+
+def can_write(text: str, stream: TextIO | None = None) -> bool:
+    """Whether the encoding of standard output, or of another stream, has these characters."""
+    try:
+        text.encode((stream or sys.stdout).encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def complain(text: str) -> None:
@@ -163,6 +172,8 @@ def explain(error: BaseException) -> str:
 
 
 def _way_out(error: BaseException) -> str:
+    if isinstance(error, NotFound) and error.kind == "parent directory":
+        return "; make it first (`mkdir -p`), or check the path"
     if isinstance(error, NotFound) and error.kind == "file":
         return "; check the path, or make an image there with `mdstore mkfs`"
     if isinstance(error, NotAnImage) and "mkfs" not in str(error):
@@ -197,7 +208,17 @@ def _explain_posix(error: PosixError) -> str:
 
 def _explain_os(error: OSError) -> str:
     reason = (error.strerror or str(error)) + (_NOT_ALLOWED if error.errno in (errno.EACCES, errno.EPERM) else "")
+    if error.errno == errno.ENOENT and error.filename is None and not _has_directory():
+        return "the current directory was removed; change to another"
     return f"{shown(error.filename)}: {reason}" if isinstance(error.filename, bytes | str) else reason
+
+
+def _has_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
@@ -249,7 +270,8 @@ def progress(label: str, total_files: int | None = None, *, quiet: bool = False)
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+    spinner = SpinnerColumn("dots" if can_write("\u280b", sys.stderr) else "line")
+    columns = (spinner, TextColumn("{task.description}"), BarColumn(),
                TextColumn("{task.completed:,.0f} files, {task.fields[bytes]}"), TimeElapsedColumn())  # fmt: skip
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         line = _Bar(bar, bar.add_task(label, total=total_files, bytes="0 B"))

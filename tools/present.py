@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _WIDTHS_FROM: Final = 200  # rows looked at to choose the widths of the columns; the others stream
 _DRAWN_MAX: Final = 20_000  # rows that a drawn table or tree holds at most
 _CELL_MAX: Final = 100
+_FOLDED_MIN: Final = 8  # characters of a line of a cell that is folded
 
 Print = Callable[[Iterator[Section]], None]
 
@@ -141,6 +142,9 @@ def _draw_table(console: Console, all_rows: Iterable[Facts]) -> None:
     if not first:
         console.print("  (none)")
         return
+    if _width_needed(first) > console.width:
+        _print_rows(chain(first, rows))
+        return
     table = Table(box=box.SIMPLE_HEAD, show_header=any(name.strip() for name in first[0]), header_style="dim")
     for name in first[0]:
         is_number = all(isinstance(row.get(name), int) and not isinstance(row.get(name), bool) for row in first)
@@ -152,6 +156,12 @@ def _draw_table(console: Console, all_rows: Iterable[Facts]) -> None:
     if rest is not None:
         console.print("  and further:")
         _print_rows(_chained(rest, rows))
+
+
+def _width_needed(rows: list[Facts]) -> int:
+    """Characters below which a drawn table becomes a stack of single letters."""
+    longest = (max(len(name), *(len(_cell(row.get(name))) for row in rows)) for name in rows[0])
+    return sum(min(width, _FOLDED_MIN) + 3 for width in longest)
 
 
 def _draw_tree(console: Console, all_rows: Iterable[Facts]) -> None:

@@ -415,6 +415,10 @@ def _open_for_create(path: str, exclusive: bool) -> tuple[int, bool]:
     except FileExistsError:
         if exclusive:
             raise AlreadyExists("file", path) from None
+    except FileNotFoundError as error:
+        if not path:
+            raise InvalidRequest("an empty name names no file") from None
+        raise NotFound("parent directory", os.path.dirname(path) or ".") from error
     except OSError as error:
         raise _open_error(path, error, read_only=False) from error
     try:

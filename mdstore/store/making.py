@@ -57,7 +57,8 @@ def layout(device: Device, block_size: int, log_bytes: int | None, stripe: tuple
         stripe_bytes=stripe[0], stripe_offset=stripe[1],
     )  # fmt: skip
     if chosen.first_block + _BLOCKS_MIN > blocks:
-        raise InvalidRequest(f"{device.name} has {blocks} blocks of {block_size} bytes: too few beside a log of {wanted} bytes")
+        raise InvalidRequest(f"{device.name} has {blocks} blocks of {block_size} bytes: too few beside a log of {wanted} bytes; "
+                             "make it larger, or its blocks or log smaller")
     return chosen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import pytest
 from mdstore.device.file import FileDevice
 from mdstore.store import superblock
 from mdstore.tools.cli import cli
+from mdstore.tools.present import print_drawn
+from mdstore.tools.reader.views import Facts, Section
 from tests.commandline import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,3 +156,79 @@ def test_the_documents_of_failures_are_described() -> None:
     page = (ROOT / "docs/howto/exit-codes.md").read_text()
     (document,) = [block for block in page.split("```") if block.strip().startswith("{")]
     assert set(json.loads(document)) == {"status", "error", "exit_code"}
+
+
+@pytest.fixture
+def odd(image: Path, tmp_path: Path, run: Run) -> Path:
+    """An image with a name beyond ASCII and Latin-1."""
+    (tmp_path / "source" / "größe").mkdir(parents=True)
+    (tmp_path / "source" / "größe" / "日本").write_text("a file")
+    assert run("import", image, tmp_path / "source").code == 0
+    return image
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_the_encoding_does_not_have_are_escaped(encoding: str, odd: Path) -> None:
+    """They ended the command with `unexpected UnicodeEncodeError`."""
+    command = [sys.executable, "-m", "mdstore.tools.cli"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for words in (["tree", odd], ["ls", odd, "/größe"], ["stat", odd, "/größe/日本"]):
+        ran = subprocess.run([*command, *map(str, words)], cwd=ROOT, env=environment, capture_output=True)
+        assert (ran.returncode, ran.stderr) == (0, b"")
+        assert rb"\u65e5\u672c" in ran.stdout
+        assert "größe".encode(encoding, "backslashreplace") in ran.stdout or words[0] == "ls"
+        assert b"`-- " in ran.stdout or words[0] != "tree"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mkfs", "{new}", "--size", ""], "is not a size; write one like 4096, 64K, 512M or 1.5G"),
+        (["mkfs", "{new}/x.img"], "no parent directory {new}; make it first"),
+        (["mkfs", ""], "an empty name names no file"),
+        (["copy", "{image}", "{new}/x.img"], "no parent directory {new}; make it first"),
+        (["mkfs", "{new}", "--size", "64K"], "make it larger"),
+        (["ls", "{image}", "--debug"], "--debug stands before the command"),
+        (["journal", "events", "{image}", "list", "--range", "9..1"], "LOW is above HIGH"),
+        (["inspect", "decode", "page", "{image}", "--offset", "99999999"], "ends before byte 99999999"),
+        (["load", "{new}", __file__], "found no JSON"),
+    ],
+)  # fmt: skip
+def test_the_line_says_what_to_do(words: list[str], said: str, image: Path, tmp_path: Path, run: Run) -> None:
+    places = {"image": str(image), "new": str(tmp_path / "new")}
+    ran = run(*(word.format(**places) for word in words))
+    assert ran.code in (1, 2)
+    assert said.format(**places) in ran.err
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_directory_that_was_removed_is_said_to_be(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    ran = run("compact", "disk.img")
+    monkeypatch.chdir(tmp_path)
+    assert (ran.code, ran.err) == (1, "mdstore: the current directory was removed; change to another\n")
+
+
+def test_a_plan_of_repair_that_nobody_reads_is_no_failure_of_it(image: Path) -> None:
+    """It ended with 8 and `Broken pipe`."""
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run(
+        [sys.executable, "-m", "mdstore.tools.cli", "repair", str(image)], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+def test_a_terminal_too_narrow_for_a_table_gets_plain_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seventeen columns in twenty characters were a stack of single letters."""
+    rows: list[Facts] = [{f"column {number}": "a long value" for number in range(17)}]
+    for columns in ("20", "400"):
+        monkeypatch.setenv("COLUMNS", columns)
+        print_drawn(iter([Section("wide", rows=iter(rows))]))
+        assert capsys.readouterr().out.count("a long value") == 17

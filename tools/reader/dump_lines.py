@@ -134,7 +134,8 @@ class DumpLines:
         try:
             return action()
         except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-            raise self._damaged("a line of the format", repr(error)) from None
+            found = "no JSON" if isinstance(error, json.JSONDecodeError) else repr(error)
+            raise self._damaged("a line of the format", found) from None
 
     def _damaged(self, expected: object, found: object) -> DamagedFile:
         return DamagedFile("dump", f"{self._name} line {self._count}", expected, found)

@@ -61,6 +61,8 @@ def repair_command(
             sys.exit(_undo(image, undo_path, front))
         options = RepairOptions(is_deep=deep or drop_damaged, drops_damaged=drop_damaged)
         sys.exit(_repair(image, options, path, front, applies=applies))
+    except BrokenPipeError:
+        raise  # whoever read the plan went away: no failure of the repair
     except (MdstoreError, OSError) as error:
         front.failed(explain(error))
         sys.exit(EXIT_FAILED)
