@@ -20,3 +20,15 @@ class Ran(NamedTuple):
 
 
 Run = Callable[..., Ran]
+
+
+def refused(ran: Ran, *words: str, code: int = 1) -> None:
+    """The command failed as a command should: that code, nothing on stdout, one line that has these words."""
+    assert ran.code == code, ran
+    assert ran.out == ""
+    assert ran.err.startswith("mdstore: ")
+    assert ran.err.count("\n") == 1
+    assert ran.err.endswith("\n")
+    assert "Traceback" not in ran.err
+    for word in words:
+        assert word in ran.err, ran.err
