@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 [ $# -gt 0 ] || set -- tests/posix tests/crash/test_*kill*.py tests/crash/test_crash_recorded.py tests/crash/test_journal_*.py \
 	tests/conformance/test_tasks.py tests/conformance/test_floors.py tests/conformance/test_transactions.py \
-	tests/unit/test_btree_threads.py tests/unit/test_journal_append.py tests/unit/test_journal_turns.py \
+	tests/unit/test_btree_threads.py tests/unit/test_journal_append.py tests/unit/test_journal_waiting.py tests/unit/test_journal_turns.py \
 	tests/unit/test_fuse_session.py tests/unit/test_mds_driver.py tests/unit/test_mds_reading.py tests/unit/test_mds_full.py \
 	tests/unit/test_store_mapview.py tests/unit/test_store_resize.py tests/unit/test_store_clones.py tests/unit/test_store_scrub.py
 

@@ -1,0 +1,24 @@
+"""What the tests of whole images share: a dump, its content, and stores small enough to be made often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mdstore.tools.reader.dump_lines import DumpHeader, encode_dump
+from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.whole import stream_of
+
+SMALL: dict[str, Any] = {"block_size": 512, "log_bytes": 64 * 1024, "background": False, "dirty_bytes": 60_000}
+
+
+def dump(path: Path, snapshot: str | None = None) -> bytes:
+    with Image(str(path)) as image:
+        stream = stream_of(image, snapshot)
+        header = DumpHeader(image.size, stream.block_size, stream.log_bytes)
+        return b"".join(encode_dump(header, stream.records()))
+
+
+def body(dumped: bytes) -> list[bytes]:
+    """The lines of the content: without the first, which tells the image's size, and the last."""
+    return dumped.splitlines()[1:-1]
