@@ -20,13 +20,14 @@ _IDLE_MOST: Final = 4  # threads that stay
 class _Job:
     """Work for one of the threads, which only one of thread and caller may `claim`."""
 
-    __slots__ = ("claim", "done", "failure", "result", "work")
+    __slots__ = ("claim", "failure", "finished", "result", "wake", "work")
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.work = work
         self.claim = threading.Lock()
-        self.done = threading.Lock()
-        self.done.acquire()
+        self.finished = False
+        self.wake = threading.Lock()  # of the caller; held until it is finished
+        self.wake.acquire()
         self.result: object = None
         self.failure: BaseException | None = None
 
@@ -37,7 +38,8 @@ class _Job:
             self.result = self.work()
         except BaseException as error:
             self.failure = error
-        self.done.release()
+        self.finished = True
+        self.wake.release()
 
 
 class _Threads:
@@ -91,10 +93,9 @@ def uninterrupted(work: Callable[[], Result]) -> Result:
                 return work()
             raise
         interruption = error
-    while job.done.locked():
+    while not job.finished:
         try:
-            job.done.acquire()
-            job.done.release()
+            job.wake.acquire()
         except BaseException as error:
             interruption = error
     if interruption is not None:

@@ -1,0 +1,327 @@
+"""Closing a store beside other threads, from inside its own callbacks, and with interrupts at every step: what was accepted is
+durable, what was not raises StoreClosed, and nobody hangs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdstore.device.faulty import Effect, Fault, FaultyDevice
+from mdstore.device.file import FileDevice
+from mdstore.device.memory import MemoryDevice
+from mdstore.errors import DeviceFailed, StoreClosed
+from mdstore.limits import MIB
+from mdstore.store.check import check
+from mdstore.store.store import Store
+from mdstore.store.transaction import Transaction
+from tests.unit import test_journal_interrupts as journal_interrupts
+
+HANG_S = 120
+LARGE = b"x" * 300_000
+
+
+class Seams:
+    """Before a device: runs `on_read`, `on_write` or `on_flush` inside the next such call, once."""
+
+    on_read: Callable[[], None] | None = None
+    on_write: Callable[[], None] | None = None
+    on_flush: Callable[[], None] | None = None
+
+    def _at(self, seam: str) -> None:
+        action = getattr(self, seam)
+        setattr(self, seam, None)
+        if action is not None:
+            action()
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._at("on_read")
+        return super().read(offset, length)  # type: ignore[misc, no-any-return]
+
+    def write(self, offset: int, buffers: Any) -> None:
+        self._at("on_write")
+        super().write(offset, buffers)  # type: ignore[misc]
+
+    def flush(self) -> None:
+        self._at("on_flush")
+        super().flush()  # type: ignore[misc]
+
+
+class Memory(Seams, MemoryDevice):
+    """In memory."""
+
+
+class File(Seams, FileDevice):
+    """On a file."""
+
+
+class Faulty(Seams, FaultyDevice):
+    """One that fails."""
+
+
+def made() -> tuple[Store, Memory]:
+    device = Memory(2 * MIB)
+    store = Store.create(device, background=False)
+    store.apply(Transaction().create_collection("c").write("c", "o", 0, LARGE))
+    return store, device
+
+
+def reopened(device: Memory, *, clean: bool = True) -> Store:
+    again = Store.open(MemoryDevice.from_bytes(device.image()), background=False)
+    assert again.recovery.clean == clean
+    assert check(again, deep=True) == []
+    return again
+
+
+def run_until(store: Store, reached: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on `reached` is set once a thread has begun to close the store, and has seen that nobody has closed it yet."""
+    ask = store._committer.is_calling_back
+
+    def asked() -> bool:
+        reached.set()
+        return ask()
+
+    monkeypatch.setattr(store._committer, "is_calling_back", asked)
+
+
+def test_of_two_who_close_at_once_the_second_waits_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raised StoreClosed, or released the device under the last checkpoint of the first."""
+    store, device = made()
+    order, begun = list[str](), threading.Event()
+
+    def close() -> None:
+        store.close()
+        order.append("second")
+
+    second = threading.Thread(target=close)
+
+    def in_the_last_checkpoint() -> None:
+        run_until(store, begun, monkeypatch)
+        second.start()
+        assert begun.wait(HANG_S)
+        order.append("flushed")
+
+    store.apply(Transaction().touch("c", "last"))
+    device.on_flush = in_the_last_checkpoint
+    store.close()
+    second.join(HANG_S)
+    assert order == ["flushed", "second"]
+    assert reopened(device).exists("c", "last")
+
+
+def test_of_two_who_close_at_once_both_learn_that_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Faulty(2 * MIB, 1)
+    store = Store.create(device, background=False)
+    store.apply(Transaction().create_collection("c"))
+    outcomes, begun = list[object](), threading.Event()
+
+    def close() -> None:
+        try:
+            store.close()
+        except DeviceFailed as error:
+            outcomes.append(str(error))
+
+    second = threading.Thread(target=close)
+
+    def in_the_last_checkpoint() -> None:
+        run_until(store, begun, monkeypatch)
+        second.start()
+        assert begun.wait(HANG_S)
+        device.inject(Fault("flush", device.calls("flush"), Effect.EIO))
+
+    device.on_flush = in_the_last_checkpoint
+    close()
+    second.join(HANG_S)
+    assert len(outcomes) == 2, outcomes
+    assert outcomes[0] == outcomes[1]
+    store.close()
+    assert len(outcomes) == 2, "again: nothing"
+
+
+def test_a_large_write_that_closing_overtakes_is_refused_and_keeps_no_block() -> None:
+    """Its blocks are on the device, and no transaction names them."""
+    store, device = made()
+    free = store.statistics()["free_bytes"]
+    closer = threading.Thread(target=store.close)
+
+    def close() -> None:
+        closer.start()
+        while not store.closing:
+            closer.join(0.001)
+
+    device.on_write = close
+    with pytest.raises(StoreClosed):
+        store.apply(Transaction().write("c", "more", 0, LARGE))
+    closer.join(HANG_S)
+    again = reopened(device)
+    assert not again.exists("c", "more")
+    assert free - again.statistics()["free_bytes"] < len(LARGE)
+
+
+def test_a_read_that_closing_overtakes_is_refused() -> None:
+    """Its blocks may be another process's by then."""
+    store, device = made()
+    device.on_read = store.close
+    with pytest.raises(StoreClosed):
+        store.read("c", "o")
+    assert reopened(device).read("c", "o") == LARGE
+
+
+def test_a_snapshot_read_that_closing_overtakes_is_refused() -> None:
+    """Deleted meanwhile, its blocks may be used again: unchecked data was returned as it had never been."""
+    store, device = made()
+    store.snapshot("s")
+    view = store.open_snapshot("s")
+    device.on_read = view.close
+    with pytest.raises(StoreClosed):
+        view.read("c", "o")
+    store.delete_snapshot("s")
+    store.close()
+
+
+def test_closing_waits_for_a_checkpoint_that_is_under_way() -> None:
+    store, device = made()
+    closer = threading.Thread(target=store.close)
+
+    def close() -> None:
+        closer.start()
+        while not store.closing:
+            closer.join(0.001)
+
+    device.on_flush = close
+    store.checkpoint()
+    closer.join(HANG_S)
+    assert reopened(device).read("c", "o") == LARGE
+
+
+def test_a_change_whose_own_checkpoint_comes_too_late_was_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was in the last checkpoint, and its caller was told StoreClosed."""
+    store, device = made()
+
+    def closed_first() -> bool:
+        store.close()
+        return True
+
+    monkeypatch.setattr(store.room, "checkpoint_is_due", closed_first)
+    commit = store.submit(Transaction().touch("c", "n"))
+    commit.wait()
+    assert reopened(device).exists("c", "n")
+
+
+def closing_callback(store: Store, told: list[BaseException | None]) -> Callable[[BaseException | None], None]:
+    def called(error: BaseException | None) -> None:
+        store.close()
+        told.append(error)
+
+    return called
+
+
+@pytest.mark.parametrize("flushed_by", ["committer", "checkpoint", "wait", "sync", "append"])
+def test_a_store_closed_inside_a_callback_closes_in_order(
+    flushed_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that called back waited for itself: for the end of the committer, or of the checkpoint that it was in."""
+    device = File.create(tmp_path / "image", 2 * MIB)
+    assert isinstance(device, File)
+    store = Store.create(device, background=False)
+    store.apply(Transaction().create_collection("c"))
+    told, called = list[BaseException | None](), threading.Event()
+    if flushed_by != "committer":
+        monkeypatch.setattr(store._committer, "kick", lambda: None)
+    commit = store.submit(Transaction().touch("c", "o"))
+    commit.add_done_callback(closing_callback(store, told))
+    commit.add_done_callback(lambda _: called.set())
+    with suppress(StoreClosed):
+        if flushed_by == "append":
+            while not told:
+                store.map("c", "m", sync=False).put(b"k", b"v" * 1000)
+        elif flushed_by != "committer":
+            {"checkpoint": store.checkpoint, "wait": commit.wait, "sync": store.sync}[flushed_by]()
+    assert called.wait(HANG_S)
+    store.close()
+    assert told == [None]
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as again:
+        assert again.recovery.clean
+        assert again.exists("c", "o")
+
+
+def test_a_callback_that_raises_concerns_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error came out of the `wait` of another thread, whose transaction was durable; of three, one was never called."""
+    store, _ = made()
+    failures, called = list[object](), list[BaseException | None]()
+    monkeypatch.setattr(threading, "excepthook", lambda told: failures.append(told.exc_type))
+    monkeypatch.setattr(store._committer, "kick", lambda: None)
+
+    def bad(error: BaseException | None) -> None:
+        raise ValueError(error)
+
+    commit = store.submit(Transaction().touch("c", "n"))
+    for callback in (bad, bad, called.append):
+        commit.add_done_callback(callback)
+    commit.wait()
+    assert failures == [ValueError, ValueError]
+    assert called == [None]
+
+
+def test_who_waits_by_callback_on_a_failed_store_is_told_when_it_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint failed, not the log; nobody flushed that any more, so that a task that awaited its commit hung for ever."""
+    device = Faulty(2 * MIB, 1)
+    store = Store.create(device, background=False)
+    store.apply(Transaction().create_collection("c").write("c", "o", 0, b"x" * 5000))
+    monkeypatch.setattr(store._committer, "kick", lambda: None)
+    commit, told = store.submit(Transaction().touch("c", "n")), list[BaseException | None]()
+    commit.add_done_callback(told.append)
+    device.inject(Fault("write", device.calls("write"), Effect.EIO))
+    with pytest.raises(DeviceFailed):
+        store.checkpoint()
+    store.close()
+    assert told == [None]
+    assert Store.open(MemoryDevice.from_bytes(device.image()), background=False).exists("c", "n")
+
+
+def test_who_asks_a_closed_store_that_failed_is_told_at_once() -> None:
+    device = Faulty(2 * MIB, 1)
+    store = Store.create(device, background=False)
+    commit, told = store.submit(Transaction().create_collection("c")), list[BaseException | None]()
+    device.inject(Fault("flush", device.calls("flush"), Effect.EIO))
+    with pytest.raises(DeviceFailed):
+        store.checkpoint()
+    store.close()
+    commit.add_done_callback(told.append)
+    assert isinstance(told[0], DeviceFailed)
+
+
+CLOSING = tuple(f"store/{module}.py" for module in ("closing", "store", "checkpoint", "commit", "uninterrupted"))
+
+
+@pytest.mark.parametrize("wipe", ["off", "zero"])
+def test_an_interrupted_close_is_finished_by_the_next(wipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each place: nothing is lost, and nothing stays open."""
+    monkeypatch.setattr(journal_interrupts, "FILES", CLOSING)
+    at, where = 0, "the first"
+    while where:
+        device = Memory(1 * MIB)
+        store = Store.create(device, background=True, wipe=wipe)
+        store.map("c", "m", sync=False)[b"k"] = b"v"
+        called = threading.Event()
+        store.submit(Transaction().touch("c", "o")).add_done_callback(lambda _, called=called: called.set())
+        assert called.wait(HANG_S)
+        interruption = journal_interrupts.Interruption(at)
+        with suppress(KeyboardInterrupt), interruption.traced():
+            store.close()
+        where, at = interruption.where, at + 1
+        store.close()
+        with pytest.raises(StoreClosed):
+            store.exists("c", "o")
+        with pytest.raises(StoreClosed):
+            device.read(0, 1)
+        assert store._committer._thread is not None
+        assert not store._committer._thread.is_alive(), where
+        again = Store.open(MemoryDevice.from_bytes(device.image()), background=False)
+        assert again.map("c", "m")[b"k"] == b"v", where
+        assert again.exists("c", "o"), where
+    assert at > 30, "places were passed"
