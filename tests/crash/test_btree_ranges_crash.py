@@ -109,6 +109,7 @@ def test_every_write_of_a_range_is_a_crash_point(seed: int) -> None:
     report = explore(workload_of_ranges(seed, 25), reopen, seed=seed, size_bytes=SIZE, budget_states=1500)
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 100, "no write was left out"
+    assert report.distinct > 700
 
 
 def test_a_flush_that_is_lost_is_found() -> None:

@@ -28,6 +28,9 @@ class Ring:
     def count(self) -> int:
         return len(self.region.operations)
 
+    def content(self) -> object:
+        return bytes(self.region.content)
+
     def images(self, count: int, rng: random.Random) -> list[Ring]:
         return [Ring(region) for region in self.region.images(count, rng)]
 
@@ -44,6 +47,9 @@ class Stripes:
 
     def count(self) -> int:
         return len(self.store.operations)
+
+    def content(self) -> object:
+        return tuple(sorted((name, bytes(data)) for name, data in self.store.objects.items()))
 
     def images(self, count: int, rng: random.Random) -> list[Stripes]:
         return [Stripes(store, self.stripe_count) for store in self.store.images(count, rng)]
@@ -129,18 +135,20 @@ def test_crash_write_on_crash_again(make: Callable[[], Place], seed: int) -> Non
     place = make()
     history = workload(place, rng, 60 if isinstance(place, Ring) else 20)
     created = next(count for count, _ in history.safe_at)
-    states = 0
+    states, distinct = 0, set[object]()
     for count in range(place.count() + 1):
         for image in place.images(count, rng):
             states += 1
+            distinct.add(image.content())
             if count < created:
                 with_nothing_acknowledged(image)
                 continue
             check(Journal.open(image.medium()), history, count)
             if rng.random() < 0.05:
                 second_crash(image, rng)
+    print(f"seed {seed}, {states} states, {len(distinct)} distinct")
     assert states > 150
-    print(f"seed {seed}, {states} states")
+    assert len(distinct) > 50
 
 
 def with_nothing_acknowledged(image: Place) -> None:

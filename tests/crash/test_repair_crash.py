@@ -120,16 +120,19 @@ def test_a_repair_killed_at_any_write_is_finished_or_taken_back(repair: Repair) 
     file = repair.file()
     perform.carry_out(file, device)
     file.close()
-    tried = 0
+    tried, distinct = 0, set[bytes]()
     for state in crash_states(device.log, seed=SEED, plan=FEW):
         image = state.image.to_bytes()
         tried += 1
+        distinct.add(image)
         for act, expected in ((perform.carry_out, repair.after), (perform.take_back, repair.before)):
             again, medium = repair.file(), MemoryDevice.from_bytes(image)
             act(again, medium)
             again.close()
             assert medium.image() == expected, f"{state.state_id}, {act.__name__}"
+    print(f"{tried} states, {len(distinct)} distinct")
     assert tried > 40
+    assert len(distinct) > 25
 
 
 def test_a_half_repaired_image_without_its_file_can_be_repaired_anew(repair: Repair) -> None:

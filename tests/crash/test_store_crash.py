@@ -27,7 +27,7 @@ def test_every_write_of_a_mixed_workload_is_a_crash_point(seed: int) -> None:
     )
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 100, "no write was left out"
-    assert report.distinct > 1500
+    assert report.distinct > 2500
 
 
 def test_crashes_around_checkpoints_prepared_in_the_smallest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +38,7 @@ def test_crashes_around_checkpoints_prepared_in_the_smallest_steps(monkeypatch: 
     report = explore(workload, reopen_transactions, seed=3, size_bytes=SIZE, budget_states=1400, nested_states=2)
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 60, "no write was left out"
+    assert report.distinct > 750
 
 
 def overlapped_by_a_failure(fails: str, seed: int) -> Workload:
@@ -95,6 +96,7 @@ def test_a_flush_that_overlaps_a_failed_one_acknowledges_nothing(seed: int, fail
     report = explore(overlapped_by_a_failure(fails, seed), reopen_map, seed=seed, size_bytes=SIZE, budget_states=300)
     assert report.clean, report.findings
     assert report.points == report.points_in_all > seed
+    assert report.distinct > 70
 
 
 def test_crashes_with_wipes_in_flight() -> None:
@@ -105,3 +107,4 @@ def test_crashes_with_wipes_in_flight() -> None:
     )  # fmt: skip
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 40
+    assert report.distinct > 500

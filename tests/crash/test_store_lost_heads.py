@@ -63,6 +63,7 @@ def test_every_write_after_the_heads_were_lost_is_a_crash_point(seed: int) -> No
     report = explore(workload, reopen_transactions, seed=seed, base=image, budget_states=500)
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 20
+    assert report.distinct > 220
 
 
 @pytest.mark.parametrize("filling", [b"\0", b"\xaa"])

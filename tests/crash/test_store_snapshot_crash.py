@@ -108,3 +108,4 @@ def test_snapshots_taken_and_deleted_are_whole_or_gone(seed: int, step_runs: int
     report = run(seed, steps=45, budget=2400)
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 100, "no write was left out"
+    assert report.distinct > 750
