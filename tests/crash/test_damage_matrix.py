@@ -69,6 +69,14 @@ class Subject:
         self.reader = StoreReader(Image(str(path)), self.block)
         self.places = self._places()
 
+    def damaged(self, structure: str, damage: Callable[[Subject, bytes, int, Random], bytes]) -> bytes:
+        """The image with one structure damaged."""
+        random = Random(f"{SEED} {structure} {damage.__name__}")
+        image = bytearray(self.image)
+        for at, length in self.places[structure]:
+            image[at : at + length] = damage(self, self.image[at : at + length], at, random)
+        return bytes(image)
+
     def _places(self) -> dict[str, list[Range]]:
         """Structure to the byte ranges to damage together."""
         end = len(self.image) // 4096 * 4096
@@ -236,22 +244,19 @@ def test_the_matrix_names_every_structure(subject: Subject) -> None:
 def test_damage_is_found_and_never_gives_wrong_data(
     structure: str, damage: Callable[[Subject, bytes, int, Random], bytes], subject: Subject
 ) -> None:
-    random = Random(f"{SEED} {structure} {damage.__name__}")
-    image = bytearray(subject.image)
-    for at, length in subject.places[structure]:
-        image[at : at + length] = damage(subject, subject.image[at : at + length], at, random)
-    if bytes(image) == subject.image:
+    image = subject.damaged(structure, damage)
+    if image == subject.image:
         return  # it is the same in the older version
     codes, outcomes, read_only_outcomes = EXPECTED[structure]
     try:
-        found = {problem.code for problem in check(bytes(image), subject.folder, DEEP)}
+        found = {problem.code for problem in check(image, subject.folder, DEEP)}
     except MdstoreError as error:
         found = {type(error).__name__}
     found = found or {"nothing"}
     assert found & codes, f"fsck found {found}, expected one of {codes}"
-    got = outcome(bytes(image), subject.content)
+    got = outcome(image, subject.content)
     assert got in outcomes, got
-    got = outcome(bytes(image), subject.content, read_only=True)
+    got = outcome(image, subject.content, read_only=True)
     assert got in read_only_outcomes, f"opened read-only: {got}"
 
 

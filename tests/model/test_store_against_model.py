@@ -34,6 +34,20 @@ def run(machine: type[StoreMachine], limits: settings = LIMITS) -> None:
     run_state_machine_as_test(seed(SEED)(machine), settings=limits)
 
 
+def machine_on(machine: type[StoreMachine], rig: Callable[[Path], Rig], place: Path) -> type[StoreMachine]:
+    """The machine, with a rig in a directory of its own for each run."""
+    used = [0]
+
+    def fresh() -> Rig:
+        used[0] += 1
+        medium = place / str(used[0])
+        medium.mkdir()
+        return rig(medium)
+
+    discard = staticmethod(lambda: shutil.rmtree(place / str(used[0])))
+    return type(machine.__name__, (machine,), {"make_rig": staticmethod(fresh), "discard": discard})
+
+
 ENGINES: dict[str, Callable[[Path], Rig]] = {
     **RIGS,
     "btree-pages-of-256": lambda medium: BtreeRig(medium, log_bytes=3 * MIB, block_size=256),
@@ -43,19 +57,7 @@ ENGINES: dict[str, Callable[[Path], Rig]] = {
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engine_answers_as_the_model(engine: str, tmp_path: Path) -> None:
-    used = [0]
-
-    def fresh() -> Rig:
-        used[0] += 1
-        medium = tmp_path / str(used[0])
-        medium.mkdir()
-        return ENGINES[engine](medium)
-
-    class Machine(StoreMachine):
-        make_rig = staticmethod(fresh)
-        discard = staticmethod(lambda: shutil.rmtree(tmp_path / str(used[0])))
-
-    run(Machine)
+    run(machine_on(StoreMachine, ENGINES[engine], tmp_path))
 
 
 MANY_LIMITS = settings(LIMITS, max_examples=max(2, EXAMPLES // 8), stateful_step_count=12)

@@ -5,7 +5,6 @@ Replay one run with `MDSTORE_SEED=<the number printed> pytest tests/model/test_s
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from mdstore.store.check import check
 from mdstore.store.store import Store
 from tests.conformance.subjects import BtreeRig, DelayedMemRig, Rig, everything
 from tests.model.store_machine import StoreMachine, outcome
-from tests.model.test_store_against_model import EXAMPLES, run
+from tests.model.test_store_against_model import EXAMPLES, machine_on, run
 
 NAMES = (b"s", b"s\0", b"t", b"\xff" * 30)
 ENGINES: dict[str, Callable[[Path], Rig]] = {
@@ -84,16 +83,4 @@ class SnapshotMachine(StoreMachine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engine_keeps_what_the_model_keeps(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots_module, "_STEP_RUNS", 7)
-    used = [0]
-
-    def fresh() -> Rig:
-        used[0] += 1
-        medium = tmp_path / str(used[0])
-        medium.mkdir()
-        return ENGINES[engine](medium)
-
-    class Machine(SnapshotMachine):
-        make_rig = staticmethod(fresh)
-        discard = staticmethod(lambda: shutil.rmtree(tmp_path / str(used[0])))
-
-    run(Machine, LIMITS)
+    run(machine_on(SnapshotMachine, ENGINES[engine], tmp_path), LIMITS)

@@ -15,10 +15,12 @@ from mdstore.tools.reader import superblock
 from mdstore.tools.reader.check import NORMAL, Options, check_image
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.mds_inode import Entry, decode_entry
 from mdstore.tools.reader.onode import decode_onode
 from mdstore.tools.reader.problems import Problem
 from mdstore.tools.reader.store import StoreReader
 
+META, DATA, LOG = "meta", "data", "log"  # collections
 BLOCK = 512
 _MAGIC = b"mbt1"
 
@@ -195,3 +197,15 @@ def place_of(image: bytes, wanted: bytes, tmp_path: Path) -> int:
         if at >= 0:
             return at
     raise AssertionError(f"{wanted.hex()} stands nowhere")
+
+
+def directory(ino: int) -> str:
+    """The name of its object."""
+    return f"{ino:016x}"
+
+
+def entry(store: Store, ino: int, name: bytes) -> Entry:
+    """A name's record in a directory."""
+    value = store.map_get(META, directory(ino), name)
+    assert value is not None
+    return decode_entry(value)

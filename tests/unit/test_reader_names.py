@@ -9,25 +9,12 @@ import pytest
 
 from mdstore.store import Store, Transaction
 from mdstore.tools.reader.mds_directory import decode_header
-from mdstore.tools.reader.mds_inode import Entry, decode_entry
-from tests.unit.reader_images import changed, check, codes, file_system
-
-META, DATA, LOG = "meta", "data", "log"
+from tests.unit.reader_images import DATA, LOG, META, changed, check, codes, directory, entry, file_system
 
 
 @pytest.fixture(scope="module")
 def image() -> bytes:
     return file_system()
-
-
-def directory(ino: int) -> str:
-    return f"{ino:016x}"
-
-
-def entry(store: Store, ino: int, name: bytes) -> Entry:
-    value = store.map_get(META, directory(ino), name)
-    assert value is not None
-    return decode_entry(value)
 
 
 def numbers(store: Store) -> tuple[int, int]:

@@ -12,11 +12,8 @@ from mdstore.store import Store, Transaction
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.entry import MAGIC
 from mdstore.tools.reader.entry import decode_header as decode_entry_header
-from mdstore.tools.reader.mds_inode import Entry, decode_entry
-from tests.unit.reader_images import changed, check, codes, file_system
+from tests.unit.reader_images import DATA, LOG, META, changed, check, codes, directory, entry, file_system
 from tests.unit.repair_images import Tree, lost, repaired, rich_file_system, tree_of
-
-META, DATA, LOG = "meta", "data", "log"
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +24,6 @@ def image() -> bytes:
 @pytest.fixture(scope="module")
 def tree(image: bytes) -> Tree:
     return tree_of(image)
-
-
-def directory(ino: int) -> str:
-    return f"{ino:016x}"
-
-
-def entry(store: Store, ino: int, name: bytes) -> Entry:
-    value = store.map_get(META, directory(ino), name)
-    assert value is not None
-    return decode_entry(value)
 
 
 def numbers(store: Store) -> tuple[int, int, int]:

@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import click
 from sortedcontainers import SortedDict
 
 from mdstore.btree import Descriptor, Pager, Tree
 from mdstore.device.file import FileDevice
+from mdstore.tools.bench.row import Row
 from mdstore.tools.output import print_json, print_line
 
 RUNS: Final = 3
@@ -30,17 +31,6 @@ CACHE_BYTES: Final = 4 << 30
 
 Record = tuple[bytes, bytes]
 Turn = Callable[[], object]
-
-
-class Row(NamedTuple):
-    """Rates in records per second; `ratio` is ours to the peer's, `reach` what is aimed at (0: nothing is)."""
-
-    work: str
-    ours_per_s: float
-    peer: str
-    peer_per_s: float
-    ratio: float
-    reach: float
 
 
 class Subjects:

@@ -20,13 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import click
 from crc32c import crc32c
 
 from journal import Entry, Journal, RingMedium
 from journal.directory import write_all
+from mdstore.tools.bench.row import Row
 from mdstore.tools.output import print_json, print_line
 
 try:
@@ -40,17 +41,6 @@ RING_BYTES: Final = 128 << 20
 WAITING: Final = 16  # threads, or tasks
 Timed = Callable[[], float]  # runs once, returns seconds
 Clock = Callable[[], float]
-
-
-class Row(NamedTuple):
-    """Rates in events per second; `ratio` is ours to the peer's, `reach` what is aimed at."""
-
-    work: str
-    ours_per_s: float
-    peer: str
-    peer_per_s: float
-    ratio: float
-    reach: float
 
 
 class FileRegion:

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import click
 
 from mdstore.tools.bench import store_large
+from mdstore.tools.bench.row import Row
 from mdstore.tools.bench.store_large import Figure, timed
 from mdstore.tools.bench.store_peers import MIB, Engine, Ours, Pairs, engines
 from mdstore.tools.output import print_json, print_line
@@ -31,17 +32,6 @@ PUT: Final = {"bare pwrite + fdatasync": 1 / 1.3, "LevelDB": 1.0, "LMDB": 4.0}
 HUNDRED: Final = {"LevelDB": 1.0, "RocksDB": 1.0, "LMDB": 1.0, "SQLite WAL": 1.0}
 THREADS: Final = 16
 Step = Callable[[Engine, Pairs], None]
-
-
-class Row(NamedTuple):
-    """Rates per second; `ratio` is ours to the peer's, `reach` what is aimed at, 0 where nothing is."""
-
-    work: str
-    ours_per_s: float
-    peer: str
-    peer_per_s: float
-    ratio: float
-    reach: float
 
 
 class Found(NamedTuple):
