@@ -120,6 +120,8 @@ def run(arguments: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:  # the outermost frame: every failure ends here, as a line and a code
         if debug and not isinstance(error, click.ClickException):
             traceback.print_exc()
+        if isinstance(error, click.UsageError) and error.ctx is None:  # of an option's parser, which has none
+            error.ctx = _context_of(arguments)
         return _report(error, as_json=wants_json)
 
 
@@ -131,6 +133,12 @@ def _invoke(arguments: list[str]) -> int:
     except click.exceptions.Exit as leaving:  # --help, --version
         return leaving.exit_code
     return result if isinstance(result, int) else EXIT_OK
+
+
+def _context_of(arguments: Sequence[str]) -> click.Context | None:
+    """The context of the command that was asked for, as far as it can be told."""
+    name = next((word for word in arguments if word in _VERBS), None)
+    return None if name is None else click.Context(_load(name, _VERBS[name]), info_name=f"mdstore {name}")
 
 
 def _report(error: BaseException, *, as_json: bool) -> int:

@@ -18,6 +18,12 @@ from mdstore.tools.images import image_argument, json_option, now_ns, size
 from mdstore.tools.output import CommandFailed, print_json, print_line, size_text
 
 
+def stripe(text: str) -> tuple[int, int]:
+    """(bytes of a stripe, where the first begins) of `256K` or `256K@4K`. A type for click, as `size`."""
+    length, at, offset = text.partition("@")
+    return size(length), 0 if not at or offset == "0" else size(offset)
+
+
 @click.command("mkfs")
 @image_argument
 @click.option("--size", "size_bytes", type=size, help="Size of the image file (default 1G; a block device is used whole).")
@@ -25,11 +31,13 @@ from mdstore.tools.output import CommandFailed, print_json, print_line, size_tex
 @click.option("--log-size", "log_bytes", type=size, help="Size of the log [a sixteenth of the image, within reason].")
 @click.option("--force", is_flag=True, help="Overwrite a file, or use a block device, whatever it holds.")
 @click.option("--sparse", is_flag=True, help="Do not reserve the file's space: it is taken as the image fills.")
-@click.option("--stripe", metavar="SIZE[@OFFSET]", help="Stripe of the disks below: large files lie on whole ones.")
+@click.option(
+    "--stripe", "stripe_of", type=stripe, metavar="SIZE[@OFFSET]", help="Stripe of the disks below: large files lie on whole ones."
+)  # fmt: skip
 @json_option
 def mkfs_command(
-    image: str, size_bytes: int | None, block_size: int, log_bytes: int | None, force: bool, sparse: bool, stripe: str | None,
-    as_json: bool,
+    image: str, size_bytes: int | None, block_size: int, log_bytes: int | None, force: bool, sparse: bool,
+    stripe_of: tuple[int, int] | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make IMAGE, an empty file system in one file (or on a block device).
 
@@ -43,7 +51,7 @@ def mkfs_command(
     is given, and an image in use is never touched.
     """
     made = make_image(
-        image, size_bytes, block_size=block_size, force=force, sparse=sparse, stripe=_stripe(stripe), log_bytes=log_bytes
+        image, size_bytes, block_size=block_size, force=force, sparse=sparse, stripe=stripe_of or (0, 0), log_bytes=log_bytes
     )
     if as_json:
         print_json(made)
@@ -72,14 +80,6 @@ def make_image(
                 os.unlink(image)
         raise
     return {"image": image} | {key: made[key] for key in ("size_bytes", "block_size", "free_bytes", "log_bytes")}
-
-
-def _stripe(text: str | None) -> tuple[int, int]:
-    """(bytes of a stripe, where the first begins) of `256K` or `256K@4K`."""
-    if text is None:
-        return 0, 0
-    stripe, _, offset = text.partition("@")
-    return size(stripe), 0 if offset in {"", "0"} else size(offset)
 
 
 def _free_bytes(store: Store) -> int:

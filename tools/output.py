@@ -198,7 +198,7 @@ _POSIX_WAYS_OUT: Final = {
 
 
 def _explain_posix(error: PosixError) -> str:
-    subject = shown(error.subject) if isinstance(error.subject, bytes | str) else f"inode {error.subject}"
+    subject = (shown(error.subject) or "''") if isinstance(error.subject, bytes | str) else f"inode {error.subject}"
     text = f"{subject}: {os.strerror(error.errno)}" if error.subject != "" else os.strerror(error.errno)
     if error.reason:
         text += f" ({error.reason})"

@@ -192,6 +192,10 @@ def test_names_that_the_encoding_does_not_have_are_escaped(encoding: str, odd: P
         (["journal", "events", "{image}", "list", "--range", "9..1"], "LOW is above HIGH"),
         (["inspect", "decode", "page", "{image}", "--offset", "99999999"], "ends before byte 99999999"),
         (["load", "{new}", __file__], "found no JSON"),
+        (["mkfs", "{new}", "--stripe", "x"], "Invalid value for '--stripe'"),
+        (["mkfs", "{new}", "--stripe", "256K@"], "Invalid value for '--stripe'"),
+        (["import", "{image}", "x", "--exclude"], "requires an argument; `mdstore import --help` explains"),
+        (["snapshot", "create", "{image}", ""], "'': No such file or directory"),
     ],
 )  # fmt: skip
 def test_the_line_says_what_to_do(words: list[str], said: str, image: Path, tmp_path: Path, run: Run) -> None:
