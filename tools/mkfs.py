@@ -32,7 +32,8 @@ def stripe(text: str) -> tuple[int, int]:
 @click.option("--force", is_flag=True, help="Overwrite a file, or use a block device, whatever it holds.")
 @click.option("--sparse", is_flag=True, help="Do not reserve the file's space: it is taken as the image fills.")
 @click.option(
-    "--stripe", "stripe_of", type=stripe, metavar="SIZE[@OFFSET]", help="Stripe of the disks below: large files lie on whole ones."
+    "--stripe", "stripe_of", type=stripe, metavar="SIZE[@OFFSET]",
+    help="Stripe of the disks below: large files lie on whole ones.",
 )  # fmt: skip
 @json_option
 def mkfs_command(
