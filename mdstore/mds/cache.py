@@ -60,11 +60,19 @@ class Cache:
             return entry
         if name in directory.changed:
             raw = directory.changed[name]
-        elif directory.complete or not directory.stored:
+        elif (directory.complete or not directory.stored) and not self._is_apart(directory):
             return None
         else:
             raw = self._read_entry(directory, name)
         return None if raw is None else self.adopt(directory, name, raw)
+
+    def _is_apart(self, directory: Directory) -> bool:
+        """A name that it does not know may belong where it cannot be written: the store is asked. Its error, where it was never
+        written."""
+        apart = self._core.apart.get(directory.ino)
+        if apart is not None and not directory.stored:
+            raise apart.error
+        return apart is not None
 
     def adopt(self, directory: Directory, name: bytes, raw: bytes) -> Entry:
         """Take the value of an entry into memory."""

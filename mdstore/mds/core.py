@@ -27,7 +27,7 @@ from mdstore.errors import CorruptionError, DeviceFailed, FencedError, InternalE
 from mdstore.mds.events import CLIENT_KINDS_END, client_request
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
-from mdstore.mds.tables import Table
+from mdstore.mds.tables import Apart, Table
 from mdstore.mds.vfs import ROOT_INO
 from mdstore.store.transaction import Transaction
 
@@ -128,6 +128,7 @@ class Core:
         self.recall: Callable[[int, bytes], bool] | None = None  # asks the front to let go of a name in a directory
         self.recalls_open = 0  # numbers it was asked for and has not given back, about
         self.dirty: dict[int, Directory] = {}
+        self.apart: dict[int, Apart] = {}  # directories, all dirty, that damage keeps from being written
         self.news: dict[int, Directory] | None = None  # whose statistics changed since they were handed up; None: not kept
         self.buffered: dict[int, Inode] = {}  # files with bytes not submitted yet, the oldest first
         self.buffered_bytes = 0

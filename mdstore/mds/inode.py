@@ -168,11 +168,12 @@ class Directory(Inode):
             self.accounted_files, self.accounted_dirs, self.accounted_ctime, self.name, self.record(),
         )  # fmt: skip
 
-    def encode_header(self) -> bytes:
-        """The bytes of its header; the same as `encode_fnode(self.fnode())`, without the detours."""
+    def encode_header(self, version: int | None = None) -> bytes:
+        """The bytes of its header; the same as `encode_fnode(self.fnode())`, without the detours. `version`: for another one."""
         head = FNODE.pack(
-            FNODE_VERSION, 0, len(self.name), 0, self.version, self.parent, self.rbytes, self.rfiles, self.rdirs,
-            self.rctime, self.accounted_bytes, self.accounted_files, self.accounted_dirs, self.accounted_ctime,
+            FNODE_VERSION, 0, len(self.name), 0, self.version if version is None else version, self.parent, self.rbytes,
+            self.rfiles, self.rdirs, self.rctime, self.accounted_bytes, self.accounted_files, self.accounted_dirs,
+            self.accounted_ctime,
         )  # fmt: skip
         return head + self.name + self.encode()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final
 
-from mdstore.errors import CorruptionError, MdstoreError
+from mdstore.errors import CorruptionError, MdstoreError, TransactionError
 from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.damage import note_damage
 from mdstore.mds.events import Kind
@@ -114,6 +114,11 @@ class Purge:
                 core.settle_commits([core.store.submit(transaction)])
         except CorruptionError as error:
             self._set_apart(error)
+            return True
+        except TransactionError as error:
+            if not isinstance(error.cause, UNREADABLE):
+                raise
+            self._set_apart(error.cause)
             return True
         for ino in done:
             del self._queue[ino]

@@ -7,19 +7,34 @@ lies over what is stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 from sortedcontainers import SortedDict
 
 from mdstore.engines.protocol import ObjectStore
-from mdstore.errors import NotFound
+from mdstore.errors import MdstoreError, NotFound
 from mdstore.mds.events import table_remove, table_set
 from mdstore.mds.layout import META, TABLE_OBJECTS, Tab
 
+APART_GROWTH: Final = 1024  # changes beside twice as many as could not be written
+
+
+class Apart(NamedTuple):
+    """Why something is not written back, and how many changes of it could not be."""
+
+    error: MdstoreError
+    changes: int
+
+    def has_grown(self, changes: int) -> bool:
+        """Whether it is worth to try it again, now that there are so many."""
+        return changes > 2 * self.changes + APART_GROWTH
+
 
 class Table:
-    """One table. `since`: the log position before its oldest event that is not written back; -1 when there is none."""
+    """One table. `since`: the log position before its oldest event that is not written back; -1 when there is none. `apart`: why
+    what is in `changed` cannot be written."""
 
-    __slots__ = ("changed", "number", "object_name", "since", "store")
+    __slots__ = ("apart", "changed", "number", "object_name", "since", "store")
 
     def __init__(self, store: ObjectStore, number: Tab) -> None:
         self.store = store
@@ -28,6 +43,7 @@ class Table:
         # Only the inode table is never read in order, and changed most.
         self.changed: dict[bytes, bytes | None] = {} if number == Tab.INODES else SortedDict()
         self.since = -1
+        self.apart: Apart | None = None
 
     def get(self, key: bytes) -> bytes | None:
         """The row, or None. Cost: one read of the store unless the row was changed lately."""
@@ -48,6 +64,10 @@ class Table:
         """Remove a row; returns the record for the event that makes it last."""
         self.changed[key] = None
         return table_remove(self.number, key)
+
+    def record(self, key: bytes, value: bytes | None) -> bytes:
+        """What an event says of a row that is as it is."""
+        return table_remove(self.number, key) if value is None else table_set(self.number, key, value)
 
     def rows(self, start: bytes | None = None, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop in order, as they are now; changing the table meanwhile is allowed."""

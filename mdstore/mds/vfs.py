@@ -146,7 +146,7 @@ class Vfs(Protocol):
     ) -> list[DirEntry]:
         """Up to `limit` entries whose names come after `after` (None: from the first) in the byte order of names, '.' and '..'
         not among them. An entry that was there all the while is returned exactly once, whatever comes and goes beside it.
-        Where some cannot be read all others are returned, and then, instead of nothing, CorruptionError or DeviceFailed is raised,
+        Where some cannot be read all others are returned; then, instead of nothing, CorruptionError or DeviceFailed is raised,
         until the handle is read from the first again."""
     def parent_of(self, ino: int) -> int:
         """The directory that holds this directory ('..'); the root's is the root."""

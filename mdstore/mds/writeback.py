@@ -5,29 +5,56 @@ changes), with the rows of the tables. Nothing depends on two objects changing t
 is durable, the event stays in the log, and replaying it changes nothing that is there already.
 
 What is written was in the log before (`Core.push_log`): so no object is ever newer than the log a crash leaves.
+
+A directory or table of which damage refuses some entries is set apart: what can be written of it is, and what cannot stays in
+memory and in the log, where it is put once more when the log before is to go. Everything else goes on. It is tried again when it
+has grown, and by `everything`.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
 from journal import JournalError
 from mdstore.engines.protocol import Commit
-from mdstore.errors import MdstoreError, PosixError
+from mdstore.errors import MdstoreError, PosixError, TransactionError
 from mdstore.mds.cache import Cache
 from mdstore.mds.core import UNREADABLE, Core
+from mdstore.mds.damage import note_damage
+from mdstore.mds.events import Kind, dir_remove, dir_set, entry_remove, entry_set
 from mdstore.mds.inode import Directory
 from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, META, data_object, directory_object, encode_backtrace
 from mdstore.mds.purge import Purge
 from mdstore.mds.statistics import Statistics
-from mdstore.mds.tables import Table
+from mdstore.mds.tables import Apart, Table
 from mdstore.store.transaction import Transaction
 
 ENTRY_BYTES: Final = 1024  # a changed entry in a transaction takes no more, but for rare large attributes
 STEP_ENTRIES: Final = 8192  # written by one bounded step
 ENTRY_SHARE: Final = 32  # of the free blocks, that many for one changed entry: it may rewrite a path of a tree
+CARRIED_TOGETHER: Final = 256  # records of one event
+
+
+class Trace(NamedTuple):
+    """A backtrace that a data object should have."""
+
+    object_name: bytes
+    value: bytes
+
+
+Part = Directory | Table | Trace  # what is clean, or not, as a whole
+
+
+class Refused(Exception):
+    """A transaction met damage, and changed nothing."""
+
+    def __init__(self, cause: MdstoreError) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 class WriteBack:
@@ -42,6 +69,7 @@ class WriteBack:
         self._pending: deque[tuple[list[Commit], int]] = deque()
         self._commits: list[Commit] = []
         self._at_once = 1
+        self._untold: list[tuple[Directory | Table, MdstoreError]] = []  # set apart, and not in the damage table yet
         self.unsettled: dict[int, None] = {}  # written during replay before their statistics were handed up
 
     # -- when ----------------------------------------------------------------------------------------------------------
@@ -60,22 +88,29 @@ class WriteBack:
     def relieve(self) -> None:
         """Write back until the limits are kept again. Waits for the medium only when the log is at its ceiling."""
         core, limits = self._core, self._core.limits
-        while core.changes > limits.dirty_entries_low and (core.dirty or self._dirty_tables()):
+        while core.changes > limits.dirty_entries_low and self._has_more():
             self.step()
         self.retire()
         if self.log_bytes >= limits.log_bytes:
-            while self.log_bytes >= limits.log_bytes // 2 and (core.dirty or self._dirty_tables()):
+            while self.log_bytes >= limits.log_bytes // 2 and self._has_more():
                 self.step()
+            self._carry()
             self._commit_and_retire()
 
     def everything(self) -> None:
-        """Nothing is dirty, everything is durable and the log is empty when this returns."""
-        while self._core.dirty or self._dirty_tables() or self._core.stale_backtraces:
+        """Nothing is dirty but what damage refuses, everything is durable, and the log has nothing else when this returns."""
+        self._try_again()
+        while self._has_more() or self._core.stale_backtraces:
             self.step()
         self._commit_and_retire()
         journal = self._core.journal
         if journal is not None and journal.head.expire < journal.expire:
             journal.write_head()
+
+    def _has_more(self) -> bool:
+        """Whether something is dirty that is not set apart."""
+        core = self._core
+        return len(core.dirty) > len(core.apart) or any(table.apart is None for table in self._dirty_tables())
 
     def _dirty_tables(self) -> list[Table]:
         return [table for table in self._core.tables.values() if table.since >= 0]
@@ -96,62 +131,85 @@ class WriteBack:
 
     def step(self, entries: int = STEP_ENTRIES) -> None:
         """Write the oldest directories, about `entries` changed entries of them, and all tables. Waits for nothing where the
-        engine's commits are ordered."""
+        engine's commits are ordered. What damage refuses is set apart; DeviceFailed, NoSpace and the like end all changes."""
         core = self._core
+        self._try_grown()
         if not core.replaying:
             self._statistics.settle()
             core.push_log()
         self._at_once = self._fitting()
-        traces = self._traces()  # the last that is read: from here on memory calls clean what is not submitted yet
-        core.unlogged = True
-        transaction = Transaction(epoch=core.epoch)
-        written = in_this = 0
-        for directory in list(core.dirty.values()):
-            if written >= entries:
+        directories = self._oldest(entries)
+        core.stamp_server_table()
+        tables = [table for table in core.tables.values() if table.changed and table.apart is None]
+        self._write([*directories, *tables, *self._traces()])
+        core.counters.write_backs += 1
+        core.changes = sum(len(directory.changed) + 1 for ino, directory in core.dirty.items() if ino not in core.apart)
+        if self._untold and not core.replaying:
+            self._tell_apart()
+        self._note_expiry()
+
+    def _oldest(self, entries: int) -> list[Directory]:
+        """The directories that were dirty first, but for those set apart."""
+        core = self._core
+        found: list[Directory] = []
+        for directory in core.dirty.values():
+            if entries <= 0:
                 break
             if directory.nlink and not directory.mode:
                 continue  # replay has not come to the event that makes, or removes, it
-            written += len(directory.changed) + 1
-            in_this += len(directory.changed) + 1
-            transaction = self._directory(transaction, directory)
-            if len(transaction) and (in_this >= self._at_once or core.is_full(transaction) or not self._many):
-                transaction = self._submit(transaction)
-                in_this = 0
-        transaction = self._backtraces(self._tables(transaction), traces)
-        if transaction.operations:
-            self._submit(transaction)
-        core.unlogged = False
-        core.counters.write_backs += 1
-        core.counters.entries_written += written
-        core.changes = sum(len(directory.changed) + 1 for directory in core.dirty.values())
-        self._note_expiry()
+            if directory.ino not in core.apart:
+                found.append(directory)
+                entries -= len(directory.changed) + 1
+        return found
 
-    def _directory(self, transaction: Transaction, directory: Directory) -> Transaction:
-        """Add the operations for one directory; it is clean afterwards."""
-        name = directory_object(directory.ino)
-        if directory.nlink == 0:
-            if directory.stored:
+    def _write(self, parts: list[Part]) -> None:
+        """Each is clean once the transaction with the last of it was submitted. Those of one that damage refuses are written by
+        themselves, and set apart where that is refused, too."""
+        transaction, waiting, rows = self._empty(), list[Part](), 0
+        for number, part in enumerate(parts, 1):
+            waiting.append(part)
+            rows += 1 if isinstance(part, Trace) else len(part.changed) + 1
+            try:
+                transaction = self._add(part, transaction)
+                if number < len(parts) and self._many and rows < self._at_once and not self._core.is_full(transaction):
+                    continue
+                self._submit(transaction)
+            except Refused:
+                for each in waiting:
+                    self._write_alone(each)
+            else:
+                for each in waiting:
+                    self._clean(each)
+            transaction, waiting, rows = self._empty(), [], 0
+
+    def _add(self, part: Part, transaction: Transaction) -> Transaction:
+        """Add what writes `part`; where that is very much, part of it is submitted first, and the rest returned."""
+        if isinstance(part, Trace):
+            transaction.setattr(DATA, part.object_name, BACKTRACE_ATTRIBUTE, part.value)
+            return transaction
+        if isinstance(part, Table):
+            return self._rows(transaction, part.object_name, part.changed, may_remove=True)
+        name = directory_object(part.ino)
+        if part.nlink == 0:
+            if part.stored:
                 transaction.remove(META, name)
-        else:
-            transaction = self._entries(transaction, directory, name)
-            transaction.map_set_header(META, name, directory.encode_header())
-            directory.stored_version = directory.version
-        self._clean(directory)
+            return transaction
+        if not part.stored and len(part.changed) > self._at_once:  # a crash must find a header: of no version, so all is replayed
+            transaction.map_set_header(META, name, part.encode_header(version=0))
+            transaction = self._submit(transaction)
+            part.stored = True
+        transaction = self._rows(transaction, name, part.changed, may_remove=part.stored)
+        transaction.map_set_header(META, name, part.encode_header())
         return transaction
 
-    def _entries(self, transaction: Transaction, directory: Directory, name: bytes) -> Transaction:
-        changed = directory.changed
-        if not changed:
-            return transaction
-        items = sorted(item for item in changed.items() if item[1] is not None)
-        gone = [key for key, raw in changed.items() if raw is None] if directory.stored or items else []
-        return self._rows(transaction, name, items, gone)  # type: ignore[arg-type]
-
     def _rows(
-        self, transaction: Transaction, name: bytes, items: list[tuple[bytes, bytes]], gone: list[bytes]
+        self, transaction: Transaction, name: bytes, changed: Mapping[bytes, bytes | None], *, may_remove: bool
     ) -> Transaction:
-        """Set and remove keys of one map, in several transactions where they are many; the last is not submitted."""
+        """Set and remove keys of one map, in several transactions where they are many; the last is not submitted. `may_remove`:
+        the map is there already."""
         at_once = self._at_once
+        items = sorted((key, raw) for key, raw in changed.items() if raw is not None)
+        gone = [key for key, raw in changed.items() if raw is None] if may_remove or items else []
         for start in range(0, len(items), at_once):
             transaction.map_set(META, name, items[start : start + at_once])
             if len(items) - start > at_once:
@@ -168,9 +226,18 @@ class WriteBack:
         free_blocks = int(self._core.store.statistics()["free_bytes"]) >> 12
         return max(8, min(self._core.transaction_bytes // ENTRY_BYTES, free_blocks // ENTRY_SHARE))
 
-    def _clean(self, directory: Directory) -> None:
+    def _clean(self, part: Part) -> None:
+        """All of it was submitted."""
+        if isinstance(part, Table):
+            part.changed.clear()
+            part.since = -1
+        elif isinstance(part, Directory):
+            self._clean_directory(part)
+
+    def _clean_directory(self, directory: Directory) -> None:
         core = self._core
         directory.stored = directory.nlink > 0
+        directory.stored_version = directory.version
         directory.since = -1
         del core.dirty[directory.ino]
         if directory.complete and len(directory.entries) != directory.size:
@@ -182,24 +249,9 @@ class WriteBack:
         if directory.nlink == 0:
             self._purge.released(directory)
 
-    def _tables(self, transaction: Transaction) -> Transaction:
-        core = self._core
-        core.stamp_server_table()
-        for table in core.tables.values():
-            if len(table.changed) > self._at_once // 2:
-                transaction = self._submit(transaction)
-            rows = sorted((key, raw) for key, raw in table.changed.items() if raw is not None)
-            gone = [key for key, raw in table.changed.items() if raw is None]
-            transaction = self._rows(transaction, table.object_name, rows, gone)
-            if (rows or gone) and (core.is_full(transaction) or not self._many):
-                transaction = self._submit(transaction)
-            table.changed.clear()
-            table.since = -1
-        return transaction
-
-    def _traces(self) -> list[tuple[bytes, bytes]]:
-        """What data objects should say of files that were renamed or changed, some of them: object and attribute. One that
-        cannot be looked at is left as it is: a backtrace is a hint."""
+    def _traces(self) -> list[Trace]:
+        """What data objects should say of files that were renamed or changed, some of them. One that cannot be looked at is left
+        as it is: a backtrace is a hint."""
         core = self._core
         found = []
         for ino in list(core.stale_backtraces)[:1024]:
@@ -209,25 +261,120 @@ class WriteBack:
                 if node is not None and node.nlink and core.store.exists(DATA, name):
                     trace = encode_backtrace(node.parent, node.name, node.encode())
                     if len(trace) <= 60_000:
-                        found.append((name, trace))
+                        found.append(Trace(name, trace))
             del core.stale_backtraces[ino]
         return found
 
-    def _backtraces(self, transaction: Transaction, traces: list[tuple[bytes, bytes]]) -> Transaction:
-        core = self._core
-        for name, trace in traces:
-            transaction.setattr(DATA, name, BACKTRACE_ATTRIBUTE, trace)
-            if core.is_full(transaction) or not self._many:
-                transaction = self._submit(transaction)
-        return transaction
+    def _empty(self) -> Transaction:
+        return Transaction(epoch=self._core.epoch)
 
     def _submit(self, transaction: Transaction) -> Transaction:
+        """Submit it, and begin the next. `Refused`, nothing changed, where it meets damage."""
         if transaction.operations:
             try:
                 self._commits.append(self._core.store.submit(transaction))
-            except MdstoreError as error:  # memory calls these directories clean already: nothing may go on from here
+            except TransactionError as error:
+                if isinstance(error.cause, UNREADABLE):
+                    raise Refused(error.cause) from error
                 raise self._core.fail(error) from error
-        return Transaction(epoch=self._core.epoch)
+            except MdstoreError as error:
+                raise self._core.fail(error) from error
+        return self._empty()
+
+    # -- what cannot be written ----------------------------------------------------------------------------------------
+
+    def _write_alone(self, part: Part) -> None:
+        """Something that stood in a transaction with it, or it itself, is damaged: write what can be."""
+        try:
+            self._submit(self._add(part, self._empty()))
+        except Refused as refused:
+            if isinstance(part, Trace):
+                return  # a hint
+            if isinstance(part, Table) or (part.nlink and part.stored):
+                self._write_fitting(part)
+            self._set_apart(part, refused.cause)
+        else:
+            self._clean(part)
+
+    def _write_fitting(self, part: Directory | Table) -> None:
+        """Write every row that can be. A directory's header stays as it is, so that replay passes over none of the others."""
+        name = part.object_name if isinstance(part, Table) else directory_object(part.ino)
+        left = set(self._write_rows(name, list(part.changed.items())))
+        for key in [key for key in part.changed if key not in left]:
+            del part.changed[key]
+        if isinstance(part, Directory):
+            part.listing = None
+            part.complete = part.complete and len(part.entries) == part.size
+
+    def _write_rows(self, name: bytes, rows: list[tuple[bytes, bytes | None]]) -> list[bytes]:
+        """Write rows of a map, as many together as can be; the keys of those that cannot."""
+        try:
+            self._submit(self._rows(self._empty(), name, dict(rows), may_remove=True))
+        except Refused:
+            if len(rows) == 1:
+                return [rows[0][0]]
+            middle = len(rows) // 2
+            return self._write_rows(name, rows[:middle]) + self._write_rows(name, rows[middle:])
+        return []
+
+    def _set_apart(self, part: Directory | Table, cause: MdstoreError) -> None:
+        """It stays dirty, its changes stay in the log, and nobody waits for it. As long as they are few: else all changes end."""
+        core, apart = self._core, Apart(cause, len(part.changed))
+        if isinstance(part, Table):
+            part.apart = apart
+        else:
+            core.apart[part.ino] = apart
+        self._untold.append((part, cause))
+        held = sum(len(core.dirty[ino].changed) + 1 for ino in core.apart)
+        held += sum(len(table.changed) for table in core.tables.values() if table.apart is not None)
+        if held > core.limits.dirty_entries:
+            raise core.fail(cause)
+
+    def _try_grown(self) -> None:
+        """Most of what was changed since in something set apart can be written."""
+        core = self._core
+        for ino in [ino for ino, apart in core.apart.items() if apart.has_grown(len(core.dirty[ino].changed))]:
+            del core.apart[ino]
+        for table in core.tables.values():
+            if table.apart is not None and table.apart.has_grown(len(table.changed)):
+                table.apart = None
+
+    def _tell_apart(self) -> None:
+        """Put what was set apart into the damage table."""
+        untold, self._untold = self._untold, []
+        for part, cause in untold:
+            ino, name = (part.ino, b"") if isinstance(part, Directory) else (0, part.object_name)
+            note_damage(self._core, ino, name, cause)
+
+    def _try_again(self) -> None:
+        """What was set apart is to be written like everything else."""
+        self._core.apart.clear()
+        for table in self._core.tables.values():
+            table.apart = None
+
+    def _carry(self) -> None:
+        """Put what is set apart into the log once more, all that is not written, so that the log before may go."""
+        core = self._core
+        for ino in list(core.apart):
+            directory = core.dirty.pop(ino)
+            directory.since = -1
+            core.mark(directory)
+            gone = directory.nlink == 0
+            core.append(Kind.REPAIR, dir_remove(ino) if gone else dir_set(ino, directory.encode_header()))
+            version = directory.version
+            self._append_some(
+                entry_remove(ino, version, name) if raw is None else entry_set(ino, version, name, raw)
+                for name, raw in directory.changed.items()
+            )
+        for table in core.tables.values():
+            if table.apart is not None:
+                table.since = core.position()
+                self._append_some(table.record(key, raw) for key, raw in table.changed.items())
+        self._note_expiry()
+
+    def _append_some(self, records: Iterator[bytes]) -> None:
+        while some := b"".join(islice(records, CARRIED_TOGETHER)):
+            self._core.append(Kind.REPAIR, some)
 
     # -- letting the log forget ----------------------------------------------------------------------------------------
 
@@ -277,7 +424,9 @@ class WriteBack:
     def blocked_by(self) -> str:
         """What keeps the oldest log from being forgotten."""
         for directory in self._core.dirty.values():
-            return f"directory {directory.ino:#x} with {len(directory.changed)} changed entries"
+            cause = self._core.apart.get(directory.ino)
+            why = "" if cause is None else f", which cannot be written: {cause.error}"
+            return f"directory {directory.ino:#x} with {len(directory.changed)} changed entries{why}"
         return "write-back not durable yet" if self._pending else "nothing"
 
 

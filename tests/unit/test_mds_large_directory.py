@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mdstore.device.file import FileDevice
+from mdstore.device.memory import MemoryDevice
 from mdstore.engines.mem import MemStore
 from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import PosixError
@@ -21,6 +22,9 @@ from mdstore.mds.core import Limits
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER
 from mdstore.store.store import Store
+from mdstore.store.transaction import Transaction
+from tests.model.mds_check import problems
+from tests.unit.reader_images import BLOCK, check
 
 PAGE = 1024
 REGULAR = 0o100644
@@ -168,3 +172,65 @@ def test_a_directory_of_a_million_entries(tmp_path: Path) -> None:
         large.look_up(2000)
         large.page(large.server.opendir(SUPERUSER, large.ino), entries)
         large.server.close()
+
+
+# -- written back in several transactions ------------------------------------------------------------------------------
+# The header came with the last of them: a crash before that left a directory object without one, and the image could never be
+# mounted again.
+
+FIRST = {b"n%02d" % number for number in range(60)}
+
+
+def half_written(store: ObjectStore) -> tuple[MetadataServer, int]:
+    """A server with a directory of 60 new names in its log, which it writes back ten at a time."""
+    MetadataServer.format(store, now_ns=1, object_size=8192, log_unit=4096, log_object_size=65536)
+    server = MetadataServer.mount(store, count_references=False)
+    directory = server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755).ino
+    for name in FIRST:
+        server.mknod(SUPERUSER, directory, name, REGULAR)
+    server.syncfs()
+    server._core.transaction_bytes = 10 << 10
+    return server, directory
+
+
+def test_a_crash_between_two_transactions_of_a_new_directory_leaves_all_of_it() -> None:
+    store = MemStore(delayed=True)
+    server, directory = half_written(store)
+    server._writeback.step(1 << 30)
+    states = list(store.durable_prefixes())
+    assert len(states) > 8
+    for state in states:
+        again = MetadataServer.mount(state, count_references=False)
+        for name in (b"n07", b"n41"):
+            again.unlink(SUPERUSER, directory, name)
+        again.close()
+        whole = MetadataServer.mount(state, count_references=False)
+        names = [entry.name for entry in whole.readdir(whole.opendir(SUPERUSER, directory), None, 100)]
+        assert names == sorted(FIRST - {b"n07", b"n41"})
+        whole.close()
+        assert list(problems(state)) == []
+
+
+@pytest.mark.parametrize("done", range(8))
+def test_the_second_reader_finds_nothing_wrong_with_such_an_image(tmp_path: Path, done: int) -> None:
+    class Crash(Exception):
+        """After `done` transactions of the write-back."""
+
+    device = MemoryDevice(4 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=128 << 10, background=False)
+    server, _ = half_written(store)
+    submit, left = server._writeback._submit, [done]
+
+    def submit_some(transaction: Transaction) -> Transaction:
+        if not left[0]:
+            raise Crash
+        left[0] -= 1
+        return submit(transaction)
+
+    server._writeback._submit = submit_some  # type: ignore[method-assign]
+    try:
+        server._writeback.step(1 << 30)
+    except Crash:
+        pass
+    store.sync()
+    assert [problem for problem in check(device.image(), tmp_path) if problem.severity != "note"] == []
