@@ -144,6 +144,25 @@ def revision_behind_its_end(image: bytes, tmp_path: Path) -> bytes:
     return begins_at(image, revision_key(1, b"o0001", 9), 1 << 50, tmp_path)
 
 
+def bytes_behind_a_long_value(image: bytes, tmp_path: Path) -> bytes:
+    """The record of a revision lies in a page of its own."""
+    value = dict(reader_of(image, tmp_path).root_tree(ROOT_OBJECTS).items())[revision_key(1, b"o0001", 9)]
+    return patched(image, place_of(image, value[:60], tmp_path) // BLOCK * BLOCK + BLOCK - 1, b"x")
+
+
+def bytes_behind_a_long_value_of_a_map(image: bytes, tmp_path: Path) -> bytes:
+    onode = reader_of(image, tmp_path).find(2, b"m0")
+    assert onode is not None
+    assert onode.map_root is not None
+    spilled: list[int] = []
+    tree = reader_of(image, tmp_path).tree(onode.map_root, None)
+    tree.on_pages = lambda page, _, is_overflow: (spilled.append(page) if is_overflow else None) is None
+    list(tree.items())
+    pages = [(page * BLOCK, image[page * BLOCK : (page + 1) * BLOCK]) for page in spilled]
+    at = next(at for at, data in pages if data[4:8] != b"mbt1" and not any(data[-9:]))  # raw bytes, and not to the page's end
+    return patched(image, at + BLOCK - 1, b"x")
+
+
 def object_before_its_revision(image: bytes, tmp_path: Path) -> bytes:
     return begins_at(image, object_key(1, b"o0001"), 8, tmp_path)
 
@@ -162,6 +181,8 @@ FAULTS: list[tuple[Inject, set[str]]] = [
     (revision_too_early, {"revision"}),
     (revision_behind_its_end, {"revision"}),
     (object_before_its_revision, {"revision"}),
+    (bytes_behind_a_long_value, {"overflow-tail"}),
+    (bytes_behind_a_long_value_of_a_map, {"overflow-tail"}),
 ]
 
 
@@ -503,6 +524,19 @@ def test_a_snapshot_whose_record_is_lost_goes_and_is_named(kept: bytes, tmp_path
     assert any("second" in line for line in lost(made))
     del expected["b'second'"]
     assert snapshot_content(after) == expected
+
+
+def test_the_dead_of_a_snapshot_that_is_gone_go_to_the_one_before_though_that_is_damaged(kept: bytes, tmp_path: Path) -> None:
+    """They stayed listed under a snapshot that nobody has: damage of two snapshots together was never mended."""
+    live = set(pages_of(reader_of(kept, tmp_path).root_tree(ROOT_OBJECTS)))
+    second = set(_snapshot_pages(kept, tmp_path, "second"))
+    page = next(page for page in _snapshot_pages(kept, tmp_path, "first") if page not in live | second)
+    (value,) = [value for name, value in reader_of(kept, tmp_path).root_records(ROOT_SNAPSHOTS) if name == b"second"]
+    damaged = patched(without(kept, [page]), kept.index(value[:24]), b"\x09")
+    made = plan(MemoryDevice.from_bytes(damaged), RepairOptions(is_deep=True))
+    assert any("second" in line for line in lost(made))
+    assert set(made.after.codes) <= {"page-checksum", "tree-count"}, made.after.codes
+    assert all("snapshot first" in str(problem.place) for problem in made.after.problems)
 
 
 def _snapshot_pages(image: bytes, tmp_path: Path, name: str) -> list[int]:

@@ -26,7 +26,7 @@ from mdstore.tools.reader.onode import (
     extent_blocks_max,
     split_object_key,
 )
-from mdstore.tools.reader.problems import Damage, Findings, Place, readable
+from mdstore.tools.reader.problems import NOTHING_LOST, Damage, Findings, Place, readable
 from mdstore.tools.reader.revisions import RevisionCheck, collection_of, decode_revision_key, key_in_words
 from mdstore.tools.reader.snapshots import dead_runs
 from mdstore.tools.reader.store import DATA_SHAPE, MAP_SHAPE, StoreReader
@@ -130,7 +130,7 @@ class StoreCheck:
     def _lost(self, damage: Damage) -> None:
         """Damage that hides what lies below: from here on nothing can be called leaked or miscounted."""
         self._findings.add_damage(damage)
-        self._is_partial = self._is_partial or damage.code != "page-copy"
+        self._is_partial = self._is_partial or damage.code not in NOTHING_LOST
 
     def _check_counting_trees(self) -> None:
         """The references tree first: it says which pages are shared, and so visited once only."""

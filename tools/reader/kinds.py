@@ -58,6 +58,7 @@ _TREES: Final = {
     "page-separator": _error("Look-ups miss records that are there"),
     "page-copy": _warning("One copy of a page is damaged; another one reads", "run a scrub: it rewrites the copy"),
     "overflow": _error("The value cannot be read", _RECOVER),
+    "overflow-tail": _error("Nothing is lost: bytes behind the end of a long value show when it grows"),
     "tree-count": _error("The number of records shown is wrong"),
     "tree-id": _error("The next new tree gets this id too; a stale page of one could pass for a page of the other"),
 }

@@ -116,6 +116,9 @@ class Problem:
         return f"{self.severity}: {self.what} [{self.code}] at {self.place}. {self.consequence}. Remedy: {self.remedy}."
 
 
+NOTHING_LOST: Final = frozenset({"page-copy", "overflow-tail"})  # codes of damage that hides nothing
+
+
 class Findings:
     """Takes problems as they are found and hands each to `sink` at once, so that memory does not grow with damage."""
 

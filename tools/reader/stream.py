@@ -18,7 +18,7 @@ from mdstore.tools.reader.floors import Floor
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.onode import NO_HINT, Onode, decode_extent, hint_of
 from mdstore.tools.reader.overlay import ObjectState, Overlay
-from mdstore.tools.reader.problems import Damage, Findings, Problem
+from mdstore.tools.reader.problems import NOTHING_LOST, Damage, Findings, Problem
 from mdstore.tools.reader.revisions import sound_start
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import ROOT_SNAPSHOTS, Superblock
@@ -245,7 +245,8 @@ class ObjectStream:
 
     def _lost(self, damage: Damage) -> None:
         """The reader met damage and goes on behind it."""
-        self._tell(self._whose, damage)
+        if damage.code not in NOTHING_LOST:
+            self._tell(self._whose, damage)
 
     def _tell(self, whose: str, damage: Damage) -> None:
         assert self._on_loss is not None, "only then is damage read around"

@@ -282,8 +282,11 @@ class Tree:
         counted = -1 if spill.is_dated else first
         pieces = [piece for entry in spill.entries for piece in self._spilled(entry, level, is_new, counted)]
         data = b"".join(pieces)
-        if len(data) < spill.length or any(data[spill.length :]):
-            raise Damage("overflow", "spilled value", f"{spill.length} bytes, then zeros", len(data), page=first)
+        if len(data) < spill.length:
+            raise Damage("overflow", "spilled value", f"{spill.length} bytes", len(data), page=first)
+        if self.on_damage is not None and any(data[spill.length :]):  # the value itself reads
+            what = f"bytes behind the {spill.length} of a spilled value"
+            self.on_damage(Damage("overflow-tail", what, "zeros", "others", page=first))
         return data[: spill.length]
 
     def _spilled(self, entry: PageEntry, level: int, is_new: bool, counted: int) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ reach a block are all that needs to be known of it. What a damaged snapshot reac
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -61,8 +62,17 @@ def derived(kept: list[Kept], dead: list[DeadRun], live: Iterable[Run]) -> list[
     spans += [(start, start + blocks, 0) for start, blocks in live]
     made = list(_reached_only(spans))
     if any(one.is_partial for one in kept):
-        made += _others(dead, merged(sorted((low, high - low) for low, high, _ in spans)))
+        there = list(_under(dead, sorted(one.snapshot.superblock.epoch for one in kept)))
+        made += _others(there, merged(sorted((low, high - low) for low, high, _ in spans)))
     return sorted(made)
+
+
+def _under(dead: list[DeadRun], epochs: list[int]) -> Iterator[DeadRun]:
+    """The listed runs under the newest of these snapshots that can reach them: the one they were listed under may be gone."""
+    for run in dead:
+        index = bisect_right(epochs, run.epoch) - 1
+        if index >= 0 and epochs[index] >= run.birth:
+            yield run._replace(epoch=epochs[index])
 
 
 def _reached_only(spans: list[tuple[int, int, int]]) -> Iterator[DeadRun]:

@@ -49,7 +49,8 @@ COUNT_CODES: Final = frozenset({
     "collection-count", "collection-number", "object-stray", "dead-run",
 })  # fmt: skip
 TREE_CODES: Final = frozenset({
-    "page-checksum", "page-identity", "page-structure", "page-order", "page-separator", "overflow", "tree-count", "tree-id",
+    "page-checksum", "page-identity", "page-structure", "page-order", "page-separator", "overflow", "overflow-tail",
+    "tree-count", "tree-id",
     "root-record", "beyond-image", "collection", "onode", "allocated-count", "extent", "extent-overlap", "extent-outside",
     "extent-beyond-end", "space-shared", "space-false-free", "superblock-fallback", "floor", "snapshot",
 }) | revisions.CODES  # fmt: skip
@@ -208,8 +209,11 @@ class TreeMender:
         tree = self._plain_tree(root)
         for part in self._parts(root, losses):
             records = part.page.records if isinstance(part, FoundLeaf) else [part]
-            kept = [record for record in records if self._reads(tree, record, name)]
-            yield from [_kept(part)] if isinstance(part, FoundLeaf) and len(kept) == len(records) else kept
+            mended = [self._mended(tree, record, name) for record in records]
+            if isinstance(part, FoundLeaf) and mended == records:
+                yield _kept(part)
+            else:
+                yield from (record for record in mended if record is not None)
 
     def _parts(self, root: Root, losses: Losses) -> Iterator[FoundLeaf | Record]:
         """Leaves in order of their keys; the records of all, sorted, when the leaves overlap."""
@@ -231,13 +235,24 @@ class TreeMender:
     def _plain_tree(self, root: Root) -> Tree:
         return Tree(self._bench.image, self._reader.block_size, encode.root(root, 0, 0, ()), None)
 
-    def _reads(self, tree: Tree, record: Record, name: str) -> bool:
+    def _mended(self, tree: Tree, record: Record, name: str) -> Record | None:
+        """The record as it should be; None when it cannot be read."""
+        key = record[0]
         try:
-            _DECODERS.get(name, _anything)(record[0], tree.value_of(record[1]))
+            value, is_clean = self._value_of(tree, record, f"{name}: the record of {readable(key)}")
+            _DECODERS.get(name, _anything)(key, value)
         except Damage as damage:
-            self.lost.append(f"{name}: the record of {readable(record[0])} ({damage.sentence})")
-            return False
-        return True
+            self.lost.append(f"{name}: the record of {readable(key)} ({damage.sentence})")
+            return None
+        return record if is_clean else (key, value)
+
+    def _value_of(self, tree: Tree, record: Record, whose: str) -> tuple[bytes, bool]:
+        """(a record's value, whether its pages are as they should be): otherwise it is to be written anew. Damage."""
+        found: list[Damage] = []
+        tree.on_damage = found.append
+        value = tree.value_of(record[1])
+        self.details += [f"{whose} is written anew ({damage.sentence})" for damage in found]
+        return value, not found
 
     def _tell(self, name: str, root: Root, losses: Losses) -> None:
         self.details.append(f"{name}: tree {root.tree_id} gets new index pages")
@@ -278,7 +293,7 @@ class TreeMender:
         """An object's record, its trees sound; None when it cannot be read."""
         key = record[0]
         try:
-            value = tree.value_of(record[1])
+            value, is_clean = self._value_of(tree, record, f"object {self._name(key)}")
             check_key(key)
             onode = decode_onode(value)
         except Damage as damage:
@@ -289,7 +304,7 @@ class TreeMender:
             self.lost.append(f"object {self._name(key)} (no read is answered from such a revision)")
             return None
         made = self._value(self._name(key), onode, value, start)
-        return record if made == value else (key, made)
+        return record if made == value and is_clean else (key, made)
 
     def _start(self, key: bytes, onode: Onode) -> int | None:
         """The revision since which the object is so; None for a revision that makes no sense."""
