@@ -59,8 +59,7 @@ class Checkpointer:
         return self._to_its_end(lambda: steps(lambda on_frozen: self._store.guarded(lambda: self._run(0, on_frozen))))
 
     def _to_its_end(self, work: Callable[[], Result]) -> Result:
-        """Whatever interrupts the caller; the next one waits for the work, not for the caller, who may get away by a second
-        interrupt."""
+        """Whatever interrupts the caller; the next one waits for the work, not for the caller."""
 
         def alone() -> Result:
             with self._one_at_a_time:

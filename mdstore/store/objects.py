@@ -28,6 +28,7 @@ from mdstore.store.onode import (
 )
 from mdstore.store.revisions import is_revision, revision_key, with_collection
 from mdstore.store.space import Space
+from mdstore.store.uninterrupted import uninterrupted
 
 EMBED_LIMIT = 512
 DESCRIPTOR = Descriptor(-2, -4, embed_limit=EMBED_LIMIT)
@@ -102,7 +103,7 @@ class ObjectTable:
 
     def _remember(self, onode: Onode) -> Onode:
         if len(self._cached) >= self._onodes_max:
-            self._evict()
+            uninterrupted(self._evict)  # half of it would lose changes, and it is a reader that may be interrupted here
         self._cached[onode.key] = onode
         return onode
 

@@ -20,7 +20,6 @@ class PairPuts:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._lock = store.lock
         self._journal = store.journal
         self._objects = store.tables.objects
         self._find_cached = store.tables.objects.cached.get
@@ -32,7 +31,7 @@ class PairPuts:
         position to `wait_durable` for; 0: nothing was done, and the long way will do it or say why not.
         """
         store, objects, journal = self._store, self._objects, self._journal
-        with self._lock:
+        with store.lock:  # of the store: a forked child has another
             tree = onode.map
             if tree is None or self._find_cached(held) is not onode or objects.changes & 1 or store.read_only or store.closing:
                 return 0

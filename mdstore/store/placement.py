@@ -8,6 +8,7 @@ from mdstore.btree import crc32c_blocks
 from mdstore.errors import NoSpace, TransactionError
 from mdstore.limits import KIB
 from mdstore.store.transaction import Op, Operation, Transaction
+from mdstore.store.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from mdstore.store.store import Store
@@ -26,23 +27,22 @@ class LargeWrites:
         size = store.superblock.block_size
         self._limit = max(2, min(_DIRECT_BYTES, (log_bytes or _DIRECT_BYTES) // 16) // size) * size
 
-    def place(self, transaction: Transaction) -> tuple[list[Operation], list[Run]]:
-        """The operations, with the whole blocks of each large write on the device already, and where these lie.
-        TransactionError (NoSpace), the failure that latches the store; nothing is kept then."""
+    def place(self, transaction: Transaction, mapped: list[Run]) -> list[Operation]:
+        """The operations, with the whole blocks of each large write on the device already; `mapped` takes where these lie, also
+        when this raises: TransactionError (NoSpace), the failure that latches the store."""
         if transaction.payload_bytes < self._limit or not any(map(self._is_large, transaction.operations)):
-            return transaction.operations, []
+            return transaction.operations
         operations: list[Operation] = []
-        mapped: list[Run] = []
-        try:
-            for operation in transaction.operations:
-                operations += self._place(operation, mapped) if self._is_large(operation) else [operation]
-        except BaseException:
-            self.give_back(mapped)
-            raise
-        return operations, mapped
+        for operation in transaction.operations:
+            operations += self._place(operation, mapped) if self._is_large(operation) else [operation]
+        return operations
 
     def give_back(self, runs: list[Run]) -> None:
         """Blocks that no transaction took are free again."""
+        if runs:
+            uninterrupted(lambda: self._give_back(runs))
+
+    def _give_back(self, runs: list[Run]) -> None:
         with self._store.lock:
             self._store.tables.allocator.hand_over(runs)
             self._store.wiper.want(runs)
@@ -57,9 +57,12 @@ class LargeWrites:
         head = -offset % size
         blocks = (len(view) - head) // size
         whole = view[head : head + blocks * size]
-        runs = self._allocate(blocks)
-        mapped += runs
-        store.guarded(lambda: store.tables.space.write(runs, whole))
+        runs = self._allocate(blocks, mapped)
+        try:
+            store.tables.space.write(runs, whole)
+        except Exception as error:  # an interrupt fails nothing: no transaction names these blocks yet
+            store.latch(error)
+            raise
         placed: list[Operation] = []
         if head:
             placed.append((Op.WRITE, collection, name, offset, bytes(view[:head])))
@@ -68,14 +71,21 @@ class LargeWrites:
             placed.append((Op.WRITE, collection, name, offset + head + len(whole), bytes(view[head + len(whole) :])))
         return placed
 
-    def _allocate(self, blocks: int) -> list[Run]:
-        store = self._store
+    def _allocate(self, blocks: int, mapped: list[Run]) -> list[Run]:
+        """As many blocks, which `mapped` knows of whatever interrupts the caller."""
+        store, runs = self._store, list[Run]()
+
+        def reserve() -> None:
+            runs.extend(store.tables.allocator.reserve(blocks))
+            mapped.extend(runs)
+
         for attempt in range(CHECKPOINTS_FOR_ROOM + 1):
             with store.lock:
                 store.check_writable()
                 free, room = store.tables.allocator.free_blocks, store.room.blocks()
                 if blocks <= room:
-                    return store.tables.allocator.reserve(blocks)
+                    uninterrupted(reserve)
+                    return runs
             if attempt < CHECKPOINTS_FOR_ROOM:
                 store.checkpointer.run()
         kept = f"{max(0, room)} may be taken: of {free} that are free the rest is for the next checkpoint and the reserve"

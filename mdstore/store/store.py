@@ -169,8 +169,9 @@ class Store(Queries):
         """
         submitted(transaction)
         self.check_writable()
-        operations, mapped = self.large_writes.place(transaction)
+        mapped: list[tuple[int, int]] = []
         try:
+            operations = self.large_writes.place(transaction, mapped)
             payload = log.encode(operations, transaction.epoch)
             position = self._submit(transaction, operations, payload, mapped)
         except BaseException:
@@ -375,7 +376,7 @@ class Store(Queries):
         what was to deal with that, so that nobody knows what is in memory."""
         self.check_usable()
         if self.tables.objects.changes & 1:
-            raise self.latch(DeviceFailed("commit", self.device.name, "interrupted between two steps of a change"))
+            raise self.latch(self._latched(KeyboardInterrupt()))
 
     def check_writable(self) -> None:
         """What `check_usable` raises, StoreClosed while a last checkpoint is written, and ReadOnly."""
@@ -410,7 +411,10 @@ class Store(Queries):
         return error
 
     def _latched(self, failure: BaseException) -> MdstoreError:
-        return failure if isinstance(failure, MdstoreError) else DeviceFailed("commit", self.device.name, failure)
+        if isinstance(failure, MdstoreError):
+            return failure
+        cause = f"{failure!r} came half-way through a change; open the image again: what was acknowledged is in its log"
+        return DeviceFailed("commit", self.device.name, cause)
 
     def mark_closed(self) -> None:
         """From now on every call raises StoreClosed."""

@@ -79,8 +79,8 @@ _threads = _Threads()
 
 
 def uninterrupted(work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises, once it is done; an interrupt meanwhile is raised after it. A second one is raised at once,
-    and the work goes on without its caller. Interrupted before it began, it is not begun."""
+    """What `work` returns or raises, once it is done; an interrupt meanwhile is raised after it. Interrupted before it began, it
+    is not begun. It must not take a lock that the caller holds; what the caller holds guards it."""
     if _threads.is_one:
         return work()
     job = _Job(work)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,10 @@ def test_who_asks_a_closed_store_that_failed_is_told_at_once() -> None:
     assert isinstance(told[0], DeviceFailed)
 
 
+def _set(event: threading.Event, error: BaseException | None) -> None:
+    event.set()
+
+
 CLOSING = tuple(f"store/{module}.py" for module in ("closing", "store", "checkpoint", "commit", "uninterrupted"))
 
 
@@ -308,7 +313,7 @@ def test_an_interrupted_close_is_finished_by_the_next(wipe: Any, monkeypatch: py
         store = Store.create(device, background=True, wipe=wipe)
         store.map("c", "m", sync=False)[b"k"] = b"v"
         called = threading.Event()
-        store.submit(Transaction().touch("c", "o")).add_done_callback(lambda _, called=called: called.set())
+        store.submit(Transaction().touch("c", "o")).add_done_callback(partial(_set, called))
         assert called.wait(HANG_S)
         interruption = journal_interrupts.Interruption(at)
         with suppress(KeyboardInterrupt), interruption.traced():

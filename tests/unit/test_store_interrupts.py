@@ -216,6 +216,77 @@ def test_a_checkpoint_whose_caller_got_away_holds_back_the_next(tmp_path: Path, 
         assert set(again.map("c", "m")) == {b"k"}
 
 
+OBJECTS = 80  # more than are kept in memory
+EVERYWHERE = tuple(f"store/{path.name}" for path in Path(checkpoint.__file__).parent.glob("*.py"))
+
+
+def look_at_all(store: Store) -> None:
+    for number in range(OBJECTS):
+        store.stat("c", f"o{number}")
+    store.read("c", "large")
+    store.statistics()
+
+
+def take_and_delete(store: Store) -> None:
+    store.snapshot("s")
+    store.open_snapshot("s").close()
+    store.delete_snapshot("s")
+
+
+@pytest.mark.parametrize(
+    ("work", "stride"),
+    [
+        (look_at_all, 31), (lambda store: store.submit(Transaction().write("c", "large", 0, bytes(200_000))), 3),
+        (Store.checkpoint, 1), (Store.wipe, 1), (lambda store: store.resize(3 * MIB), 1), (take_and_delete, 3),
+    ],
+    ids=["reads", "large write", "checkpoint", "wipe", "resize", "snapshot"],
+)  # fmt: skip
+def test_an_interrupt_anywhere_loses_nothing_and_fails_nothing(
+    work: Callable[[Store], object], stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory, where a checkpoint was latched by one. A reader that was interrupted while it made room for an object left
+    behind one that the next checkpoint wrote for ever, with the lock held; and a large write leaked its blocks. Only inside
+    applying a transaction nobody knows what is in memory: then the store says so."""
+    monkeypatch.setattr(journal_interrupts, "FILES", EVERYWHERE)
+    at, where = 0, "the first"
+    while True:
+        device = MemoryDevice(2 * MIB)
+        store = Store.create(device, background=False, onodes=64, wipe="zero" if work is Store.wipe else "off")
+        made = Transaction().create_collection("c").write("c", "large", 0, b"x" * 100_000)
+        for number in range(OBJECTS):
+            made.touch("c", f"o{number}")
+        store.apply(made)
+        for number in range(OBJECTS):
+            store.submit(Transaction().setattr("c", f"o{number}", "a", b"%d" % number))
+        applying = list[bool]()
+        monkeypatch.setattr(store, "guarded", partial(_noted, applying, store.guarded))
+        interruption = journal_interrupts.Interruption(at)
+        with suppress(KeyboardInterrupt), interruption.traced():
+            work(store)
+        where, at = interruption.where, at + stride
+        if not where:
+            break
+        if not any(applying):
+            store.apply(Transaction().touch("c", "after"))
+            store.checkpoint()
+            assert check(store, deep=True) == [], where
+        store.close()
+        again = Store.open(MemoryDevice.from_bytes(device.image()), background=False)
+        assert check(again, deep=True) == [], where
+        for number in range(OBJECTS):
+            assert again.getattr("c", f"o{number}", "a") == b"%d" % number, where
+    assert at > 3 * stride, "places were passed"
+
+
+def _noted(applying: list[bool], guarded: Callable[[Any], Any], action: Any) -> Any:
+    """Whether it was interrupted."""
+    try:
+        return guarded(action)
+    except KeyboardInterrupt:
+        applying.append(True)
+        raise
+
+
 def test_an_interrupted_read_pins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """One between the pin and the `try` behind it kept what was freed from being used again until the image was reopened."""
     monkeypatch.setattr(journal_interrupts, "FILES", ("store/queries.py",))
