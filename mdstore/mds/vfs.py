@@ -1,4 +1,4 @@
-"""`Vfs`: the inode operations that every front shares: the mount, the command line.
+"""`Vfs`: the inode operations that every front shares (the mount, the command line).
 
 A front parses and formats; the verb itself exists once, behind this protocol. Inodes are numbers, the root is `ROOT_INO`;
 names are single path components as bytes. Every method raises `PosixError` with the errno POSIX gives for the case;
