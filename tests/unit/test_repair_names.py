@@ -391,3 +391,22 @@ def test_files_come_back_from_their_backtraces_alone(tmp_path: Path) -> None:
             (place,) = [other for other in found if other.endswith("/" + name)]
             assert found[place] == thing, path
     assert found["/file0"] == before["/file0"]
+
+
+def test_a_number_that_only_snapshots_have_is_damage_and_the_file_comes_back(image: bytes, tree: Tree, tmp_path: Path) -> None:
+    """It was called one that will be given out again, and repair let the next file have the number after it: programs took those
+    files for parts of a snapshot, and an export ended at the first one."""
+
+    def inject(store: Store) -> None:
+        top = numbers(store)[0]
+        value = store.map_get(META, directory(top), b"f20")
+        assert value is not None
+        store.apply(Transaction().map_set(META, directory(top), {b"f20": value[:16] + b"\x80" + value[17:]}))
+
+    damaged = changed(image, inject)
+    assert "inode" in codes(check(damaged, tmp_path))
+    made, after = repaired(damaged)
+    assert any("f20" in line for line in lost(made))
+    found = tree_of(after)
+    assert found.keys() == tree.keys()
+    assert found["/top/f20"].content == tree["/top/f20"].content

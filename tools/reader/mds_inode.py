@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from mdstore.tools.reader.problems import Damage
 
 ROOT: Final = 1
+INO_END: Final = 1 << 44  # numbers from here on are those of snapshots looked into
 FLAG_SPARSE: Final = 1
 FLAG_DATA: Final = 2
 TAG_PRIMARY: Final = 1
@@ -67,8 +68,8 @@ def decode_inode(data: bytes, at: int = 0) -> Inode:
     (layout, flags, spare, mode, ino, generation, nlink, uid, gid, rdev, size, allocated, atime, mtime, ctime, btime, change,
      target_length, spare2, xattr_length) = INODE_CORE.unpack_from(data, at)  # fmt: skip
     end = at + INODE_CORE.size + target_length
-    if layout != 1 or flags > 3 or spare or spare2 or not ino or mode > 0xFFFF:
-        raise Damage("inode", "inode record", "layout 1, known flags, spare bytes 0, a number", data[at : at + 16])
+    if layout != 1 or flags > 3 or spare or spare2 or not 0 < ino < INO_END or mode > 0xFFFF:
+        raise Damage("inode", "inode record", "layout 1, known flags, spare bytes 0, a number below 2^44", data[at : at + 16])
     if end + xattr_length != len(data):
         raise Damage("inode", "inode record length", end + xattr_length - at, len(data) - at)
     target = data[end - target_length : end]
@@ -113,8 +114,8 @@ def decode_entry(value: bytes) -> Entry:
     if tag not in (TAG_REMOTE, TAG_DIRECTORY) or len(value) != LINK.size:
         raise Damage("entry", "directory entry", "a known tag, 12 bytes of link", value[:16])
     _, file_type, spare, ino = LINK.unpack(value)
-    if spare or not ino or (file_type == TYPE_DIRECTORY) != (tag == TAG_DIRECTORY) or file_type not in _TYPES:
-        raise Damage("entry", "link", "a number, and type 4 exactly with tag 3", value)
+    if spare or not 0 < ino < INO_END or (file_type == TYPE_DIRECTORY) != (tag == TAG_DIRECTORY) or file_type not in _TYPES:
+        raise Damage("entry", "link", "a number below 2^44, and type 4 exactly with tag 3", value)
     return Entry(tag, file_type, ino, None)
 
 
