@@ -2,7 +2,8 @@
 # cython: embedsignature=False, binding=False
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
-Read in this order. A page: layout.pxi, keys.pxi, check.pxi (what is checked after a read); in memory: node.pxi. The cache: pager.pxi.
+Read in this order. A page: layout.pxi, keys.pxi, search.h (finding a key in it), check.pxi (what is checked after a read); in memory: node.pxi. The
+cache: pager.pxi.
 Changing: own.pxi (copy before change, what a change gives up), spill.pxi and patch.pxi (long values, whole and by range), balance.pxi, split.pxi, merge.pxi (where cells
 go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses, checksums, the root record. Reading: read.pxi, batch.pxi,
 cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor), packed.pxi (what bulk writes carry), cache.pxi, view.pxi,
@@ -97,7 +98,12 @@ cdef extern from "sync.h" nogil:
     int latch_same(uint32_t *v, uint32_t seen)
     void latch_lock(uint32_t *v)
     void latch_unlock(uint32_t *v)
+
+cdef extern from "search.h" nogil:
     int lower_slot(const uint8_t *slots, int lo, int hi, uint32_t head)
+    int compare_keys(const uint8_t *a, int alen, const uint8_t *b, int blen, int same)
+    uint32_t first_four(const uint8_t *p, int n)
+    int find_plain(const uint8_t *page, int cap, int lo, const uint8_t *key, int klen, bint *found)
 
 cdef struct TreeCore
 

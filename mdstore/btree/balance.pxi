@@ -131,7 +131,7 @@ cdef void retune(TreeCore *t, Node *leaf) noexcept nogil:
     """Let slot heads skip a prefix that has become common; worth a look at all keys where they win two bytes."""
     cdef uint8_t *page = page_of(leaf)
     cdef int n = node_count(leaf), common
-    if n < 2 or not plain_order(&t.s):
+    if n < 2 or not t.s.plain:
         return
     common = common_prefix(cell_at(page, 0), klen_at(page, 0), cell_at(page, n - 1), klen_at(page, n - 1))
     if common > 2 and common > ld16(page + OFF_SKIP) + 1:
@@ -261,7 +261,7 @@ cdef void spilled_count(TreeCore *t, Node *leaf) noexcept nogil:
 cdef int separator(TreeCore *t, const Item *left, const Item *right, int level) noexcept nogil:
     """Bytes of the right item's key that the parent keeps: in a leaf the shortest prefix above the left key."""
     cdef int n
-    if level or not plain_order(&t.s):
+    if level or not t.s.plain:
         return right.klen
     n = common_prefix(left.cell, left.klen, right.cell, right.klen) + 1
     return n if n < right.klen else right.klen
@@ -306,7 +306,7 @@ cdef void fill_page(TreeCore *t, Node *n, Item *items, int count, uint8_t *page)
     cdef int i, heap = n.cap, first = 1 if n.level else 0, skip = 0, cut
     cdef uint8_t *slot = page + HEADER
     page_head(page, n.cap, t.tree_id, n.level)
-    if plain_order(&t.s) and count > first + 1:
+    if t.s.plain and count > first + 1:
         skip = common_prefix(items[first].cell, items[first].klen, items[count - 1].cell, items[count - 1].klen)
         if skip < 3:
             skip = 0

@@ -9,7 +9,7 @@ cdef const char *key_fault(Shape *s, const uint8_t *key, int klen, bint separato
         if klen < 2 or dup_split(key, klen) > klen - 2:
             return "key without its own length"
         base = dup_split(key, klen)
-    if s.base_key > 0 and base != s.base_key and not (separator and plain_order(s)):
+    if s.base_key > 0 and base != s.base_key and not (separator and s.plain):
         return "key size"
     if s.comparator == CMP_PAIR:
         if base < 4 or 4 + ld16(key) > base or 4 + ld16(key) + ld16(key + 2 + ld16(key)) != base:
@@ -67,7 +67,7 @@ cdef const char *page_check(Shape *s, const uint8_t *page, int *spilled) noexcep
             return "bytes in the gap"
     first = 1 if page[OFF_LEVEL] else 0
     skip = ld16(page + OFF_SKIP)
-    if skip and not plain_order(s):
+    if skip and not s.plain:
         return "prefix"
     spilled[0] = 0
     for i in range(n):

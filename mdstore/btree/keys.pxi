@@ -1,8 +1,7 @@
 # Keys: how they compare, and the heads of them that slots hold.
 
 cdef inline int compare_bytes(const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
-    cdef int c = memcmp(a, b, alen if alen < blen else blen)
-    return c if c else alen - blen
+    return compare_keys(a, alen, b, blen, 0)
 
 
 cdef int compare_other(int comparator, const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
@@ -45,40 +44,21 @@ cdef inline int compare(Shape *s, const uint8_t *a, int alen, const uint8_t *b, 
     return compare_other(s.comparator, a, alen, b, blen)
 
 
-cdef inline bint plain_order(Shape *s) noexcept nogil:
-    """True where stored keys compare as plain bytes, so heads may skip a shared prefix and separators may be cut."""
-    return not s.duplicates and (s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE)
-
-
-cdef inline uint32_t four_bytes(const uint8_t *p, int n) noexcept nogil:
-    """The first four bytes as a big-endian number, zeros where there are fewer."""
-    cdef uint32_t v = 0
-    if n >= 4:
-        return be32(ld32(p))
-    if n > 0:
-        v = <uint32_t> p[0] << 24
-    if n > 1:
-        v |= <uint32_t> p[1] << 16
-    if n > 2:
-        v |= <uint32_t> p[2] << 8
-    return v
-
-
 cdef inline uint32_t head_of(Shape *s, const uint8_t *key, int klen, int skip) noexcept nogil:
     """A number that never orders two keys the wrong way round: kept in the slot, so that a search reads no cell."""
     if s.duplicates and klen:
         klen = dup_split(key, klen)
     if s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE:
-        return four_bytes(key + skip, klen - skip)
+        return first_four(key + skip, klen - skip)
     if s.comparator == CMP_REVERSE:
-        return ~four_bytes(key, klen)
+        return ~first_four(key, klen)
     if klen == 0:
         return 0
     if s.comparator == CMP_U64_LE:
         return <uint32_t> (ld64(key) >> 32)
     if s.comparator == CMP_I64:
         return <uint32_t> (ld64(key) >> 32) ^ 0x80000000u
-    return four_bytes(key + 2, ld16(key))
+    return first_four(key + 2, ld16(key))
 
 
 cdef inline int common_prefix(const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:

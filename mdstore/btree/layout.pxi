@@ -66,6 +66,7 @@ cdef struct Shape:
     int page_size
     int key_size         # of stored keys: -2 where they carry their value (duplicates)
     int64_t value_size   # of stored values: 0 likewise
+    int plain            # stored keys compare as bytes: heads may skip a shared prefix, separators may be cut
     int base_key         # as the descriptor has them
     int64_t base_value
     int comparator
@@ -96,6 +97,7 @@ cdef void form_init(Form *form, int entry, int usable, bint dated) noexcept nogi
 cdef int shape_init(Shape *s) noexcept nogil:
     cdef int usable = s.page_size - HEADER, quarter = usable / 4
     s.ref_size = 8 * s.copies + 20
+    s.plain = not s.duplicates and (s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE)
     s.signature = (s.copies | s.comparator << 2 | s.duplicates << 5 | (s.base_key & 0x7ff) << 6
                    | <uint32_t> (s.base_value & 0x7fff) << 17)
     s.key_max = usable / 3 - 8 - s.ref_size
@@ -159,44 +161,22 @@ cdef inline void page_head(uint8_t *page, int cap, uint64_t tree_id, int level) 
 include "keys.pxi"
 
 
-cdef int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t *key, int klen,
-                   bint *found) noexcept nogil:
-    """The first position at or after `lo` whose key is not below `key`; `found`: it is `key`.
-
-    Safe on a leaf that another thread is changing (the caller looks at the latch afterwards): no read leaves the page."""
-    cdef int n = page_count(page), skip, i, hi, mid, c, off
-    cdef uint32_t head
+cdef int find_other(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t *key, int klen, bint *found) noexcept nogil:
+    """`page_find` where keys are not ordered as bytes: by the comparator."""
+    cdef int n = page_count(page), i, hi, mid, c, off
+    cdef uint32_t head = head_of(s, key, klen, 0)
     cdef const uint8_t *slots = page + HEADER
     found[0] = False
     if n > (cap - HEADER) >> 3:
         n = (cap - HEADER) >> 3
-    if n <= lo:
-        return lo
-    skip = ld16(page + OFF_SKIP)
-    if skip:
-        off = ld16(slots + 8 * (n - 1) + 4)
-        if off + skip > cap:
-            return lo
-        c = memcmp(key, page + off, klen if klen < skip else skip)
-        if c > 0:
-            return n
-        if c < 0 or klen < skip:
-            return lo
-    head = head_of(s, key, klen, skip)
-    i = lower_slot(slots, lo, n, head)
-    if i == n or ld32(slots + 8 * i) != head:
-        return i
-    hi = i + 1
-    if hi < n and ld32(slots + 8 * hi) == head:
-        hi = n if head == 0xffffffffu else lower_slot(slots, hi + 1, n, head + 1)
+    i = lower_slot(slots, lo, n, head) if lo < n else lo
+    hi = lower_slot(slots, i, n, head + 1) if i < n and head != 0xffffffffu else n
     while i < hi:
         mid = (i + hi) >> 1
         off = ld16(slots + 8 * mid + 4)
         c = ld16(slots + 8 * mid + 6)
         if off + c > cap:
             return i
-        prefetch(page + off + 64)  # the value behind the key, should it be this one
-        prefetch(page + off + 128)
         c = compare(s, key, klen, page + off, c)
         if c == 0:
             found[0] = True
@@ -206,6 +186,15 @@ cdef int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t
         else:
             i = mid + 1
     return i
+
+
+cdef inline int page_find(Shape *s, const uint8_t *page, int cap, int lo, const uint8_t *key, int klen, bint *found) noexcept nogil:
+    """The first position at or after `lo` whose key is not below `key`; `found`: it is `key`.
+
+    Safe on a leaf that another thread is changing (the caller looks at the latch afterwards): no read leaves the page."""
+    if s.plain:
+        return find_plain(page, cap, lo, key, klen, found)
+    return find_other(s, page, cap, lo, key, klen, found)
 
 
 cdef inline int index_find(Shape *s, const uint8_t *page, int cap, const uint8_t *key, int klen) noexcept nogil:

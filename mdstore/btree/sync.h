@@ -168,19 +168,4 @@ static inline void latch_unlock(uint32_t *v) /* only the holder writes an odd ve
 {
     __atomic_store_n(v, __atomic_load_n(v, __ATOMIC_RELAXED) + 1, __ATOMIC_RELEASE);
 }
-
-/* The first of n eight-byte slots whose leading u32 is not below `head`; no branch depends on the keys. */
-static inline int lower_slot(const uint8_t *slots, int lo, int hi, uint32_t head)
-{
-    const uint8_t *base = slots + 8 * (long)lo;
-    int n = hi - lo;
-    while (n > 1) {
-        int half = n >> 1;
-        base += (ld32(base + 8 * (long)(half - 1)) < head) * 8 * (long)half;
-        n -= half;
-    }
-    if (n == 1)
-        base += (ld32(base) < head) * 8;
-    return (int)((base - slots) >> 3);
-}
 #endif
