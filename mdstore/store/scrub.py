@@ -337,6 +337,7 @@ class Scrub:
         return {where: error for where, error in looks[0].items() if where in looks[1]}
 
     def _note(self, error: CorruptionError | DeviceFailed, context: str = "", *, repaired: bool = False) -> None:
+        self._store.check_usable()  # what a store that was closed meanwhile cannot read is no damage
         number, name = self._owner
         if isinstance(error, CorruptionError):
             what, where, expected, found = error.what, error.where, str(error.expected), str(error.found)

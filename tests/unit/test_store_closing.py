@@ -18,6 +18,7 @@ from mdstore.device.memory import MemoryDevice
 from mdstore.errors import DeviceFailed, StoreClosed
 from mdstore.limits import MIB
 from mdstore.store.check import check
+from mdstore.store.scrub import Scrub
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 from tests.unit import test_journal_interrupts as journal_interrupts
@@ -211,6 +212,33 @@ def test_a_change_whose_own_checkpoint_comes_too_late_was_accepted(monkeypatch: 
     commit = store.submit(Transaction().touch("c", "n"))
     commit.wait()
     assert reopened(device).exists("c", "n")
+
+
+def test_a_scrub_that_closing_overtakes_finds_no_damage(tmp_path: Path) -> None:
+    """What it could not read any more it reported as unreadable sectors."""
+    store = Store.create(FileDevice.create(tmp_path / "image", 2 * MIB), background=False)
+    store.apply(Transaction().create_collection("c").write("c", "o", 0, LARGE))
+    store.map("c", "m").update((b"%d" % number, bytes(100)) for number in range(700))
+    store.close()
+    overtaken = 0
+    for looks in range(1, 12):
+        store = Store.open(FileDevice.open(tmp_path / "image"), background=False)
+        left = [looks]
+
+        def clock(store: Store = store, left: list[int] = left) -> float:
+            left[0] -= 1
+            if not left[0]:
+                store.close()
+            return 0.0
+
+        scrub = Scrub(store, resume=False, clock=clock)
+        try:
+            scrub.run()
+        except StoreClosed:
+            overtaken += 1
+        assert scrub.report.findings == scrub._unsaved == []
+        store.close()
+    assert overtaken > 3
 
 
 def closing_callback(store: Store, told: list[BaseException | None]) -> Callable[[BaseException | None], None]:

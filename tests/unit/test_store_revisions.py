@@ -125,9 +125,9 @@ def test_a_rename_replays_beside_a_large_write_that_was_placed_before_it_and_log
     store.apply(Transaction().write("c", "small", 0, b"changed"))
     place, content = store.large_writes.place, Random(3).randbytes(MIB)
 
-    def renamed_in_between(transaction: Transaction) -> tuple[list[Operation], list[tuple[int, int]]]:
-        placed = place(transaction)
-        if placed[1]:
+    def renamed_in_between(transaction: Transaction, mapped: list[tuple[int, int]]) -> list[Operation]:
+        placed = place(transaction, mapped)
+        if mapped:
             store.submit(Transaction().rename("c", "small", "c", "moved"))
         return placed
 

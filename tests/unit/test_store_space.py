@@ -44,8 +44,8 @@ def test_a_checkpoint_between_a_large_writes_blocks_and_its_entry_costs_nothing(
     store.apply(Transaction().create_collection("c"))
     place = store.large_writes.place
 
-    def place_and_checkpoint(transaction: Transaction) -> Any:
-        placed = place(transaction)
+    def place_and_checkpoint(transaction: Transaction, mapped: Any) -> Any:
+        placed = place(transaction, mapped)
         store.checkpoint()
         return placed
 
