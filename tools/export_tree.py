@@ -20,7 +20,7 @@ from mdstore.errors import MdstoreError, PosixError
 from mdstore.mds.vfs import SUPERUSER, Attr, Vfs
 from mdstore.tools.locate import opened_file
 from mdstore.tools.output import Progress, shown
-from mdstore.tools.unreadable import UNREADABLE, LeftOut, Listed, SecondNames, listing
+from mdstore.tools.unreadable import UNREADABLE, Descent, LeftOut, Listed, SecondNames, listing
 
 CHUNK: Final = 1 << 20
 PIECE: Final = 4096  # of a damaged file, read by itself
@@ -89,16 +89,19 @@ class Exporter:
         if not os.path.isdir(target):
             self._make_directory(target)
         stack = [(target, path, source, listing(self._vfs, source.ino, self._names))]
+        descent = Descent(self._vfs, source.ino)
         while stack:
             into, above, attr, rest = stack[-1]
             entry = next(rest, None)
             if entry is None:
                 stack.pop()
+                descent.leave()
                 self._dress(attr, _Place(into, into, above))
-            elif self._can_be_written(entry, above):
+            elif self._can_be_written(descent.looked_at(entry), above):
                 target, path = into + b"/" + entry.name, above + b"/" + entry.name
                 if stat.S_ISDIR(entry.attr.mode):
                     self._make_directory(target)
+                    descent.enter(entry.attr.ino)
                     stack.append((target, path, entry.attr, listing(self._vfs, entry.attr.ino, self._names)))
                 else:
                     self._write(entry.attr, target, path)

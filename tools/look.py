@@ -31,7 +31,7 @@ from mdstore.tools.output import (
     time_text,
     type_word,
 )
-from mdstore.tools.unreadable import NO_NAME, UNREADABLE, LeftOut, Listed, SecondNames, listing
+from mdstore.tools.unreadable import NO_NAME, UNREADABLE, Descent, LeftOut, Listed, SecondNames, listing
 
 CHUNK: Final = 3 << 18  # bytes of a file held at once; a multiple of three, so that chunks of base64 join
 PIECE: Final = 4096  # of a damaged file, read by itself
@@ -164,15 +164,19 @@ def _walk(vfs: Vfs, path: bytes, top: Attr, depth: int | None, names: SecondName
         return
     tee, bend, bar = _BRANCHES if can_write("".join(_BRANCHES)) else _ASCII_BRANCHES
     stack = [(path.rstrip(b"/"), "", _marking_last(listing(vfs, top.ino, names)))]
+    descent = Descent(vfs, top.ino)
     while stack:
         above, margin, rest = stack[-1]
         found, last = next(rest, (None, True))
         if found is None:
             stack.pop()
+            descent.leave()
             continue
+        found = descent.looked_at(found)
         yield above, found, margin + (bend if last else tee)
         if found.error is None and stat.S_ISDIR(found.attr.mode) and (depth is None or len(stack) < depth):
             below = _marking_last(listing(vfs, found.attr.ino, names))
+            descent.enter(found.attr.ino)
             stack.append((above + b"/" + found.name, margin + ("    " if last else bar), below))
 
 

@@ -12,7 +12,7 @@ from mdstore.mds.vfs import SUPERUSER, Vfs
 from mdstore.tools.images import image_argument, json_option, opened_image
 from mdstore.tools.locate import image_path, resolve, resolve_parent
 from mdstore.tools.output import Progress, print_json, progress
-from mdstore.tools.unreadable import UNREADABLE, LeftOut, SecondNames, listing
+from mdstore.tools.unreadable import UNREADABLE, Descent, LeftOut, SecondNames, listing
 
 
 @click.command("rm")
@@ -88,17 +88,20 @@ class Removing:
     def _empty(self, path: bytes, top: int) -> None:
         """Remove everything below `top`, children before parents, with memory for one path only."""
         stack = [(path, top, listing(self._vfs, top, self._names))]
+        descent = Descent(self._vfs, top, strict=True)  # what hangs elsewhere is not to be removed here
         while True:
             above, directory, rest = stack[-1]
             entry = next(rest, None)
             if entry is None:
                 stack.pop()
+                descent.leave()
                 if not stack:
                     return
                 self._remove(stack[-1][1], above, above.rpartition(b"/")[2], is_directory=True)
-            elif entry.error is not None:
+            elif (entry := descent.looked_at(entry)).error is not None:
                 self.left_out.append(self._told.note_listed(above, entry))
             elif stat.S_ISDIR(entry.attr.mode):
+                descent.enter(entry.attr.ino)
                 stack.append((above + b"/" + entry.name, entry.attr.ino, listing(self._vfs, entry.attr.ino, self._names)))
             else:
                 self._remove(directory, above + b"/" + entry.name, entry.name, is_directory=False)

@@ -7,6 +7,7 @@ place of what does not. Where the pages of a directory are damaged, the second r
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
@@ -160,6 +161,54 @@ def listing(vfs: Vfs, directory: int, names: SecondNames | None = None) -> Itera
             if entry.attr.ino:
                 vfs.forget(entry.attr.ino, 1)
         vfs.releasedir(handle)
+
+
+class Descent:
+    """A walk down from `top`, and which directories it may enter. In an image that was forged, or that damage left so,
+    directories lie inside themselves, or in several places at once: a walk by names alone never ends, or goes every way there is.
+    Here each is entered where it says that it hangs, in one other place at most (`strict`: in none), and never inside itself."""
+
+    def __init__(self, vfs: Vfs, top: int, *, strict: bool = False) -> None:
+        self._vfs = vfs
+        self._strict = strict
+        self._above = [top]
+        self._entered: list[set[int]] = [set()]  # of each directory above, what was entered from it
+        self._elsewhere: set[int] = set()  # entered where they do not hang
+
+    def looked_at(self, found: Listed) -> Listed:
+        """What is listed in the directory that the walk is in: a directory that is not to be entered comes with why."""
+        if found.error is not None or not stat.S_ISDIR(found.attr.mode):
+            return found
+        error = self._objection(found)
+        return found if error is None else Listed(found.name, found.attr, error)
+
+    def _objection(self, found: Listed) -> CorruptionError | None:
+        """None, and counted as entered, where there is none."""
+        ino, directory = found.attr.ino, self._above[-1]
+        if ino in self._above:
+            return self._astray(found.name, "one that it lies in")
+        parent = self._vfs.parent_of(ino)
+        if parent == directory and ino not in self._entered[-1]:
+            self._entered[-1].add(ino)
+            return None
+        if self._strict or ino in self._elsewhere or parent == directory:
+            return self._astray(found.name, f"one that hangs in inode {parent & INO_MASK}, under another name")
+        self._elsewhere.add(ino)
+        return None
+
+    def _astray(self, name: bytes, found: str) -> CorruptionError:
+        where = f"inode {self._above[-1] & INO_MASK} entry {name!r}"
+        return CorruptionError("directory entry", where, "a directory that hangs here", found)
+
+    def enter(self, ino: int) -> None:
+        """The walk goes on in that directory."""
+        self._above.append(ino)
+        self._entered.append(set())
+
+    def leave(self) -> None:
+        """And back in the one above."""
+        self._above.pop()
+        self._entered.pop()
 
 
 def is_component(name: bytes) -> bool:

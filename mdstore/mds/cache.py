@@ -8,6 +8,7 @@ between operations, never inside one, so an operation may hold on to what it fou
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -144,6 +145,19 @@ class Cache:
         if not isinstance(node, Directory):
             raise PosixError(errno.ENOTDIR, ino)
         return node
+
+    def upward(self, directory: Directory) -> Iterator[Directory]:
+        """The directory and all above it, the root last. CorruptionError where one lies inside itself, as in a forged image."""
+        passed = set()
+        while True:
+            yield directory
+            if directory.ino == ROOT_INO:
+                return
+            passed.add(directory.ino)
+            if directory.parent in passed:
+                where = f"meta/{directory.ino:016x}"
+                raise CorruptionError("directory header", where, "a way to the root", f"parent {directory.parent}, below it")
+            directory = self.directory(directory.parent)
 
     def parent(self, node: Inode) -> Directory:
         """The directory whose entry embeds `node`, or in which the directory `node` hangs."""

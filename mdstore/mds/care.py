@@ -102,10 +102,11 @@ class Care:
         core.first_ino_here = core.next_ino
         self.recovery = replay.report
         self._cache.directory(ROOT_INO)
-        self._quota.load()
         if not read_only:
             core.journal = journal
             self._writeback.resettle()
+        self._quota.load()
+        if not read_only:
             self._purge.start_from_table()
         self._sessions.load()
         self.recovery.seconds = time.monotonic() - began

@@ -24,7 +24,7 @@ from mdstore.mds.permissions import WX, X, check_name, owner_of_new, require, re
 from mdstore.mds.purge import Purge
 from mdstore.mds.quota import Quota
 from mdstore.mds.records import FLAG_DATA, TAG_DIRECTORY, TAG_REMOTE, TYPE_DIRECTORY, encode_link
-from mdstore.mds.vfs import ROOT_INO, Credentials
+from mdstore.mds.vfs import Credentials
 
 MAKEABLE: Final = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
 
@@ -365,11 +365,7 @@ class Names:
 
     def is_below(self, node: Directory, ino: int) -> bool:
         """Whether the directory `ino` is `node`, or lies anywhere below it."""
-        while ino != node.ino:
-            if ino == ROOT_INO:
-                return False
-            ino = self._cache.directory(ino).parent
-        return True
+        return any(directory is node for directory in self._cache.upward(self._cache.directory(ino)))
 
 
 def note_name(directory: Directory, name: bytes) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from mdstore.errors import PosixError
+from mdstore.errors import CorruptionError, MdstoreError, PosixError
 from mdstore.mds.cache import Cache
 from mdstore.mds.core import UNREADABLE, Core
+from mdstore.mds.damage import note_damage
 from mdstore.mds.events import Kind
 from mdstore.mds.filedata import FileData
 from mdstore.mds.inode import Directory
@@ -46,17 +46,32 @@ class Quota:
         self._data = data
         self._statistics = statistics
         self._allowances: dict[int, Allowance] = {}
+        self._unread: MdstoreError | None = None  # why some are not known
         self.any = False
 
     def load(self) -> None:
-        """Read the table, after recovery."""
-        for key, raw in self._core.quotas.rows():
-            self._allowances[INO_KEY.unpack(key)[0]] = Allowance(*QUOTA.unpack(raw))
+        """Read the table, after recovery. What cannot be read of it keeps no file system from being read; one that is to be
+        written must know its quotas: CorruptionError, DeviceFailed."""
+        self._allowances.clear()
+        self._unread = None
+        try:
+            for key, raw in self._core.quotas.rows():
+                if len(key) != INO_KEY.size or len(raw) != QUOTA.size:
+                    raise CorruptionError("quota", f"table.quotas row {key!r}", "a directory and two numbers", raw)
+                self._allowances[INO_KEY.unpack(key)[0]] = Allowance(*QUOTA.unpack(raw))
+        except UNREADABLE as error:
+            if self._core.journal is not None:
+                raise
+            self._unread = error
+            note_damage(self._core, 0, self._core.quotas.object_name, error)
         self._note_any()
 
     def get(self, ino: int) -> Allowance:
-        """The quota set on the directory itself."""
-        return self._allowances.get(ino, Allowance(0, 0))
+        """The quota set on the directory itself. What the table could not be read for, where nobody can know."""
+        allowance = self._allowances.get(ino)
+        if allowance is None and self._unread is not None:
+            raise self._unread
+        return allowance or Allowance(0, 0)
 
     def grant(self, ino: int, allowance: Allowance) -> None:
         """Set or, with both zero, remove a quota. Usage may be above it already; then nothing more is let in."""
@@ -109,7 +124,7 @@ class Quota:
         """The directories with a quota, from this one up to the root, that do not hold the other too."""
         exempt = self._chain(moved_from.ino) if moved_from is not None else set()
         found = []
-        for node in self._upward(directory):
+        for node in self._cache.upward(directory):
             allowance = self._allowances.get(node.ino)
             if allowance is not None and node.ino not in exempt:
                 found.append((node, allowance))
@@ -131,12 +146,5 @@ class Quota:
         """The directory and all above it, as far as they can be read: what cannot has no quota that anybody could check."""
         found: set[int] = set()
         with suppress(PosixError, *UNREADABLE):
-            found.update(directory.ino for directory in self._upward(self._cache.directory(ino)))
+            found.update(directory.ino for directory in self._cache.upward(self._cache.directory(ino)))
         return found
-
-    def _upward(self, node: Directory) -> Iterator[Directory]:
-        """The directory and all above it."""
-        yield node
-        while node.ino != ROOT_INO:
-            node = self._cache.directory(node.parent)
-            yield node

@@ -25,7 +25,7 @@ from mdstore.mds.layout import META, TABLE_OBJECTS, Tab, decode_server
 from mdstore.mds.locks import OWNER_MASK, RANGE_END, Lock, of_session
 from mdstore.mds.making import format_file_system
 from mdstore.mds.replay import Progress
-from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, SetAttr, StatFs
+from mdstore.mds.vfs import Attr, Credentials, DirEntry, SetAttr, StatFs
 from mdstore.mds.xattrs import OWN
 
 O_EXCL = 0o200
@@ -393,13 +393,11 @@ class MetadataServer(Care):
         with self._lock:
             self._before_read()
             names = []
-            while ino != ROOT_INO:
-                directory = self._cache.directory(ino)
+            for directory in self._cache.upward(self._cache.directory(ino)):
                 if directory.nlink == 0:
                     raise PosixError(errno.ENOENT, ino, "the directory was removed")
                 names.append(directory.name)
-                ino = directory.parent
-            return b"/" + b"/".join(reversed(names))
+            return b"/" + b"/".join(reversed(names[:-1]))
 
     def releasedir(self, handle: int) -> None:
         """See `Vfs`. EBADF."""

@@ -39,16 +39,20 @@ class Statistics:
         heap = [(-self._depth(d), d.ino) for d in waiting]
         heapify(heap)
         queued = {ino for _, ino in heap}
+        done: set[int] = set()
         records: list[bytes] = []
         while heap:
             depth, ino = heappop(heap)
             queued.discard(ino)
+            done.add(ino)
             directory = self._cache.directory(ino)
             try:
                 parent = self._cache.directory(directory.parent)
             except (PosixError, *UNREADABLE):
                 continue  # what holds it is damaged, and counts nothing
             records.append(self._hand_up(directory, parent))
+            if parent.ino in done:
+                continue  # a circle, that never comes to rest
             if parent.ino != ROOT_INO and parent.ino not in queued and parent.unsettled:
                 queued.add(parent.ino)
                 heappush(heap, (depth + 1, parent.ino))
@@ -69,10 +73,9 @@ class Statistics:
             self._core.news = None
 
     def _depth(self, directory: Directory) -> int:
-        depth = 0
+        depth = -1
         with suppress(PosixError, *UNREADABLE):
-            while directory.ino != ROOT_INO:
-                directory = self._cache.directory(directory.parent)
+            for _ in self._cache.upward(directory):
                 depth += 1
         return depth
 
