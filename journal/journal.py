@@ -165,7 +165,7 @@ class Journal:
         if not 0 < type_ <= TYPE_MAX or length > PAYLOAD_MAX:
             raise _refused(type_, length)
         with self._lock, self._pack.still():
-            self._writer.raise_refusal()
+            self._writer.admit()
             padding = self._pack.padding(length)
             self._room.require(self._pack.position, padding + HEADER_SIZE + length)
             self._pack.pad(padding)
@@ -181,7 +181,7 @@ class Journal:
             raise _refused(type, longest)
         pack = self._pack
         with self._lock, pack.still():
-            self._writer.raise_refusal()
+            self._writer.admit()
             need = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
             if pack.unit:
                 need += len(payloads) * min(pack.unit, HEADER_SIZE + longest)  # more padding than this is not possible
@@ -316,9 +316,12 @@ class Journal:
         self._writer.left_behind(JournalClosed(why))
 
     def close(self) -> None:
-        """Flush, write a head that says where the log ends, and refuse everything from then on. Again: nothing."""
-        if not isinstance(self._writer.refusal, JournalClosed):
-            self._writer.close()
+        """Flush, write a head that says where the log ends, and refuse everything from then on. Again: nothing.
+
+        Beside other threads: an entry was appended before, and is durable on return, or its append raises `JournalClosed`;
+        another `close` waits for this one.
+        """
+        self._writer.close()
 
     def __enter__(self) -> Journal:
         return self

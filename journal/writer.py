@@ -29,6 +29,8 @@ class Writer:
         self.lock = threading.Lock()  # guards positions, buffers, waiters; never held during I/O
         self.counters = Counters()
         self.refusal: JournalError | None = None
+        self._closing = False
+        self._closers = threading.RLock()
         self.safe = self.flushed = pack.position
         self.turns = Turns(self.lock)
         self.heads = heads
@@ -234,7 +236,8 @@ class Writer:
 
     def open_room(self) -> None:
         """With the lock held: let entries be added at once as far as nothing refuses and nothing is padded."""
-        self._pack.limit = 0 if self.refusal is not None or self._pack.unit else self._room.limit
+        is_shut = self.refusal is not None or self._closing
+        self._pack.limit = 0 if is_shut or self._pack.unit else self._room.limit
 
     def raise_refusal(self) -> None:
         """With the lock held: the error that every call raises now, if there is one."""
@@ -260,14 +263,28 @@ class Writer:
             self.lock.release()
         self.refuse(refusal)
 
+    def admit(self) -> None:
+        """With the lock held: the error that an append raises now, if there is one."""
+        self.raise_refusal()
+        if self._closing:
+            raise JournalClosed("the journal is being closed")
+
     def close(self) -> None:
-        """Flush, write a head that says where the log ends, and refuse everything from then on."""
-        try:
-            if self.refusal is None and (self.heads.begun or self._pack.position > self.safe):
-                self.wait(self._pack.position, None)
-                self.on_medium("close", lambda: self.heads.write(lambda: self._head_now(clean=True)))
-        finally:
-            self.refuse(JournalClosed("the journal is closed"))
+        """Take no more entries, flush, write a head that says where the log ends, and refuse everything from then on. Whoever
+        closes meanwhile waits until that is done; a callback that does so inside the flush does it itself."""
+        if isinstance(self.refusal, JournalClosed):
+            return  # also in a forked child, where the thread that held the lock is not
+        with self._closers:
+            with self.lock:
+                self._closing = True
+                self.open_room()
+            try:
+                if self.refusal is None and (self.heads.begun or self._pack.position > self.safe):
+                    self.wait(self._pack.position, None)
+                    if self.refusal is None:
+                        self.on_medium("close", lambda: self.heads.write(lambda: self._head_now(clean=True)))
+            finally:
+                self.refuse(JournalClosed("the journal is closed"))
 
     # -- heads ---------------------------------------------------------------------------------------------------------
 
