@@ -87,7 +87,7 @@ def choose(
         tried.add(candidate.epoch)
         tolerated: list[str] | None = [] if tolerant else None
         try:
-            superblock.check_device_size(device, candidate)
+            superblock.check_device_size(device, candidate, read_only=read_only)
             tables = load(device, candidate, cache_bytes, onodes_max, tolerated=tolerated)
         except CorruptionError as error:
             first_error = first_error or error

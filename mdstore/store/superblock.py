@@ -273,9 +273,13 @@ def check_writable(superblock: Superblock, device: Device) -> None:
         )
 
 
-def check_device_size(device: Device, superblock: Superblock) -> None:
-    """A device shorter than its image says is a truncated image: CorruptionError names both sizes."""
-    needed = superblock.blocks * superblock.block_size
+def check_device_size(device: Device, superblock: Superblock, *, read_only: bool) -> None:
+    """A device shorter than its image says is a truncated image: CorruptionError names both sizes.
+
+    One that has every block and not all of the spare slots behind them may be read, not written: the next checkpoint would put
+    the spare copies where the end of the device is now, which is over the last blocks."""
+    end = superblock.blocks * superblock.block_size
+    needed = end if read_only else -(-end // SLOT_SIZE) * SLOT_SIZE + SLOTS * SLOT_SIZE
     if device.size_bytes < needed:
         raise CorruptionError("image", device.name, f"at least {needed} bytes", f"{device.size_bytes} bytes (truncated)")
 

@@ -280,6 +280,21 @@ def test_not_an_image_and_a_truncated_one_are_told_apart() -> None:
         Store.open(MemoryDevice.from_bytes(device.image()[: 512 * 1024]))
 
 
+@pytest.mark.parametrize("cut", [1, 4096, 8191, 8192])
+def test_an_image_cut_short_by_its_spare_superblocks_is_read_and_not_written(cut: int) -> None:
+    """It was opened for writing, and the next checkpoints put spare superblocks over the last blocks, whatever lay there."""
+    store, device = make()
+    store.apply(Transaction().write("c", "o", 0, b"one"))
+    store.close()
+    image = device.image()[:-cut]
+    with pytest.raises(CorruptionError, match="truncated"):
+        Store.open(MemoryDevice.from_bytes(image))
+    with Store.open(MemoryDevice.from_bytes(image), read_only=True) as reader:
+        assert reader.read("c", "o") == b"one"
+    with Store.open(MemoryDevice.from_bytes(image + bytes(cut))) as whole:
+        assert whole.read("c", "o") == b"one"
+
+
 def test_read_only_replays_in_memory_and_writes_nothing() -> None:
     store, device = make()
     store.apply(Transaction().write("c", "o", 0, b"one"))
