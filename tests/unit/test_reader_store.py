@@ -32,6 +32,7 @@ from tests.unit.reader_images import (
     store_image,
     superblock_start,
 )  # fmt: skip
+from tests.unit.repair_images import repaired
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +305,16 @@ def test_the_command_says_clean_errors_and_failed(image: bytes, tmp_path: Path) 
 def test_a_truncated_image_says_so(image: bytes, tmp_path: Path) -> None:
     found = check(image[: len(image) // 2], tmp_path)
     assert "image-truncated" in codes(found)
+
+
+@pytest.mark.parametrize("cut", [1, 4096, 8192])
+def test_an_image_without_its_spare_superblocks_says_that_and_nothing_else(image: bytes, tmp_path: Path, cut: int) -> None:
+    """Its last blocks were called leaked: the spares were thought to lie where the file ends. Lengthened, it is repaired."""
+    found = check(image[:-cut], tmp_path)
+    assert codes(found) <= {"image-truncated", "superblock-copy"}
+    (truncated,) = [problem for problem in found if problem.code == "image-truncated"]
+    assert f"truncate -s {len(image)} " in truncated.remedy
+    repaired(image[:-cut] + bytes(cut))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from mdstore.tools.reader.problems import Damage, Findings, Place
 from mdstore.tools.reader.snapshots import DeadRun
 from mdstore.tools.reader.sorting import Sorter
-from mdstore.tools.reader.superblock import SIZE, Superblock
+from mdstore.tools.reader.superblock import Superblock
 
 RUN: Final = struct.Struct(">QQQ")  # first block, blocks, owner
 _SHIFT: Final = 60
@@ -70,8 +70,7 @@ class Space:
         self._observe = observe
         self._findings = findings
         self.first = superblock.first_block
-        tail = (image_size // SIZE * SIZE - 2 * SIZE) // superblock.block_size
-        self.last = max(self.first, min(superblock.blocks, tail))
+        self.last = max(self.first, min(superblock.blocks, image_size // superblock.block_size))
         self._used = Sorter(RUN.size)
         self._free_blocks = 0
         self._is_partial = False

@@ -87,7 +87,9 @@ def _add(copy: Copy, code: str, findings: Findings) -> None:
 
 
 def _check_size(image: Image, newest: Superblock, findings: Findings) -> None:
-    needed = newest.blocks * newest.block_size
+    end = newest.blocks * newest.block_size
+    needed = -(-end // SIZE) * SIZE + 2 * SIZE  # the spare copies lie behind the blocks
     if image.size < needed:
         what = f"the image has {image.size} bytes, its superblock says {needed}"
-        findings.add("image-truncated", what, Place("image", byte=image.size))
+        spares = f"only copies of the superblock were there: `truncate -s {needed} FILE`, then `mdstore repair` writes them"
+        findings.add("image-truncated", what, Place("image", byte=image.size), spares if image.size >= end else None)
