@@ -12,7 +12,16 @@ from typing import Final
 
 import click
 
-from mdstore.client.mount import MountOptions, check_mountpoint, image_at, in_background, mount, server_at, unmount
+from mdstore.client.mount import (
+    MountOptions,
+    check_mountpoint,
+    image_at,
+    in_background,
+    is_dead,
+    mount,
+    server_at,
+    unmount,
+)
 from mdstore.client.mount_ending import EndingListener
 from mdstore.client.mount_options import parse_options
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at, open_device
@@ -30,6 +39,7 @@ from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, complain, 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 0.05
 _WRITE_BACK_TIMEOUT_S: Final = 120.0
+_WORD_TIMEOUT_S: Final = 5.0
 
 
 Serve = Callable[[Callable[[], None]], int]  # serves until the mount ends, calls its argument once it works; the exit code
@@ -162,28 +172,48 @@ def umount_command(directory: str, lazy: bool, as_json: bool) -> int:
     mdstore umount /mnt
 
     When the command is done, everything is durable and the image is free: fsck, or another mount, can follow at once. It ends
-    with 1, and says why, where the server could not save everything, had fallen back to read-only, or could not be heard.
+    with 1, and says why, where the server could not save everything, had fallen back to read-only, was killed, or could not be
+    heard.
     """
     path = os.path.realpath(os.path.abspath(directory)) if os.path.exists(directory) else os.path.abspath(directory)
     found = mounted_at(path)
     if found is None or found.fs_type != FILE_SYSTEM_TYPE:
         raise CommandFailed(f"{shown(directory)}: no image is mounted there; `findmnt -t {FILE_SYSTEM_TYPE}` lists what is")
     image = image_at(path) or found.source  # of a server that has gone there is nothing to wait for
+    dead = is_dead(path)
     with EndingListener(path) as server:
-        lets_go = _watch_lock(server_at(path), image)
+        pid = None if dead else server_at(path)
+        lets_go = _watch_lock(pid, image)
         unmount(path, lazy=lazy)
         released = lazy or _wait_for_release(image, lets_go)
-        failure = server.heard()
+        failure = server.heard() if lazy or dead or pid is not None else _wait_for_word(server)
     if not released:
         complain(f"{image} is unmounted, but its server still writes back; wait before using it")
     if failure:
         complain(f"{image} is unmounted, but not all of it was saved: {failure}; run `mdstore fsck {shown(image)}`")
-    elif not server.listening and not lazy:
-        failure = "whether all was saved is not known: another process listened for the server's word, which goes to the first"
+    elif dead:
+        failure = "its server had ended without unmounting: what was not durable by then is lost"
+        complain(f"{image} is unmounted, but {failure}; mount it again, which recovers it, or run `mdstore fsck {shown(image)}`")
+    elif failure is None and released and not lazy:
+        failure = f"whether all was saved is not known: {_why_unheard(server)}"
         complain(f"{image} is unmounted, but {failure}; run `mdstore fsck {shown(image)}`")
     if as_json:
         print_json({"unmounted": path, "image": image, "released": released and not lazy, "failure": failure or None})
     return EXIT_OK if released and not failure else EXIT_FAILED
+
+
+def _why_unheard(server: EndingListener) -> str:
+    if not server.listening:
+        return "another process listened for the server's word, which goes to the first"
+    return "its server said nothing: it was killed, or is in another network name space"
+
+
+def _wait_for_word(server: EndingListener) -> str | None:
+    """What a server says that could not be watched letting go of the image. None where nothing comes in time."""
+    deadline = time.monotonic() + _WORD_TIMEOUT_S
+    while (failure := server.heard()) is None and server.listening and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+    return failure
 
 
 def _watch_lock(server: int | None, image: str) -> Callable[[], bool]:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S: Final = 0.0001
 
-__all__ = ["FuseUnavailable", "MountOptions", "MountRefused", "MountSession", "check_mountpoint", "mount", "unmount"]
+__all__ = ["FuseUnavailable", "MountOptions", "MountRefused", "MountSession", "check_mountpoint", "is_dead", "mount", "unmount"]
 
 
 class MountSession:
@@ -119,7 +119,7 @@ class MountSession:
 
     def _leave_no_dead_mount(self) -> None:
         """After a session that was stopped rather than unmounted, programs must not find a dead mountpoint."""
-        if _is_dead(self.mountpoint):
+        if is_dead(self.mountpoint):
             try:
                 system.unmount(self.mountpoint, lazy=True)
             except PosixError as error:
@@ -184,7 +184,7 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
     found = system.mounted_at(path)
     if found is None or found.fs_type != system.FILE_SYSTEM_TYPE:
         raise MountRefused(path, errno.EINVAL, "no mdstore name space is mounted there")
-    system.unmount(path, lazy=lazy or _is_dead(path))
+    system.unmount(path, lazy=lazy or is_dead(path))
 
 
 def image_at(mountpoint: str) -> str | None:
@@ -208,7 +208,7 @@ def server_at(mountpoint: str) -> int | None:
 def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:
     """The absolute path, when something can be mounted there; a dead mount of ours is taken away first."""
     path = os.path.abspath(os.fspath(mountpoint))
-    if _is_dead(path):
+    if is_dead(path):
         log.warning("%s was left mounted by a server that ended without unmounting: cleaned (umount -l)", path)
         system.unmount(path, lazy=True)
         return check_mountpoint(path)
@@ -243,8 +243,9 @@ def _own_root(vfs: Vfs, options: MountOptions) -> None:
         vfs.setattr(SUPERUSER, ROOT_INO, SetAttr(uid=options.uid, gid=options.gid))
 
 
-def _is_dead(path: str) -> bool:
-    """statfs(2) asks the server every time; stat(2) may be answered from what the kernel kept of a dead one's root."""
+def is_dead(path: str) -> bool:
+    """Whether the server of the mount there has ended. statfs(2) asks it every time; stat(2) may be answered from what the kernel
+    kept of a dead one's root."""
     try:
         os.statvfs(path)
     except OSError as error:

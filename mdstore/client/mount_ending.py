@@ -2,8 +2,8 @@
 
 `mdstore umount` listens before it unmounts; at its end, while it still holds the image, the server says how that went. It is said
 on a socket of the abstract name space, which leaves nothing behind; where nobody listens nothing is said, and where nothing is
-heard (the server was killed, or lives in another network name space) nothing is known. The place is anybody's: where another
-process has taken it, the server's word goes there, and whoever unmounts knows that it does not know.
+heard (the server was killed, or lives in another network name space) nothing is known, and `umount` says so. The place is
+anybody's: where another process has taken it, the server's word goes there, and whoever unmounts knows that it does not know.
 """
 
 from __future__ import annotations

@@ -78,3 +78,43 @@ def test_umount_does_not_call_saved_what_it_cannot_know(umount: Path) -> None:
     with EndingListener(str(umount)) as listener:
         assert listener.listening
     assert unmounted(umount).return_value == 0
+
+
+@pytest.mark.parametrize("pid", [None, 1])
+def test_umount_does_not_call_saved_what_nobody_spoke_of(umount: Path, monkeypatch: pytest.MonkeyPatch, pid: int | None) -> None:
+    """A server that was killed meanwhile, or is in another network name space, is not heard; that was taken for a good end."""
+    monkeypatch.setattr(mounting, "unmount", lambda at, lazy: None)
+    monkeypatch.setattr(mounting, "server_at", lambda at: pid)
+    monkeypatch.setattr(mounting, "_WORD_TIMEOUT_S", 0)
+    result = unmounted(umount)
+    assert (result.exception, result.return_value) == (None, 1)
+    assert "not known" in result.output
+    assert "killed" in result.output
+    assert unmounted(umount, "--lazy").return_value == 0, "nothing is waited for, and nothing promised"
+
+
+def test_the_word_of_a_server_that_cannot_be_watched_is_waited_for(umount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another user's, that only reads: nothing shows when it lets go of the image."""
+    looks: list[float] = []
+
+    def speak(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            tell_ending(str(umount), "the medium is gone")
+
+    monkeypatch.setattr(mounting, "unmount", lambda at, lazy: None)
+    monkeypatch.setattr(mounting.time, "sleep", speak)
+    monkeypatch.setattr(mounting, "_WORD_TIMEOUT_S", 1e9)
+    result = unmounted(umount)
+    assert (result.exception, result.return_value) == (None, 1)
+    assert "the medium is gone" in result.output
+    assert len(looks) == 3
+
+
+def test_umount_of_a_mount_whose_server_was_killed_says_so(umount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounting, "unmount", lambda at, lazy: None)
+    monkeypatch.setattr(mounting, "is_dead", lambda at: True)
+    for options in ((), ("--lazy",)):
+        result = unmounted(umount, *options)
+        assert (result.exception, result.return_value) == (None, 1)
+        assert "ended without unmounting" in result.output
