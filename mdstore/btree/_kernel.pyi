@@ -29,6 +29,10 @@ def call_at_refusal(hook: Callable[[], object]) -> None:
     """Have the next key that the descent of a group does not take to a leaf, since a view reaches a page of its path, call `hook`
     before the next key of the group is looked at; for tests. In the thread that puts, with the tree's lock held."""
 
+def call_in_walk(hook: Callable[[], object]) -> None:
+    """Have the next step of a walk over pages call `hook` while it looks at a child; for tests. In the thread that walks, with
+    the lock held that keeps pages from being evicted."""
+
 def key_size_max(page_size: int, copies: int = 1) -> int:
     """The longest key a tree with such pages takes: at least three of them fit in an index page."""
 

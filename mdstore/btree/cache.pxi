@@ -41,7 +41,7 @@ cdef class Pager:
 
     @generation.setter
     def generation(self, uint64_t value):
-        self.core.generation = value
+        at_set64(<int64_t *> &self.core.generation, <int64_t> value)
 
     @property
     def page_size(self):
@@ -51,13 +51,13 @@ cdef class Pager:
     @property
     def cache_bytes(self):
         """The bound of clean pages in memory. Cost: no page; a lower one evicts at once."""
-        return self.core.cache_bytes
+        return at_get64(&self.core.cache_bytes)
 
     @cache_bytes.setter
     def cache_bytes(self, int64_t value):
         if value < 0:
             raise InvalidRequest(f"cache_bytes {value}: 0 or more")
-        self.core.cache_bytes = value
+        at_set64(&self.core.cache_bytes, value)
         with nogil:
             make_room(&self.core)
 
@@ -69,7 +69,7 @@ cdef class Pager:
     @property
     def sealed_pages(self):
         """Pages that wait for `write_sealed`. Cost: no page."""
-        return self.core.sealed_pages
+        return at_get64(&self.core.sealed_pages)
 
     @property
     def oldest_pinned_generation(self):
@@ -108,7 +108,7 @@ cdef class Pager:
         cdef Queue *queue
         cdef Write *taken
         cdef int64_t n, done = 0, first, written = 0, i
-        if p.closed:
+        if at_get32(<int32_t *> &p.closed):
             raise StoreClosed("the pager is closed")
         with nogil:
             queue = queue_take(p)
@@ -181,12 +181,12 @@ cdef class Pager:
             "splits": at_get64(&p.splits), "merges": at_get64(&p.merges), "rotations": at_get64(&p.rotations),
             "page_copies": at_get64(&p.copies), "cached_bytes": at_get64(&p.clean_bytes),
             "dirty_pages": at_get64(&p.dirty_pages), "dirty_bytes": at_get64(&p.dirty_bytes),
-            "sealed_pages": p.sealed_pages, "copies_repaired": at_get64(&p.copies_repaired),
+            "sealed_pages": at_get64(&p.sealed_pages), "copies_repaired": at_get64(&p.copies_repaired),
         }
 
     def close(self):
         """Refuse further reads of the device. Trees in memory stay as they are; nothing is written. Cost: no page."""
-        self.core.closed = 1
+        at_set32(<int32_t *> &self.core.closed, 1)
 
 
 cdef inline int lock_pager(PagerCore *p) except -1:
@@ -197,11 +197,12 @@ cdef inline int lock_pager(PagerCore *p) except -1:
     return 0
 
 
-cdef TreeCore *core_new(Pager pager) except NULL:
+cdef TreeCore *core_new(Pager pager, bint live) except NULL:
     cdef TreeCore *t = <TreeCore *> take_zeroed(1, sizeof(TreeCore))
     if t == NULL:
         raise MemoryError()
     t.p = &pager.core
+    t.live = live  # before the eviction hand can see it, which locks live trees
     lock_pager(t.p)  # keeps the eviction hand away from the list
     spin_lock(&t.p.spin)
     t.next = t.p.trees

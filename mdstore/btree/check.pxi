@@ -1,5 +1,10 @@
 # Checking a page that came from a device, before any other byte of it is used.
 
+cdef inline int64_t prefix_most(int64_t size) noexcept nogil:
+    """The longest byte string whose length a descriptor's size leaves room for: 1, 2 or 4 bytes; a fixed one is checked by itself."""
+    return 255 if size == -1 else 65535 if size == -2 else 1 << 40
+
+
 cdef const char *key_fault(Shape *s, const uint8_t *key, int klen, bint separator) noexcept nogil:
     """What is wrong with a stored key, or NULL."""
     cdef int base = klen
@@ -11,6 +16,10 @@ cdef const char *key_fault(Shape *s, const uint8_t *key, int klen, bint separato
         base = dup_split(key, klen)
     if s.base_key > 0 and base != s.base_key and not (separator and s.plain):
         return "key size"
+    if s.base_key == -1 and base > 255:
+        return "key size"
+    if s.duplicates and (klen - 2 - base > prefix_most(s.base_value) or (s.base_value >= 0 and klen - 2 - base != s.base_value)):
+        return "value size"
     if s.comparator == CMP_PAIR:
         if base < 4 or 4 + ld16(key) > base or 4 + ld16(key) + ld16(key + 2 + ld16(key)) != base:
             return "pair key"
@@ -37,8 +46,10 @@ cdef const char *cell_fault(Shape *s, const uint8_t *page, int i, int heap, int 
             length = ld64(page + off + klen + 2)
             if length == 0 or length > <uint64_t> 1 << 30 or ld64(page + off + klen + 10) == IN_MEMORY:
                 return "spilled value"
+            if <int64_t> length > prefix_most(s.value_size) or (s.value_size > 0 and <int64_t> length != s.value_size):
+                return "value size"
             size[0] = klen + 2 + spill_body(s, form_of(s, page + off + klen + 2), <int64_t> length)
-        elif v > s.value_inline or (s.value_size > 0 and v != s.value_size):
+        elif v > s.value_inline or v > prefix_most(s.value_size) or (s.value_size > 0 and v != s.value_size):
             return "value size"
     if size[0] == 0:
         size[0] = 1
@@ -98,3 +109,19 @@ cdef const char *page_check(Shape *s, const uint8_t *page, int *spilled) noexcep
     if total + dead != cap - heap:
         return "heap size"
     return NULL
+
+
+cdef uint64_t page_records(Shape *s, const uint8_t *page, int spilled) noexcept nogil:
+    """What the reference to a page has to count: its records, or those its own references count, with REF_SPILLED where a value has
+    spilled; of an index page whose references cannot be right, what none can be."""
+    cdef uint64_t records = 0, mark = REF_SPILLED if spilled else 0, one
+    cdef int i
+    if page[OFF_LEVEL] == 0:
+        return page_count(page) | mark
+    for i in range(page_count(page)):
+        one = ref_records(s, ref_at(page, i))
+        if (one & ~REF_SPILLED) >> 40:
+            return ~REF_SPILLED
+        records += one & ~REF_SPILLED
+        mark |= one & REF_SPILLED
+    return records | mark

@@ -25,7 +25,7 @@ cdef class Tree(TreeView):
 
     def __init__(self, Pager pager not None, Descriptor descriptor not None, uint64_t tree_id):
         self.start(pager, descriptor, tree_id)
-        self.core.root = empty_leaf(self.core)
+        at_setp(&self.core.root, empty_leaf(self.core))
         if self.core.root == NULL:
             raise MemoryError()
         self.core.dirty_nodes = 1
@@ -36,8 +36,7 @@ cdef class Tree(TreeView):
             raise InvalidRequest("the tree is made already")
         self._descriptor = descriptor
         self._blob = b""
-        self.hold(pager)
-        self.core.live = 1
+        self.hold(pager, True)
         self.core.tree_id = tree_id
         shape_set(self.core, descriptor)
         return 0
@@ -80,7 +79,9 @@ cdef class Tree(TreeView):
                 fault = "length or level"
             else:
                 memcpy(t.ref, p + ROOT_HEADER + blob, t.s.ref_size)
-                t.paged = 1
+                at_set32(<int32_t *> &t.paged, 1)
+                if <int64_t> (ref_records(&t.s, t.ref) & ~REF_SPILLED) != records_of(t):
+                    fault = "record count"
         elif t.level:
             fault = "level of an embedded tree"
         else:
@@ -301,7 +302,7 @@ cdef class Tree(TreeView):
         return (s.key_size == -2 and s.value_size == -4 and not s.duplicates and s.comparator != CMP_PAIR
                 and pairs.longest_key <= s.key_max and pairs.longest_value <= value_size_max)
 
-    cdef int64_t packed(self, PackedPairs pairs, bint puts) except -1:
+    cdef int64_t packed(self, PackedPairs pairs, bint puts) except? -1:
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Work *w = <Work *> take(sizeof(Work))
@@ -324,7 +325,7 @@ cdef class Tree(TreeView):
         """Remove many; how many were there. Cost: as `delete` for each."""
         return self.batch(iter(keys), False)
 
-    cdef int64_t batch(self, object source, bint puts) except -1:
+    cdef int64_t batch(self, object source, bint puts) except? -1:
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Work *w = <Work *> take(sizeof(Work))
@@ -385,7 +386,7 @@ cdef class Tree(TreeView):
         cdef bytes b = self.search_key(stop) if stop is not None else None
         return self.cut(a, b)
 
-    cdef int64_t cut(self, bytes a, bytes b) except -1:
+    cdef int64_t cut(self, bytes a, bytes b) except? -1:
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Range r

@@ -183,6 +183,11 @@ cdef inline int node_count(const Node *n) noexcept nogil:
     return page_count(page_of(n))
 
 
+cdef inline Node *kid_of(const Node *n, int i) noexcept nogil:
+    """Child `i` of an index node, NULL where it is not resident. Any thread that reads a view of the node may load it."""
+    return <Node *> at_getp(&n.kids[i])
+
+
 cdef inline int kids_most(int cap) noexcept nogil:
     """No index page has more children: each takes a slot and a reference."""
     return (cap - HEADER) / (8 + REF_MIN) + 1

@@ -151,9 +151,11 @@ cdef int gain_below(Release *r, Node *n, Fault *f) noexcept nogil:
     cdef TreeCore *t = r.t
     cdef int i, code = OK
     cdef uint8_t *body
+    cdef Node *kid
     for i in range(node_count(n)):
         if n.level:
-            if n.kids[i] == NULL or at_get8(&n.kids[i].state) != DIRTY:
+            kid = kid_of(n, i)
+            if kid == NULL or at_get8(&kid.state) != DIRTY:
                 code = release_gain(r, ref_address(ref_at(page_of(n), i), 0), f)
         elif n.spilled:
             body = spill_at(&t.s, page_of(n), i)
@@ -335,7 +337,7 @@ cdef int release_below(Release *r, Node *n, Fault *f) noexcept nogil:
     cdef int i, code = OK
     for i in range(node_count(n) if n.level or n.spilled else 0):
         if n.level:
-            code = release_ref(r, n.kids[i], ref_at(page_of(n), i), n.level - 1, f)
+            code = release_ref(r, kid_of(n, i), ref_at(page_of(n), i), n.level - 1, f)
         else:
             code = release_cell(r, n, i, f)
         if code != OK:
@@ -383,8 +385,8 @@ cdef void forget_dirty(TreeCore *t, Node *n) noexcept nogil:
         if n.level == 0:
             if leaf_spill(n, i) != NULL:
                 t.dirty_spill -= spill_dirty(t, leaf_spill(n, i))
-        elif n.kids[i] != NULL:
-            forget_dirty(t, n.kids[i])
+        elif kid_of(n, i) != NULL:
+            forget_dirty(t, kid_of(n, i))
 
 
 # -- clones ------------------------------------------------------------------------------------------------------------
@@ -404,8 +406,9 @@ cdef Node *clone_node(Release *r, TreeCore *c, Node *n, Fault *f) noexcept nogil
         node_decref(c.p, copy)
         return NULL
     for i in range(node_count(n) if n.level else 0):
-        if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
-            kid = clone_node(r, c, n.kids[i], f)
+        kid = kid_of(n, i)
+        if kid != NULL and at_get8(&kid.state) == DIRTY:
+            kid = clone_node(r, c, kid, f)
             if kid == NULL:
                 node_decref(c.p, copy)
                 return NULL

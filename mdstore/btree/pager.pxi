@@ -86,8 +86,9 @@ cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *int
     """Read whole pages: pread where the device has a descriptor, the device's own read elsewhere."""
     cdef int64_t done = 0, size = pages * p.page_size
     cdef ssize_t got
-    if address >= (<uint64_t> 1 << 48):
-        f.address = address
+    f.expected = f.found = 0
+    if address >= <uint64_t> 1 << 48:
+        f.address = f.found = address
         return fail(f, E_CORRUPT, "page address")
     at_add64(&p.device_reads, 1)
     at_add64(&p.pages_read, pages)
@@ -100,11 +101,29 @@ cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *int
             if got <= 0:
                 f.found = errno if got < 0 else 0
                 f.address = address
-                return fail(f, E_DEVICE, "short read" if got == 0 else "read")
+                fail(f, E_DEVICE, "short read" if got == 0 else "read")
+                with gil:
+                    return blame_reference(p, address, pages, f)
             done += got
         return OK
     with gil:
         return read_through_object(p, address, size, into, f)
+
+
+cdef int blame_reference(PagerCore *p, uint64_t address, int64_t pages, Fault *f) noexcept:
+    """Where a read that failed lies past the end of the device, not the medium is at fault but the reference."""
+    try:
+        size = (<Pager> p.owner).device.size_bytes // p.page_size
+        if <object> address + pages > size:
+            f.expected = max(size, 1) - 1  # the last page there is
+            f.found = address + <uint64_t> pages - 1
+            return fail(f, E_CORRUPT, "page address outside the device")
+        return f.code
+    except BaseException as error:
+        Py_INCREF(error)
+        f.error = <void *> error
+        f.code = E_PYTHON
+        return E_PYTHON
 
 
 cdef int read_through_object(PagerCore *p, uint64_t address, int64_t size, uint8_t *into, Fault *f) noexcept:
@@ -116,9 +135,10 @@ cdef int read_through_object(PagerCore *p, uint64_t address, int64_t size, uint8
         view = data
         memcpy(into, &view[0], size)
         return OK
-    except InvalidRequest as error:
+    except InvalidRequest:
         f.address = address
-        return fail(f, E_CORRUPT, "page address outside the device")
+        fail(f, E_CORRUPT, "page address outside the device")
+        return blame_reference(p, address, size // p.page_size, f)
     except BaseException as error:
         Py_INCREF(error)
         f.error = <void *> error
@@ -139,7 +159,7 @@ cdef int repair_copy(PagerCore *p, uint64_t address, const uint8_t *page, Fault 
 
 cdef int page_verify(TreeCore *t, const uint8_t *page, const uint8_t *ref, int level, uint64_t address,
                      int *spilled, Fault *f) noexcept nogil:
-    """The reference's CRC, then who the page says it is, then its insides."""
+    """The reference's CRC, then who the page says it is, then its insides, then what the reference counts below it."""
     cdef Shape *s = &t.s
     cdef uint32_t crc = crc32c_update(0, page + 4, s.page_size - 4, 0)
     f.address = address
@@ -168,7 +188,11 @@ cdef int page_verify(TreeCore *t, const uint8_t *page, const uint8_t *ref, int l
         return fail(f, E_CORRUPT, "page generation")
     f.expected = f.found = 0
     f.what = page_check(s, page, spilled)
-    return OK if f.what == NULL else fail(f, E_CORRUPT, f.what)
+    if f.what != NULL:
+        return fail(f, E_CORRUPT, f.what)
+    f.expected = ref_records(s, ref)
+    f.found = page_records(s, page, spilled[0])
+    return OK if f.found == f.expected else fail(f, E_CORRUPT, "records below")
 
 
 cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) noexcept nogil:
@@ -178,14 +202,14 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
     cdef Mapped *m
     cdef int copy = 0, bad, code = E_CORRUPT, spilled = 0
     cdef Fault ignored
-    if p.closed:
+    if at_get32(<int32_t *> &p.closed):
         return fail(f, E_CLOSED, "pager")
     if at_get64(&p.map_n):
         spin_lock(&p.spin)
         m = map_find(p, ref_address(ref, 0))
         if m != NULL and m.bytes == NULL:
             n = <Node *> m.owner
-            if n.level == level and ld64(page_of(n) + OFF_TREE) == t.tree_id and n.signature == t.s.signature:
+            if n.level == level and ld64(page_of(n) + OFF_TREE) == t.tree_id and n.signature == t.s.signature and names(ref, n):
                 at_add32(&n.refs, 1)
                 spin_unlock(&p.spin)
                 out[0] = n
@@ -194,6 +218,8 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
     n = node_new(p.page_size, level, t.s.signature, CLEAN)
     if n == NULL:
         return fail(f, E_MEMORY, "page")
+    f.tree_id = t.tree_id
+    f.level = level
     for copy in range(t.s.copies):
         code = device_read(p, ref_address(ref, copy), 1, page_of(n), f)
         if code == OK:
@@ -254,7 +280,7 @@ cdef void load_run(TreeCore *t, Node *n, int i, int step, int most) noexcept nog
     cdef Node *nodes[AHEAD_MOST]
     cdef iovec parts[AHEAD_MOST]
     cdef uint64_t first = ref_address(ref_at(page_of(n), i), 0)
-    cdef int count = 0, room = <int> min(<int64_t> AHEAD_MOST, p.cache_bytes / 8 / p.page_size), k, at, spilled = 0
+    cdef int count = 0, room = <int> min(<int64_t> AHEAD_MOST, at_get64(&p.cache_bytes) / 8 / p.page_size), k, at, spilled = 0
     cdef ssize_t got = 0
     cdef Fault ignored
     most = min(most, room)
@@ -323,25 +349,30 @@ cdef bint droppable(Node *n) noexcept nogil:
         return False
     if n.level:
         for i in range(node_count(n)):
-            if n.kids[i] != NULL:
+            if kid_of(n, i) != NULL:
                 return False
     return True
 
 
-cdef bint names_kid(Node *n, int i, Node *kid) noexcept nogil:
-    cdef uint8_t *ref = ref_at(page_of(n), i)
-    cdef uint8_t *page = page_of(kid)
-    return (ld64(ref) == kid.address and ld32(ref + 8 * <int> (n.signature & 3)) == ld32(page + OFF_CRC)
-            and ld64(ref + 8 * <int> (n.signature & 3) + 4) == ld64(page + OFF_GENERATION))
+cdef bint names(const uint8_t *ref, Node *n) noexcept nogil:
+    """Whether a reference is that to the page of `n`, which has an address."""
+    cdef uint8_t *page = page_of(n)
+    cdef int copies = n.signature & 3
+    return (ld64(ref) == n.address and ld32(ref + 8 * copies) == ld32(page + OFF_CRC)
+            and ld64(ref + 8 * copies + 4) == ld64(page + OFF_GENERATION))
+
+
+cdef inline bint names_kid(Node *n, int i, Node *kid) noexcept nogil:
+    return names(ref_at(page_of(n), i), kid)
 
 
 cdef void evict_below(PagerCore *p, Node *n, int64_t target) noexcept nogil:
     cdef int i
     cdef Node *kid
     for i in range(node_count(n)):
-        kid = n.kids[i]
+        kid = kid_of(n, i)
         if kid != NULL and droppable(kid) and (at_get8(&n.state) != DIRTY or names_kid(n, i, kid)):
-            n.kids[i] = NULL
+            at_setp(&n.kids[i], NULL)
             node_decref(p, kid)
             at_add64(&p.evictions, 1)
             if at_get64(&p.clean_bytes) <= target:
@@ -364,7 +395,7 @@ cdef Node *next_hand(PagerCore *p) noexcept nogil:
 cdef void evict(PagerCore *p) noexcept nogil:
     """Walk the hand over index nodes, dropping clean children, until the cache is an eighth under its bound. At most
     five rounds: what is left then is pinned. Caller holds pager.rw and every live tree's lock exclusively."""
-    cdef int64_t target = p.cache_bytes - p.cache_bytes / 8
+    cdef int64_t bound = at_get64(&p.cache_bytes), target = bound - bound / 8
     cdef Node *n
     cdef Node *root
     cdef TreeCore *t
@@ -378,9 +409,9 @@ cdef void evict(PagerCore *p) noexcept nogil:
             rounds += 1
             t = p.trees
             while t != NULL:
-                root = t.root
-                if t.paged and root != NULL and droppable(root):
-                    t.root = NULL
+                root = <Node *> at_getp(&t.root)
+                if root != NULL and at_get32(<int32_t *> &t.paged) and droppable(root):
+                    at_setp(&t.root, NULL)
                     node_decref(p, root)
                     at_add64(&p.evictions, 1)
                 t = t.next
@@ -399,15 +430,16 @@ cdef void lock_trees(PagerCore *p, bint lock) noexcept nogil:
 
 
 cdef inline bint cache_full(PagerCore *p) noexcept nogil:
-    return at_get64(&p.clean_bytes) > p.cache_bytes
+    return at_get64(&p.clean_bytes) > at_get64(&p.cache_bytes)
 
 
 cdef void make_room(PagerCore *p) noexcept nogil:
     """Called with no lock held after an operation that may have loaded pages. Waits for the lock only when far over."""
+    cdef int64_t bound = at_get64(&p.cache_bytes)
     if not cache_full(p):
         return
     if not rw_try_exclusive(&p.rw):
-        if at_get64(&p.clean_bytes) < p.cache_bytes + p.cache_bytes / 4 + 64 * p.page_size:
+        if at_get64(&p.clean_bytes) < bound + bound / 4 + 64 * p.page_size:
             return
         rw_lock_exclusive(&p.rw)
     lock_trees(p, True)

@@ -101,7 +101,7 @@ cdef const char *embedded_load(TreeCore *t, const uint8_t *p, const uint8_t *end
         cap *= 2
     if cap > t.s.page_size:
         cap = t.s.page_size
-    t.root = node_alloc(t.p, <int> cap, 0, t.s.signature, EMBEDDED)
+    at_setp(&t.root, node_alloc(t.p, <int> cap, 0, t.s.signature, EMBEDDED))
     if t.root == NULL:
         return "memory"
     page = page_of(t.root)

@@ -15,6 +15,7 @@ cdef struct Plan:
     uint64_t *addresses  # copies * total
     int64_t given        # how many the owner gave
     int64_t total        # pages of one copy
+    uint64_t generation  # of all its pages
     int64_t next_page
     int64_t next_spill
     Batch *batches       # one for each value in memory, in the order they are met
@@ -89,13 +90,16 @@ cdef void write_add(Plan *plan, uint64_t address, int64_t pages, const uint8_t *
 # -- what may fail, first ----------------------------------------------------------------------------------------------
 cdef int seal_prepare(Plan *plan, Node *n, Fault *f) noexcept nogil:
     """Have the memory that sealing the spilled values below a dirty node takes."""
+    cdef Node *kid
     cdef int i, code = OK
     for i in range(node_count(n) if n.level or n.spilled else 0):
         if n.level == 0:
             if leaf_spill(n, i) != NULL:
                 code = batch_new(plan, leaf_spill(n, i), f)
-        elif n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
-            code = seal_prepare(plan, n.kids[i], f)
+        else:
+            kid = kid_of(n, i)
+            if kid != NULL and at_get8(&kid.state) == DIRTY:
+                code = seal_prepare(plan, kid, f)
         if code != OK:
             return code
     return OK
@@ -132,7 +136,7 @@ cdef void seal_spill(Plan *plan, uint8_t *body) noexcept nogil:
     cdef int i, depth, tops = spill_tops(t.s.page_size, form, v.length, &depth)
     plan.batches = b.next
     st64(fresh, v.length)
-    st64(fresh + 8, t.p.generation)
+    st64(fresh + 8, plan.generation)
     for i in range(tops):
         seal_spilled(plan, b, v, depth, i, fresh + SPILL_FIXED + i * form.entry)
     spin_lock(&t.p.spin)
@@ -162,18 +166,18 @@ cdef void seal_spilled(Plan *plan, Batch *b, Spill *v, int level, int64_t i, uin
         below = min(<int64_t> s.dated.fan, level_count(s, v.length, level - 1) - i * s.dated.fan)
         for k in range(below):
             seal_spilled(plan, b, v, level - 1, i * s.dated.fan + k, page + HEADER + k * s.dated.entry)
-        crc = index_finish(t, page, level, below)
+        crc = index_finish(t, page, level, below, plan.generation)
     queue_spilled(plan, b, page, entry)
     st32(entry + 8 * s.copies, crc)
-    st64(entry + 8 * s.copies + 4, t.p.generation)
+    st64(entry + 8 * s.copies + 4, plan.generation)
 
 
-cdef uint32_t index_finish(TreeCore *t, uint8_t *page, int level, int64_t n) noexcept nogil:
+cdef uint32_t index_finish(TreeCore *t, uint8_t *page, int level, int64_t n, uint64_t generation) noexcept nogil:
     """The header of an overflow index page whose entries are there; its checksum."""
     memset(page, 0, HEADER)
     st32(page + OFF_MAGIC, PAGE_MAGIC)
     st64(page + OFF_TREE, t.tree_id)
-    st64(page + OFF_GENERATION, t.p.generation)
+    st64(page + OFF_GENERATION, generation)
     page[OFF_LEVEL] = level
     page[OFF_KIND] = KIND_DATED
     st16(page + OFF_COUNT, <int> n)
@@ -212,14 +216,16 @@ cdef void seal_node(Plan *plan, Node *n, uint8_t *ref) noexcept nogil:
     cdef Shape *s = &t.s
     cdef uint8_t *page = page_of(n)
     cdef uint8_t *body
+    cdef Node *kid
     cdef uint64_t records = node_count(n)
     cdef int i, k
     if n.level:
         records = 0
     for i in range(node_count(n)):
         if n.level:
-            if n.kids[i] != NULL and at_get8(&n.kids[i].state) == DIRTY:
-                seal_node(plan, n.kids[i], ref_at(page, i))
+            kid = kid_of(n, i)
+            if kid != NULL and at_get8(&kid.state) == DIRTY:
+                seal_node(plan, kid, ref_at(page, i))
             records = (records + (ref_records(s, ref_at(page, i)) & ~REF_SPILLED)) | (
                 (records | ref_records(s, ref_at(page, i))) & REF_SPILLED)
         elif n.spilled:
@@ -228,12 +234,12 @@ cdef void seal_node(Plan *plan, Node *n, uint8_t *ref) noexcept nogil:
                 records |= REF_SPILLED
                 if spill_pointer(body) != NULL:
                     seal_spill(plan, body)
-    st64(page + OFF_GENERATION, t.p.generation)
+    st64(page + OFF_GENERATION, plan.generation)
     st32(page + OFF_CRC, crc32c_update(0, page + 4, s.page_size - 4, 0))
     for k in range(s.copies):
         st64(ref + 8 * k, plan.addresses[k * plan.total + plan.next_page])
     st32(ref + 8 * s.copies, ld32(page + OFF_CRC))
-    st64(ref + 8 * s.copies + 4, t.p.generation)
+    st64(ref + 8 * s.copies + 4, plan.generation)
     st64(ref + 8 * s.copies + 12, records)
     n.address = plan.addresses[plan.next_page]
     n.pending = s.copies
@@ -251,6 +257,7 @@ cdef int seal_reserve(Plan *plan, Fault *f) noexcept nogil:
     """Room in a queue and in the map for all pages of the plan; `seal_finish` hands it over or gives it back."""
     cdef PagerCore *p = plan.t.p
     cdef int code = E_MEMORY
+    plan.generation = <uint64_t> at_get64(<int64_t *> &p.generation)
     plan.queue = queue_new(plan.total * plan.t.s.copies)
     if plan.queue != NULL:
         spin_lock(&p.spin)
@@ -296,7 +303,7 @@ cdef void seal_leaves_below(Plan *plan, Node *n, int64_t start, int64_t *at) noe
             at[0] += 1
             return
         for i in range(node_count(n)):
-            kid = n.kids[i]
+            kid = kid_of(n, i)
             if kid == NULL or at_get8(&kid.state) != DIRTY or holds_values(kid) or <int> kid.cap < t.s.page_size:
                 continue
             if plan.next_page == plan.total:
@@ -309,7 +316,7 @@ cdef void seal_leaves_below(Plan *plan, Node *n, int64_t start, int64_t *at) noe
         at[0] += 1
         return
     for i in range(node_count(n)):
-        kid = n.kids[i]
+        kid = kid_of(n, i)
         if kid != NULL and at_get8(&kid.state) == DIRTY:
             seal_leaves_below(plan, kid, start, at)
             if plan.next_page == plan.total:

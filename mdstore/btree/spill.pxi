@@ -79,10 +79,13 @@ cdef int spill_page(TreeCore *t, const Form *form, const uint8_t *entries, int64
     cdef PagerCore *p = t.p
     cdef int64_t first = 0, i = 0
     cdef int code = OK
-    if p.closed:
+    if at_get32(<int32_t *> &p.closed):
         return fail(f, E_CLOSED, "pager")
+    cdef const uint8_t *entry
     while i < run and at_get64(&p.map_n):
-        if sealed_page(p, ref_address(entries + i * form.entry, 0), pages + i * p.page_size):
+        entry = entries + i * form.entry
+        if sealed_page(p, ref_address(entry, 0), pages + i * p.page_size) and spill_verify(
+                t, form, pages + i * p.page_size, ref_crc(&t.s, entry), level, generation, ref_address(entry, 0), f) == OK:
             if first < i:
                 code = spill_load(t, form, entries + first * form.entry, i - first, level, generation, pages + first * p.page_size, f)
             if code != OK:
@@ -103,6 +106,8 @@ cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64
     cdef const uint8_t *entry
     cdef uint8_t *page
     cdef Fault ignored
+    f.tree_id = t.tree_id
+    f.level = level
     code = device_read(t.p, ref_address(entries, 0), run, pages, f)
     if code != OK and (s.copies == 1 or run > 1):
         if run == 1:

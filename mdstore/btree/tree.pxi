@@ -4,7 +4,7 @@
 #  T1  every key below child i of an index page is >= separator i and < separator i + 1
 #  T2  slot 0 of an index page has an empty key: the lower bound of a page is kept by its parent alone. A cell that moves to
 #      a left sibling is given that bound as its key (`gather_pair`), and loses it when it comes first in a page
-#  T3  all leaves have the same depth; the tally of `rw` is the number of records
+#  T3  all leaves have the same depth; the tally of `rw` is the number of records, and the count in a reference that of those below
 #  T4  dirty_nodes counts the DIRTY nodes of the tree, dirty_spill the pages (of one copy) of its values in memory
 #  T5  no leaf is empty but a root
 #  T6  a change that fails has changed nothing: first all that may fail (own.pxi), then what cannot

@@ -30,11 +30,11 @@ cdef class TreeView:
     cdef readonly Pager pager
     cdef bytes _blob
 
-    cdef int hold(self, Pager pager) except -1:
+    cdef int hold(self, Pager pager, bint live=False) except -1:
         self.pager = pager
         self.held = Hold.__new__(Hold)
         self.held.pager = pager
-        self.held.core = core_new(pager)
+        self.held.core = core_new(pager, live)
         self.core = self.held.core
         return 0
 

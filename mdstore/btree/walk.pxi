@@ -1,5 +1,7 @@
 # Walks over every page of a view: the check of all invariants, and the list of pages reached.
 
+cdef uint64_t NO_ADDRESS = 0xffffffffffffffffULL
+
 cdef bint holds_bytes(const uint8_t *p, int n) noexcept nogil:
     cdef int i
     for i in range(n):
@@ -36,8 +38,10 @@ cdef class TreeCheck:
         if code != OK:
             self.note(&fault)
             return self.problems
-        self.node(root, t.level, None, None)
-        node_decref(t.p, root)
+        try:
+            self.node(root, t.level, None, None)
+        finally:
+            node_decref(t.p, root)
         if self.records != records_of(t) and not self.problems:
             self.problems.append(f"T3: the root counts {records_of(t)} records, the leaves hold {self.records}")
         with nogil:
@@ -101,10 +105,20 @@ cdef class TreeCheck:
             if code != OK:
                 self.note(&f)
                 continue
-            self.node(kid, level - 1, keys[i] if i else low, keys[i + 1] if i + 1 < count else high)
-            node_decref(t.p, kid)
+            try:
+                if at_get8(&kid.state) != DIRTY and names_kid(n, i, kid):
+                    self.counted(ref_records(&t.s, ref_at(page, i)), page_records(&t.s, page_of(kid), kid.spilled), where)
+                self.node(kid, level - 1, keys[i] if i else low, keys[i + 1] if i + 1 < count else high)
+            finally:
+                node_decref(t.p, kid)
         with nogil:
             make_room(t.p)
+        return 0
+
+    cdef int counted(self, uint64_t stated, uint64_t found, str where) except -1:
+        if stated != found:
+            self.problems.append(f"T3: a reference states {stated:#x} records below (the highest bit: values have spilled), there are "
+                                 f"{found:#x}, at {where}")
         return 0
 
     cdef int inside(self, bytes key, bytes low, bytes high, str where) except -1:
@@ -116,6 +130,43 @@ cdef class TreeCheck:
         if high is not None and compare(s, p, n, <uint8_t *> PyBytes_AS_STRING(high), <int> len(high)) >= 0:
             self.problems.append(f"T1: key {key!r} is not below the next separator {high!r} at {where}")
         return 0
+
+
+cdef PyObject *walk_hook = NULL  # for tests: what the next step of a walk over pages calls
+
+
+cdef void walk_looks() noexcept with gil:
+    """Another thread may do anything while a walk looks at a child; a test does it here."""
+    global walk_hook
+    if walk_hook != NULL:
+        hook = <object> walk_hook
+        Py_DECREF(hook)
+        walk_hook = NULL
+        hook()
+
+
+cdef int walk_kid(TreeCore *t, Node *n, int i, uint64_t *addresses, Node **kid, Fault *f) noexcept nogil:
+    """Look at child `i` of a held index node, which only the lock keeps from being evicted: the addresses of its page, `copies` of them
+    (the first is NO_ADDRESS where it has none), and itself with a reference, where it has to be walked through; else NULL."""
+    cdef PagerCore *p = t.p
+    cdef const uint8_t *ref = ref_at(page_of(n), i)
+    cdef Node *found
+    cdef int k, code = OK
+    cdef bint dirty
+    kid[0] = NULL
+    rw_lock_shared(&p.rw)
+    found = kid_of(n, i)
+    if walk_hook != NULL:
+        walk_looks()
+    dirty = found != NULL and (at_get8(&found.state) == DIRTY or (at_get8(&n.state) == DIRTY and not names_kid(n, i, found)))
+    for k in range(t.s.copies):
+        addresses[k] = NO_ADDRESS if dirty else ref_address(ref, k)
+    if dirty or n.level > 1 or ref_records(&t.s, ref) & REF_SPILLED:
+        code = kid_at(t, n, i, kid, f)
+        if code == OK:
+            at_add32(&kid[0].refs, 1)
+    rw_unlock_shared(&p.rw)
+    return code
 
 
 @cython.no_gc_clear
@@ -223,30 +274,29 @@ cdef class PageWalk:
         cdef Node *n = self.node[self.depth]
         cdef Node *kid
         cdef int i = self.at[self.depth], k, code
-        cdef uint8_t *ref
+        cdef uint64_t addresses[3]
         cdef Fault fault
-        cdef bint dirty
         if i >= node_count(n):
             node_decref(t.p, n)
             self.depth -= 1
             return 0
         self.at[self.depth] += 1
-        ref = ref_at(page_of(n), i)
-        kid = <Node *> at_getp(&n.kids[i])
-        dirty = kid != NULL and (at_get8(&kid.state) == DIRTY or (at_get8(&n.state) == DIRTY and not names_kid(n, i, kid)))
-        if not dirty:
-            for k in range(t.s.copies):
-                self.ready.append((ref_address(ref, k), 1, n.level - 1))
-            if n.level == 1 and not ref_records(&t.s, ref) & REF_SPILLED:
-                return 0
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            rw_lock_shared(&t.p.rw)
-            code = kid_at(t, n, i, &kid, &fault)
-            if code == OK:
-                at_add32(&kid.refs, 1)
-            rw_unlock_shared(&t.p.rw)
+            code = walk_kid(t, n, i, addresses, &kid, &fault)
             make_room(t.p)
+        for k in range(t.s.copies if addresses[0] != NO_ADDRESS else 0):
+            self.ready.append((addresses[k], 1, n.level - 1))
         if code != OK:
             raised(&fault)
-        return self.push(kid)
+        return self.push(kid) if kid != NULL else 0
+
+
+def call_in_walk(hook):
+    """Have the next step of a walk over pages call `hook` while it looks at a child; for tests. In the thread that walks, with
+    the lock held that keeps pages from being evicted."""
+    global walk_hook
+    if walk_hook != NULL:
+        Py_DECREF(<object> walk_hook)
+    Py_INCREF(hook)
+    walk_hook = <PyObject *> hook

@@ -111,6 +111,21 @@ def hostile(page: bytearray, rng: random.Random) -> None:
     page[0:4] = reference.crc32c(bytes(page[4:])).to_bytes(4, "little")
 
 
+def records_below(page: bytes, ref_size: int) -> int:
+    """What a reference to a page with values of any length counts: the records below, and in its highest bit whether one has spilled.
+    Of a page that is no page, anything."""
+    count, total = int.from_bytes(page[26:28], "little"), 0
+    for at in range(PAGE_HEADER_SIZE, PAGE_HEADER_SIZE + 8 * count, 8):
+        behind = int.from_bytes(page[at + 4 : at + 6], "little") + int.from_bytes(page[at + 6 : at + 8], "little")
+        if page[24] == 0:
+            spilled = int.from_bytes(page[behind : behind + 2], "little") >= 0xFFFE
+            total = total + 1 | spilled << 63
+        else:
+            below = int.from_bytes(page[behind + ref_size - 8 : behind + ref_size], "little")
+            total = (total & (1 << 63) - 1) + (below & (1 << 63) - 1) | (total | below) & 1 << 63
+    return total & (1 << 64) - 1
+
+
 def exercise(tree: Tree, rng: random.Random) -> None:
     """Everything that touches a page's insides; a typed error is the only failure allowed."""
     for act in (
@@ -167,6 +182,9 @@ def fuzz_pages(seed: int, rounds: int) -> int:
         forged[ref : ref + 8 * copies] = address.to_bytes(8, "little") * copies
         forged[ref + 8 * copies : ref + 8 * copies + 4] = crc
         forged[ref + 8 * copies + 4 : ref + 8 * copies + 12] = generation
+        records = records_below(page, 8 * copies + 20)
+        forged[ref + 8 * copies + 12 : ref + 8 * copies + 20] = records.to_bytes(8, "little")
+        forged[24:32] = (records & (1 << 63) - 1).to_bytes(8, "little")
         assert len(old) == 4
         try:
             victim = Tree.open(world.pager, bytes(forged))
