@@ -88,26 +88,29 @@ def _lines(dump: IO[bytes]) -> Iterator[bytes]:
 @click.command("recover")
 @_source
 @_target
+@click.option("--snapshot", metavar="NAME", help="What this snapshot of the store knows; SOURCE may be in use meanwhile.")
 @click.option("--size", "size_bytes", type=size, help="Size of the new image [that of the old].")
 @_log
 @_force
 @_sparse
 @json_option
 def recover_command(
-    source: str, target: str, size_bytes: int | None, log_bytes: int | None, force: bool, sparse: bool, as_json: bool
-) -> int:
+    source: str, target: str, snapshot: str | None, size_bytes: int | None, log_bytes: int | None, force: bool, sparse: bool,
+    as_json: bool,
+) -> int:  # fmt: skip
     """Salvage whatever still reads of SOURCE into TARGET, a new image; list what was lost, by name. SOURCE is never written.
 
     \b
     mdstore recover broken.img saved.img
     mdstore repair saved.img --apply
+    mdstore recover work.img monday.img --snapshot monday     a snapshot of which a part is damaged
 
     A damaged block costs its own bytes (they read as zeros), a damaged page what lies below it. What refers to something lost
     still does: let `mdstore repair` set the new image's name space right. Exit code 4 when something was lost.
     """
     _refuse_same(source, target)
-    with _held(source), Image(source) as image, _room_said(target, "--size"):
-        salvage = Salvage(image)
+    with _guard(source, held=snapshot is None), Image(source) as image, _room_said(target, "--size"):
+        salvage = Salvage(image, snapshot)
         stream = salvage.stream()
         shape = _like(image, size_bytes, log_bytes, sparse=sparse)
         loaded = make_image_of(target, shape, stream.records(), force=force)

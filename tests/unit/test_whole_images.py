@@ -23,6 +23,7 @@ from mdstore.tools.reader.dump_lines import DumpHeader, DumpLines, encode_dump
 from mdstore.tools.reader.floors import Floor
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.page import Reference
+from mdstore.tools.reader.snapshots import find_snapshot
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
 from mdstore.tools.reader.superblock import ROOT_OBJECTS
@@ -402,6 +403,45 @@ def test_a_snapshot_is_copied_while_the_image_is_in_use(run: Run, tmp_path: Path
     assert dump(tmp_path / "copy").decode() == dumped
     with Store.open(FileDevice.open(str(tmp_path / "copy"))) as copied:
         assert content_of(copied) == content
+
+
+@pytest.mark.parametrize("what", ["data block", "leaf of objects"])
+def test_what_still_reads_of_a_damaged_snapshot_is_saved_and_the_rest_is_named(run: Run, tmp_path: Path, what: str) -> None:
+    """Damage that only a snapshot reached was a reason to delete it with all it had: a copy ended at the damage."""
+    path = tmp_path / "image"
+    store = Store.create(FileDevice.create(path, 4 * MIB), block_size=512, log_bytes=256 << 10, background=False)
+    store.apply(Transaction().create_collection("c"))
+    contents = {b"o%03d" % number: Random(number).randbytes(900) for number in range(120)}
+    for name, data in contents.items():
+        store.apply(Transaction().write("c", name, 0, data).setattr("c", name, "a", b"x" * 60))
+    store.snapshot("kept")
+    with store.open_snapshot("kept") as view:
+        assert view.read("c", b"o007") == contents[b"o007"]
+    for name in contents:
+        store.apply(Transaction().write("c", name, 0, b"new" * 300))
+    store.close()
+    with Image(str(path)) as image:
+        reader = StoreReader(image, find_snapshot(StoreReader(image, newest_superblock(image)), b"kept").superblock)
+        pages: list[int] = []
+        tree = reader.root_tree(ROOT_OBJECTS)
+        tree.on_pages = lambda page, _, is_overflow: (None if is_overflow else pages.append(page)) is None
+        list(tree.items())
+    at = pages[-1] * 512 if what == "leaf of objects" else path.read_bytes().rindex(contents[b"o007"][:400])
+    overwrite(path, at, b"rot")
+    checked = run("fsck", "--deep", path)
+    assert (checked.code, "mdstore recover --snapshot" in checked.out) == (4, True), checked
+    assert run("copy", path, tmp_path / "copy", "--snapshot", "kept").code == 1
+    assert run("recover", path, tmp_path / "saved", "--snapshot", "never").code == 1
+    saved = run("recover", path, tmp_path / "saved", "--snapshot", "kept")
+    assert (saved.code, "lost: c/o007 bytes" in saved.out) == (4, what == "data block"), saved
+    assert ("lost: the objects of c" in saved.out) == (what != "data block"), saved
+    assert run("fsck", "--deep", tmp_path / "saved").code == 0
+    with Store.open(FileDevice.open(tmp_path / "saved")) as again:
+        found = {name: again.read("c", name) for name in again.list_objects("c")}
+    differ = {name for name, data in contents.items() if found.get(name) != data}
+    assert differ == {b"o007"} if what == "data block" else 0 < len(differ) < 20 and not differ & found.keys()
+    assert run("snapshot", "delete", path, "kept", "--store").code == 0
+    assert run("fsck", "--deep", path).code == 0
 
 
 def test_a_target_stays_what_it_was_until_the_new_image_is_whole(tmp_path: Path, run: Run) -> None:

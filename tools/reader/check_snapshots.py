@@ -21,7 +21,10 @@ from mdstore.tools.reader.store import StoreReader
 
 _REACH: Final = struct.Struct(">QQQQ")  # first block, blocks, epoch of who reaches it (the dead: the last), birth (0: not dead)
 _LIVE: Final = 0
-_REMEDY: Final = "copy what it still has, then delete the snapshot (`mdstore snapshot delete`; one of the store: with --store)"
+_REMEDY: Final = (
+    "save what it still has (`mdstore recover --snapshot`), then delete the snapshot "
+    "(`mdstore snapshot delete`; one of the store: with --store)"
+)
 _SETTLE_EVERY: Final = 4096
 
 

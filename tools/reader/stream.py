@@ -115,6 +115,7 @@ class ObjectStream:
     def _objects(self, collection: bytes) -> Iterator[Record]:
         first_of_group: dict[int, bytes] = {}
         ended: tuple[bytes, int] = (b"", 0)  # the name that had revisions last, and where the newest of them ends
+        self._whose = f"the objects of {readable_name(collection)}"
         revised = ((name, 0, None) for name in self._overlay.revised(collection))
         there = ((name, 1, found) for name, found in self._overlay.objects(collection))
         for name, _, found in merge(revised, there, key=lambda row: row[:2]):

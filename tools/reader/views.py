@@ -43,7 +43,8 @@ class Section:
 class Source:
     """An open image and what was found in it. `problems` collects damage met on the way."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, kept: Superblock | None = None) -> None:
+        """`kept`: that of a snapshot, whose state is meant, instead of the image's newest one with its log."""
         self.image = image
         self.copies = read_copies(image)
         self.problems: list[Problem] = []
@@ -51,7 +52,8 @@ class Source:
         found = usable(self.copies)
         if not found:
             raise NotAnImage(f"{image.path} has no usable superblock; `mdstore fsck` says why")
-        self.superblock: Superblock = choose_superblock(image, found, self.findings)
+        self._with_log = kept is None
+        self.superblock: Superblock = kept or choose_superblock(image, found, self.findings)
         self.reader = StoreReader(image, self.superblock, on_damage=self.findings.add_damage)
         self._overlay: Overlay | None = None
 
@@ -60,7 +62,8 @@ class Source:
         """The objects once the log is replayed."""
         if self._overlay is None:
             self._overlay = Overlay(self.reader)
-            LogCheck(self.image, self.superblock, self.findings, self.reader).run(self._overlay)
+            if self._with_log:
+                LogCheck(self.image, self.superblock, self.findings, self.reader).run(self._overlay)
         return self._overlay
 
     def names(self) -> NameSpace:

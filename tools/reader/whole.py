@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from mdstore.errors import MdstoreError, NotAnImage
+from mdstore.errors import MdstoreError, NotAnImage, NotFound
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.mds_views import tree_view
 from mdstore.tools.reader.problems import Damage
@@ -62,20 +63,38 @@ class Loss:
 
 @dataclass
 class Salvage:
-    """Whatever still reads of an image, and what does not, each thing once."""
+    """Whatever still reads of an image, or of a snapshot in it, and what does not, each thing once."""
 
     image: Image
+    snapshot: str | None = None
     losses: dict[tuple[str, str], Loss] = field(default_factory=dict)
+    _kept: Superblock | None = None
 
     def stream(self) -> ObjectStream:
-        """The stream of the newest superblock whose own trees can be entered. NotAnImage when there is none at all."""
+        """The stream of the newest superblock whose own trees can be entered, or of the snapshot. NotAnImage when there is none
+        at all; NotFound, InvalidRequest of a snapshot."""
         found = usable(read_copies(self.image))
         if not found:
             raise NotAnImage(f"{self.image.path} has no usable superblock left; `mdstore repair` may find one")
+        if self.snapshot is not None:
+            self._kept = self._find(found, self.snapshot.encode("utf-8", "surrogateescape"))
+            return ObjectStream(self.image, self._kept, with_log=False, on_loss=self._lost)
         chosen = next((superblock for superblock in found if self._can_be_entered(superblock)), found[0])
         if chosen is not found[0]:
             self.lose("the store", f"the superblock of epoch {found[0].epoch} leads nowhere; epoch {chosen.epoch} is taken")
-        return ObjectStream(self.image, chosen, on_loss=lambda whose, damage: self.lose(whose, _sentence(damage)))
+        return ObjectStream(self.image, chosen, on_loss=self._lost)
+
+    def _lost(self, whose: str, damage: Damage) -> None:
+        self.lose(whose, _sentence(damage))
+
+    def _find(self, found: list[Superblock], name: bytes) -> Superblock:
+        """That of the snapshot, by the newest superblock that still knows it."""
+        for superblock in found:
+            with suppress(NotFound):
+                snapshot = find_snapshot(StoreReader(self.image, superblock, on_damage=lambda _: None), name)
+                if not snapshot.is_deleting:
+                    return snapshot.superblock
+        raise NotFound("snapshot", name)
 
     def lose(self, whose: str, what: str) -> None:
         """Note something that does not read."""
@@ -95,7 +114,7 @@ class Salvage:
     def _paths(self, numbers: set[int]) -> dict[int, str]:
         paths = {1: "/"} if 1 in numbers else {}
         try:
-            for section in tree_view(Source(self.image), "/"):
+            for section in tree_view(Source(self.image, self._kept), "/"):
                 for row in section.rows:
                     if row["ino"] in numbers:
                         paths.setdefault(int(str(row["ino"])), str(row["path"]))
