@@ -46,23 +46,40 @@ class Checkpointer:
         self._background = background
         self._wanted = threading.Event()
         self._stopping = False
+        self.ended = False  # the last one was written
         self._thread: threading.Thread | None = None
         self.count = 0
         self.longest_freeze_s = 0.0
 
-    def run(self, *, flags: int = 0) -> None:
+    def run(self) -> None:
         """Write a checkpoint now. On return everything submitted before the call is durable and in the trees."""
-        self._to_its_end(lambda: self._store.guarded(lambda: self._run(flags)))
+        self._to_its_end(lambda: self._store.guarded(lambda: self._run(0)))
+
+    def run_last(self, flags: Callable[[Freezer], int]) -> None:
+        """Write the last one, with what `flags` says once others are held back. Whoever waited meanwhile gets StoreClosed: one
+        more would take the flags back."""
+
+        def last() -> None:
+            chosen = flags(self._freeze)
+            self._store.guarded(lambda: self._run(chosen))
+            self.ended = True
+
+        self._to_its_end(last)
 
     def run_steps(self, steps: Callable[[Freezer], Result]) -> Result:
         """Do what needs more than one checkpoint with no other in between: `steps` gets the call that runs one."""
-        return self._to_its_end(lambda: steps(lambda on_frozen: self._store.guarded(lambda: self._run(0, on_frozen))))
+        return self._to_its_end(lambda: steps(self._freeze))
+
+    def _freeze(self, on_frozen: OnFrozen | None) -> Superblock:
+        return self._store.guarded(lambda: self._run(0, on_frozen))
 
     def _to_its_end(self, work: Callable[[], Result]) -> Result:
         """Whatever interrupts the caller; the next one waits for the work, not for the caller."""
 
         def alone() -> Result:
             with self._one_at_a_time:
+                if self.ended:
+                    raise log.closed()
                 return work()
 
         return uninterrupted(alone)

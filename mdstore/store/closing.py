@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from journal import JournalError
 from mdstore.store import superblock
 from mdstore.store.commit import Committer
-from mdstore.store.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
+    from mdstore.store.checkpoint import Freezer
     from mdstore.store.store import Store
 
 
@@ -57,23 +57,23 @@ class Closer:
         with store.lock:
             store.closing = True
         try:
-            if store.is_usable and not store.read_only:
+            if store.is_usable and not store.read_only and not store.checkpointer.ended:
                 store.checkpointer.stop()
-                store.checkpointer.run(flags=superblock.FLAG_CLEAN | self._wiped_at_last())
+                store.checkpointer.run_last(self._flags)
         except Exception as error:
             self._failure = error
             raise
         finally:
             self._release()
 
-    def _wiped_at_last(self) -> int:
-        """Before the last checkpoint of a store that wipes: one more, so that it leaves nothing; the flag that says so."""
+    def _flags(self, checkpoint: Freezer) -> int:
+        """Of the last checkpoint. Before it a store that wipes makes one more, so that it leaves nothing."""
         store = self._store
         if not store.wiper.active:
-            return 0
-        store.checkpointer.run()
-        uninterrupted(lambda: store.guarded(store.wiper.step))
-        return superblock.FLAG_WIPED if store.wiper.finished() else 0
+            return superblock.FLAG_CLEAN
+        checkpoint(None)
+        store.guarded(store.wiper.step)
+        return superblock.FLAG_CLEAN | (superblock.FLAG_WIPED if store.wiper.finished() else 0)
 
     def _release(self) -> None:
         store = self._store

@@ -155,8 +155,7 @@ class Queries(ABC):
             last = object_key(number, high) if high is not None else object_key(number + 1, b"")
             self.tables.objects.isolated.check_range(first, last)
             keys = self.tables.objects.tree.keys(first, last)
-            names = [split_key(key)[1] for key, _ in zip(keys, range(limit))] if limit is not None else None
-            return names if names is not None else [split_key(key)[1] for key in keys]
+            return [split_key(key)[1] for key in islice(keys, limit)]  # and no page behind the last of them is read
 
     def revisions(self, collection: Name, name: Name) -> list[Revision]:
         """The object's revisions, oldest first; the object itself need not exist. Cost: one onode for each."""

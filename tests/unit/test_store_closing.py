@@ -200,6 +200,25 @@ def test_closing_waits_for_a_checkpoint_that_is_under_way() -> None:
     assert reopened(device).read("c", "o") == LARGE
 
 
+def test_a_checkpoint_that_waited_for_the_last_one_is_refused() -> None:
+    """It was written behind the last one, and the image was not closed in order."""
+    store, device = made()
+    refused = list[object]()
+
+    def one_more() -> None:  # by who was let in before the store was being closed
+        try:
+            store.checkpointer.run()
+        except StoreClosed as error:
+            refused.append(error)
+
+    waiting = threading.Thread(target=one_more)
+    device.on_flush = waiting.start
+    store.close()
+    waiting.join(HANG_S)
+    assert len(refused) == 1
+    assert reopened(device).read("c", "o") == LARGE
+
+
 def test_a_change_whose_own_checkpoint_comes_too_late_was_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was in the last checkpoint, and its caller was told StoreClosed."""
     store, device = made()

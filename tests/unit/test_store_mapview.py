@@ -376,7 +376,7 @@ def test_a_put_that_comes_while_the_store_closes_is_durable_or_refused(
     view[b"a"] = b"1"
     accepted, refused = {b"a": b"1"}, []
     come, closed = threading.Event(), threading.Event()
-    run, stop, mark_dirty = store.checkpointer.run, store._committer.stop, store.tables.objects.mark_dirty
+    run, stop, mark_dirty = store.checkpointer.run_last, store._committer.stop, store.tables.objects.mark_dirty
 
     def put() -> None:
         try:
@@ -394,8 +394,8 @@ def test_a_put_that_comes_while_the_store_closes_is_durable_or_refused(
             come.set()
             closed.wait()
 
-    def last_checkpoint(*, flags: int) -> None:
-        run(flags=flags)
+    def last_checkpoint(flags: Any) -> None:
+        run(flags)
         monkeypatch.setattr(store.tables.objects, "mark_dirty", between_two_steps)
         thread.start()
         come.wait()
@@ -405,7 +405,7 @@ def test_a_put_that_comes_while_the_store_closes_is_durable_or_refused(
         closed.set()
         thread.join()
 
-    monkeypatch.setattr(store.checkpointer, "run", last_checkpoint)
+    monkeypatch.setattr(store.checkpointer, "run_last", last_checkpoint)
     monkeypatch.setattr(store._committer, "stop", marked_as_closed)
     store.close()
     for call in (lambda: view.get(b"a"), lambda: view.put(b"c", b"3"), view.snapshot):
