@@ -26,7 +26,7 @@ from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, PosixErr
 from mdstore.mds.around import read_around
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER
-from mdstore.store import Store
+from mdstore.store import Store, Transaction
 from mdstore.tools.reader import superblock
 from mdstore.tools.reader.image import Image as ImageFile
 from mdstore.tools.reader.onode import decode_onode
@@ -163,15 +163,17 @@ def made(path: Path) -> Image:
     return Image(content, directory, map_leaves(content, path, b"%016x" % directory))
 
 
-def map_leaves(content: bytes, path: Path, name: bytes) -> list[tuple[int, list[bytes]]]:
-    """The leaves of that object's map in order: page, and the keys in it."""
+def map_leaves(content: bytes, path: Path, name: bytes | None) -> list[tuple[int, list[bytes]]]:
+    """The leaves of that object's map in order, or of the object tree (None): page, and the keys in it."""
     path.write_bytes(content)
     leaves: list[tuple[int, list[bytes]]] = []
     with ImageFile(str(path)) as opened:
         reader = StoreReader(opened, newest(content))
-        roots = [decode_onode(raw).map_root for key, raw in reader.root_tree(superblock.ROOT_OBJECTS).items() if key[8:] == name]
-        assert roots[0] is not None
-        tree = reader.tree(roots[0], None)
+        tree = reader.root_tree(superblock.ROOT_OBJECTS)
+        if name is not None:
+            [root] = [decode_onode(raw).map_root for key, raw in tree.items() if key[8:] == name]
+            assert root is not None
+            tree = reader.tree(root, None)
         read: list[int] = []
         tree.on_pages = lambda page, count, is_overflow: read.append(page) is None
         for key, _ in tree.items():
@@ -321,3 +323,21 @@ def _asked(kernel: Kernel, directory: int, handle: int, size: int, *, plus: bool
             at += protocol.DIRENT.size
             names.append(reply[at : at + length])
             at += length + 7 & ~7
+
+
+def test_so_many_objects_are_listed_without_a_look_at_the_next_page(tmp_path: Path) -> None:
+    """One name more was read than asked for: a damaged page behind the last of them kept them from being listed."""
+    device = MemoryDevice(4 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=128 << 10, background=False)
+    store.apply(Transaction().create_collection("c"))
+    for number in range(200):
+        store.apply(Transaction().touch("c", b"%03d" % number))
+    store.close()
+    leaves = map_leaves(device.image(), tmp_path / "image", None)
+    content = bytearray(device.image())
+    content[leaves[3][0] * BLOCK + 100] ^= 1
+    names = [key[8:] for _, keys in leaves[:3] for key in keys]
+    with Store.open(MemoryDevice.from_bytes(bytes(content)), background=False) as damaged_store:
+        assert damaged_store.list_objects("c", None, None, len(names)) == names
+        with pytest.raises(CorruptionError):
+            damaged_store.list_objects("c", None, None, len(names) + 1)
