@@ -108,15 +108,16 @@ cdef class Pager:
         cdef Queue *queue
         cdef Write *taken
         cdef int64_t n, done = 0, first, written = 0, i
+        cdef int code
         if at_get32(<int32_t *> &p.closed):
             raise StoreClosed("the pager is closed")
         with nogil:
-            queue = queue_take(p)
+            code = queue_take(p, &queue)
             if queue != NULL:
                 qsort(queue.writes, queue.n, sizeof(Write), &by_address)
+        if code != OK:
+            raise MemoryError("sealed pages")
         if queue == NULL:
-            if p.queue != NULL:
-                raise MemoryError("sealed pages")
             return 0
         taken = queue.writes
         n = queue.n

@@ -46,8 +46,8 @@ cdef Queue *queue_new(int64_t cap) noexcept nogil:
     return queue
 
 
-cdef Queue *queue_take(PagerCore *p) noexcept nogil:
-    """All that waits, in one; NULL where nothing does, or without memory, where it is left."""
+cdef int queue_take(PagerCore *p, Queue **taken) noexcept nogil:
+    """All that waits, in one; NULL where nothing does. Without memory it is left."""
     cdef Queue *first
     cdef Queue *q
     cdef Queue *all
@@ -56,8 +56,9 @@ cdef Queue *queue_take(PagerCore *p) noexcept nogil:
     first = p.queue
     p.queue = NULL
     spin_unlock(&p.spin)
+    taken[0] = first
     if first == NULL or first.next == NULL:
-        return first
+        return OK
     q = first
     while q != NULL:
         n += q.n
@@ -72,7 +73,8 @@ cdef Queue *queue_take(PagerCore *p) noexcept nogil:
             memcpy(all.writes + all.n, q.writes, q.n * sizeof(Write))
             all.n += q.n
             queue_free(q)
-    return all
+    taken[0] = all
+    return OK if all != NULL else E_MEMORY
 
 
 cdef void write_add(Plan *plan, uint64_t address, int64_t pages, const uint8_t *bytes, Node *n, Batch *b) noexcept nogil:
