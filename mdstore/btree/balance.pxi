@@ -275,6 +275,12 @@ cdef void set_separator(TreeCore *t, Node *parent, int pos, const uint8_t *key, 
     """Replace the separator of child `pos`; the caller made sure that it fits."""
     cdef uint8_t ref[REF_MAX]
     cdef uint8_t *page = page_of(parent)
+    cdef uint8_t *old = cell_at(page, pos)
+    cdef int skip = ld16(page + OFF_SKIP)
+    if klen_at(page, pos) == klen and (skip == 0 or (skip <= klen and memcmp(old, key, skip) == 0)):
+        memcpy(old, key, klen)  # as most are: a page whose keys share a prefix has them of one length
+        st32(slot_at(page, pos), head_of(&t.s, key, klen, skip))
+        return
     memcpy(ref, ref_at(page, pos), t.s.ref_size)
     page_erase(&t.s, page, pos)
     memcpy(page_open(&t.s, page, parent.cap, pos, key, klen, klen + t.s.ref_size), ref, t.s.ref_size)

@@ -156,10 +156,20 @@ cdef void note_run(Node *n, int pos) noexcept nogil:
         n.run = 0
 
 
+cdef inline int sibling_cells(Path *path) noexcept nogil:
+    """Cells of the fuller one of the leaf's siblings, as far as they are in memory."""
+    cdef Node *parent = path.node[path.depth - 1]
+    cdef int i, most = 0
+    for i in range(path.pos[path.depth - 1] - 1, path.pos[path.depth - 1] + 2):
+        if 0 <= i < node_count(parent) and parent.kids[i] != NULL:
+            most = max(most, node_count(parent.kids[i]))
+    return most
+
+
 cdef int reserve(TreeCore *t, Path *path, int need, Fault *f) noexcept nogil:
     """Have all nodes and buffers that splitting the leaf may take, up to where a page surely has room (the leaf's parent for `need`
     bytes): what follows cannot fail. Released by `path_end`."""
-    cdef int d = path.depth, level
+    cdef int d = path.depth, level, cells
     cdef Node *n
     if path.items != NULL:
         return OK
@@ -169,7 +179,10 @@ cdef int reserve(TreeCore *t, Path *path, int need, Fault *f) noexcept nogil:
         d -= 1
     level = path.depth - d  # of the highest page that splits; where that is the root, a new root is above it
     level += d == 0
-    path.items = <Item *> take(items_most(t.s.page_size) * sizeof(Item))
+    cells = node_count(path.node[path.depth]) + (sibling_cells(path) if path.depth else 0)
+    if level:
+        cells = max(cells, 2 * kids_most(t.s.page_size))
+    path.items = <Item *> take((cells + 2) * sizeof(Item))
     path.scratch = <uint8_t *> take(scratch_size(t)) if level else NULL
     if path.items == NULL or (level and path.scratch == NULL):
         return fail(f, E_MEMORY, "page")

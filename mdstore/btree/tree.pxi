@@ -28,6 +28,10 @@ cdef inline void n_prefetch(Node *n, int i) noexcept nogil:
         prefetch_node(kid)
 
 
+cdef enum:
+    SMALL_CELL = 1400    # bytes of a cell that are not asked of the allocator
+
+
 # -- putting -----------------------------------------------------------------------------------------------------------
 cdef int record_item(TreeCore *t, Item *item, uint8_t *cell, const uint8_t *key, int klen, const uint8_t *value,
                      int64_t vlen, Spill **made, Fault *f) noexcept nogil:
@@ -110,14 +114,17 @@ cdef int put_slow(TreeCore *t, const uint8_t *key, int klen, const uint8_t *valu
     cdef Item item
     cdef Spill *v = NULL
     cdef Node *leaf
-    cdef uint8_t *cell
+    cdef uint8_t small[SMALL_CELL]
+    cdef uint8_t *cell = small
+    cdef int64_t size = klen + SPILL_BODY_MAX + 16 + (0 if value_spills(&t.s, klen, vlen) else vlen)
     cdef int pos, room, code = own_path(t, key, klen, &path, f)
     existed[0] = False
     if code != OK:
         return code
     leaf = path.node[path.depth]
     pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, existed)
-    cell = <uint8_t *> take(t.s.cell_max + SPILL_BODY_MAX + 16)
+    if size > SMALL_CELL:
+        cell = <uint8_t *> take(size)
     if cell == NULL:
         return fail(f, E_MEMORY, "record")
     code = record_item(t, &item, cell, key, klen, value, vlen, &v, f)
@@ -138,7 +145,8 @@ cdef int put_slow(TreeCore *t, const uint8_t *key, int klen, const uint8_t *valu
     elif v != NULL:
         spill_free(t.p, v)
     path_end(t, &path)
-    free(cell)
+    if cell != small:
+        free(cell)
     return code
 
 
