@@ -33,6 +33,14 @@ def call_in_walk(hook: Callable[[], object]) -> None:
     """Have the next step of a walk over pages call `hook` while it looks at a child; for tests. In the thread that walks, with
     the lock held that keeps pages from being evicted."""
 
+def call_between(operation: str, hook: Callable[[], object]) -> None:
+    """Have the next operation of that name call `hook` in its middle; for tests. "seal": with the tree's lock held, between
+    sealing the pages and making the root record; "clone": as soon as the tree's lock was let go."""
+
+def compare_torn(descriptor: Descriptor, key: bytes, memory: bytes, size: int) -> int:
+    """How `key` compares (below zero, zero, above) with the cell in the first `size` bytes of `memory`, whatever they hold; for
+    tests."""
+
 def key_size_max(page_size: int, copies: int = 1) -> int:
     """The longest key a tree with such pages takes: at least three of them fit in an index page."""
 
@@ -100,7 +108,8 @@ class Pager:
         """The smallest generation a living snapshot, cursor or iterator holds; None when there is none."""
     def write_sealed(self, max_bytes: int = -1) -> int:
         """Write sealed pages, in address order, merged into large sequential writes, without the GIL; returns the bytes
-        written. Not durable until the device is flushed. A failure raises DeviceFailed and the pages stay sealed."""
+        written. Not durable until the device is flushed. A failure raises DeviceFailed and the pages stay sealed. One thread at a
+        time: another waits, and writes what is left then; so on return without a bound all that was sealed before is written."""
     def take_freed(self) -> list[Freed]:
         """Pages that the trees stopped reaching since the last call. The owner may reuse them only after a root that
         does not reach them is durable and no pinned generation is as old."""

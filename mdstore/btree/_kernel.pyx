@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: embedsignature=False, binding=False
+# cython: embedsignature=False, binding=False, auto_pickle=False
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
 Read in this order. A page: layout.pxi, keys.pxi, search.h (finding a key in it), check.pxi (what is checked after a read); in memory: node.pxi. The
@@ -24,6 +24,8 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, qsort
 from libc.string cimport memcmp, memcpy, memmove, memset
+
+from threading import RLock
 
 from mdstore.errors import (
     CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, NotFound, StoreClosed, UnsupportedFormat,
@@ -104,6 +106,9 @@ cdef extern from "search.h" nogil:
     int compare_keys(const uint8_t *a, int alen, const uint8_t *b, int blen, int same)
     uint32_t first_four(const uint8_t *p, int n)
     int find_plain(const uint8_t *page, int cap, int lo, const uint8_t *key, int klen, bint *found)
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*call)(void *) except -1, void *argument)
 
 cdef struct TreeCore
 

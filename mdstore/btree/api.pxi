@@ -34,7 +34,7 @@ def crc32c(data, unsigned int value=0):
 
 def crc32c_table(data, unsigned int value=0):
     """The same number by tables, as on a processor without the instruction; for tests."""
-    cdef bytes copy = bytes(data)
+    cdef bytes copy = bytes(memoryview(data))
     return crc32c_update(value, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), 1)
 
 
@@ -50,10 +50,30 @@ def call_at_refusal(hook):
     """Have the next key that the descent of a group does not take to a leaf, since a view reaches a page of its path, call `hook`
     before the next key of the group is looked at; for tests. In the thread that puts, with the tree's lock held."""
     global refusal_hook
+    if not callable(hook):
+        raise TypeError(f"a call is wanted, not {hook!r}")
     if refusal_hook != NULL:
         Py_DECREF(<object> refusal_hook)
     Py_INCREF(hook)
     refusal_hook = <PyObject *> hook
+
+
+cdef dict between = {}  # what tests have called in the middle of an operation, by its name
+
+
+def call_between(str operation not None, hook):
+    """Have the next operation of that name call `hook` in its middle; for tests. "seal": with the tree's lock held, between
+    sealing the pages and making the root record; "clone": as soon as the tree's lock was let go."""
+    if not callable(hook):
+        raise TypeError(f"a call is wanted, not {hook!r}")
+    between[operation] = hook
+
+
+cdef int in_between(str operation) except -1:
+    hook = between.pop(operation, None) if between else None
+    if hook is not None:
+        hook()
+    return 0
 
 
 def crc32c_blocks(data, Py_ssize_t block_size):
@@ -115,6 +135,7 @@ cdef bytes duplicate_key(bytes key, bytes value):
     return key + value + bytes((n & 255, n >> 8))
 
 
+@cython.final
 cdef class Descriptor:
     """What a tree is. Kept in its root record; opening with another one is refused."""
 
@@ -125,7 +146,7 @@ cdef class Descriptor:
     cdef readonly int copies
     cdef readonly int embed_limit
 
-    def __init__(self, key_size=-2, value_size=-4, *, comparator=1, duplicates=False, copies=1, embed_limit=0):
+    def __cinit__(self, key_size=-2, value_size=-4, *, comparator=1, duplicates=False, copies=1, embed_limit=0):
         if key_size not in (-1, -2, -4) and not 0 < key_size <= 1024:
             raise InvalidRequest(f"key_size {key_size}: 1 to 1024, or -1, -2, -4")
         if value_size not in (-1, -2, -4) and not 0 <= value_size < 1 << 30:
@@ -159,6 +180,19 @@ cdef class Descriptor:
                 % self.fields())
 
 
+def compare_torn(Descriptor descriptor not None, key, memory, int size):
+    """How `key` compares (below zero, zero, above) with the cell in the first `size` bytes of `memory`, whatever they hold; for
+    tests."""
+    cdef bytes k = as_bytes(key), m = as_bytes(memory)
+    cdef Shape s
+    memset(&s, 0, sizeof(Shape))
+    s.comparator = descriptor.comparator
+    s.duplicates = descriptor.duplicates
+    if not 0 <= size <= PyBytes_GET_SIZE(m):
+        raise InvalidRequest(f"a cell of {size} bytes in {len(m)}")
+    return compare(&s, <uint8_t *> PyBytes_AS_STRING(k), <int> PyBytes_GET_SIZE(k), <uint8_t *> PyBytes_AS_STRING(m), size)
+
+
 cdef int shape_set(TreeCore *t, Descriptor d) except -1:
     t.s.page_size = t.p.page_size
     t.s.base_key = d.key_size
@@ -179,6 +213,8 @@ def key_size_max(int page_size, int copies=1):
     """The longest key a tree with such pages takes: at least three of them fit in an index page."""
     cdef Shape s
     memset(&s, 0, sizeof(Shape))
+    if not 256 <= page_size <= PAGE_MAX or not 1 <= copies <= 3:
+        raise InvalidRequest(f"pages of {page_size} bytes, {copies} copies")
     s.page_size = page_size
     s.copies = copies
     shape_init(&s)

@@ -1,12 +1,15 @@
 # The Pager as Python sees it, and how Python code takes its locks and makes trees and views in it.
 
+@cython.final
 cdef class Pager:
     """A bounded cache of checksummed pages over one device, shared by every tree of an image."""
 
     cdef PagerCore core
     cdef readonly object device
-    cdef object _refs
+    cdef Tree _refs
+    cdef Hold _refs_held  # so that they are counted in it though its owner closes it
     cdef dict _pins
+    cdef object _writing  # a lock: one write_sealed at a time
 
     def __cinit__(self, device, *, page_size=4096, cache_bytes=64 << 20):
         if not 256 <= page_size <= PAGE_MAX or page_size & page_size - 1:
@@ -21,6 +24,7 @@ cdef class Pager:
         self.core.fd = device.fileno()
         self.core.read_only = device.read_only
         self._pins = {}
+        self._writing = RLock()
 
     def __dealloc__(self):
         cdef Queue *queue
@@ -78,16 +82,22 @@ cdef class Pager:
 
     @property
     def refs(self):
-        """The tree that counts shared pages, or None. Cost: no page."""
+        """The tree that counts shared pages, or None. It counts until another is set, also after it was closed. Cost: no page."""
         return self._refs
 
     @refs.setter
     def refs(self, Tree tree):
-        if tree is not None and (tree.core.p != &self.core or tree.core.s.key_size != 8
-                                 or tree.core.s.comparator != CMP_U64_BE or tree.core.s.fixed_value != 4):
+        cdef TreeCore *t = tree.open_core() if tree is not None else NULL
+        cdef Hold held = tree.held if tree is not None else None, before
+        if t != NULL and (t.p != &self.core or t.s.key_size != 8 or t.s.comparator != CMP_U64_BE or t.s.fixed_value != 4):
             raise InvalidRequest("the tree of shared pages is one of this pager with REFS_DESCRIPTOR")
+        with nogil:
+            rw_lock_exclusive(&self.core.rw)
+        before = self._refs_held
         self._refs = tree
-        self.core.refs = tree.core if tree is not None else NULL
+        self._refs_held = held
+        self.core.refs = t
+        rw_unlock_exclusive(&self.core.rw)
 
     cdef void pin(self, uint64_t generation):
         self._pins[generation] = self._pins.get(generation, 0) + 1
@@ -102,8 +112,13 @@ cdef class Pager:
             del self._pins[generation]
 
     def write_sealed(self, int64_t max_bytes=-1):
-        """Write sealed pages in address order, until `max_bytes` are written; the bytes written. Not durable before a flush. Cost: each
-        sealed page once, neighbours in one write of up to 1 MiB."""
+        """Write sealed pages in address order, until `max_bytes` are written; the bytes written. Not durable before a flush. One thread
+        at a time: another waits, and writes what is left then, so that on return without a bound everything sealed before the call
+        is written, whoever wrote it. Cost: each sealed page once, neighbours in one write of up to 1 MiB."""
+        with self._writing:
+            return self.write_queue(max_bytes)
+
+    cdef int64_t write_queue(self, int64_t max_bytes) except -1:
         cdef PagerCore *p = &self.core
         cdef Queue *queue
         cdef Write *taken
@@ -141,10 +156,10 @@ cdef class Pager:
                 for i in range(first, done):
                     write_done(p, &taken[i])
                 written += size
-                p.device_writes += 1
+                at_add64(&p.device_writes, 1)
         finally:
-            p.pages_written += written // p.page_size
-            p.bytes_written += written
+            at_add64(&p.pages_written, written // p.page_size)
+            at_add64(&p.bytes_written, written)
             with nogil:
                 if done < n:
                     memmove(taken, taken + done, (n - done) * sizeof(Write))
@@ -176,9 +191,9 @@ cdef class Pager:
         cdef PagerCore *p = &self.core
         return {
             "hits": at_get64(&p.hits), "misses": at_get64(&p.misses), "evictions": at_get64(&p.evictions),
-            "pages_read": at_get64(&p.pages_read), "pages_written": p.pages_written,
-            "bytes_read": at_get64(&p.bytes_read), "bytes_written": p.bytes_written,
-            "device_reads": at_get64(&p.device_reads), "device_writes": p.device_writes,
+            "pages_read": at_get64(&p.pages_read), "pages_written": at_get64(&p.pages_written),
+            "bytes_read": at_get64(&p.bytes_read), "bytes_written": at_get64(&p.bytes_written),
+            "device_reads": at_get64(&p.device_reads), "device_writes": at_get64(&p.device_writes),
             "splits": at_get64(&p.splits), "merges": at_get64(&p.merges), "rotations": at_get64(&p.rotations),
             "page_copies": at_get64(&p.copies), "cached_bytes": at_get64(&p.clean_bytes),
             "dirty_pages": at_get64(&p.dirty_pages), "dirty_bytes": at_get64(&p.dirty_bytes),

@@ -1,5 +1,6 @@
 # Iterators over views: records in order, two sets of keys merged, and a place that moves both ways.
 
+@cython.final
 cdef class KeyMerge:
     """Keys of two trees merged: those only in the first, in both, only in the second, as asked for."""
 
@@ -12,7 +13,7 @@ cdef class KeyMerge:
     cdef bint both
     cdef bint only_second
 
-    def __cinit__(self, TreeView first, TreeView second, bint only_first, bint both, bint only_second):
+    def __cinit__(self, TreeView first not None, TreeView second not None, bint only_first, bint both, bint only_second):
         self.s = first.open_core().s
         if second.open_core().s.comparator != self.s.comparator or self.s.duplicates or second.core.s.duplicates:
             raise InvalidRequest("only trees with one comparator and without duplicates can be merged")
@@ -46,6 +47,7 @@ cdef class KeyMerge:
         raise StopIteration
 
 
+@cython.final
 @cython.no_gc_clear
 cdef class RecordIterator:
     """Records of a view in order; made by items, keys and prefix."""
@@ -144,6 +146,7 @@ cdef class RecordIterator:
         return data
 
 
+@cython.final
 @cython.no_gc_clear
 cdef class RecordCursor:
     """A place among the records of a tree as it was when the cursor was made; moves both ways."""
@@ -152,7 +155,7 @@ cdef class RecordCursor:
     cdef int pos          # of the record in the leaf; -1 before the first record, past the last one behind it
     cdef bint lost        # a move failed on its way, and no other has found a place since
 
-    def __cinit__(self, TreeView view):
+    def __cinit__(self, TreeView view not None):
         self.it = view.iterate(None, None, False, False)
 
     cdef Cursor *cursor(self) except NULL:
@@ -217,8 +220,9 @@ cdef class RecordCursor:
     def seek(self, key):
         """Go to the first record at or after `key` and return it; None, and behind the last one, where there is none. Cost: one
         page per level, or two leaves."""
-        cdef bytes k = self.it.view.search_key(key) if self.it is not None else b""
+        cdef bytes k = as_bytes(key)
         cdef Cursor *c = self.cursor()
+        k = self.it.view.search_key(k)
         c.start = <uint8_t *> PyBytes_AS_STRING(k)
         c.start_len = <int> PyBytes_GET_SIZE(k)
         try:

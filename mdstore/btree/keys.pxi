@@ -5,16 +5,21 @@ cdef inline int compare_bytes(const uint8_t *a, int alen, const uint8_t *b, int 
 
 
 cdef int compare_other(int comparator, const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
+    """The lengths are those of cells. What lies in them may be half written (page_find), and is believed only within them."""
     cdef uint64_t x, y
     cdef int64_t i, j
     cdef int m, n, c
     if comparator == CMP_REVERSE:
         return -compare_bytes(a, alen, b, blen)
     if comparator == CMP_PAIR:
-        m = ld16(a)
-        n = ld16(b)
+        if alen < 4 or blen < 4:
+            return alen - blen
+        m = min(<int> ld16(a), alen - 4)
+        n = min(<int> ld16(b), blen - 4)
         c = compare_bytes(a + 2, m, b + 2, n)
         return c if c else compare_bytes(a + m + 4, alen - m - 4, b + n + 4, blen - n - 4)
+    if alen < 8 or blen < 8:
+        return alen - blen
     if comparator == CMP_U64_LE:
         x = ld64(a)
         y = ld64(b)
@@ -32,8 +37,10 @@ cdef inline int dup_split(const uint8_t *key, int klen) noexcept nogil:
 cdef inline int compare(Shape *s, const uint8_t *a, int alen, const uint8_t *b, int blen) noexcept nogil:
     cdef int m, n, c
     if s.duplicates:
-        m = dup_split(a, alen)
-        n = dup_split(b, blen)
+        if alen < 2 or blen < 2:
+            return alen - blen
+        m = min(dup_split(a, alen), alen - 2)
+        n = min(dup_split(b, blen), blen - 2)
         if s.comparator == CMP_BYTES or s.comparator == CMP_U64_BE:
             c = compare_bytes(a, m, b, n)
         else:

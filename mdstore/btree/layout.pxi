@@ -300,16 +300,53 @@ cdef void page_reskip(Shape *s, uint8_t *page, int skip) noexcept nogil:
         st32(slot_at(page, i), head_of(s, cell_at(page, i), klen_at(page, i), skip))
 
 
-cdef void page_compact(Shape *s, uint8_t *page, int cap) noexcept nogil:
-    """Squeeze the dead bytes out of the heap."""
-    cdef uint8_t scratch[PAGE_MAX]
-    cdef int i, n = page_count(page), size, heap = cap
-    for i in range(n):
+cdef enum:
+    COMPACT_STACK = 4096  # bytes of a page that are moved by way of the stack, which may be a small thread's
+
+
+cdef int cells_gather(Shape *s, uint8_t *page, uint8_t *scratch, int cap) noexcept nogil:
+    """Bring the cells together at the page's end, by way of as many bytes elsewhere; where they begin."""
+    cdef int i, size, heap = cap
+    for i in range(page_count(page)):
         size = cell_size_at(s, page, i)
         heap -= size
         memcpy(scratch + heap, cell_at(page, i), size)
         st16(slot_at(page, i) + 4, heap)
     memcpy(page + heap, scratch + heap, cap - heap)
+    return heap
+
+
+cdef int cells_shift(Shape *s, uint8_t *page, int cap) noexcept nogil:
+    """The same in place, the last cell first: slow, but it takes no memory and cannot fail."""
+    cdef int i, n = page_count(page), size, heap = cap, limit = cap, last, k
+    for k in range(n):
+        last = -1
+        for i in range(n):
+            if ld16(slot_at(page, i) + 4) < limit and (last < 0 or ld16(slot_at(page, i) + 4) > ld16(slot_at(page, last) + 4)):
+                last = i
+        limit = ld16(slot_at(page, last) + 4)
+        size = cell_size_at(s, page, last)
+        heap -= size
+        memmove(page + heap, page + limit, size)
+        st16(slot_at(page, last) + 4, heap)
+    return heap
+
+
+cdef int cells_compact(Shape *s, uint8_t *page, int cap) noexcept nogil:
+    cdef uint8_t scratch[COMPACT_STACK]
+    return cells_gather(s, page, scratch, cap)
+
+
+cdef void page_compact(Shape *s, uint8_t *page, int cap) noexcept nogil:
+    """Squeeze the dead bytes out of the heap."""
+    cdef int size, heap
+    cdef uint8_t *scratch
+    if cap <= COMPACT_STACK:
+        heap = cells_compact(s, page, cap)
+    else:
+        scratch = <uint8_t *> take(cap)
+        heap = cells_gather(s, page, scratch, cap) if scratch != NULL else cells_shift(s, page, cap)
+        free(scratch)
     size = <int> ld32(page + OFF_HEAP)
     if heap > size:
         memset(page + size, 0, heap - size)

@@ -1,7 +1,8 @@
 # Tree: what changes one.
 
-def ascending(Tree tree, items):
+def ascending(Tree tree not None, items):
     """Pass records through, refusing one whose key is not above the one before it."""
+    cdef Hold kept = tree.held
     cdef Shape *s = &tree.open_core().s
     cdef bytes last = None, stored
     for key, value in items:
@@ -15,6 +16,16 @@ def ascending(Tree tree, items):
         yield key, value
 
 
+cdef int value_fits(Shape *s, int64_t vlen) except -1:
+    if s.value_size >= 0:
+        if vlen != s.value_size:
+            raise InvalidRequest(f"values of this tree have {s.value_size} bytes, not {vlen}")
+    elif vlen > value_size_max or (s.value_size == -1 and vlen > 255) or (s.value_size == -2 and vlen > 65535):
+        raise LimitExceeded("VALUE_SIZE_MAX", vlen, min(value_size_max, (1 << -8 * s.value_size) - 1))
+    return 0
+
+
+@cython.final
 @cython.no_gc_clear
 cdef class Tree(TreeView):
     """A mutable tree. Writes change memory only; `seal` makes a version of it that the owner can make durable."""
@@ -129,6 +140,7 @@ cdef class Tree(TreeView):
     @user_blob.setter
     def user_blob(self, blob):
         cdef bytes b = as_bytes(blob)
+        self.open_core()
         if len(b) > USER_BLOB_MAX:
             raise LimitExceeded("USER_BLOB_MAX", len(b), USER_BLOB_MAX)
         self._blob = b
@@ -146,12 +158,7 @@ cdef class Tree(TreeView):
             raise InvalidRequest(f"keys of this tree have {t.s.key_size} bytes, not {klen}")
         if t.s.comparator == CMP_PAIR:
             self.check_order(key)
-        if t.s.value_size >= 0:
-            if vlen != t.s.value_size:
-                raise InvalidRequest(f"values of this tree have {t.s.value_size} bytes, not {vlen}")
-        elif vlen > value_size_max or (t.s.value_size == -1 and vlen > 255) or (t.s.value_size == -2 and vlen > 65535):
-            raise LimitExceeded("VALUE_SIZE_MAX", vlen, min(value_size_max, (1 << -8 * t.s.value_size) - 1))
-        return 0
+        return value_fits(&t.s, vlen)
 
     cdef int check_duplicate(self, bytes key, bytes value) except -1:
         cdef TreeCore *t = self.core
@@ -209,17 +216,19 @@ cdef class Tree(TreeView):
         Cost: of a spilled value the pages written, the index pages above them (both read where they are only changed in part), and the
         path to its leaf. Read whole and put again are a value that lies in its leaf, one that no seal has reached and that
         grows or is a view's too, and, once, one that was written before pages had generations of their own."""
-        cdef bytes k = self.search_key(key), d = as_bytes(data), whole
+        cdef bytes k = self.search_key(key), d = as_bytes(data)
         cdef Hold kept = self.held
-        cdef TreeCore *t = self.core
+        cdef TreeCore *t = self.open_core()
         cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
         cdef const uint8_t *dp = <uint8_t *> PyBytes_AS_STRING(d)
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
-        cdef int64_t n = PyBytes_GET_SIZE(d), most = value_size_max
+        cdef int64_t n = PyBytes_GET_SIZE(d), most = value_size_max, length = 0
         cdef bint done = False
         cdef Fault fault
         if offset < 0 or t.s.duplicates:
             raise InvalidRequest(f"write at {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        if offset > <int64_t> 1 << 62:  # so that no sum overflows
+            raise LimitExceeded("VALUE_SIZE_MAX", offset, most)
         if t.s.value_size != -4:
             most = t.s.value_size if t.s.value_size >= 0 else (1 << -8 * t.s.value_size) - 1
         memset(&fault, 0, sizeof(Fault))
@@ -227,18 +236,16 @@ cdef class Tree(TreeView):
             rw_lock_shared(&t.p.rw)
             rw_lock_exclusive(&t.rw)
             code = fail(&fault, E_BROKEN, "tree") if t.broken else write_part(t, kp, klen, offset, dp, n, most, &done, &fault)
+            if code == OK and not done:
+                code = write_whole(t, kp, klen, offset, dp, n, most, &length, &fault)
             unlock_tree(t)
             make_room(t.p)
         if code != OK:
             raised(&fault)
-        if done:
-            return
-        whole = self.find(key, False, None)
-        if whole is None:
+        if length < 0:
             raise NotFound("key", key)
-        if offset + len(d) > value_size_max:
-            raise LimitExceeded("VALUE_SIZE_MAX", offset + len(d), value_size_max)
-        self.put(key, whole[:offset].ljust(offset, b"\0") + d + whole[offset + len(d):])
+        if length > most:
+            value_fits(&t.s, length)
 
     def delete_value(self, key, value):
         """Remove one value of a key in a tree with duplicates; True when it was there. Cost: as `delete`."""
@@ -257,7 +264,7 @@ cdef class Tree(TreeView):
 
     cdef object remove(self, bytes k):
         cdef Hold kept = self.held
-        cdef TreeCore *t = self.core
+        cdef TreeCore *t = self.open_core()
         cdef bint existed = False, done = False
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
         cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
@@ -445,10 +452,12 @@ cdef class Tree(TreeView):
             rw_lock_shared(&t.p.rw)
             rw_lock_exclusive(&t.rw)
             code = fail(&fault, E_BROKEN, "tree") if t.broken else clone_core(t, copy.core, &fault)
+            with gil:  # the next seal makes another root
+                copy._blob = self._blob
+                copy._blob_dirty = self._blob_dirty
+                copy._root = None if t.is_dirty else self._root
             unlock_tree(t)
-        copy._blob = self._blob
-        copy._blob_dirty = self._blob_dirty
-        copy._root = None if t.is_dirty else self._root
+        in_between("clone")
         if code != OK:
             raised(&fault)
         return copy
@@ -464,7 +473,7 @@ cdef class Tree(TreeView):
         cdef int code = OK
         cdef bint embedded
         cdef int64_t used = 0, i
-        cdef bytes record
+        cdef bytes record, blob
         if t.broken:
             fail(&fault, E_BROKEN, "tree")
             raised(&fault)
@@ -473,9 +482,10 @@ cdef class Tree(TreeView):
         plan.t = t
         try:
             lock_with_addresses(&plan, allocate)
+            blob = self._blob  # the owner may set another at any moment
             try:
                 embedded = embeds(t)
-                record = PyBytes_FromStringAndSize(NULL, root_size(t, self._blob, embedded))
+                record = PyBytes_FromStringAndSize(NULL, root_size(t, blob, embedded))
                 if plan.total:
                     with nogil:
                         code = seal_all(&plan, &fault)
@@ -486,10 +496,12 @@ cdef class Tree(TreeView):
                     node_state(t.p, t.root, EMBEDDED)
                     t.dirty_nodes = 0
                     t.paged = 0
-                root_record(t, self._blob, embedded, record)
+                in_between("seal")
+                root_record(t, blob, embedded, record)
                 self._root = record
                 t.is_dirty = 0
-                self._blob_dirty = False
+                if self._blob is blob:
+                    self._blob_dirty = False
                 return record
             finally:
                 unlock_tree(t)
@@ -538,13 +550,9 @@ cdef class Tree(TreeView):
     def check(self):
         """Every violated invariant of the whole tree, in words; empty when sound. Through a view, so writers go on. Cost:
         every page once, spilled values left out."""
-        cdef TreeView view = self.view()
-        try:
-            return TreeCheck(view, self.pager).run()
-        finally:
-            view.release()
+        return TreeCheck(self).run()
 
     def pages(self):
         """(first page address, pages, level) of all that is reached. Cost: index pages, leaves in which a value has spilled, and
         overflow index pages, once each."""
-        return PageWalk(self.view())
+        return PageWalk(self)

@@ -207,14 +207,33 @@ cdef inline void touch(Node *n) noexcept nogil:
         at_set8(&n.accessed, 1)
 
 
+cdef int raise_later(void *held) except -1:
+    """What the interpreter calls in the main thread between two steps."""
+    error = <object> held
+    Py_DECREF(error)
+    raise error
+
+
 cdef int fault_forget(Fault *f) noexcept nogil:
-    """Go on without what failed."""
+    """Go on without what failed. What is no Exception, such as an interrupt from the keyboard, is raised in the main thread after
+    it."""
     if f.error != NULL:
         with gil:
-            Py_DECREF(<object> f.error)
+            if isinstance(<object> f.error, Exception) or Py_AddPendingCall(&raise_later, f.error) != 0:
+                Py_DECREF(<object> f.error)
         f.error = NULL
     f.code = OK
     return OK
+
+
+cdef bint may_retry(Fault *f) noexcept nogil:
+    """Whether a copy may stand in for what failed, which is forgotten then. Not for an interrupt."""
+    if f.code == E_PYTHON:
+        with gil:
+            if not isinstance(<object> f.error, Exception):
+                return False
+    fault_forget(f)
+    return True
 
 
 cdef int fail(Fault *f, int code, const char *what) noexcept nogil:

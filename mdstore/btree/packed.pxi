@@ -64,27 +64,36 @@ cdef inline uint64_t eight_bytes(const uint8_t *p, int64_t n) noexcept nogil:
 cdef void places_sort(Place *places, Place *other, int64_t n) noexcept nogil:
     """Bring neighbours together: by the heads' first bits, two passes of counting, so that an even number of them leaves the result
     in `places`. Pairs alike in these bits stay as they were given: of one key the last wins."""
-    cdef int64_t count[2048]
-    cdef int bits = 8 if n < 2048 else 11, turn, shift
-    cdef int64_t i, at, sum
+    cdef uint32_t count[256]
+    cdef uint32_t *counts = NULL
+    cdef int bits = 11, turn, shift
+    cdef uint32_t sum, here
+    cdef int64_t i, at
     cdef Place *swap
+    if n >= 2048:
+        counts = <uint32_t *> take(sizeof(uint32_t) << bits)
+    if counts == NULL:  # or there is no memory: sorted less finely
+        counts = count
+        bits = 8
     for turn in range(2):
         shift = 64 - 2 * bits + turn * bits
-        memset(count, 0, sizeof(int64_t) << bits)
+        memset(counts, 0, sizeof(uint32_t) << bits)
         for i in range(n):
-            count[places[i].head >> shift & (1 << bits) - 1] += 1
+            counts[places[i].head >> shift & (1 << bits) - 1] += 1
         sum = 0
         for i in range(1 << bits):
-            at = count[i]
-            count[i] = sum
-            sum += at
+            here = counts[i]
+            counts[i] = sum
+            sum += here
         for i in range(n):
             at = places[i].head >> shift & (1 << bits) - 1
-            other[count[at]] = places[i]
-            count[at] += 1
+            other[counts[at]] = places[i]
+            counts[at] += 1
         swap = places
         places = other
         other = swap
+    if counts != count:
+        free(counts)
 
 
 cdef bytes pair_bytes(object data, Py_ssize_t number):
@@ -100,6 +109,7 @@ cdef object over_limit(str limit, int64_t value, int64_t most, Py_ssize_t number
     return error
 
 
+@cython.final
 cdef class PackedPairs:
     """Pairs of key and value in the order given, and the order in which a tree takes them fastest."""
 
@@ -242,7 +252,7 @@ cdef class PackedPairs:
             at = value + vlen - self.data
             yield PyBytes_FromStringAndSize(<char *> key, klen), PyBytes_FromStringAndSize(<char *> value, vlen)
 
-    def encoded(self, bytes prefix=b""):
+    def encoded(self, bytes prefix not None=b""):
         cdef Py_ssize_t n = PyBytes_GET_SIZE(prefix)
         cdef bytes joined
         if n == self.first and not self.is_given:

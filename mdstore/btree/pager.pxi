@@ -147,13 +147,19 @@ cdef int read_through_object(PagerCore *p, uint64_t address, int64_t size, uint8
 
 
 cdef int repair_copy(PagerCore *p, uint64_t address, const uint8_t *page, Fault *f) noexcept nogil:
-    """Rewrite a bad copy from a good one; a device that refuses is left as it is (the data was read all the same)."""
+    """Rewrite a bad copy from a good one; a device that refuses is left as it is (the data was read all the same). A fault: an error
+    of another kind, such as an interrupt from the keyboard."""
     with gil:
         try:
             (<Pager> p.owner).device.write(address * p.page_size, [page[:p.page_size]])
             at_add64(&p.copies_repaired, 1)
         except MdstoreError:
-            return E_DEVICE
+            pass
+        except BaseException as error:
+            Py_INCREF(error)
+            f.error = <void *> error
+            f.code = E_PYTHON
+            return E_PYTHON
     return OK
 
 
@@ -201,7 +207,6 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
     cdef Node *n
     cdef Mapped *m
     cdef int copy = 0, bad, code = E_CORRUPT, spilled = 0
-    cdef Fault ignored
     if at_get32(<int32_t *> &p.closed):
         return fail(f, E_CLOSED, "pager")
     if at_get64(&p.map_n):
@@ -224,19 +229,14 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
         code = device_read(p, ref_address(ref, copy), 1, page_of(n), f)
         if code == OK:
             code = page_verify(t, page_of(n), ref, level, ref_address(ref, copy), &spilled, f)
-        if code == OK:
+        if code == OK or copy + 1 == t.s.copies or not may_retry(f):
             break
-        if code == E_PYTHON and copy + 1 < t.s.copies:
-            with gil:
-                Py_DECREF(<object> f.error)
-            f.error = NULL
-            f.code = OK
+    for bad in range(copy if code == OK and not p.read_only else 0):
+        if code == OK:
+            code = repair_copy(p, ref_address(ref, bad), page_of(n), f)
     if code != OK:
         free(n)
         return code
-    if copy and not p.read_only:
-        for bad in range(copy):
-            repair_copy(p, ref_address(ref, bad), page_of(n), &ignored)
     n.spilled = spilled
     n.address = ref_address(ref, 0)
     node_enter(p, n)

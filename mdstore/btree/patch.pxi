@@ -446,9 +446,9 @@ cdef int patch_write(Patch *w, Path *path, int pos, Fault *f) noexcept nogil:
 
 cdef int write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, const uint8_t *data, int64_t n, int64_t most,
                     bint *done, Fault *f) noexcept nogil:
-    """Overwrite inside a spilled value, or at its end, which it then is longer for (`most` bytes at most). `done` False: it has to be put
-    anew (or is not there), nothing changed: it lies in its leaf, is undated, or would grow, or is also a view's, before any
-    seal. Caller holds tree.rw exclusively."""
+    """Overwrite inside a spilled value, or at its end, which it then is longer for (`most` bytes at most). `done` False:
+    `write_whole` is to do it (or it is not there), nothing changed: it lies in its leaf, is undated, or would grow, or is also
+    a view's, before any seal. Caller holds tree.rw exclusively."""
     cdef Path path
     cdef Patch w
     cdef Node *leaf
@@ -488,4 +488,40 @@ cdef int write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, c
     if done[0]:
         t.is_dirty = 1
     path_end(t, &path)
+    return code
+
+
+cdef int write_whole(TreeCore *t, const uint8_t *key, int klen, int64_t offset, const uint8_t *data, int64_t n, int64_t most,
+                     int64_t *length, Fault *f) noexcept nogil:
+    """Read a value, change it and put it anew. `length` receives what it would then have: -1 where the key is not there, more than
+    `most` where it may not, and nothing changed. Caller holds pager.rw and tree.rw exclusively, since before `write_part`."""
+    cdef Node *leaf
+    cdef bint found
+    cdef int pos, vlen, code = find_leaf(t, key, klen, &leaf, f)
+    cdef int64_t old
+    cdef const uint8_t *value
+    cdef uint8_t *whole
+    length[0] = -1
+    if code != OK:
+        return code
+    pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &found)
+    if not found:
+        return OK
+    value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
+    old = vlen if vlen >= 0 else <int64_t> ld64(value)
+    length[0] = max(old, offset + n)
+    if length[0] > most:
+        return OK
+    whole = <uint8_t *> take(length[0] + 1)
+    if whole == NULL:
+        return fail(f, E_MEMORY, "value")
+    if vlen < 0:
+        code = spill_read(t, value, 0, whole, old, f)
+    else:
+        memcpy(whole, value, old)
+    if code == OK:
+        memset(whole + old, 0, length[0] - old)
+        memcpy(whole + offset, data, n)
+        code = put_slow(t, key, klen, whole, length[0], &found, f)
+    free(whole)
     return code

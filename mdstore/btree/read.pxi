@@ -163,9 +163,9 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
         vlen = 0
         value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen) if out.found else NULL
         race_end()
-        size = vlen if vlen >= 0 else <int64_t> ld64(value)
         if not latch_same(&leaf.version, version):
             continue
+        size = vlen if vlen >= 0 else <int64_t> ld64(value)
         out.size = min(length, size - offset) if offset < size else 0
         if not out.found:
             break

@@ -105,18 +105,12 @@ cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64
     cdef int copy = 0, code, bad
     cdef const uint8_t *entry
     cdef uint8_t *page
-    cdef Fault ignored
     f.tree_id = t.tree_id
     f.level = level
     code = device_read(t.p, ref_address(entries, 0), run, pages, f)
     if code != OK and (s.copies == 1 or run > 1):
-        if run == 1:
+        if run == 1 or not may_retry(f):
             return code
-        if code == E_PYTHON:
-            with gil:
-                Py_DECREF(<object> f.error)
-            f.error = NULL
-            f.code = OK
         for i in range(run):
             code = spill_load(t, form, entries + i * form.entry, 1, level, generation, pages + i * size, f)
             if code != OK:
@@ -130,18 +124,13 @@ cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64
                 code = device_read(t.p, ref_address(entry, copy), 1, page, f)
             if code == OK:
                 code = spill_verify(t, form, page, ld32(entry + 8 * s.copies), level, generation, ref_address(entry, copy), f)
-            if code == OK:
+            if code == OK or copy + 1 == s.copies or not may_retry(f):
                 break
-            if code == E_PYTHON and copy + 1 < s.copies:
-                with gil:
-                    Py_DECREF(<object> f.error)
-                f.error = NULL
-                f.code = OK
+        for bad in range(copy if code == OK and not t.p.read_only else 0):
+            if code == OK:
+                code = repair_copy(t.p, ref_address(entry, bad), page, f)
         if code != OK:
             return code
-        if copy and not t.p.read_only:
-            for bad in range(copy):
-                repair_copy(t.p, ref_address(entry, bad), page, &ignored)
     return OK
 
 

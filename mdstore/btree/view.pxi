@@ -4,6 +4,7 @@ cdef enum:
     INT_SIZE_MAX = 0x7fffffff  # of a key that is looked for as it came: what the C code takes for a size
 
 
+@cython.final
 @cython.no_gc_clear
 cdef class Hold:
     """Keeps a core until the last who uses it lets go: the tree or view, and each operation that lets other threads run."""
@@ -53,15 +54,16 @@ cdef class TreeView:
         cdef TreeCore *t = self.open_core()
         cdef TreeView view = TreeView.__new__(TreeView)
         cdef Hold kept = self.held
-        view._blob = self._blob
         view.hold(self.pager)
         if t.live:
             lock_tree(t)
+            view._blob = self._blob
             core_view(t, view.core)
             view.core.pinned = self.pager.core.generation
             unlock_tree(t)
         else:
             lock_pager(t.p)
+            view._blob = self._blob
             core_view(t, view.core)
             rw_unlock_shared(&t.p.rw)
             view.core.pinned = t.pinned
@@ -337,12 +339,18 @@ cdef class TreeView:
 
     def prefix(self, prefix, *, bint reverse=False):
         """Records whose keys begin with `prefix`, as `items`. InvalidRequest where keys do not order as bytes. Cost: as `items`."""
-        cdef bytes start = as_bytes(prefix)
-        if self.open_core().s.comparator not in (CMP_BYTES, CMP_U64_BE):
-            raise InvalidRequest("prefixes mean something only where keys compare as bytes")
-        cdef bytes stem = start.rstrip(b"\xff")
+        cdef bytes start = as_bytes(prefix), stem = start.rstrip(b"\xff"), stop = None
         cdef Py_ssize_t n = len(stem)
-        stop = stem[:n - 1] + bytes([stem[n - 1] + 1]) if n else None
+        cdef int comparator = self.open_core().s.comparator
+        if comparator not in (CMP_BYTES, CMP_U64_BE):
+            raise InvalidRequest("prefixes mean something only where keys compare as bytes")
+        if n:
+            stop = stem[:n - 1] + bytes([stem[n - 1] + 1])
+        if comparator == CMP_U64_BE:  # the bounds are keys too
+            if len(start) > 8:
+                raise InvalidRequest(f"keys of this tree have 8 bytes, the prefix {len(start)}")
+            start = start.ljust(8, b"\0")
+            stop = stop.ljust(8, b"\0") if n else None
         return self.iterate(start, stop, reverse, False)
 
     def __iter__(self):

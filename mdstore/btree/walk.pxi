@@ -10,17 +10,16 @@ cdef bint holds_bytes(const uint8_t *p, int n) noexcept nogil:
     return False
 
 
+@cython.final
 cdef class TreeCheck:
-    """States every violated invariant (P, T of layout.pxi and tree.pxi) of one view."""
+    """States every violated invariant (P, T of layout.pxi and tree.pxi) of a tree as it is when this is made."""
 
     cdef TreeView view
-    cdef Pager pager
     cdef list problems
     cdef int64_t records
 
-    def __cinit__(self, TreeView view, Pager pager):
-        self.view = view
-        self.pager = pager
+    def __cinit__(self, TreeView tree not None):
+        self.view = tree.view()
         self.problems = []
 
     def run(self):
@@ -169,9 +168,10 @@ cdef int walk_kid(TreeCore *t, Node *n, int i, uint64_t *addresses, Node **kid, 
     return code
 
 
+@cython.final
 @cython.no_gc_clear
 cdef class PageWalk:
-    """(first page address, pages, level) of every page and overflow run a view reaches that has an address."""
+    """(first page address, pages, level) of every page and overflow run that a tree reaches when this is made and has an address."""
 
     cdef TreeView view
     cdef list ready
@@ -180,12 +180,13 @@ cdef class PageWalk:
     cdef int depth
     cdef bint running
 
-    def __cinit__(self, TreeView view):
-        cdef TreeCore *t = view.core
-        cdef Node *root
+    def __cinit__(self, TreeView tree not None):
+        cdef TreeCore *t
+        cdef Node *root = NULL
         cdef Fault fault
         cdef int code, k
-        self.view = view
+        self.view = tree.view()
+        t = self.view.core
         self.depth = -1
         self.ready = []
         if t.paged:
@@ -202,7 +203,7 @@ cdef class PageWalk:
         self.push(root)
 
     def __dealloc__(self):
-        while self.depth >= 0:
+        while self.view is not None and self.depth >= 0:
             node_decref(self.view.core.p, self.node[self.depth])
             self.depth -= 1
 

@@ -4,11 +4,14 @@ what each operation costs in pages."""
 from __future__ import annotations
 
 import random
+import threading
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
 
-from mdstore.btree import REFS_DESCRIPTOR, Tree
+from mdstore.btree import COMPARE_U64_BE, REFS_DESCRIPTOR, PackedPairs, Tree
+from mdstore.btree._kernel import fail_memory
 from mdstore.errors import InvalidRequest, LimitExceeded, NotFound
 from tests.model.btree_world import World, new_tree
 
@@ -288,3 +291,68 @@ def test_rotation_at_index_level_loses_no_key() -> None:
         for key in keys:
             assert tree.delete(key)
         assert len(tree) == 0
+
+
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_prefix_of_numbers_in_the_order_of_their_bytes(duplicates: bool) -> None:
+    numbers = [0, 1, 255, 256, 1 << 40, (1 << 64) - 256, (1 << 64) - 1]
+    tree = new_tree(World(1), key_size=8, value_size=-2, comparator=COMPARE_U64_BE, duplicates=duplicates)
+    keys = [number.to_bytes(8, "big") for number in numbers]
+    tree.update((key, b"v") for key in keys)
+    for key in keys:
+        for length in range(9):
+            wanted = [(other, b"v") for other in keys if other.startswith(key[:length])]
+            assert list(tree.prefix(key[:length])) == wanted
+            assert list(tree.prefix(key[:length], reverse=True)) == wanted[::-1]
+    assert list(tree.prefix(b"\1")) == []
+    with pytest.raises(InvalidRequest, match="8 bytes"):
+        tree.prefix(bytes(9))
+
+
+@pytest.mark.parametrize("page_size", [8192, 65536])
+def test_cells_are_squeezed_together_though_there_is_no_memory_for_it(page_size: int) -> None:
+    rng = random.Random(page_size)
+    tree, model = new_tree(World(1, page_size=page_size)), dict[bytes, bytes]()
+    without = 0
+    while without < 5:
+        key, value = b"%04d" % rng.randrange(100), bytes([rng.randrange(1, 256)]) * rng.randrange(page_size // 120)
+        fail_memory(0, 1 << 40)
+        with suppress(MemoryError):
+            tree.put(key, value)
+            model[key] = value
+            without += fail_memory(-1) > 0
+        fail_memory(-1)
+        if tree.get(key) != value:
+            tree.put(key, value)
+            model[key] = value
+        assert tree.check() == []
+    assert dict(tree.items()) == model
+
+
+def test_a_small_stack_is_enough() -> None:
+    """64 KiB, of which Python takes a part."""
+
+    def work() -> None:
+        for page_size in (256, 4096, 65536):
+            rng = random.Random(page_size)
+            world = World(1, page_size=page_size)
+            tree = new_tree(world)
+            for n in range(3000):
+                tree.put(b"%05d" % rng.randrange(1000), bytes(rng.randrange(page_size // 10)))
+                if n % 3 == 0:
+                    tree.delete(b"%05d" % rng.randrange(1000))
+            tree.update(PackedPairs([(b"%05d" % rng.randrange(9000), b"packed") for _ in range(5000)]))
+            Tree.open(world.pager, tree.seal(world.allocate)).delete_range(b"00100", b"05000")
+            world.write()
+            assert tree.check() == []
+            done.append(page_size)
+
+    done: list[int] = []
+    before = threading.stack_size(64 * 1024)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    assert done == [256, 4096, 65536]
