@@ -297,6 +297,8 @@ def call_in_walk(hook):
     """Have the next step of a walk over pages call `hook` while it looks at a child; for tests. In the thread that walks, with
     the lock held that keeps pages from being evicted."""
     global walk_hook
+    if not callable(hook):
+        raise TypeError(f"a call is wanted, not {hook!r}")
     if walk_hook != NULL:
         Py_DECREF(<object> walk_hook)
     Py_INCREF(hook)
