@@ -112,8 +112,8 @@ def hostile(page: bytearray, rng: random.Random) -> None:
 
 
 def records_below(page: bytes, ref_size: int) -> int:
-    """What a reference to a page with values of any length counts: the records below, and in its highest bit whether one has spilled.
-    Of a page that is no page, anything."""
+    """What a reference to a page with values of any length counts: the records below, and in its highest bit whether one has
+    spilled. Of a page that is no page, anything."""
     count, total = int.from_bytes(page[26:28], "little"), 0
     for at in range(PAGE_HEADER_SIZE, PAGE_HEADER_SIZE + 8 * count, 8):
         behind = int.from_bytes(page[at + 4 : at + 6], "little") + int.from_bytes(page[at + 6 : at + 8], "little")
