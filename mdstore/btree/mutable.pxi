@@ -119,7 +119,7 @@ cdef class Tree(TreeView):
     @property
     def is_dirty(self):
         """Whether the next seal makes another root record. Cost: no page."""
-        return bool(self.open_core().is_dirty or self._blob_dirty)
+        return bool(at_get32(<int32_t *> &self.open_core().is_dirty) or self._blob_dirty)
 
     @property
     def dirty_pages(self):

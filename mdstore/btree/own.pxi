@@ -134,7 +134,7 @@ cdef int release_commit(Release *r, Fault *f) noexcept nogil:
     if code == OK:
         for i in range(0, r.runs_n, 3):
             freed_add(r.t.p, r.runs[i], r.runs[i + 1], r.runs[i + 2])
-        r.t.is_dirty = 1
+        at_set32(<int32_t *> &r.t.is_dirty, 1)
         return OK
     memset(&undo, 0, sizeof(Fault))
     while done and not r.t.broken:

@@ -486,7 +486,7 @@ cdef int write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, c
         memcpy(v.data + offset, data, n)
         done[0] = True
     if done[0]:
-        t.is_dirty = 1
+        at_set32(<int32_t *> &t.is_dirty, 1)
     path_end(t, &path)
     return code
 

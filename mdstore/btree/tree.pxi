@@ -137,7 +137,7 @@ cdef int put_slow(TreeCore *t, const uint8_t *key, int klen, const uint8_t *valu
     if code == OK:
         code = insert_leaf(t, &path, pos, &item, f)
     if code == OK:
-        t.is_dirty = 1
+        at_set32(<int32_t *> &t.is_dirty, 1)
         rw_tally_add(&t.rw, 1)
         if v != NULL:
             t.dated = 1
@@ -182,8 +182,8 @@ cdef inline bint leaf_put(TreeCore *t, Node *n, const uint8_t *key, int klen, co
             else:
                 n.run = 0
     latch_unlock(&n.version)
-    if done and not t.is_dirty:
-        t.is_dirty = 1
+    if done and not at_get32(<int32_t *> &t.is_dirty):
+        at_set32(<int32_t *> &t.is_dirty, 1)
     return done
 
 
@@ -234,8 +234,8 @@ cdef bint leaf_delete(TreeCore *t, Node *n, const uint8_t *key, int klen, bint *
         n.run = 0
         done = True
     latch_unlock(&n.version)
-    if done and existed[0] and not t.is_dirty:
-        t.is_dirty = 1
+    if done and existed[0] and not at_get32(<int32_t *> &t.is_dirty):
+        at_set32(<int32_t *> &t.is_dirty, 1)
     return done
 
 
