@@ -195,7 +195,8 @@ def measure_others(s: Subjects) -> list[Row]:
         put_all(ours.__setitem__, s.records)
 
     def fill() -> None:
-        put_all(s.new_tree().put, s.records)
+        s.tree = s.new_tree()
+        put_all(s.tree.put, s.records)
 
     count = len(s.records)
     rows.append(s.row("put, in memory", count, "SortedDict", 0, fill, fill_sorted, 1))
@@ -264,16 +265,19 @@ def measure_threads(s: Subjects) -> list[Row]:
     ]
 
 
-def measure(place: Path, count: int) -> list[Row]:
-    """All rows, in directories of their own below `place`."""
+TABLES: Final = {"numbers": "8 B keys, 100 B values", "names": "names, 200 B values"}
+PARTS: Final = {"lmdb": measure_lmdb, "threads": measure_threads, "others": measure_others}
+
+
+def measure(place: Path, count: int, only: tuple[str, ...] = ()) -> list[Row]:
+    """The rows of these tables and parts (all where none is named), in directories of their own below `place`."""
     rows = []
-    for name, records in (
-        ("8 B keys, 100 B values", number_records(count)),
-        ("names, 200 B values", name_records(count // 4)),
-    ):
+    for table in [name for name in TABLES if name in only] or TABLES:
+        records = number_records(count) if table == "numbers" else name_records(count // 4)
         with tempfile.TemporaryDirectory(dir=place) as directory:
-            subjects = Subjects(Path(directory), records, name)
-            rows += measure_lmdb(subjects) + measure_threads(subjects) + measure_others(subjects)
+            subjects = Subjects(Path(directory), records, TABLES[table])
+            for part in [name for name in PARTS if name in only] or PARTS:
+                rows += PARTS[part](subjects)
             subjects.device.close()
     return rows
 
@@ -282,16 +286,20 @@ def measure(place: Path, count: int) -> list[Row]:
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--records", type=click.IntRange(1000), default=1_000_000, show_default=True, help="Of the first table.")
 @click.option(
+    "--only", type=click.Choice([*TABLES, *PARTS]), multiple=True, help="Only this table or part; may be given again."
+)
+@click.option(
     "--at", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir,
     help="Where the files go.",
 )  # fmt: skip
-def main(as_json: bool, records: int, place: Path) -> None:
+def main(as_json: bool, records: int, only: tuple[str, ...], place: Path) -> None:
     """Measure the tree kernel against its peers.
 
     \b
     mdstore bench btree --records 200000
+    mdstore bench btree --only names --only lmdb
     """
-    rows = measure(place, records)
+    rows = measure(place, records, only)
     if as_json:
         print_json([row._asdict() for row in rows])
         return
