@@ -196,17 +196,19 @@ cdef int put_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
 cdef void prefetch_siblings(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
     """A full leaf is about to give cells to one of its siblings: have their headers and slots on the way."""
     cdef Node *n = t.root
+    cdef Node *sibling
     cdef int i, side
     while n.level:
         i = index_find(&t.s, page_of(n), n.cap, key, klen)
         if n.level > 1:
-            n = n.kids[i]
+            n = kid_of(n, i)
             continue
         for side in range(-1, 2, 2):
-            if 0 <= i + side < node_count(n) and n.kids[i + side] != NULL:
-                prefetch(n.kids[i + side])  # its holes
-                prefetch(<uint8_t *> n.kids[i + side] + 64)
-                prefetch_node(n.kids[i + side])
+            sibling = kid_of(n, i + side) if 0 <= i + side < node_count(n) else NULL
+            if sibling != NULL:
+                prefetch(sibling)  # its holes
+                prefetch(<uint8_t *> sibling + 64)
+                prefetch_node(sibling)
         return
 
 

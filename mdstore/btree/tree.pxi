@@ -23,7 +23,7 @@ cdef int find_leaf(TreeCore *t, const uint8_t *key, int klen, Node **leaf, Fault
 
 
 cdef inline void n_prefetch(Node *n, int i) noexcept nogil:
-    cdef Node *kid = n.kids[i]
+    cdef Node *kid = kid_of(n, i)
     if kid != NULL:
         prefetch_node(kid)
 
