@@ -76,6 +76,61 @@ cdef int in_between(str operation) except -1:
     return 0
 
 
+cdef PyObject *meeting_hook = NULL
+MEETINGS = {MEET_FOUND: "found", MEET_READ: "read", MEET_COUNTED: "counted", MEET_WAIT: "wait"}
+
+
+cdef void met(int place) noexcept with gil:
+    if meeting_hook != NULL:
+        (<object> meeting_hook)(MEETINGS[place])
+
+
+def call_where_threads_meet(hook):
+    """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "found": a reader knows its key's
+    slot and reads what is in it next; "read": it has read a leaf and looks at the leaf's version next; "counted": a count
+    knows one of its borders in a leaf; "wait": a lock or a latch is taken, and is waited for after the hook. In the thread that is
+    there, with the locks it holds."""
+    global meeting, meeting_hook
+    cdef PyObject *old = meeting_hook
+    if hook is not None and not callable(hook):
+        raise TypeError(f"a call is wanted, not {hook!r}")
+    meeting = NULL
+    meeting_hook = NULL
+    if hook is not None:
+        Py_INCREF(hook)
+        meeting_hook = <PyObject *> hook
+        meeting = met
+    Py_XDECREF(old)
+
+
+def hold(TreeView tree not None, str lock not None, bytes key not None, bint taken):
+    """Take a lock (or let go of it) as an operation of another thread would; for tests. "leaf": the latch of the leaf of `key`, which is
+    in memory; "tree", "tree shared", "pager", "pager shared": their reader-writer words."""
+    cdef TreeCore *t = tree.open_core()
+    cdef uint64_t *word = &t.rw if lock.startswith("tree") else &t.p.rw
+    cdef Node *leaf
+    if lock not in ("leaf", "tree", "tree shared", "pager", "pager shared"):
+        raise InvalidRequest(f"there is no lock {lock!r}")
+    if lock == "leaf":
+        tree.check_order(key)
+        leaf = resident_leaf(t, <uint8_t *> PyBytes_AS_STRING(key), <int> PyBytes_GET_SIZE(key))
+        if leaf == NULL:
+            raise InvalidRequest(f"the leaf of {key!r} is not in memory")
+        if taken:
+            latch_lock(&leaf.version)
+        else:
+            latch_unlock(&leaf.version)
+    elif lock.endswith("shared"):
+        if taken:
+            rw_lock_shared(word)
+        else:
+            rw_unlock_shared(word)
+    elif taken:
+        rw_lock_exclusive(word)
+    else:
+        rw_unlock_exclusive(word)
+
+
 def crc32c_blocks(data, Py_ssize_t block_size):
     """CRC-32C of each `block_size` bytes of `data` (the last may be short), packed as little-endian u32."""
     cdef const unsigned char[::1] view = memoryview(data).cast("B")

@@ -64,8 +64,23 @@ static inline int at_casp(void *p, void *expected, void *v)
     return __atomic_compare_exchange_n((void **)p, &expected, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
 
+/* For tests: what is called where threads meet (api.pxi). Where nothing is set, a look at a word that no one changes. */
+#define MEET_FOUND 1   /* a key's slot is known, what is in it not yet read */
+#define MEET_READ 2    /* a leaf was read, its version not yet looked at again */
+#define MEET_COUNTED 3 /* one border of a count is known */
+#define MEET_WAIT 4    /* a lock or a latch is not to be had at once */
+static void (*meeting)(int place);
+static inline void meet(int place)
+{
+    void (*hook)(int) = __atomic_load_n(&meeting, __ATOMIC_RELAXED);
+    if (__builtin_expect(hook != 0, 0))
+        hook(place);
+}
+
 static inline void sync_pause(unsigned round)
 {
+    if (round == 0)
+        meet(MEET_WAIT);
     if (round < 64) {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
@@ -142,6 +157,7 @@ static inline uint32_t latch_read(uint32_t *v)
 static inline int latch_same(uint32_t *v, uint32_t seen)
 {
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    meet(MEET_READ);
     return __atomic_load_n(v, __ATOMIC_RELAXED) == seen;
 }
 /* Reads between a latch's two looks may meet a writer; what they saw is thrown away then. Sanitized builds are told so. */

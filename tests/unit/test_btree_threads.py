@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import random
@@ -226,25 +225,6 @@ def test_writers_of_different_trees_share_one_cache() -> None:
         assert tree.check() == []
 
 
-class Mallinfo(ctypes.Structure):
-    """glibc's struct mallinfo2."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
-        )
-    ]  # fmt: skip
-
-
-def allocated_bytes() -> int:
-    """What malloc has given out and not got back; what is resident depends on its arenas and on the kernel's pages."""
-    mallinfo2 = ctypes.CDLL(None).mallinfo2
-    mallinfo2.restype = Mallinfo
-    found = mallinfo2()
-    return int(found.uordblks + found.hblkhd)
-
-
 def test_long_values_are_written_by_range_beside_readers_views_and_seals() -> None:
     """Each write covers two pages and the border between them with one byte: a reader that finds two saw half of it."""
     world = World(4)
@@ -285,47 +265,6 @@ def test_long_values_are_written_by_range_beside_readers_views_and_seals() -> No
     world.drain_freed()
     assert tree.check() == []
     assert world.reached(tree) == world.held
-
-
-def test_memory_stays_flat_over_many_operations() -> None:
-    """A leak check: the same churn again and again ends where it began, in the kernel's own counts and in those of malloc.
-    `MDSTORE_LEAK_ROUNDS=6500` makes it 10 M operations."""
-    world = World(3)
-    tree = new_tree(world)
-    rounds = int(os.environ.get("MDSTORE_LEAK_ROUNDS", "6"))
-    after = []
-    allocated = []
-    for _ in range(rounds):
-        for n in range(1000):
-            tree.put(b"%05d" % (n * 7919 % 5000), b"v" * (n % 40))
-        tree.update((b"large%d" % n, b"L" * 3000) for n in range(5))
-        assert sum(1 for _ in tree.items()) == len(tree)
-        tree.get_many([b"%05d" % n for n in range(500)])
-        world.seal(tree)
-        world.write()
-        cursor = tree.cursor()
-        assert cursor.last() == cursor.record
-        for n in range(5):  # patched beside a view, sealed, and patched again
-            tree.write(b"large%d" % n, 500 * n, b"W" * 1500)
-            assert tree.read(b"large%d" % n, 500 * n, 4000) is not None
-            if n == 2:
-                world.seal(tree)
-                tree.write(b"large2", 100, b"again")
-        cursor.close()
-        tree.clear()
-        world.seal(tree)
-        world.write()
-        world.drain_freed()
-        assert world.held == set()
-        counters = world.pager.counters()
-        after.append((counters["dirty_bytes"], counters["cached_bytes"]))
-        world.device.image.clear()  # no page of it is reached
-        world.next_page = 1
-        allocated.append(allocated_bytes())
-    print("operations", rounds * 1535, "allocated KiB", [size >> 10 for size in allocated[:: max(1, rounds // 10)]])
-    assert len(set(after)) == 1
-    assert allocated[-1] - allocated[len(allocated) // 3] < 256 << 10
-    assert after[0][0] == 0
 
 
 def test_closing_beside_operations_ends_them_or_lets_them_end() -> None:
