@@ -17,6 +17,7 @@ from tests.model.btree_world import World, new_tree
 PAGE = 512
 MAGIC = 0x3174626D
 SPILLED = 0xFFFE
+SPILLED_BELOW = 1 << 63  # in the count of a reference
 LEAF, INDEX, SPILLS, OVERFLOW, DATA = "leaf", "index", "leaf of a long value", "overflow index", "overflow page"
 LEVELS = {LEAF: 0, INDEX: 1, SPILLS: 0, OVERFLOW: 1, DATA: 0}
 
@@ -31,6 +32,11 @@ def set16(page: bytearray, at: int, value: int) -> None:
 
 def set32(page: bytearray, at: int, value: int) -> None:
     page[at : at + 4] = value.to_bytes(4, "little")
+
+
+def add64(page: bytearray, at: int, value: int) -> None:
+    total = int.from_bytes(page[at : at + 8], "little") + value
+    page[at : at + 8] = (total & (1 << 64) - 1).to_bytes(8, "little")
 
 
 def cell(page: bytearray, slot: int) -> tuple[int, int]:
@@ -93,9 +99,11 @@ class Forger:
             path.append((int.from_bytes(top[40:48], "little"), 40))
         return path
 
-    def forge(self, kind: str, edit: Callable[[bytearray], object], *, own_crc: int = 0, last_crc: int = 0) -> int:
+    def forge(
+        self, kind: str, edit: Callable[[bytearray], object], *, own_crc: int = 0, last_crc: int = 0, records: int = 0
+    ) -> int:
         """Change a page, its checksum and those of all above; its address. `own_crc`, `last_crc`: what is added to the checksum
-        in the page itself, and to that in its reference."""
+        in the page itself, and to that in its reference; `records`: to what the references and the root record count."""
         path = self.path(kind)
         page = self.page(path[-1][0])
         edit(page)
@@ -109,7 +117,11 @@ class Forger:
             self.put(address, page)
             page = self.page(path[number - 1][0]) if number else self.root
             set32(page, at + 8 * self.copies, crc + off & 0xFFFFFFFF)
+            if records:
+                add64(page, at + 8 * self.copies + 12, records)
             own_crc = off = 0
+        if abs(records) < SPILLED_BELOW:
+            add64(self.root, 24, records)
         return path[-1][0]
 
     def open(self) -> Tree:
@@ -477,17 +489,40 @@ def test_the_check_states_a_key_above_the_next_separator() -> None:
     assert f"is not below the next separator {key(forger.page(forger.path(INDEX)[0][0]), 2)!r}" in problem
 
 
-def test_the_check_states_a_count_of_records_that_is_not_theirs() -> None:
-    forger = mixed()
-    count = int.from_bytes(forger.root[24:32], "little")
-    forger.root[24:32] = (count + 1).to_bytes(8, "little")
-    assert forger.open().check() == [f"T3: the root counts {count + 1} records, the leaves hold {count}"]
-
-
 def test_the_check_states_an_empty_leaf() -> None:
-    forger = second_leaf_with(empty)
-    problems = forger.open().check()
-    assert f"T5: empty leaf at address {forger.path(LEAF)[-1][0]}, tree 7, level 0" in problems
+    forger = mixed()
+    address = forger.path(LEAF)[-1][0]
+    held = u16(forger.page(address), 26)
+    forger.forge(LEAF, empty, records=-held)
+    assert forger.open().check() == [f"T5: empty leaf at address {address}, tree 7, level 0"]
+
+
+# -- what references and the root record count -------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", [LEAF, INDEX])
+@pytest.mark.parametrize("off", [1, -1, 1 << 33, SPILLED_BELOW], ids=["more", "less", "far more", "spilled"])
+def test_a_page_holds_as_many_records_as_its_reference_counts(kind: str, off: int) -> None:
+    forger = mixed()
+    at = forger.path(kind)[-1][1] + 8 + 12
+    above = forger.root if kind == INDEX else forger.page(forger.path(INDEX)[0][0])
+    held = int.from_bytes(above[at : at + 8], "little")
+    address = forger.forge(kind, lambda page: None, records=off)
+    error = damage(forger.open())
+    assert error.where == f"address {address}, tree 7, level {LEVELS[kind]} (records below)"
+    assert (error.expected, error.found) == (hex(held + off), hex(held))
+
+
+def test_a_leaf_in_which_a_value_has_spilled_is_marked_in_its_reference() -> None:
+    """By it a leaf is read, or is not, when what is below it is given up."""
+    forger = spilling()
+    address = forger.forge(SPILLS, lambda page: None, records=-SPILLED_BELOW)
+    assert damage(forger.open()).where == f"address {address}, tree 7, level 0 (records below)"
+
+
+def test_a_root_record_counts_what_its_reference_counts() -> None:
+    forger = mixed()
+    add64(forger.root, 24, 1)
+    with pytest.raises(CorruptionError, match="record count"):
+        forger.open()
 
 
 # -- limits of cells: what the tree writes, the check takes ------------------------------------------------------------

@@ -152,20 +152,41 @@ def spoil(page: bytearray, rng: random.Random) -> None:
             page[at] = rng.choice((0, 1, 2, 0x7F, 0xFE, 0xFF, rng.randrange(256)))
 
 
+def records_below(scene: Scene, page: bytes) -> int:
+    """What the reference to a page counts: the records below, and in its highest bit whether one has spilled. Of what is no page,
+    anything."""
+    count, total, marks = int.from_bytes(page[26:28], "little"), 0, 0
+    for n in range(min(count, (PAGE - PAGE_HEADER_SIZE) // 8)):
+        behind = sum(struct.unpack_from("<HH", page, PAGE_HEADER_SIZE + 8 * n + 4))
+        if page[24] == 0:
+            total += 1
+            marks |= scene.spills and page[behind : behind + 2] in (b"\xfe\xff", b"\xff\xff")
+        else:
+            below = int.from_bytes(page[behind + 8 * scene.copies + 12 : behind + 8 * scene.copies + 20], "little")
+            total += below & (1 << 63) - 1
+            marks |= below >> 63
+    return (total | marks << 63) & (1 << 64) - 1
+
+
 def forge(scene: Scene, path: list[Step], rng: random.Random) -> bytes:
-    """A hostile page, and seldom another above it, with the checksums of all above made right; the root record."""
+    """A hostile page, and seldom another above it, with the checksums (and, mostly, the counts) of all above made right; the root
+    record."""
     image = scene.world.device.image
     image[:] = scene.image
     root = bytearray(scene.root)
-    crc = b""
+    crc = records = b""
     for number in range(len(path) - 1, -1, -1):
         step = path[number]
         page = bytearray(scene.page(step.address))
         if crc:
             at = path[number + 1].at + 8 * scene.copies
             page[at : at + 4] = crc
+            if records and "overflow" not in path[number + 1].kind:
+                page[at + 12 : at + 20] = records
         if not crc or rng.random() < 0.05:
             spoil(page, rng)
+        if rng.random() < 0.9:
+            records = records_below(scene, page).to_bytes(8, "little")
         raw = step.kind == "overflow page"
         crc = reference.crc32c(bytes(page) if raw else bytes(page[4:])).to_bytes(4, "little")
         if not raw:
@@ -173,6 +194,9 @@ def forge(scene: Scene, path: list[Step], rng: random.Random) -> bytes:
         image[step.address * PAGE : step.address * PAGE + PAGE] = page
     at = path[0].at + 8 * scene.copies
     root[at : at + 4] = crc
+    if records:
+        root[at + 12 : at + 20] = records
+        root[24:32] = (int.from_bytes(records, "little") & (1 << 63) - 1).to_bytes(8, "little")
     return bytes(root)
 
 
