@@ -86,10 +86,10 @@ cdef void met(int place) noexcept with gil:
 
 
 def call_where_threads_meet(hook):
-    """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "found": a reader knows its key's
-    slot and reads what is in it next; "read": it has read a leaf and looks at the leaf's version next; "counted": a count
-    knows one of its borders in a leaf; "wait": a lock or a latch is taken, and is waited for after the hook. In the thread that is
-    there, with the locks it holds."""
+    """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "found": a reader knows its
+    key's slot and reads what is in it next; "read": it has read a leaf and looks at the leaf's version next; "counted": a count
+    knows one of its borders in a leaf; "wait": a lock or a latch is taken, and is waited for after the hook. In the thread that
+    is there, with the locks it holds."""
     global meeting, meeting_hook
     cdef PyObject *old = meeting_hook
     if hook is not None and not callable(hook):
@@ -104,8 +104,8 @@ def call_where_threads_meet(hook):
 
 
 def hold(TreeView tree not None, str lock not None, bytes key not None, bint taken):
-    """Take a lock (or let go of it) as an operation of another thread would; for tests. "leaf": the latch of the leaf of `key`, which is
-    in memory; "tree", "tree shared", "pager", "pager shared": their reader-writer words."""
+    """Take a lock (or let go of it) as an operation of another thread would; for tests. "leaf": the latch of the leaf of `key`,
+    which is in memory; "tree", "tree shared", "pager", "pager shared": their reader-writer words."""
     cdef TreeCore *t = tree.open_core()
     cdef uint64_t *word = &t.rw if lock.startswith("tree") else &t.p.rw
     cdef Node *leaf
