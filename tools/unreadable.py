@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, NotFound, PosixError
-from mdstore.mds.frozen import INO_BITS, INO_MASK
+from mdstore.mds.frozen import INO_MASK
+from mdstore.mds.records import INO_BITS
 from mdstore.mds.snapdir import SNAPDIR
 from mdstore.mds.snapshots import Snapshots
 from mdstore.mds.vfs import SUPERUSER, Attr, DirEntry, Vfs, unreadable

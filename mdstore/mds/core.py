@@ -27,6 +27,7 @@ from mdstore.errors import CorruptionError, DeviceFailed, FencedError, InternalE
 from mdstore.mds.events import CLIENT_KINDS_END, client_request
 from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
+from mdstore.mds.records import INO_END
 from mdstore.mds.tables import Apart, Table
 from mdstore.mds.vfs import ROOT_INO
 from mdstore.store.transaction import Transaction
@@ -282,8 +283,11 @@ class Core:
     # -- numbers and rows ----------------------------------------------------------------------------------------------
 
     def allocate(self) -> int:
-        """A number no inode ever had. Durable with the event that uses it."""
+        """A number no inode ever had. Durable with the event that uses it. CorruptionError where none is left:
+        that many were never given out."""
         ino = self.next_ino
+        if ino >= INO_END:
+            raise CorruptionError("next inode number", "meta/table.server", "one below 2^44", ino)
         self.next_ino = ino + 1
         return ino
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from mdstore.errors import PosixError
+from mdstore.mds.records import INO_END
 from mdstore.mds.vfs import ROOT_INO, Attr, Credentials, DirEntry, Recalling, SetAttr, StatFs, Vfs
 
-INO_BITS: Final = 44  # of a number for the inode; the rest says in which snapshot
-INO_MASK: Final = (1 << INO_BITS) - 1
+INO_MASK: Final = INO_END - 1
 
 
 class FrozenVfs:

@@ -72,8 +72,7 @@ class Names:
             mode, xattrs = acl.inherited(directory, mode, cred.umask)
         elif cred.umask and not target:
             mode &= ~cred.umask
-        ino = core.next_ino
-        core.next_ino = ino + 1
+        ino = core.allocate()
         node = Inode(ino, mode, cred.uid, gid, now, directory.ino, name)
         if rdev or target:
             node.rdev = rdev

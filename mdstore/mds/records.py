@@ -37,6 +37,9 @@ KNOWN_FLAGS: Final = FLAG_SPARSE | FLAG_DATA
 TYPE_DIRECTORY: Final = 4  # st_mode >> 12
 FILE_TYPES: Final = frozenset({1, 2, 4, 6, 8, 10, 12})
 
+INO_BITS: Final = 44  # of an inode's number; those above say in which snapshot it is looked at
+INO_END: Final = 1 << INO_BITS
+
 
 class InodeRecord(NamedTuple):
     """A decoded inode. Times are nanoseconds since 1970; `size` is bytes, of a directory its number of entries."""
@@ -87,8 +90,8 @@ def decode_inode(raw: bytes, where: str, start: int = 0) -> InodeRecord:
      change, target_length, zero_too, xattr_length) = INODE_CORE.unpack_from(raw, start)  # fmt: skip
     if version != INODE_VERSION or flags & ~KNOWN_FLAGS or zero or zero_too:
         raise CorruptionError("inode record", where, "version 1, known flags, zeros", (version, flags, zero, zero_too))
-    if mode >> 12 not in FILE_TYPES or not ino:
-        raise CorruptionError("inode record", where, "a file type and a number", (oct(mode), ino))
+    if mode >> 12 not in FILE_TYPES or not 0 < ino < INO_END:
+        raise CorruptionError("inode record", where, "a file type and a number below 2^44", (oct(mode), ino))
     tail = start + CORE_SIZE
     if len(raw) != tail + target_length + xattr_length:
         raise CorruptionError("inode record", where, CORE_SIZE + target_length + xattr_length, len(raw) - start)
@@ -143,8 +146,9 @@ def decode_entry(raw: bytes, where: str) -> InodeRecord | Link:
     if tag not in (TAG_REMOTE, TAG_DIRECTORY) or len(raw) != LINK.size:
         raise CorruptionError("directory entry", where, "tag 1, 2 or 3 and its length", raw[:LINK.size])
     _, file_type, zero, ino = LINK.unpack(raw)
-    if zero or not ino or file_type not in FILE_TYPES or (tag == TAG_DIRECTORY) != (file_type == TYPE_DIRECTORY):
-        raise CorruptionError("directory entry", where, "a link", (tag, file_type, zero, ino))
+    is_directory = file_type == TYPE_DIRECTORY
+    if zero or not 0 < ino < INO_END or file_type not in FILE_TYPES or (tag == TAG_DIRECTORY) != is_directory:
+        raise CorruptionError("directory entry", where, "a link to a number below 2^44", (tag, file_type, zero, ino))
     return Link(tag, file_type, ino)
 
 

@@ -35,7 +35,7 @@ from mdstore.mds.events import (
 from mdstore.mds.fnode import decode_fnode
 from mdstore.mds.inode import Directory
 from mdstore.mds.layout import META, Tab, directory_object
-from mdstore.mds.records import entry_ino
+from mdstore.mds.records import INO_END, entry_ino
 from mdstore.mds.writeback import WriteBack
 
 Progress = Callable[[int, int], None]  # told (bytes of log replayed, bytes to replay in all as far as known)
@@ -151,7 +151,7 @@ class Replay:
     def _entry(self, ino: int, version: int, name: bytes, value: bytes | None, position: int) -> None:
         core = self._core
         if value is not None:
-            core.next_ino = max(core.next_ino, entry_ino(value) + 1)
+            self._passed(entry_ino(value))
         directory = self._directory(ino)
         if version <= directory.stored_version:
             self.report.skipped += 1
@@ -160,9 +160,14 @@ class Replay:
         core.changes += 1
         self._mark(directory, position)
 
+    def _passed(self, ino: int) -> None:
+        """A number that was given out. One that cannot have been is damage, and keeps no number from those that follow."""
+        if ino < INO_END:
+            self._core.next_ino = max(self._core.next_ino, ino + 1)
+
     def _header(self, record: DirSet, position: int) -> None:
         core = self._core
-        core.next_ino = max(core.next_ino, record.directory + 1)
+        self._passed(record.directory)
         directory = self._directory(record.directory)
         if record.fnode.version <= directory.stored_version:
             self.report.skipped += 1

@@ -22,8 +22,9 @@ from collections.abc import Callable, Hashable
 from typing import Final, TypeVar
 
 from mdstore.errors import MdstoreError, PosixError
-from mdstore.mds.frozen import INO_BITS, INO_MASK, refuse
+from mdstore.mds.frozen import INO_MASK, refuse
 from mdstore.mds.locks import RANGE_END, Lock
+from mdstore.mds.records import INO_BITS
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.snaplist import TYPE_DIRECTORY, SnapshotLists
 from mdstore.mds.snapshots import Snapshots, View

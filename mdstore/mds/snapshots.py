@@ -19,9 +19,10 @@ from mdstore.engines.protocol import ObjectStore
 from mdstore.errors import AlreadyExists, MdstoreError, NotFound, PosixError, SnapshotBusy
 from mdstore.limits import SNAPSHOT_NAME_MAX
 from mdstore.mds.core import Limits
-from mdstore.mds.frozen import INO_BITS, FrozenVfs
+from mdstore.mds.frozen import FrozenVfs
 from mdstore.mds.layout import INO_KEY
 from mdstore.mds.permissions import check_name
+from mdstore.mds.records import INO_BITS
 from mdstore.mds.server import MetadataServer
 
 PREFIX: Final = b"dir\0"  # then the directory's number, 8 bytes big-endian, then the snapshot's name

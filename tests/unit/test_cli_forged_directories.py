@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,9 +17,10 @@ import pytest
 
 from mdstore.device.file import FileDevice
 from mdstore.errors import CorruptionError, PosixError
+from mdstore.mds.events import Kind, entry_set
 from mdstore.mds.fnode import decode_fnode, encode_fnode
-from mdstore.mds.layout import META, TABLE_OBJECTS, Tab, directory_object
-from mdstore.mds.records import TAG_DIRECTORY, encode_link
+from mdstore.mds.layout import META, NEXT_INO, NEXT_INO_KEY, TABLE_OBJECTS, Tab, directory_object
+from mdstore.mds.records import TAG_DIRECTORY, TAG_PRIMARY, TAG_REMOTE, encode_link
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER
 from mdstore.store import Store, Transaction
@@ -163,6 +165,66 @@ def test_the_server_looks_for_the_root_of_a_circle_once(
         with suppress(CorruptionError):
             ask(server, forged.inos)
         assert server.failure is None
+
+
+# -- numbers that belong to snapshots ----------------------------------------------------------------------------------
+
+FOREIGN = [1 << 44, (1 << 44) + ROOT_INO, 1 << 63, (1 << 64) - 1]
+
+
+@pytest.mark.parametrize("ino", FOREIGN)
+@pytest.mark.parametrize("tag", [TAG_PRIMARY, TAG_REMOTE, TAG_DIRECTORY])
+def test_an_entry_with_a_number_of_a_snapshot_is_named_and_passed(
+    forged: Forged, run: Run, tmp_path: Path, tag: int, ino: int
+) -> None:
+    """The first such entry ended a whole export with EROFS."""
+    with forged.served() as server:
+        whole = server.lookup(SUPERUSER, forged.inos["a"], b"file").ino
+    with Store.open(FileDevice.open(forged.path)) as store:
+        entry = dict(store.map_items(META, directory_object(forged.inos["a"])))[b"file"]
+    assert int.from_bytes(entry[9:17], "little") == whole
+    file_type = TYPE_DIRECTORY if tag == TAG_DIRECTORY else 8
+    value = entry[:9] + ino.to_bytes(8, "little") + entry[17:] if tag == TAG_PRIMARY else encode_link(tag, file_type, ino)
+    forged.change(Transaction().map_set(META, directory_object(forged.inos["a"]), {b"astray": value}))
+
+    told = run("export", forged.path, "/", tmp_path / "out")
+
+    assert (told.code, told.err.count("/a/astray"), told.err.count("\n")) == (1, 1, 1)
+    assert "number below 2^44" in told.err
+    assert sorted(os.listdir(tmp_path / "out" / "a")) == ["b", "file"]
+    assert (tmp_path / "out" / "kept" / "file").exists()
+    assert "astray" in run("tree", forged.path).out
+    assert run("fsck", forged.path).code == 4
+
+
+@pytest.mark.parametrize("ino", [1 << 44, (1 << 64) - 1])
+def test_no_number_of_a_snapshot_is_given_out(forged: Forged, ino: int) -> None:
+    """What would get it could not be read again."""
+    forged.change(Transaction().map_set(META, TABLE_OBJECTS[Tab.SERVER], {NEXT_INO_KEY: NEXT_INO.pack(ino)}))
+    with forged.served() as server:
+        for make in (lambda: server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755),
+                     lambda: server.symlink(SUPERUSER, ROOT_INO, b"s", b"x"),
+                     lambda: server.create(SUPERUSER, ROOT_INO, b"f", 0o644, os.O_RDWR)):  # fmt: skip
+            with pytest.raises(CorruptionError, match="next inode number"):
+                make()
+        assert server.failure is None
+        assert server.lookup(SUPERUSER, ROOT_INO, b"kept").ino == forged.inos["kept"]
+
+
+def test_such_a_number_in_the_log_keeps_none_from_those_that_follow(forged: Forged, tmp_path: Path) -> None:
+    link = encode_link(TAG_REMOTE, 8, 1 << 44)
+    killed = str(tmp_path / "killed")
+    with forged.served() as server:
+        core, above = server._core, server._cache.directory(forged.inos["a"])
+        core.append(Kind.LINK, core.touch(above, 2, 1, 0, 1, 0, 0) + entry_set(above.ino, above.version, b"astray", link))
+        server.syncfs()
+        shutil.copyfile(forged.path, killed)
+    forged.path = killed
+    with forged.served() as server:
+        made = server.mkdir(SUPERUSER, ROOT_INO, b"new", 0o755).ino
+        assert max(forged.inos.values()) < made < 1000
+        with pytest.raises(CorruptionError, match="number below 2"):
+            server.lookup(SUPERUSER, forged.inos["a"], b"astray")
 
 
 # -- quotas ------------------------------------------------------------------------------------------------------------

@@ -228,6 +228,17 @@ def test_evidence_names_the_place() -> None:
         layout.decode_server(bytes(raw))
 
 
+@pytest.mark.parametrize("ino", [0, records.INO_END, 1 << 63, (1 << 64) - 1])
+def test_numbers_of_inodes_end_at_the_first_of_a_snapshot(ino: int) -> None:
+    """A number from there on was taken, by what looks into snapshots, for one inside some snapshot."""
+    link = records.encode_link(records.TAG_REMOTE, 8, records.INO_END - 1)
+    assert records.decode_entry(link, "here").ino == records.INO_END - 1
+    entry = example("mds-inode.md")
+    for raw in (link[:4] + ino.to_bytes(8, "little"), entry[:9] + ino.to_bytes(8, "little") + entry[17:]):
+        with pytest.raises(CorruptionError, match="number below 2"):
+            records.decode_entry(raw, "here")
+
+
 def test_a_directory_never_stands_inside_an_entry() -> None:
     with pytest.raises(CorruptionError):
         records.decode_entry(records.PRIMARY + sample_root().encode(), "meta/1")
