@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Final
 
 import click
 
 from mdstore.errors import CorruptionError, NotAnImage, UnsupportedFormat
 from mdstore.tools.images import SIZE_MAX, json_option
-from mdstore.tools.output import CommandFailed, print_json, print_line
+from mdstore.tools.output import CommandFailed, print_json, print_line, shown
 from mdstore.tools.reader.decode_one import STRUCTURES, TREES, Context, decode_one
 from mdstore.tools.reader.views import as_bytes
 
@@ -44,7 +49,7 @@ def types_command(as_json: bool) -> None:
 
 @inspect.command("decode")
 @click.argument("structure", metavar="TYPE", type=click.Choice(list(STRUCTURES)))
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=click.Path(allow_dash=True))
 @click.option("--offset", default="0", show_default=True, help="Where it begins in FILE, in bytes (0x... for hex).")
 @click.option("--length", help="How many bytes it has [to the end of FILE].")
 @click.option("--tree", type=click.Choice(list(TREES)), default="map", show_default=True, help="page: of which tree.")
@@ -53,7 +58,7 @@ def types_command(as_json: bool) -> None:
 @click.option("--ino", type=int, default=0, help="backtrace: the file's number.")
 @json_option
 def decode_command(
-    structure: str, file: IO[bytes], offset: str, length: str | None, as_json: bool, tree: str, key: str, kind: int, ino: int
+    structure: str, file: str, offset: str, length: str | None, as_json: bool, tree: str, key: str, kind: int, ino: int
 ) -> None:
     """Decode one structure from the bytes of FILE (an image, or a piece of one; `-` for standard input).
 
@@ -64,13 +69,14 @@ def decode_command(
     Exit code 4 when it is damaged, with what is wrong.
     """
     start, count = _number(offset, "--offset"), LENGTH_MAX if length is None else _number(length, "--length")
-    if file.seekable():
-        file.seek(start)
-    else:
-        file.read(start)
-    data = file.read(min(count, LENGTH_MAX))
+    with _opened(file) as opened:
+        if opened.seekable():
+            opened.seek(start)
+        else:
+            opened.read(start)
+        data = opened.read(min(count, LENGTH_MAX))
     if not data and count:
-        raise CommandFailed(f"{file.name} ends before byte {start}")
+        raise CommandFailed(f"{shown(file)} ends before byte {start}")
     try:
         value = decode_one(structure, data, Context(tree, as_bytes(key), kind, ino))
     except (CorruptionError, NotAnImage, UnsupportedFormat) as error:
@@ -79,6 +85,23 @@ def decode_command(
         print_json(value)
     else:
         _print(value, "")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """The bytes at `path`, or standard input. Waits for nobody: what is neither a file nor a block device is refused."""
+    if path == "-":
+        yield sys.stdin.buffer
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)))
+        except OSError as error:
+            raise click.BadParameter(f"{shown(path)}: {error.strerror}", param_hint="FILE") from error
+        mode = os.fstat(file.fileno()).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise CommandFailed(f"{shown(path)} is neither a file nor a block device; `-` reads standard input")
+        yield file
 
 
 def _number(text: str, option: str) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -141,6 +144,29 @@ def test_damage_is_exit_code_4_and_wrong_usage_2(run: Run, image: Path) -> None:
     assert run("inspect", "decode", "page", image, "--offset", "x").code == 2
     assert run("inspect", "decode", "page", "/no/such/file").code == 2
     assert run("inspect", "decode", "page", image, "--tree", "nosuch").code == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+def test_what_is_no_file_is_refused_and_not_waited_for(run: Run, tmp_path: Path, kind: str) -> None:
+    """A FIFO nobody writes to held the command for ever."""
+    path = Path("/dev/null") if kind == "device" else tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    told = run("inspect", "decode", "superblock", path)
+    assert (told.code, told.out, told.err.count("\n")) == (2 if kind == "directory" else 1, "", 1)
+    assert str(path) in told.err
+
+
+def test_standard_input_may_be_a_pipe(image: Path) -> None:
+    read, write = os.pipe()
+    os.write(write, image.read_bytes()[:4096])
+    os.close(write)
+    words = [sys.executable, "-m", "mdstore.tools.cli", "inspect", "decode", "superblock", "-"]
+    told = subprocess.run(words, stdin=read, capture_output=True, text=True, check=False)
+    os.close(read)
+    assert (told.returncode, "block_size: 4096" in told.stdout) == (0, True), told
 
 
 def test_types_are_listed(run: Run) -> None:
