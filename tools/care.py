@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from mdstore.tools.images import image_argument, json_option
-from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, print_json, print_line, shown
+from mdstore.tools.output import EXIT_FAILED, EXIT_OK, CommandFailed, count_text, print_json, print_line, shown
 from mdstore.tools.reach import damage_of, forget_damage, reached, stop_scrub
 
 EXIT_PROBLEMS: Final = 4  # as fsck's: something is wrong and stays so
@@ -130,7 +130,8 @@ def _show(status: dict[str, Any], *, as_json: bool) -> None:
         if last is None:
             print_line("never scrubbed")
         else:
-            print_line(f"last scrub: {last['entries']:,} entries, {last['problems']} problems, {last['repaired']} repaired")
+            print_line(f"last scrub: {count_text(last['entries'], 'entry', 'entries')}, "
+                       f"{count_text(last['problems'], 'problem')}, {last['repaired']:,} repaired")  # fmt: skip
         return
     for problem in status["first_problems"]:
         done = "repaired" if problem["repaired"] else "left"
@@ -139,6 +140,7 @@ def _show(status: dict[str, Any], *, as_json: bool) -> None:
     if unseen:
         print_line(f"and {unseen} more")
     print_line(
-        f"{status['state']}: {status['directories']:,} directories, {status['entries']:,} entries, "
-        f"{status['problems']} problems, {status['repaired']} repaired"
+        f"{status['state']}: {count_text(status['directories'], 'directory', 'directories')}, "
+        f"{count_text(status['entries'], 'entry', 'entries')}, {count_text(status['problems'], 'problem')}, "
+        f"{status['repaired']:,} repaired"
     )

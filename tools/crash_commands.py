@@ -27,7 +27,7 @@ from mdstore.tools.crash.workloads import (
     chosen_workload,
 )
 from mdstore.tools.images import json_option
-from mdstore.tools.output import EXIT_INTERRUPTED, CommandFailed, duration_text, print_json, print_line
+from mdstore.tools.output import EXIT_INTERRUPTED, CommandFailed, count_text, duration_text, print_json, print_line
 
 EXIT_FOUND: Final = 4
 _TOLD_EVERY_S: Final = 10.0
@@ -308,7 +308,7 @@ def faults_command(
         print_line(f"{word}: " + (", ".join(f"{count} {effect}" for effect, count in sorted(counted.items())) or "never"))
     print_line(
         f"{chosen.name}: {total.cases:,} of {len(cases):,} cases, {total.states:,} states reopened, {total.refused:,} of them "
-        f"refused after a lie, {len(total.findings)} findings; {duration_text(seconds)}"
+        f"refused after a lie, {count_text(len(total.findings), 'finding')}; {duration_text(seconds)}"
     )
     print_line(f"seed {seed}")
     return EXIT_FOUND if total.findings else 0

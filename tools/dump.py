@@ -11,7 +11,7 @@ import click
 
 from mdstore.errors import CorruptionError, InvalidRequest, MdstoreError
 from mdstore.tools.fsck import progress_display
-from mdstore.tools.output import Told, print_json_failure
+from mdstore.tools.output import Told, count_text, print_json_failure
 from mdstore.tools.present import printer
 from mdstore.tools.reader.check import Options, check_image
 from mdstore.tools.reader.dump_lines import DumpHeader, encode_dump
@@ -141,7 +141,7 @@ def run_map(path: str, *, as_json: bool = False, html: str | None = None) -> int
     if mapper.image_map is not None:
         printer(as_json=as_json)(map_sections(mapper.image_map))
     if result.errors:
-        click.echo(f"dump: {result.errors} errors were met; `mdstore fsck` says which", err=True)
+        click.echo(f"dump: met {count_text(result.errors, 'error')}; `mdstore fsck` says which", err=True)
     return EXIT_DAMAGED if result.errors else EXIT_OK
 
 

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from mdstore.errors import MdstoreError
-from mdstore.tools.output import explain
+from mdstore.tools.output import count_text, counted_text, explain
 from mdstore.tools.reader.check import DEEP, NORMAL, QUICK, Options, Progress, Result, check_image
 from mdstore.tools.reader.problems import Problem
 from mdstore.tools.reader.views import as_bytes
@@ -26,8 +26,8 @@ EXIT_FAILED: Final = 8
 
 @click.command("fsck")
 @click.argument("image")
-@click.option("--quick", "level", flag_value=QUICK, help="Superblocks and log only; of a --snapshot, the ways into its trees.")
-@click.option("--deep", "level", flag_value=DEEP, help="All metadata, and every data block against its checksum.")
+@click.option("--quick", is_flag=True, help="Superblocks and log only; of a --snapshot, the ways into its trees.")
+@click.option("--deep", is_flag=True, help="All metadata, and every data block against its checksum.")
 @click.option(
     "--sample",
     type=click.FloatRange(0, 100),
@@ -44,7 +44,7 @@ EXIT_FAILED: Final = 8
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @click.option("--html", "html", type=click.Path(dir_okay=False), metavar="FILE", help="Write a page with a map as well.")
 def fsck_command(
-    image: str, level: str | None, sample: float, seed: int, snapshot: str | None, as_json: bool, html: str | None
+    image: str, quick: bool, deep: bool, sample: float, seed: int, snapshot: str | None, as_json: bool, html: str | None
 ) -> None:
     """Check IMAGE and report every problem: what, where, what follows from it, what to do.
 
@@ -61,10 +61,13 @@ def fsck_command(
     """
     if not 0 <= sample <= 100:  # what is no number passes click's range
         raise click.UsageError(f"--sample {sample}: write a number from 0 to 100")
-    if sample != 100 and level != DEEP:
+    if quick and deep:
+        raise click.UsageError("--quick and --deep do not go together: the one reads little, the other everything")
+    if sample != 100 and not deep:
         raise click.UsageError("--sample is a part of the data that --deep reads: it needs --deep")
     wanted = None if snapshot is None else as_bytes(snapshot)
-    options = Options(level or NORMAL, sample / 100, seed, wanted)
+    level = DEEP if deep else QUICK if quick else NORMAL
+    options = Options(level, sample / 100, seed, wanted)
     sys.exit(run_fsck(image, options, as_json=as_json, html=html))
 
 
@@ -105,11 +108,11 @@ class _TextFront:
         click.echo(f"fsck: {explain(error)}", err=True)
 
     def finished(self, image: str, result: Result, seconds: float) -> None:
-        state = "clean" if not result.errors else f"{result.errors} errors"
+        state = "clean" if not result.errors else count_text(result.errors, "error")
         rest = "".join(
-            f", {result.severities[name]} {name}s" for name in ("warning", "note") if result.severities.get(name)
+            f", {count_text(result.severities[name], name)}" for name in ("warning", "note") if result.severities.get(name)
         )
-        counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result.counts.items() if value)
+        counts = ", ".join(counted_text(value, name.replace("_", " ")) for name, value in result.counts.items() if value)
         click.echo(
             f"{image}: {state}{rest}; epoch {result.epoch}; {counts or 'nothing'}; {seconds:.2f} s ({result.level} check)"
         )

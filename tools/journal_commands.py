@@ -34,7 +34,7 @@ from journal.survey import Survey, recover_head, survey
 from mdstore.tools.images import json_option
 from mdstore.tools.journal_events import Filter, Summary, entry_json, line, type_number
 from mdstore.tools.journal_targets import Target, opened_log
-from mdstore.tools.output import CommandFailed, complain, print_json, print_json_list, print_line, size_text
+from mdstore.tools.output import CommandFailed, complain, count_text, print_json, print_json_list, print_line, size_text
 
 EXIT_DAMAGED = 4
 
@@ -87,7 +87,8 @@ def _print_survey(found: Survey, unreadable: list[tuple[int, int]], *, intact: b
     print_line(f"integrity: {'OK' if intact else 'DAMAGED'}")
     for slot, said in enumerate(found.heads):
         print_line(f"head {slot}: {said}")
-    print_line(f"log: {found.start} to {found.end}, {found.entries} entries, {size_text(found.end - found.start)}")
+    entries = count_text(found.entries, "entry", "entries")
+    print_line(f"log: {found.start} to {found.end}, {entries}, {size_text(found.end - found.start)}")
     print_line(f"tail: {found.tail}")
     for damage in found.damage:
         print_line(f"damaged: {damage.start} to {damage.end}: {damage.reason}")

@@ -138,6 +138,11 @@ def count_text(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def counted_text(count: int, many: str) -> str:
+    """`count_text` of a word that is given as the many: `1 entry` of `entries`."""
+    return count_text(count, many.removesuffix("ies") + "y" if many.endswith("ies") else many.removesuffix("s"), many)
+
+
 def time_text(time_ns: int) -> str:
     """UTC with nanoseconds: the same on every machine."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)

@@ -15,7 +15,7 @@ import pytest
 from mdstore.client.mount import MountOptions
 from mdstore.errors import CorruptionError, NoSpace, NotFound, PosixError, TransactionError
 from mdstore.tools import mounting
-from mdstore.tools.output import duration_text, explain, shown, size_text, time_text
+from mdstore.tools.output import counted_text, duration_text, explain, shown, size_text, time_text
 from mdstore.tools.reader.superblock import decode as superblock_of
 from tests.commandline import Run, refused
 
@@ -184,6 +184,8 @@ def test_errors_in_words() -> None:
 def test_figures_in_words() -> None:
     assert [size_text(size) for size in (0, 1023, 1536, 5 << 30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
     assert [duration_text(s) for s in (0.0000021, 0.0214, 1.5, 125)] == ["2 us", "21 ms", "1.50 s", "2 min 5 s"]
+    assert [counted_text(1, many) for many in ("entries", "map records")] == ["1 entry", "1 map record"]
+    assert [counted_text(count, "entries") for count in (0, 2, 1234)] == ["0 entries", "2 entries", "1,234 entries"]
     assert time_text(-1) == "1969-12-31 23:59:59.999999999"
     assert time_text(1 << 62).startswith("2116-02-20")
     assert shown(b"a\x00\xfe\\") == "a\\x00\\xfe\\\\"

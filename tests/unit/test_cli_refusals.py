@@ -36,6 +36,24 @@ def test_the_second_reader_agrees_and_has_codes_of_its_own(run: Run, image: Path
     assert run("fsck", image).code == 4
 
 
+def test_one_of_a_kind_is_said_in_the_singular(run: Run, image: Path) -> None:
+    assert run("snapshot", "create", image, "first").code == 0
+    assert " 1 snapshot," in run("fsck", image).out
+    _overwrite(image, _superblock_offsets(image)[0] + 100, b"damage")
+    said = run("fsck", image).out
+    assert "1 error;" in said or ", 1 warning;" in said
+    assert ": 1 problem, 0 would be left" in run("repair", image).out
+
+
+def test_checks_that_exclude_each_other_are_refused(run: Run, image: Path) -> None:
+    """The last one was taken, without a word."""
+    for words in (["--quick", "--deep"], ["--deep", "--quick"]):
+        refused(run("fsck", image, *words), "--quick and --deep", code=2)
+    for level in ("quick", "deep"):
+        assert run("fsck", image, f"--{level}", "--json").json()["level"] == level
+    assert run("fsck", image, "--json").json()["level"] == "normal"
+
+
 READERS: list[list[str]] = [["ls"], ["tree"], ["stat"], ["cat", "/hello"], ["export", "/", "out"]]
 
 

@@ -149,7 +149,7 @@ def test_a_damaged_block_is_left_unless_told_otherwise(tmp_path: Path) -> None:
     assert run(path).exit_code == 0
     deep = run(path, "--deep", "--apply")
     assert (deep.exit_code, path.read_bytes() == bytes(image)) == (4, True)
-    assert "none of which repair can mend" in deep.output
+    assert " that repair cannot mend" in deep.output
     dropped = run(path, "--drop-damaged", "--apply")
     assert dropped.exit_code == 1
     assert "lost: data of c/last" in dropped.output or "c/last: bytes" in dropped.output
@@ -199,6 +199,17 @@ def test_a_repair_file_that_the_image_has_left_behind_says_so_in_a_dry_run(path:
     found = run(path)
     assert found.exit_code == 8
     assert "move the file away" in found.output
+
+
+@pytest.mark.parametrize("beside", [["--apply"], ["--deep"], ["--drop-damaged"], ["--file", "other"], ["--apply", "--deep"]])
+def test_undo_beside_what_it_would_not_do_is_refused(path: Path, damaged: bytes, beside: list[str]) -> None:
+    """`--apply --undo FILE` took the repair back, without a word of --apply."""
+    assert run(path, "--apply").exit_code == 1
+    repaired = path.read_bytes()
+    refused = run(path, "--undo", f"{path}.repair", *beside)
+    assert (refused.exit_code, beside[0] in refused.output) == (2, True)
+    assert path.read_bytes() == repaired != damaged
+    assert run(path, "--undo", f"{path}.repair").exit_code == 0
 
 
 def test_a_taking_back_that_was_interrupted_is_ended_by_undo_alone(path: Path, damaged: bytes) -> None:

@@ -15,7 +15,7 @@ from mdstore.device.file import FileDevice
 from mdstore.errors import Conflict, InvalidRequest, MdstoreError, NotAnImage
 from mdstore.tools.fsck import progress_display
 from mdstore.tools.images import image_argument, json_option
-from mdstore.tools.output import complain, explain, print_json, print_line, size_text
+from mdstore.tools.output import complain, count_text, explain, print_json, print_line, size_text
 from mdstore.tools.repair import perform
 from mdstore.tools.repair.bench import Progress, RepairOptions, Verdict
 from mdstore.tools.repair.planning import Plan, plan
@@ -55,6 +55,8 @@ def repair_command(
     Exit codes: 0 nothing to do, 1 errors were corrected and none is left, 4 errors are left
     (or would be corrected by --apply), 8 could not look or could not write.
     """
+    if undo_path is not None:
+        _refuse_beside_undo({"--apply": applies, "--deep": deep, "--drop-damaged": drop_damaged, "--file": path is not None})
     front = _Front(image, as_json=as_json)
     try:
         if undo_path is not None:
@@ -66,6 +68,12 @@ def repair_command(
     except (MdstoreError, OSError) as error:
         front.failed(explain(error))
         sys.exit(EXIT_FAILED)
+
+
+def _refuse_beside_undo(given: dict[str, bool]) -> None:
+    beside = [option for option, is_given in given.items() if is_given]
+    if beside:
+        raise click.UsageError(f"--undo takes a repair back and does nothing else: {' and '.join(beside)} cannot go with it")
 
 
 def _repair(image: str, options: RepairOptions, path: str | None, front: _Front, *, applies: bool) -> int:
@@ -250,13 +258,13 @@ class _Front:
         print_line(f"{self._image}: {self._summary(made, path)}; {time.monotonic() - self._began:.2f} s")
 
     def _summary(self, made: Plan, path: str | None) -> str:
-        was, left = made.before.open_problems, made.left
+        was, left = count_text(made.before.open_problems, "problem"), made.left
         if not made.steps:
-            return f"{left} problems, none of which repair can mend" if left else "nothing to repair"
+            return f"{count_text(left, 'problem')} that repair cannot mend" if left else "nothing to repair"
         if path is not None:
-            return f"{was} problems, {left} left; `mdstore repair {self._image} --undo {path}` takes it back"
+            return f"{was}, {left} left; `mdstore repair {self._image} --undo {path}` takes it back"
         size = size_text(made.bench.shadow.changed_bytes)
-        return f"{was} problems, {left} would be left; {size} would change; nothing was written (--apply does it)"
+        return f"{was}, {left} would be left; {size} would change; nothing was written (--apply does it)"
 
 
 def _some(lines: list[str], indent: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mdstore.store import Store
+from mdstore.tools.output import count_text
 from mdstore.tools.reader.check import NORMAL, Options, check_opened
 from mdstore.tools.reader.problems import Damage
 from mdstore.tools.reader.superblock import SIZE, Superblock, read_copies, usable
@@ -80,6 +81,7 @@ def checkpoint(bench: Bench) -> Iterator[Step]:
         entries = store.recovery.entries
         store.checkpoint()
         store.checkpoint()
-    yield Step("store", "write two checkpoints", [f"{entries} entries of the log were replayed", "every superblock copy is new"])
+    details = [f"replayed {count_text(entries, 'entry', 'entries')} of the log", "every superblock copy is new"]
+    yield Step("store", "write two checkpoints", details)
 
 
