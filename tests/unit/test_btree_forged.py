@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import crc32c as reference
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from mdstore.btree import Tree
 from mdstore.btree._kernel import PAGE_HEADER_SIZE
 from mdstore.errors import CorruptionError
+from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.problems import Damage
+from mdstore.tools.reader.tree import Tree as ReaderTree
 from tests.model.btree_world import World, new_tree
 
 PAGE = 512
@@ -498,10 +502,21 @@ def test_the_check_states_an_empty_leaf() -> None:
 
 
 # -- what references and the root record count -------------------------------------------------------------------------
+def second_reader(forger: Forger, path: Path) -> list[str]:
+    """What the reader that shares no code with the kernel has to say of the whole tree."""
+    image = forger.world.device.image
+    path.write_bytes(bytes(image[: len(image) // PAGE * PAGE]))
+    found: list[Damage] = []
+    with Image(str(path)) as pages:
+        list(ReaderTree(pages, PAGE, bytes(forger.root), on_damage=found.append).items())
+    return sorted({damage.code for damage in found})
+
+
 @pytest.mark.parametrize("kind", [LEAF, INDEX])
 @pytest.mark.parametrize("off", [1, -1, 1 << 33, SPILLED_BELOW], ids=["more", "less", "far more", "spilled"])
-def test_a_page_holds_as_many_records_as_its_reference_counts(kind: str, off: int) -> None:
+def test_a_page_holds_as_many_records_as_its_reference_counts(kind: str, off: int, tmp_path: Path) -> None:
     forger = mixed()
+    assert second_reader(forger, tmp_path / "pages") == []
     at = forger.path(kind)[-1][1] + 8 + 12
     above = forger.root if kind == INDEX else forger.page(forger.path(INDEX)[0][0])
     held = int.from_bytes(above[at : at + 8], "little")
@@ -509,13 +524,16 @@ def test_a_page_holds_as_many_records_as_its_reference_counts(kind: str, off: in
     error = damage(forger.open())
     assert error.where == f"address {address}, tree 7, level {LEVELS[kind]} (records below)"
     assert (error.expected, error.found) == (hex(held + off), hex(held))
+    assert second_reader(forger, tmp_path / "pages") == ["tree-count"]
 
 
-def test_a_leaf_in_which_a_value_has_spilled_is_marked_in_its_reference() -> None:
+def test_a_leaf_in_which_a_value_has_spilled_is_marked_in_its_reference(tmp_path: Path) -> None:
     """By it a leaf is read, or is not, when what is below it is given up."""
     forger = spilling()
+    assert second_reader(forger, tmp_path / "pages") == []
     address = forger.forge(SPILLS, lambda page: None, records=-SPILLED_BELOW)
     assert damage(forger.open()).where == f"address {address}, tree 7, level 0 (records below)"
+    assert second_reader(forger, tmp_path / "pages") == ["tree-count"]
 
 
 def test_a_root_record_counts_what_its_reference_counts() -> None:

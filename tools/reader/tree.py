@@ -3,7 +3,7 @@
 Invariants, checked while a whole tree streams by
 1. a child's keys lie at or above its separator and below the next one, so the stream rises;
 2. a reference's number of records is that of the records below it, and the root's is that of all;
-3. a reference tells of spilled values when there are any below.
+3. a reference tells of spilled values when, and only when, there are any below.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ class Tree:
         if frame.next == len(frame.children):
             frames.pop()
             if is_whole:
-                self._compare(frame.reference, frame.level, frame.seen, False)
+                has_spilled = any(reference.has_spilled for _, reference in frame.children)
+                self._compare(frame.reference, frame.level, frame.seen, has_spilled)
             return None
         index = frame.next
         frame.next += 1
@@ -223,10 +224,11 @@ class Tree:
             frame.seen += records
 
     def _compare(self, reference: Reference, level: int, seen: int, has_spilled: bool) -> None:
-        if reference.records != seen or (has_spilled and not reference.has_spilled):
+        if (reference.records, reference.has_spilled) != (seen, has_spilled):
             what = f"records below a page of level {level}"
-            found = f"{reference.records}{'' if reference.has_spilled else ', none spilled'}"
-            self._report(Damage("tree-count", what, seen, found, page=reference.addresses[0]))
+            mark = {True: ", some spilled", False: ", none spilled"} if reference.has_spilled != has_spilled else {}
+            expected, found = f"{seen}{mark.get(has_spilled, '')}", f"{reference.records}{mark.get(reference.has_spilled, '')}"
+            self._report(Damage("tree-count", what, expected, found, page=reference.addresses[0]))
 
     def _check_embedded(self, records: tuple[tuple[bytes, bytes], ...]) -> None:
         if self._has_plain_order and not self.root.has_duplicates:
