@@ -16,7 +16,7 @@ def ascending(Tree tree not None, items):
         yield key, value
 
 
-cdef int value_fits(Shape *s, int64_t vlen) except -1:
+cdef inline int value_fits(Shape *s, int64_t vlen) except -1:
     if s.value_size >= 0:
         if vlen != s.value_size:
             raise InvalidRequest(f"values of this tree have {s.value_size} bytes, not {vlen}")
