@@ -94,7 +94,7 @@ cdef extern from "sync.h" nogil:
     void rw_unlock_exclusive(uint64_t *w)
     void spin_lock(uint32_t *w)
     void spin_unlock(uint32_t *w)
-    int MEET_FOUND, MEET_READ, MEET_COUNTED, MEET_WAIT
+    int MEET_READ, MEET_COUNTED, MEET_WAIT
     void meet(int place)
     void (*meeting)(int place) noexcept nogil
     uint32_t latch_read(uint32_t *v)

@@ -77,7 +77,7 @@ cdef int in_between(str operation) except -1:
 
 
 cdef PyObject *meeting_hook = NULL
-MEETINGS = {MEET_FOUND: "found", MEET_READ: "read", MEET_COUNTED: "counted", MEET_WAIT: "wait"}
+MEETINGS = {MEET_READ: "read", MEET_COUNTED: "counted", MEET_WAIT: "wait"}
 
 
 cdef void met(int place) noexcept with gil:
@@ -86,10 +86,9 @@ cdef void met(int place) noexcept with gil:
 
 
 def call_where_threads_meet(hook):
-    """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "found": a reader knows its
-    key's slot and reads what is in it next; "read": it has read a leaf and looks at the leaf's version next; "counted": a count
-    knows one of its borders in a leaf; "wait": a lock or a latch is taken, and is waited for after the hook. In the thread that
-    is there, with the locks it holds."""
+    """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "read": a
+    reader has read a leaf and looks at the leaf's version next; "counted": a count knows one of its borders in a leaf; "wait": a
+    lock or a latch is taken, and is waited for after the hook. In the thread that is there, with the locks it holds."""
     global meeting, meeting_hook
     cdef PyObject *old = meeting_hook
     if hook is not None and not callable(hook):

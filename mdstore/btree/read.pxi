@@ -47,7 +47,6 @@ cdef inline Node *resident_leaf(TreeCore *t, const uint8_t *key, int klen) noexc
 cdef inline const uint8_t *value_at(Shape *s, const uint8_t *page, int cap, int pos, int *vlen) noexcept nogil:
     """The value of slot `pos`; vlen -1 where it has spilled. Bounds hold even on a leaf that is being changed."""
     cdef const uint8_t *slot = page + HEADER + 8 * pos
-    meet(MEET_FOUND)
     cdef int off = ld16(slot + 4) + ld16(slot + 6)
     if s.fixed_value >= 0:
         vlen[0] = s.fixed_value if off + s.fixed_value <= cap else 0

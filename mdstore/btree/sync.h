@@ -65,16 +65,15 @@ static inline int at_casp(void *p, void *expected, void *v)
 }
 
 /* For tests: what is called where threads meet (api.pxi). Where nothing is set, a look at a word that no one changes. */
-#define MEET_FOUND 1   /* a key's slot is known, what is in it not yet read */
-#define MEET_READ 2    /* a leaf was read, its version not yet looked at again */
-#define MEET_COUNTED 3 /* one border of a count is known */
-#define MEET_WAIT 4    /* a lock or a latch is not to be had at once */
+#define MEET_READ 1    /* a leaf was read, its version not yet looked at again */
+#define MEET_COUNTED 2 /* one border of a count is known */
+#define MEET_WAIT 3    /* a lock or a latch is not to be had at once */
 static void (*meeting)(int place);
+static __attribute__((noinline, cold)) void met_there(int place) { meeting(place); }
 static inline void meet(int place)
 {
-    void (*hook)(int) = __atomic_load_n(&meeting, __ATOMIC_RELAXED);
-    if (__builtin_expect(hook != 0, 0))
-        hook(place);
+    if (__builtin_expect(__atomic_load_n(&meeting, __ATOMIC_RELAXED) != 0, 0))
+        met_there(place);
 }
 
 static inline void sync_pause(unsigned round)
