@@ -249,11 +249,11 @@ def value_past_the_page(page: bytearray) -> None:
 def large_cell(page: bytearray) -> None:
     """One cell of the leaf: a key and a value as long as each may be, and too much together."""
     empty(page)
-    cells = b"k" * 111 + (118).to_bytes(2, "little") + b"v" * 118
+    cells = b"k" * 109 + (118).to_bytes(2, "little") + b"v" * 118
     page[PAGE - len(cells) :] = cells
     set16(page, 26, 1)
     set32(page, 28, PAGE - len(cells))
-    page[40:48] = b"kkkk" + (PAGE - len(cells)).to_bytes(2, "little") + (111).to_bytes(2, "little")
+    page[40:48] = b"kkkk" + (PAGE - len(cells)).to_bytes(2, "little") + (109).to_bytes(2, "little")
 
 
 def long_key(page: bytearray) -> None:
