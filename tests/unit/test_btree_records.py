@@ -356,3 +356,16 @@ def test_a_small_stack_is_enough() -> None:
         threading.stack_size(before)
     thread.join()
     assert done == [256, 4096, 65536]
+
+
+def test_values_of_one_key_order_as_bytes_whatever_is_stored_behind_them() -> None:
+    """The length of the key follows each value in its cell, and takes no part."""
+    values = [b"", b"\0", b"v", b"v\0", b"v\0\0", b"v\1", b"v\4", b"v\4\0", b"v\5"]
+    for comparator, key in ((1, b"four"), (5, b"four"), (6, b"\1\0a\1\0b")):
+        world = World(comparator)
+        tree = new_tree(world, duplicates=True, comparator=comparator)
+        for value in world.random.sample(values, len(values)):
+            tree.put(key, value)
+        assert tree.get_all(key) == values
+        assert tree.delete_value(key, b"v\4")
+        assert tree.get_all(key) == [value for value in values if value != b"v\4"]
