@@ -501,3 +501,17 @@ def test_counts_of_shared_pages_go_with_the_last_who_shares_them() -> None:
     for copy in copies:
         copy.clear()
     assert list(refs.items()) == []
+
+
+@pytest.mark.parametrize(("start", "stop"), [(5, 17), (7, 18), (1, 12)], ids=["at the stop", "at the start", "in the first leaf"])
+def test_a_leaf_of_which_a_range_left_little_is_evened_out_on_either_side_of_it(start: int, stop: int) -> None:
+    world = World(1)
+    tree = new_tree(world)
+    tree.update((b"%02d" % n, b"v" * 20) for n in range(24))  # six to a leaf
+    world.seal(tree)
+    world.write()
+    assert tree.delete_range(b"%02d" % start, b"%02d" % stop) == stop - start
+    counters = world.pager.counters()
+    assert counters["merges"] + counters["rotations"] == 1
+    assert [key for key, _ in tree.items()] == [b"%02d" % n for n in range(24) if not start <= n < stop]
+    assert tree.check() == []

@@ -369,3 +369,20 @@ def test_values_of_one_key_order_as_bytes_whatever_is_stored_behind_them() -> No
         assert tree.get_all(key) == values
         assert tree.delete_value(key, b"v\4")
         assert tree.get_all(key) == [value for value in values if value != b"v\4"]
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["in place", "over a clean page"])
+def test_an_empty_key_without_a_value_has_a_byte_of_its_own(sealed: bool) -> None:
+    world = World(1)
+    tree = new_tree(world, key_size=-1, value_size=0)
+    tree.put(b"a")
+    if sealed:
+        world.seal(tree)
+    assert not tree.put(b"")
+    root = world.seal(tree)
+    world.write()
+    again = Tree.open(world.pager, root)
+    assert list(again) == [b"", b"a"]
+    assert again.check() == []
+    assert again.delete(b"")
+    assert list(again) == [b"a"]
