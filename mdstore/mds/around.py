@@ -49,12 +49,12 @@ def read_around(read: Read, start: bytes | None, limit: int) -> tuple[list[Pair]
 
 def behind(read: Read, start: bytes, error: MdstoreError) -> bytes | None:
     """Reading from `start` on met `error` at once: the first key from which it goes on, or meets another one; None where there is
-    none."""
+    none. Where reads fail only now and then it may be another one, but never `start` or before."""
     same = str(error)
     if _look(read, start, None, reverse=True) == same:
         return None
     low, high = _bounds(read, start, same)
-    while high == _BEHIND_ALL or _look(read, _just_before(high), None) != same:
+    while low < high and (high == _BEHIND_ALL or _look(read, _just_before(high), None) != same):
         middle = _between(low, high)
         while middle is not None and (found := _look(read, middle, None)) == same:
             low, middle = middle, _between(middle, high)
@@ -66,7 +66,7 @@ def behind(read: Read, start: bytes, error: MdstoreError) -> bytes | None:
             if before in (same, None):  # None: a moment later all of it reads
                 return found
             high = before if isinstance(before, bytes) else high
-    return None if high == _BEHIND_ALL else high
+    return None if high == _BEHIND_ALL else max(high, start + b"\0")
 
 
 def _bounds(read: Read, start: bytes, same: str) -> tuple[bytes, bytes]:
@@ -100,6 +100,8 @@ def _look(read: Read, start: bytes, stop: bytes | None, *, reverse: bool = False
 
 def _between(low: bytes, high: bytes) -> bytes | None:
     """A short key between two, nearer to the middle than to either where there is a choice; None where there is none."""
+    if low >= high:
+        return None
     at = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
     first, last = low[at] if at < len(low) else -1, high[at]
     if last - first > 1:

@@ -34,7 +34,7 @@ from mdstore.mds.events import (
 )
 from mdstore.mds.fnode import decode_fnode
 from mdstore.mds.inode import Directory
-from mdstore.mds.layout import META, Tab, directory_object
+from mdstore.mds.layout import META, NEXT_INO, NEXT_INO_KEY, Tab, directory_object
 from mdstore.mds.records import INO_END, entry_ino
 from mdstore.mds.writeback import WriteBack
 
@@ -189,7 +189,9 @@ class Replay:
             table = self._core.tables[Tab(record.table)]
         except ValueError:
             raise CorruptionError("event", f"position {position}", "a known table", record.table) from None
-        table.changed[record.key] = record.value if isinstance(record, TableSet) else None
+        table.changed[record.key] = value = record.value if isinstance(record, TableSet) else None
+        if table.number == Tab.SERVER and record.key == NEXT_INO_KEY and value is not None and len(value) == NEXT_INO.size:
+            self._core.next_ino = max(self._core.next_ino, NEXT_INO.unpack(value)[0])
         if table.since < 0:
             table.since = position
         self._core.changes += 1

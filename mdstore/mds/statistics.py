@@ -14,7 +14,7 @@ from mdstore.errors import PosixError
 from mdstore.mds.cache import Cache
 from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind, dir_set
-from mdstore.mds.inode import Directory
+from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.vfs import ROOT_INO
 
 EVENT_DIRECTORIES: Final = 64  # settled by one event
@@ -51,8 +51,8 @@ class Statistics:
             except (PosixError, *UNREADABLE):
                 continue  # what holds it is damaged, and counts nothing
             records.append(self._hand_up(directory, parent))
-            if parent.ino in done:
-                continue  # a circle, that never comes to rest
+            if parent.ino in done and self._is_circle(parent):
+                continue  # it never comes to rest
             if parent.ino != ROOT_INO and parent.ino not in queued and parent.unsettled:
                 queued.add(parent.ino)
                 heappush(heap, (depth + 1, parent.ino))
@@ -72,7 +72,20 @@ class Statistics:
         elif not wanted:
             self._core.news = None
 
+    def _is_circle(self, directory: Directory) -> bool:
+        """Whether it lies inside itself, as far as memory knows: who handed something up is there. One that does not was only
+        handed up too early, because its place in the order could not be read."""
+        passed = set()
+        node: Inode | None = directory
+        while isinstance(node, Directory) and node.ino != ROOT_INO:
+            if node.ino in passed:
+                return True
+            passed.add(node.ino)
+            node = self._core.nodes.get(node.parent)
+        return False
+
     def _depth(self, directory: Directory) -> int:
+        """How far below the root; less where the way there cannot be read."""
         depth = -1
         with suppress(PosixError, *UNREADABLE):
             for _ in self._cache.upward(directory):

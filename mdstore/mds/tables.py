@@ -6,7 +6,7 @@ lies over what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from sortedcontainers import SortedDict
@@ -17,17 +17,36 @@ from mdstore.mds.events import table_remove, table_set
 from mdstore.mds.layout import META, TABLE_OBJECTS, Tab
 
 APART_GROWTH: Final = 1024  # changes beside twice as many as could not be written
+APART_GROWTH_BYTES: Final = 256 << 10  # and bytes of them, beside twice as many
+ROW_BYTES: Final = 64  # of the record in the log that says a row, beside key and value; it takes no more
+
+
+class Held(NamedTuple):
+    """Changes, and the bytes of log that say them, at most."""
+
+    entries: int
+    size: int
+
+    def __add__(self, other: Held) -> Held:  # type: ignore[override]  # of amounts, not of sequences
+        return Held(self.entries + other.entries, self.size + other.size)
+
+
+def held_in(changed: Mapping[bytes, bytes | None]) -> Held:
+    """How much those changes are. Cost: a look at each."""
+    return Held(len(changed), sum(len(key) + len(raw or b"") + ROW_BYTES for key, raw in changed.items()))
 
 
 class Apart(NamedTuple):
-    """Why something is not written back, and how many changes of it could not be."""
+    """Why something is not written back, and how much of it could not be."""
 
     error: MdstoreError
-    changes: int
+    held: Held
 
-    def has_grown(self, changes: int) -> bool:
-        """Whether it is worth to try it again, now that there are so many."""
-        return changes > 2 * self.changes + APART_GROWTH
+    def has_grown(self, changed: Mapping[bytes, bytes | None]) -> bool:
+        """Whether it is worth to try it again, now that there is so much."""
+        now = held_in(changed)
+        many = now.entries > 2 * self.held.entries + APART_GROWTH
+        return many or now.size > 2 * self.held.size + APART_GROWTH_BYTES
 
 
 class Table:

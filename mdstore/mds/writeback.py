@@ -8,7 +8,8 @@ What is written was in the log before (`Core.push_log`): so no object is ever ne
 
 A directory or table of which damage refuses some entries is set apart: what can be written of it is, and what cannot stays in
 memory and in the log, where it is put once more when the log before is to go. Everything else goes on. It is tried again when it
-has grown, and by `everything`.
+has grown, before the log has it once more, and by `everything`. Where that is more than the limits allow, all changes end; they
+do, too, where the next inode number cannot be written, which no event says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from journal import JournalError
 from mdstore.engines.protocol import Commit
@@ -27,10 +28,10 @@ from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.damage import note_damage
 from mdstore.mds.events import Kind, dir_remove, dir_set, entry_remove, entry_set
 from mdstore.mds.inode import Directory
-from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, META, data_object, directory_object, encode_backtrace
+from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, META, Tab, data_object, directory_object, encode_backtrace
 from mdstore.mds.purge import Purge
 from mdstore.mds.statistics import Statistics
-from mdstore.mds.tables import Apart, Table
+from mdstore.mds.tables import ROW_BYTES, Apart, Held, Table, held_in
 from mdstore.store.transaction import Transaction
 
 ENTRY_BYTES: Final = 1024  # a changed entry in a transaction takes no more, but for rare large attributes
@@ -88,10 +89,13 @@ class WriteBack:
     def relieve(self) -> None:
         """Write back until the limits are kept again. Waits for the medium only when the log is at its ceiling."""
         core, limits = self._core, self._core.limits
-        while core.changes > limits.dirty_entries_low and self._has_more():
+        tried = self._try_grown()
+        while self._has_more() and (tried or core.changes > limits.dirty_entries_low):
             self.step()
+        self._count()
         self.retire()
         if self.log_bytes >= limits.log_bytes:
+            self._try_again()
             while self.log_bytes >= limits.log_bytes // 2 and self._has_more():
                 self.step()
             self._carry()
@@ -141,12 +145,20 @@ class WriteBack:
         directories = self._oldest(entries)
         core.stamp_server_table()
         tables = [table for table in core.tables.values() if table.changed and table.apart is None]
-        self._write([*directories, *tables, *self._traces()])
+        parts: list[Part] = [*directories, *tables, *self._traces()]
+        core.unlogged = True  # an interrupt within may leave something half clean: nothing may follow it
+        self._write(parts)
+        core.unlogged = False
         core.counters.write_backs += 1
-        core.changes = sum(len(directory.changed) + 1 for ino, directory in core.dirty.items() if ino not in core.apart)
+        self._count()
         if self._untold and not core.replaying:
             self._tell_apart()
         self._note_expiry()
+
+    def _count(self) -> None:
+        """What is to be written now."""
+        core = self._core
+        core.changes = sum(len(directory.changed) + 1 for ino, directory in core.dirty.items() if ino not in core.apart)
 
     def _oldest(self, entries: int) -> list[Directory]:
         """The directories that were dirty first, but for those set apart."""
@@ -238,8 +250,8 @@ class WriteBack:
         core = self._core
         directory.stored = directory.nlink > 0
         directory.stored_version = directory.version
-        directory.since = -1
         del core.dirty[directory.ino]
+        directory.since = -1
         if directory.complete and len(directory.entries) != directory.size:
             directory.complete = False  # some entries were in memory only as the bytes that are forgotten now
         directory.changed = {}
@@ -290,9 +302,14 @@ class WriteBack:
         except Refused as refused:
             if isinstance(part, Trace):
                 return  # a hint
+            if isinstance(part, Table) and part.number == Tab.SERVER:
+                self._end_changes(refused.cause)
             if isinstance(part, Table) or (part.nlink and part.stored):
                 self._write_fitting(part)
-            self._set_apart(part, refused.cause)
+            if isinstance(part, Table) and not part.changed:  # read a moment later
+                self._clean(part)
+            else:
+                self._set_apart(part, refused.cause)
         else:
             self._clean(part)
 
@@ -319,32 +336,58 @@ class WriteBack:
 
     def _set_apart(self, part: Directory | Table, cause: MdstoreError) -> None:
         """It stays dirty, its changes stay in the log, and nobody waits for it. As long as they are few: else all changes end."""
-        core, apart = self._core, Apart(cause, len(part.changed))
+        core, apart = self._core, Apart(cause, held_in(part.changed))
         if isinstance(part, Table):
             part.apart = apart
         else:
             core.apart[part.ino] = apart
         self._untold.append((part, cause))
-        held = sum(len(core.dirty[ino].changed) + 1 for ino in core.apart)
-        held += sum(len(table.changed) for table in core.tables.values() if table.apart is not None)
-        if held > core.limits.dirty_entries:
-            raise core.fail(cause)
+        if self._holds_too_much():
+            self._end_changes(cause)
 
-    def _try_grown(self) -> None:
-        """Most of what was changed since in something set apart can be written."""
+    def _end_changes(self, cause: MdstoreError) -> NoReturn:
+        """The log is whole: all that it has is saved."""
+        with suppress(MdstoreError):
+            self._core.flush_log()
+        raise self._core.fail(cause)
+
+    def _holds_too_much(self) -> bool:
+        """Whether what is set apart is more than memory may hold back, or than the log may carry: that would be rewritten for
+        ever. Not in a replay: the limits were others when it was logged, and memory has to hold what the log does."""
         core = self._core
-        for ino in [ino for ino, apart in core.apart.items() if apart.has_grown(len(core.dirty[ino].changed))]:
-            del core.apart[ino]
+        if core.replaying:
+            return False
+        held = Held(0, 0)
+        for ino in core.apart:
+            directory = core.dirty[ino]
+            held += Held(1, len(directory.encode_header()) + ROW_BYTES) + held_in(directory.changed)
         for table in core.tables.values():
-            if table.apart is not None and table.apart.has_grown(len(table.changed)):
-                table.apart = None
+            if table.apart is not None:
+                held += held_in(table.changed)
+        return held.entries > core.limits.dirty_entries or held.size > core.limits.log_bytes // 2
+
+    def _try_grown(self) -> bool:
+        """Most of what was changed since in something set apart can be written: whether there is such a thing. All is tried
+        where it became too much."""
+        core = self._core
+        if self._holds_too_much():
+            self._try_again()
+            return True
+        grown = [ino for ino, apart in core.apart.items() if apart.has_grown(core.dirty[ino].changed)]
+        tables = [table for table in core.tables.values() if table.apart is not None and table.apart.has_grown(table.changed)]
+        for ino in grown:
+            del core.apart[ino]
+        for table in tables:
+            table.apart = None
+        return bool(grown or tables)
 
     def _tell_apart(self) -> None:
         """Put what was set apart into the damage table."""
-        untold, self._untold = self._untold, []
-        for part, cause in untold:
+        while self._untold:
+            part, cause = self._untold[-1]
             ino, name = (part.ino, b"") if isinstance(part, Directory) else (0, part.object_name)
             note_damage(self._core, ino, name, cause)
+            self._untold.pop()
 
     def _try_again(self) -> None:
         """What was set apart is to be written like everything else."""
@@ -353,12 +396,11 @@ class WriteBack:
             table.apart = None
 
     def _carry(self) -> None:
-        """Put what is set apart into the log once more, all that is not written, so that the log before may go."""
+        """Put what is set apart into the log once more, all that is not written, so that the log before may go: once all of it is
+        there."""
         core = self._core
         for ino in list(core.apart):
-            directory = core.dirty.pop(ino)
-            directory.since = -1
-            core.mark(directory)
+            directory, position = core.dirty[ino], core.position()
             gone = directory.nlink == 0
             core.append(Kind.REPAIR, dir_remove(ino) if gone else dir_set(ino, directory.encode_header()))
             version = directory.version
@@ -366,10 +408,16 @@ class WriteBack:
                 entry_remove(ino, version, name) if raw is None else entry_set(ino, version, name, raw)
                 for name, raw in directory.changed.items()
             )
+            core.unlogged = True  # C2: an interrupt between these may not let the log go
+            del core.dirty[ino]
+            directory.since = position
+            core.dirty[ino] = directory
+            core.unlogged = False
         for table in core.tables.values():
             if table.apart is not None:
-                table.since = core.position()
+                position = core.position()
                 self._append_some(table.record(key, raw) for key, raw in table.changed.items())
+                table.since = position
         self._note_expiry()
 
     def _append_some(self, records: Iterator[bytes]) -> None:
@@ -386,8 +434,9 @@ class WriteBack:
             return
         oldest = [directory.since for directory in list(core.dirty.values())[:1]]
         oldest += [table.since for table in self._dirty_tables()]
-        commits, self._commits = self._commits, []
-        self._pending.append((commits[-1:] if core.ordered else commits, min(oldest, default=core.position())))
+        commits = self._commits[-1:] if core.ordered else self._commits
+        self._pending.append((commits, min(oldest, default=core.position())))
+        self._commits = []  # interrupted before it, they are waited for twice
 
     def retire(self) -> None:
         """Tell the log what it may forget; whole periods of it are given up. Waits for nothing, except that giving up a period
@@ -395,6 +444,8 @@ class WriteBack:
         core, journal = self._core, self._core.journal
         if journal is None:
             return
+        if self._commits:  # of a replay, or of a step that was interrupted behind them
+            self._note_expiry()
         expire = -1
         while self._pending:
             commits, position = self._pending[0]
@@ -416,6 +467,8 @@ class WriteBack:
         """Everything written back, and everything in the log, is durable when this returns."""
         core = self._core
         core.flush_log()
+        if self._commits:
+            self._note_expiry()
         for commits, _ in self._pending:
             for commit in commits:
                 commit.wait()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,6 +22,7 @@ from mdstore.client import fuse_protocol as protocol
 from mdstore.client.fuse_init import SessionOptions
 from mdstore.client.fuse_protocol import Opcode
 from mdstore.device.memory import MemoryDevice
+from mdstore.engines.mem import MemStore
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, PosixError, errno_of
 from mdstore.mds.around import read_around
 from mdstore.mds.server import MetadataServer
@@ -133,6 +134,93 @@ def test_damage_that_is_gone_a_moment_later_hides_nothing_behind_it() -> None:
     assert [key for key, _ in records] == [b"a", b"b", b"c", b"d" * 1000]
     assert error is not None
     assert pages.looks < 30
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_reads_that_fail_now_and_then_end_in_order_with_an_error_for_what_is_missing(seed: int) -> None:
+    """A key that failed and then did not was looked for before itself: IndexError, which stopped the server."""
+    random = Random(SEED * 1000 + seed)
+    keys = [b"n%03d" % number for number in range(120)] if seed % 2 else sorted({random.randbytes(2) for _ in range(120)})
+    share, looks = random.choice([0.02, 0.1, 0.5]), 0
+
+    def read(start: bytes | None, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        nonlocal looks
+        looks += 1
+        for key in reversed(keys) if reverse else keys:
+            if (start or b"") <= key and (stop is None or key < stop):
+                if random.random() < share:
+                    raise DeviceFailed("read", f"page {random.randrange(3)}", "Input/output error")
+                yield key, b""
+
+    records, error = read_around(read, None, 1000)
+    found = [key for key, _ in records]
+    assert found == sorted(set(found) & set(keys))
+    assert error is not None or found == keys
+    assert looks < 60 * len(keys)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_page_that_fails_now_and_then_hides_nothing_of_another(seed: int) -> None:
+    random = Random(SEED * 1000 + seed)
+    pages = some_pages(random)
+    errors, healthy = list(pages.errors), pages.healthy
+
+    def read(start: bytes | None, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        pages.errors = [error if random.random() < 0.7 else None for error in errors]
+        return pages.read(start, stop, reverse=reverse)
+
+    records, _ = read_around(read, None, 1000)
+    found = [key for key, _ in records]
+    assert found == sorted(set(found))
+    if len({str(error) for error in errors if error}) == sum(error is not None for error in errors):
+        assert set(healthy) <= set(found)
+
+
+class Flaky:
+    """A store whose maps fail now and then while they are read, once armed."""
+
+    def __init__(self, store: MemStore) -> None:
+        self._store = store
+        self.random: Random | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def map_items(self, *args: Any, **named: Any) -> Iterator[tuple[bytes, bytes]]:
+        for pair in self._store.map_items(*args, **named):
+            if self.random is not None and self.random.random() < 0.02:
+                raise DeviceFailed("read", f"page {self.random.randrange(3)}", "Input/output error")
+            yield pair
+
+
+def test_a_listing_and_a_scrub_over_reads_that_fail_now_and_then_stop_nothing() -> None:
+    store = MemStore()
+    MetadataServer.format(store, now_ns=1)
+    server = MetadataServer.mount(store)
+    directory = server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755).ino
+    names = [b"n%04d" % number for number in range(200)]
+    for name in names:
+        server.mknod(SUPERUSER, directory, name, 0o100644)
+    server.close()
+    flaky = Flaky(store)
+    server = MetadataServer.mount(flaky, count_references=False)  # type: ignore[arg-type]
+    flaky.random = Random(SEED)
+    errors = 0
+    for _ in range(60):
+        server._cache.directory(directory).complete = False
+        handle = server.opendir(SUPERUSER, directory)
+        found, error = listed(server, handle, 50)
+        server.releasedir(handle)
+        assert found == (names if error is None else sorted(set(found) & set(names)))
+        assert error is None or errno_of(error) == errno.EIO
+        errors += error is not None
+        server.scrubbing.start(repair=False)
+        while server.scrubbing.step():
+            pass
+    assert errors > 20
+    assert server.failure is None
+    flaky.random = None
+    server.mkdir(SUPERUSER, ROOT_INO, b"new", 0o755)
 
 
 # -- a directory of an image -------------------------------------------------------------------------------------------
