@@ -18,7 +18,8 @@ from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.onode import decode_extent
 from mdstore.tools.reader.problems import Problem
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
-from mdstore.tools.reader.superblock import ROOT_FREE
+from mdstore.tools.reader.superblock import ROOT_FREE, ROOT_OBJECTS
+from tests.crash.test_damage_matrix import pages_of
 from tests.unit.reader_images import (
     BLOCK,
     changed,
@@ -315,6 +316,17 @@ def test_an_image_without_its_spare_superblocks_says_that_and_nothing_else(image
     (truncated,) = [problem for problem in found if problem.code == "image-truncated"]
     assert f"truncate -s {len(image)} " in truncated.remedy
     repaired(image[:-cut] + bytes(cut))
+
+
+def test_members_of_a_group_that_cannot_be_read_are_not_called_missing(tmp_path: Path) -> None:
+    """A lost leaf of the object tree left a group with fewer members than it counts: a second error, with a remedy of its own."""
+    image = changed(store_image(), lambda store: store.apply(Transaction().clone("c", "last", "last twin")))
+    tree = reader_of(image, tmp_path).root_tree(ROOT_OBJECTS)
+    pages = pages_of(tree)
+    for page in pages:
+        damaged = image[: page * BLOCK + 100] + b"\xa5\x5a" + image[page * BLOCK + 102 :]
+        assert codes(check(damaged, tmp_path)) & {"page-checksum", "group"} == {"page-checksum"}
+    assert len(pages) > 4
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from mdstore.device.memory import MemoryDevice
-from mdstore.errors import NotFound
+from mdstore.errors import NotFound, TransactionError
 from mdstore.store import Store, Transaction
 from mdstore.store.check import check as check_engine
 from mdstore.store.onode import object_key
@@ -562,3 +563,32 @@ def test_what_only_a_snapshot_reaches_is_counted_once_as_left() -> None:
     assert made.steps
     assert made.engine, "the engine finds it too"
     assert made.left == made.after.open_problems == 1
+
+
+def test_the_rest_of_a_damaged_value_that_a_snapshot_shares_stays_in_use() -> None:
+    """The walk of a spilled value ended at its first damaged page: what lies behind it, which the live state let go of, was taken
+    for free though the snapshot names it, and given to whoever wrote next."""
+    device = MemoryDevice(2 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=128 << 10, background=False)
+    value = b"".join(b"%08d" % number for number in range(16_000))
+    store.apply(Transaction().create_collection("c").create("c", "x").map_set("c", "x", {b"large": value, b"small": b"s"}))
+    store.snapshot("kept")
+    store.apply(Transaction().map_set("c", "x", {b"later": b"l"}))
+    store.close()
+    image = device.image()
+    first, last = (image.rindex(value[at : at + 8]) // BLOCK for at in (0, len(value) - 8))
+    assert last - first >= len(value) // BLOCK > 200
+    for page in (first, first + 3, (first + last) // 2):
+        made = plan(MemoryDevice.from_bytes(without(image, [page])), RepairOptions(is_deep=True))
+        assert [line[:30] for line in lost(made)] == ["map of c/x: the record of larg"]
+        assert made.engine == [], "it knows what each snapshot reaches"
+        assert made.after.codes == {"overflow": 1}, "in the snapshot, which is never written"
+        after = MemoryDevice.from_bytes(made.bench.shadow.read(0, len(image)))
+        store = Store.open(after, background=False)
+        with suppress(TransactionError):  # the image is full
+            for number in range(4_000):
+                store.apply(Transaction().write("c", f"fill {number}", 0, b"fill" * 128))
+        assert after.image()[(page + 1) * BLOCK : last * BLOCK] == image[(page + 1) * BLOCK : last * BLOCK]
+        store.delete_snapshot("kept")
+        assert list(check_engine(store)) == []
+        store.close()

@@ -100,7 +100,7 @@ class StoreCheck:
             collections = self._check_collections()
             self._check_objects(collections)
             self._check_space()
-            self._groups.judge(self._findings)
+            self._groups.judge(self._findings, is_partial=self._is_partial)
             if self.on_uses is not None:
                 self.on_uses(self._space.uses(), self._is_partial)
         finally:

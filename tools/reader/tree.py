@@ -282,7 +282,10 @@ class Tree:
                 "overflow", "length of a spilled value", f"at most {self._image.size}", spill.length, page=first
             )
         counted = -1 if spill.is_dated else first
-        pieces = [piece for entry in spill.entries for piece in self._spilled(entry, level, is_new, counted)]
+        bad: list[Damage] = []
+        pieces = [piece for entry in spill.entries for piece in self._spilled(entry, level, is_new, counted, bad)]
+        if bad:
+            raise bad[0]
         data = b"".join(pieces)
         if len(data) < spill.length:
             raise Damage("overflow", "spilled value", f"{spill.length} bytes", len(data), page=first)
@@ -291,29 +294,38 @@ class Tree:
             self.on_damage(Damage("overflow-tail", what, "zeros", "others", page=first))
         return data[: spill.length]
 
-    def _spilled(self, entry: PageEntry, level: int, is_new: bool, counted: int) -> Iterator[bytes]:
-        """Data pages below an entry, in order. `counted`: the first page of an undated value, told of before; -1: it is dated."""
+    def _spilled(self, entry: PageEntry, level: int, is_new: bool, counted: int, bad: list[Damage]) -> Iterator[bytes]:
+        """Data pages below an entry, in order. `counted`: the first page of an undated value, told of before; -1: it is dated.
+
+        A damaged page goes to `bad`. Where pages are counted the walk goes on behind it: the others stay in use, for whoever else
+        names them (a snapshot that shares the value).
+        """
         if self.on_pages is not None and is_new:
             answers = [self.on_pages(address, 1, True) for address in entry.addresses if address != counted]
             is_new = counted >= 0 or all(answers)
-        data = self._spilled_page(entry, level)
+        if bad and self.on_pages is None:
+            return
+        try:
+            data = self._spilled_page(entry, level)
+            below = self._entries(data, entry, level, is_dated=counted < 0) if level else []
+        except Damage as damage:
+            bad.append(damage)
+            return
         if not level:
             yield data
-            return
+        for one in below:
+            yield from self._spilled(one, level - 1, is_new, counted, bad)
+
+    def _entries(self, data: bytes, entry: PageEntry, level: int, *, is_dated: bool) -> list[PageEntry]:
+        """What an index page of a spilled value names."""
         page = decode_page(data, self.root)
         found = (page.kind, page.tree_id, page.level, page.generation)
-        kind = DATED_OVERFLOW_INDEX if counted < 0 else OVERFLOW_INDEX
+        kind = DATED_OVERFLOW_INDEX if is_dated else OVERFLOW_INDEX
         expected = (kind, self.root.tree_id, level, entry.generation)
         if found != expected:
-            raise Damage(
-                "overflow",
-                "kind, tree, level and generation of an overflow page",
-                expected,
-                found,
-                page=entry.addresses[0],
-            )
-        for below in page.entries:
-            yield from self._spilled(below, level - 1, is_new, counted)
+            what = "kind, tree, level and generation of an overflow page"
+            raise Damage("overflow", what, expected, found, page=entry.addresses[0])
+        return page.entries
 
     def _spilled_page(self, entry: PageEntry, level: int) -> bytes:
         """The first copy whose checksum is right: of the whole page, or, of an index page, that of its header."""
