@@ -230,3 +230,14 @@ def test_a_key_longer_than_a_c_int_says_is_not_taken_for_a_shorter_one(size: int
         with pytest.raises(LimitExceeded, match="KEY_SIZE_MAX"):
             ask()
     assert tree.get(bytes(70_000)) is None
+
+
+def test_a_root_record_ends_with_its_last_record() -> None:
+    world = World(1)
+    tree = new_tree(world, embed_limit=200)
+    tree.put(b"key", b"value")
+    root = world.seal(tree)
+    assert list(Tree.open(world.pager, root).items()) == [(b"key", b"value")]
+    for wrong in (root + b"\0", root[:-1]):
+        with pytest.raises(CorruptionError):
+            Tree.open(world.pager, wrong)
