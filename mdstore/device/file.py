@@ -67,12 +67,15 @@ class FileDevice:
         self._is_block_device = block
         self._closed = False
         self._released = False
-        self._writers: set[weakref.ref[LockType]] = set()
-        self._writing = _Writing(self._writers)
-        self._flushing = threading.Lock()
+        self._begin_locks()
         self._flush_failure: OSError | None = None
         self._forked: Forked | None = None
         forks.watch(self)
+
+    def _begin_locks(self) -> None:
+        self._writers: set[weakref.ref[LockType]] = set()
+        self._writing = _Writing(self._writers)
+        self._flushing = threading.Lock()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, lock: bool = True) -> FileDevice:
@@ -308,6 +311,7 @@ class FileDevice:
         """In a forked child. The descriptor's number stays taken, by nothing: whoever kept it reads no other file through it.
         Closed first, so that there is a descriptor for that; where there is no null device (a chroot), it stays closed."""
         self._forked = error
+        self._begin_locks()  # whoever held one of the others is not there
         if self._fd < 0 or self._released:
             return
         fd, self._fd = self._fd, -1

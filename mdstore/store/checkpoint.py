@@ -24,7 +24,7 @@ from mdstore.errors import NoSpace, StoreClosed
 from mdstore.store import ahead, log, superblock
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import freeze
-from mdstore.store.uninterrupted import uninterrupted
+from mdstore.store.uninterrupted import join, uninterrupted
 
 if TYPE_CHECKING:
     from mdstore.store.store import Store
@@ -45,7 +45,9 @@ class Checkpointer:
         self._one_at_a_time = threading.Lock()
         self._background = background
         self._wanted = threading.Event()
+        self._starting = threading.Lock()
         self._stopping = False
+        self._runs_in: int | None = None  # the thread that holds `_one_at_a_time`
         self.ended = False  # the last one was written
         self._thread: threading.Thread | None = None
         self.count = 0
@@ -80,9 +82,18 @@ class Checkpointer:
             with self._one_at_a_time:
                 if self.ended:
                     raise log.closed()
-                return work()
+                self._runs_in = threading.get_ident()
+                try:
+                    return work()
+                finally:
+                    self._runs_in = None
 
         return uninterrupted(alone)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread is in the middle of a checkpoint."""
+        return self._runs_in == threading.get_ident()
 
     def _run(self, flags: int, on_frozen: OnFrozen | None = None) -> Superblock:
         """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it: between the
@@ -162,13 +173,14 @@ class Checkpointer:
             with suppress(StoreClosed):  # closed meanwhile: what the caller changed is in the last checkpoint
                 self.run()
             return
-        if self._thread is None:
-            thread = threading.Thread(target=self._loop, name="mdstore-checkpoint", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no thread to be had now: the next transaction asks again, and a full log makes its own
-                return
-            self._thread = thread
+        with self._starting:
+            if self._thread is None and not self._stopping:
+                thread = threading.Thread(target=self._loop, name="mdstore-checkpoint", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no thread to be had now: the next transaction asks again, and a full log makes its own
+                    return
+                self._thread = thread
         self._wanted.set()
 
     def _loop(self) -> None:
@@ -176,11 +188,15 @@ class Checkpointer:
             self._wanted.wait()
             self._wanted.clear()
             if self._stopping:
+                self._wanted.set()  # for one that was started beside it, by a caller that was interrupted
                 return
             try:
                 self.run()
                 self._wipe_backlog()
+            except StoreClosed:
+                return
             except Exception:
+                self._store.is_failure_untold = True
                 return
 
     def _wipe_backlog(self) -> None:
@@ -191,9 +207,11 @@ class Checkpointer:
 
     def stop(self) -> None:
         """No checkpoint runs after this returns."""
-        self._stopping = True
+        with self._starting:
+            self._stopping = True
+            thread = self._thread
         self._wanted.set()
-        if self._thread is not None:
-            self._thread.join()
+        if thread is not None:
+            join(thread)
         with self._one_at_a_time:  # one whose caller was interrupted twice
             pass

@@ -6,17 +6,18 @@
 4. The threads of the store end, and the device is released.
 
 Interrupted, 3 and 4 are done all the same; interrupted in those, the next `close` does them. A store that has failed skips 2: its
-log is flushed if the medium lets it, so that what was logged before is not lost.
+log is flushed if the medium lets it, so that what was logged before is not lost. Where something that was accepted may be lost
+and no call has said so yet, `close` raises why: to all who close at that time, and where the first was interrupted or inside a
+callback, to the next.
 """
 
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from journal import JournalError
-from mdstore.store import superblock
+from mdstore.store import log, superblock
 from mdstore.store.commit import Committer
 
 if TYPE_CHECKING:
@@ -32,39 +33,63 @@ class Closer:
         self._committer = committer
         self._turn = threading.Lock()
         self._done = threading.Event()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None  # why something that was accepted may be lost
+        self._is_told = True
+        self._tells = False  # of a failure: nobody has been told by another call
 
     def close(self) -> None:
         """See `Store.close`."""
-        if self._done.is_set():
+        is_late = self._done.is_set()
+        if is_late and self._is_told:
             return
-        if self._committer.is_calling_back():
-            threading.Thread(target=self.close, name="mdstore-close").start()
+        if self._committer.is_calling_back() and not is_late:
+            threading.Thread(target=self._close_for_nobody, name="mdstore-close").start()
             return
         with self._turn:
-            if not self._done.is_set():
-                self._close()
-            elif self._failure is not None:
+            self._close_once()
+            if self._failure is not None and not (is_late and self._is_told):
+                self._is_told = True
+                raise self._failure
+
+    def _close_for_nobody(self) -> None:
+        """What fails is told by the next `close`, and goes to `threading.excepthook`: there may be none."""
+        with self._turn:
+            self._close_once()
+            if self._failure is not None and not self._is_told:
                 raise self._failure
 
     def left_behind(self) -> None:
-        """In a forked child: there is nothing to close."""
+        """In a forked child: there is nothing to close, and nothing to tell."""
+        self._is_told = True
         self._done = threading.Event()
         self._done.set()
+
+    def _close_once(self) -> None:
+        if self._done.is_set():
+            return
+        try:
+            self._close()
+        except BaseException as interruption:
+            if self._failure is not None:
+                raise interruption from self._failure  # which the next `close` tells once more
+            raise
 
     def _close(self) -> None:
         store = self._store
         with store.lock:
             store.closing = True
+        self._tells = self._tells or store.is_usable
         try:
             if store.is_usable and not store.read_only and not store.checkpointer.ended:
                 store.checkpointer.stop()
                 store.checkpointer.run_last(self._flags)
         except Exception as error:
-            self._failure = error
-            raise
+            self._fail(error)
         finally:
             self._release()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure, self._is_told = error, False
 
     def _flags(self, checkpoint: Freezer) -> int:
         """Of the last checkpoint. Before it a store that wipes makes one more, so that it leaves nothing."""
@@ -79,10 +104,19 @@ class Closer:
         store = self._store
         store.checkpointer.stop()
         if not store.read_only:
-            with suppress(JournalError):  # durable already, but in a store that failed
-                store.journal.flush()
+            self._flush_log()
         store.mark_closed()
         self._committer.stop()
         store.tables.pager.close()
         store.device.close()
         self._done.set()
+
+    def _flush_log(self) -> None:
+        """All of it is durable already, but in a store that failed, or whose last checkpoint was interrupted before it began."""
+        store = self._store
+        try:
+            store.journal.flush()
+        except JournalError as error:
+            is_news = self._tells or store.is_failure_untold
+            if is_news and self._failure is None and store.journal.safe < store.journal.write:
+                self._fail(log.typed(error))

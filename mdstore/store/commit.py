@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from time import perf_counter
@@ -13,6 +14,9 @@ from journal import Journal, JournalError
 from mdstore.store.latency import Latencies
 from mdstore.store.log import typed
 from mdstore.store.operands import check_callback
+from mdstore.store.uninterrupted import join
+
+Callback = Callable[[BaseException | None], None]
 
 
 class Commit:
@@ -37,9 +41,10 @@ class Commit:
         if self._journal.safe < self.position:
             self._committer.wait(self.position, timeout)
 
-    def add_done_callback(self, callback: Callable[[BaseException | None], None]) -> None:
+    def add_done_callback(self, callback: Callback) -> None:
         """Call `callback(None)` once durable, or `callback(error)`: at once when that is known, else from the thread that
-        flushes. Nobody needs to wait for it to happen. What it raises goes to `threading.excepthook`: it concerns nobody else."""
+        flushes (from one of the store's own where that is in the middle of a change or a checkpoint): it may use the store.
+        Nobody needs to wait for it to happen. What it raises goes to `threading.excepthook`: it concerns nobody else."""
         check_callback(callback)
 
         def done(error: BaseException | None) -> None:
@@ -81,10 +86,13 @@ class _Calling(threading.local):
 
 
 class Committer:
-    """A thread, started when first needed, that flushes the log for those who wait by callback instead of in a thread."""
+    """A thread, started when first needed, that flushes the log for those who wait by callback instead of in a thread, and calls
+    them back where the thread that flushed may not: `is_busy` says so of the one that asks."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, is_busy: Callable[[], bool]) -> None:
         self._journal = journal
+        self._is_busy = is_busy
+        self._put_off: deque[tuple[Callback, BaseException | None]] = deque()
         self._wanted = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -101,8 +109,21 @@ class Committer:
             raise typed(error) from error
         self.waits.add(perf_counter() - began)
 
-    def call_back(self, callback: Callable[[BaseException | None], None], error: BaseException | None) -> None:
-        """Call it, in this thread; an interrupt is the thread's own."""
+    def call_back(self, callback: Callback, error: BaseException | None) -> None:
+        """Call it, in this thread or, where that is busy, in the committer's."""
+        if self._is_busy():
+            with self._lock:
+                put_off = not self._stopping
+                if put_off:
+                    self._put_off.append((callback, error))
+            if put_off:
+                with suppress(RuntimeError):  # no thread to be had now: the next kick starts one, or `stop` calls
+                    self._wake()
+                return
+        self._call(callback, error)
+
+    def _call(self, callback: Callback, error: BaseException | None) -> None:
+        """An interrupt is the thread's own."""
         self._calling.depth += 1
         try:
             callback(error)
@@ -118,6 +139,11 @@ class Committer:
 
     def kick(self) -> None:
         """Have everything appended so far made durable soon, or told that it will not be."""
+        if not self._wake():
+            self._flush()
+
+    def _wake(self) -> bool:
+        """Have the thread look at what there is to do; False: it was stopped. RuntimeError: there is none to be had."""
         with self._lock:
             stopped = self._stopping
             if self._thread is None and not stopped:
@@ -125,8 +151,7 @@ class Committer:
                 thread.start()
                 self._thread = thread
         self._wanted.set()
-        if stopped:
-            self._flush()
+        return not stopped
 
     def _flush(self) -> None:
         with suppress(JournalError):  # the waiters' callbacks are told, and the journal stays latched
@@ -136,14 +161,24 @@ class Committer:
         while True:
             self._wanted.wait()
             self._wanted.clear()
+            self._call_put_off()
             if self._stopping:
+                self._wanted.set()  # for one that was started beside it, by a caller that was interrupted
                 return
             self._flush()
 
+    def _call_put_off(self) -> None:
+        while self._put_off:
+            due = self._put_off[0]
+            del self._put_off[0]  # no call between the two: no other thread, and no interrupt
+            self._call(*due)
+
     def stop(self) -> None:
+        """Whoever waits by callback and can be told has been told when this returns."""
         with self._lock:
             self._stopping = True
             thread = self._thread
         self._wanted.set()
         if thread is not None:
-            thread.join()
+            join(thread)
+        self._call_put_off()

@@ -103,7 +103,7 @@ class ObjectTable:
 
     def _remember(self, onode: Onode) -> Onode:
         if len(self._cached) >= self._onodes_max:
-            uninterrupted(self._evict)  # half of it would lose changes, and it is a reader that may be interrupted here
+            self._evict()
         self._cached[onode.key] = onode
         return onode
 
@@ -263,6 +263,7 @@ class ObjectTable:
     def flush_one(self, onode: Onode) -> None:
         """The same for one object."""
         if not onode.dirty:
+            self._dirty.pop(onode.key, None)  # where an interrupt came between the last two steps below
             return
         if onode.blocks:
             data.flush(self.space, self.pager, onode, self.new_tree_id)
@@ -277,18 +278,36 @@ class ObjectTable:
         return tree.seal(self.space.allocate)
 
     def _evict(self) -> None:
-        """Second chance: an onode used since the last look stays, another one goes, written into the tree first if dirty."""
+        """Second chance: an onode used since the last look stays, another one goes, written into the tree first if dirty. It may
+        be a reader that does this, and is interrupted: between any two steps each object is in memory or up to date in the tree.
+        """
         wanted = self._onodes_max // 8 + 1
+        going: list[Onode] = []
         for onode in list(self._cached.values())[: 2 * wanted]:
-            if wanted <= 0:
+            if len(going) >= wanted:
                 break
-            del self._cached[onode.key]
             if onode.touched or (onode.dirty and self.replaying):
                 onode.touched = False
-                self._cached[onode.key] = onode
-                continue
-            self.flush_one(onode)
-            wanted -= 1
+                del self._cached[onode.key]
+                self._cached[onode.key] = onode  # behind all others; no call between the two, so no interrupt either
+            else:
+                going.append(onode)
+        if any(onode.dirty for onode in going):
+            self._flush_each(going)
+        for onode in going:
+            del self._cached[onode.key]
+
+    def _flush_each(self, onodes: Sequence[Onode]) -> None:
+        """Half of it would lose changes. While a transaction is applied an interrupt latches the store in any case."""
+
+        def flush() -> None:
+            for onode in onodes:
+                self.flush_one(onode)
+
+        if self.changes & 1:
+            flush()
+        else:
+            uninterrupted(flush)
 
     @property
     def dirty_onodes(self) -> int:

@@ -69,10 +69,11 @@ class Store(Queries):
         self.recovery = found
         self._read_only = read_only
         self._failure: BaseException | None = None  # the first one, as it came
+        self.is_failure_untold = False  # it came in a thread that tells nobody
         self.closing = False
         self._closed = False
         self._applier = Applier(live.collections, live.objects, live.floors)
-        self._committer = Committer(journal)
+        self._committer = Committer(journal, self._is_busy)
         self.checkpointer = Checkpointer(self, background=background)
         self._snapshots = Snapshots(self)
         self.wiper = Wiper(self, wipe)
@@ -133,6 +134,9 @@ class Store(Queries):
         Beside other threads: a change was accepted before, and is durable on return, or raises StoreClosed; a read that it
         overtakes does so too; another `close` waits for this one, and fails as it does. Inside a callback of a commit, which
         it would wait for, it is begun in a thread of its own, and not waited for.
+
+        Errors: DeviceFailed where something that was accepted may be lost and no call has said so; the image is closed all the
+        same. An interrupt is raised from it, and the next `close` raises it.
         """
         self._closer.close()
 
@@ -199,8 +203,7 @@ class Store(Queries):
     def checkpoint(self) -> None:
         """Bring the trees on the medium up to date, so that recovery has nothing to replay. See mdstore/store/checkpoint.py.
 
-        An interrupt (Ctrl-C) is raised once it is done; on a device in memory it ends the checkpoint, and the store is to be
-        opened again (DeviceFailed says so).
+        An interrupt (Ctrl-C) is raised once it is done; one that comes before it has begun leaves it undone.
         """
         self.check_writable()
         self.checkpointer.run()
@@ -369,7 +372,8 @@ class Store(Queries):
         if self._closed:
             raise log.closed()
         if self._failure is not None:
-            raise self._latched(self._failure)
+            self.is_failure_untold = False
+            raise self._latched(self._failure).with_traceback(None)
 
     def check_whole(self) -> None:
         """What `check_usable` raises. Under `lock`, where no change is under way: one that is half done was interrupted, and then
@@ -386,6 +390,10 @@ class Store(Queries):
         if self._read_only:
             damage = f"; parts of it are damaged: {REMEDY}" if self.recovery.isolated else ""
             raise ReadOnly(f"{self.device.name} is open read-only{damage}")
+
+    def _is_busy(self) -> bool:
+        """Whether this thread is in the middle of a change or of a checkpoint, where nobody may be called back."""
+        return self.lock._is_owned() or self.checkpointer.is_here  # type: ignore[attr-defined]
 
     @property
     def is_usable(self) -> bool:

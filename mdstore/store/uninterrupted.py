@@ -8,6 +8,7 @@ work: starting one costs several times what a checkpoint of a small image in mem
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -15,6 +16,7 @@ from typing import Final, TypeVar
 
 Result = TypeVar("Result")
 _IDLE_MOST: Final = 4  # threads that stay
+_AT_ONCE: Final = 2  # interrupts at the same moment, besides the first
 
 
 class _Job:
@@ -80,8 +82,9 @@ _threads = _Threads()
 
 def uninterrupted(work: Callable[[], Result]) -> Result:
     """What `work` returns or raises, once it is done; an interrupt meanwhile is raised after it. Interrupted before it began, it
-    is not begun. It must not take a lock that the caller holds; what the caller holds guards it."""
-    if _threads.is_one:
+    is not begun. It must not take a lock that the caller holds; what the caller holds guards it. Where the interpreter ends,
+    which has stopped all other threads, it is done here."""
+    if _threads.is_one or sys.is_finalizing():
         return work()
     job = _Job(work)
     interruption: BaseException | None = None
@@ -95,14 +98,35 @@ def uninterrupted(work: Callable[[], Result]) -> Result:
         interruption = error
     while not job.finished:
         try:
-            job.wake.acquire()
+            interruption = _finish(job, _AT_ONCE) or interruption
         except BaseException as error:
             interruption = error
     if interruption is not None:
-        raise interruption
+        raise interruption from job.failure
     if job.failure is not None:
         raise job.failure
     return job.result  # type: ignore[return-value]
+
+
+def _finish(job: _Job, depth: int) -> BaseException | None:
+    """Wait for it; returns the last interrupt, if there was one. The next one may come as this goes back to waiting, where no
+    handler is: it is caught one level up, of which there are `depth` and the caller."""
+    interruption: BaseException | None = None
+    while not job.finished:
+        try:
+            if depth:
+                interruption = _finish(job, depth - 1) or interruption
+            else:
+                job.wake.acquire()
+        except BaseException as error:
+            interruption = error
+    return interruption
+
+
+def join(thread: threading.Thread) -> None:
+    """Wait for its end, but not where the interpreter ends: there it has been stopped for good."""
+    if not sys.is_finalizing():
+        thread.join()
 
 
 def _begin_anew() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -574,3 +576,34 @@ def test_a_closed_device_that_is_forgotten_gives_its_number_back(tmp_path: Path)
     assert os.path.exists(f"/proc/self/fd/{number}")
     del device
     assert not os.path.exists(f"/proc/self/fd/{number}")
+
+
+@pytest.mark.parametrize(("call", "inside"), [("write", "pwritev"), ("flush", "fdatasync")])
+def test_a_forked_child_waits_for_no_call_of_its_parents_threads(
+    call: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited, in `close`, for the end of a write that nobody there makes."""
+    device = FileDevice.create(tmp_path / "image", SIZE)
+    under_way, over, real = threading.Event(), threading.Event(), getattr(os, inside)
+
+    def stay(*arguments: object) -> object:
+        under_way.set()
+        assert over.wait(HANG_S)
+        return real(*arguments)
+
+    monkeypatch.setattr(os, inside, stay)
+    thread = threading.Thread(target=device.flush if call == "flush" else lambda: device.write(0, [b"x"]))
+    thread.start()
+    assert under_way.wait(HANG_S)
+    child = os.fork()
+    if not child:
+        signal.alarm(HANG_S)  # a hang ends the child
+        with suppress(BaseException):
+            device.close()
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    over.set()
+    thread.join(HANG_S)
+    assert status == 0
+    device.close()

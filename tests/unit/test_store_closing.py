@@ -3,6 +3,8 @@ durable, what was not raises StoreClosed, and nobody hangs."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -79,32 +81,43 @@ def reopened(device: Memory, *, clean: bool = True) -> Store:
     return again
 
 
-def run_until(store: Store, reached: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on `reached` is set once a thread has begun to close the store, and has seen that nobody has closed it yet."""
-    ask = store._committer.is_calling_back
+class Watched:
+    """In place of a lock: `reached` is set once somebody finds it held."""
 
-    def asked() -> bool:
-        reached.set()
-        return ask()
+    def __init__(self, lock: Any, reached: threading.Event) -> None:
+        self._lock = lock
+        self._reached = reached
 
-    monkeypatch.setattr(store._committer, "is_calling_back", asked)
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._reached.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def watch_the_turn(store: Store, waits: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on `waits` is set once a thread waits for another one to close the store."""
+    monkeypatch.setattr(store._closer, "_turn", Watched(store._closer._turn, waits))
 
 
 def test_of_two_who_close_at_once_the_second_waits_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """It raised StoreClosed, or released the device under the last checkpoint of the first."""
     store, device = made()
-    order, begun = list[str](), threading.Event()
+    order, waits_or_done = list[str](), threading.Event()
 
     def close() -> None:
         store.close()
         order.append("second")
+        waits_or_done.set()
 
     second = threading.Thread(target=close)
 
     def in_the_last_checkpoint() -> None:
-        run_until(store, begun, monkeypatch)
+        watch_the_turn(store, waits_or_done, monkeypatch)
         second.start()
-        assert begun.wait(HANG_S)
+        assert waits_or_done.wait(HANG_S)
         order.append("flushed")
 
     store.apply(Transaction().touch("c", "last"))
@@ -119,20 +132,21 @@ def test_of_two_who_close_at_once_both_learn_that_it_failed(monkeypatch: pytest.
     device = Faulty(2 * MIB, 1)
     store = Store.create(device, background=False)
     store.apply(Transaction().create_collection("c"))
-    outcomes, begun = list[object](), threading.Event()
+    outcomes, waits_or_done = list[object](), threading.Event()
 
     def close() -> None:
         try:
             store.close()
         except DeviceFailed as error:
             outcomes.append(str(error))
+        waits_or_done.set()
 
     second = threading.Thread(target=close)
 
     def in_the_last_checkpoint() -> None:
-        run_until(store, begun, monkeypatch)
+        watch_the_turn(store, waits_or_done, monkeypatch)
         second.start()
-        assert begun.wait(HANG_S)
+        assert waits_or_done.wait(HANG_S)
         device.inject(Fault("flush", device.calls("flush"), Effect.EIO))
 
     device.on_flush = in_the_last_checkpoint
@@ -268,7 +282,7 @@ def closing_callback(store: Store, told: list[BaseException | None]) -> Callable
     return called
 
 
-@pytest.mark.parametrize("flushed_by", ["committer", "checkpoint", "wait", "sync", "append"])
+@pytest.mark.parametrize("flushed_by", ["committer", "checkpoint", "wait", "sync"])
 def test_a_store_closed_inside_a_callback_closes_in_order(
     flushed_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,10 +298,7 @@ def test_a_store_closed_inside_a_callback_closes_in_order(
     commit.add_done_callback(closing_callback(store, told))
     commit.add_done_callback(lambda _: called.set())
     with suppress(StoreClosed):
-        if flushed_by == "append":
-            while not told:
-                store.map("c", "m", sync=False).put(b"k", b"v" * 1000)
-        elif flushed_by != "committer":
+        if flushed_by != "committer":
             {"checkpoint": store.checkpoint, "wait": commit.wait, "sync": store.sync}[flushed_by]()
     assert called.wait(HANG_S)
     store.close()
@@ -295,6 +306,73 @@ def test_a_store_closed_inside_a_callback_closes_in_order(
     with Store.open(FileDevice.open(tmp_path / "image"), background=False) as again:
         assert again.recovery.clean
         assert again.exists("c", "o")
+
+
+def test_one_thread_makes_the_checkpoints_whoever_wants_them_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two transactions that found none started one each; `close` waited for ever for the one that was not told to stop."""
+    store = Store.create(Memory(2 * MIB), background=True)
+    checkpointer, waits_or_done = store.checkpointer, threading.Event()
+
+    def want() -> None:
+        checkpointer.want()
+        waits_or_done.set()
+
+    second = threading.Thread(target=want)
+    started, start = list[threading.Thread](), threading.Thread.start
+
+    def while_another_wants_one(thread: threading.Thread) -> None:
+        if thread.name == "mdstore-checkpoint":
+            started.append(thread)
+            if len(started) == 1:
+                start(second)
+                assert waits_or_done.wait(HANG_S)
+        start(thread)
+
+    monkeypatch.setattr(checkpointer, "_starting", Watched(threading.Lock(), waits_or_done))
+    monkeypatch.setattr(threading.Thread, "start", while_another_wants_one)
+    checkpointer.want()
+    second.join(HANG_S)
+    assert len(started) == 1
+    store.close()
+    assert not started[0].is_alive()
+    checkpointer.want()
+    assert len(started) == 1, "none is started behind the last"
+
+
+ABANDONED = """
+import time
+from mdstore.device.memory import MemoryDevice
+from mdstore.store.store import Store
+from mdstore.store.transaction import Transaction
+
+def generator():
+    with Store.create(MemoryDevice(1 << 20), background=BACKGROUND) as store:
+        store.apply(Transaction().create_collection("c"))
+        if BACKGROUND:
+            store.submit(Transaction().touch("c", "o")).add_done_callback(lambda _: None)
+            store.checkpointer.want()
+            for wanted in (store._committer._wanted, store.checkpointer._wanted):
+                while wanted.is_set() or not wanted._cond._waiters:
+                    time.sleep(0.001)
+                with wanted._cond:  # its thread waits, and holds no lock
+                    pass
+        yield store
+
+class Holder:
+    pass
+
+holder = Holder()
+holder.itself, holder.held = holder, generator()
+next(holder.held)
+"""
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_store_that_the_end_of_the_interpreter_closes_waits_for_no_thread(background: bool) -> None:
+    """There is none any more; it handed its last checkpoint to one, and the process never ended. With threads of its own, too."""
+    script = ABANDONED.replace("BACKGROUND", str(background))
+    ended = subprocess.run([sys.executable, "-c", script], timeout=HANG_S, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_callback_that_raises_concerns_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:

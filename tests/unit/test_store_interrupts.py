@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dis
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from mdstore.device.file import FileDevice
 from mdstore.device.memory import MemoryDevice
 from mdstore.errors import DeviceFailed
 from mdstore.limits import MIB
-from mdstore.store import checkpoint
+from mdstore.store import checkpoint, uninterrupted
 from mdstore.store.check import check
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
@@ -302,3 +305,97 @@ def test_an_interrupted_read_pins_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         at, where = at + 1, interruption.where
         assert not any(store._pins.values()), where
     assert at > 15, "places were passed"
+
+
+def opcode_names(code: CodeType) -> dict[int, str]:
+    return {instruction.offset: instruction.opname for instruction in dis.get_instructions(code)}
+
+
+class AtTheLoop:
+    """Raises KeyboardInterrupt in this thread where a loop of a frame that it traces jumps back, once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._before = (0, "")
+
+    def trace(self, frame: FrameType | None, file: str) -> None:
+        """That frame and its callers, as far as they are in `file`."""
+        sys.settrace(lambda *_: None)
+        while frame is not None and frame.f_code.co_filename.endswith(file):
+            frame.f_trace_lines, frame.f_trace_opcodes, frame.f_trace = False, True, self._step
+            frame = frame.f_back
+
+    def _step(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "opcode":
+            offset, name = self._before
+            self._before = frame.f_lasti, opcode_names(frame.f_code)[frame.f_lasti]
+            if "JUMP_BACKWARD" in name and frame.f_lasti < offset:
+                self.raised = True
+                sys.settrace(None)
+                raise KeyboardInterrupt("second")
+        return self._step
+
+
+def test_interrupts_that_come_one_behind_the_other_wait_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second came where the first had just been dealt with, and its caller left beside the work that it guarded."""
+    second, over, ended = AtTheLoop(), threading.Event(), list[bool]()
+
+    class Wake:
+        """What the caller waits for. There it is interrupted the first time, and at the next place once more."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self._calls = 0
+
+        def acquire(self) -> None:
+            self._calls += 1
+            if self._calls == 2:
+                second.trace(sys._getframe().f_back, "store/uninterrupted.py")
+                raise KeyboardInterrupt("first")
+            if self._calls == 3:
+                over.set()
+            self._lock.acquire()
+
+        def release(self) -> None:
+            self._lock.release()
+
+    def work() -> None:
+        assert over.wait(HANG_S)
+        ended.append(True)
+
+    prepare = uninterrupted._Job.__init__
+
+    def prepared(job: Any, work: Callable[[], object]) -> None:
+        prepare(job, work)
+        job.wake = Wake()
+        job.wake.acquire()
+
+    monkeypatch.setattr(uninterrupted._Job, "__init__", prepared)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            uninterrupted.uninterrupted(work)
+        ended_before = list(ended)
+    finally:
+        sys.settrace(None)
+        over.set()
+    assert second.raised
+    assert ended_before == [True]
+
+
+def test_reads_that_make_room_for_objects_hand_nothing_to_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the store's lock held; beside a busy thread each such read took 10 ms."""
+    store = Store.create(MemoryDevice(2 * MIB), background=False, onodes=64)
+    made = Transaction().create_collection("c").write("c", "large", 0, b"x" * 1000)
+    for number in range(4 * OBJECTS):
+        made.touch("c", f"o{number}")
+    store.apply(made)
+    store.checkpoint()
+    evicted, handed = list[object](), list[object]()
+    evict = store.tables.objects._evict
+    monkeypatch.setattr(store.tables.objects, "_evict", lambda: (evicted.append(0), evict()))
+    monkeypatch.setattr(uninterrupted._threads, "hand_over", handed.append)
+    for number in range(4 * OBJECTS):
+        store.stat("c", f"o{number}")
+    assert len(evicted) > 3
+    assert handed == []
+    assert len(store.tables.objects.cached) <= 64
