@@ -241,3 +241,17 @@ def test_a_root_record_ends_with_its_last_record() -> None:
     for wrong in (root + b"\0", root[:-1]):
         with pytest.raises(CorruptionError):
             Tree.open(world.pager, wrong)
+
+
+@pytest.mark.parametrize("embed_limit", [0, 200])
+def test_flags_of_a_root_record_that_have_no_meaning_are_refused(embed_limit: int) -> None:
+    world = World(1)
+    tree = new_tree(world, embed_limit=embed_limit)
+    tree.put(b"key", b"value")
+    root = bytearray(world.seal(tree))
+    for bit in range(4, 8):
+        root[1] ^= 1 << bit
+        with pytest.raises(CorruptionError, match="sane lengths and flags"):
+            Tree.open(world.pager, bytes(root))
+        root[1] ^= 1 << bit
+    assert Tree.open(world.pager, bytes(root)).get(b"key") == b"value"

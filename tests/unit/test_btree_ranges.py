@@ -279,3 +279,28 @@ def test_a_hostile_index_page_of_a_value_is_refused_and_never_crashes() -> None:
                 refused += 1
         world.pager.take_freed()
     assert refused > 600
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["put", "update"])
+@pytest.mark.parametrize("sealed", [False, True], ids=["in memory", "on the device"])
+def test_a_short_value_in_the_place_of_a_long_one_gives_up_its_pages(sealed: bool, batch: bool) -> None:
+    """In a leaf that could be changed in place, were it not for that."""
+    world = World(1)
+    tree = new_tree(world)
+    tree.update({b"a": b"1", b"long": b"L" * 2000, b"z": b"2"})
+    if sealed:
+        world.seal(tree)
+        world.write()
+        tree.put(b"a", b"dirty")
+    if batch:
+        assert tree.update([(b"a", b"3"), (b"long", b"short"), (b"z", b"4")]) == 0
+    else:
+        assert tree.put(b"long", b"short")
+    assert tree.get(b"long") == b"short"
+    assert tree.dirty_pages == 1
+    world.seal(tree)
+    world.write()
+    world.drain_freed()
+    assert world.reached(tree) == world.held
+    assert world.pager.dirty_bytes == 0
+    assert tree.check() == []
