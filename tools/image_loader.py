@@ -189,14 +189,16 @@ def make_image_of(path: str, shape: Shape, records: Iterable[Record], *, force: 
         replaced.close()
 
 
-def _empty_store(device: FileDevice, shape: Shape) -> Store:
+def _empty_store(device: FileDevice, path: str, shape: Shape) -> Store:
+    """In the file that is to be `path`."""
     try:
         return Store.create(
             device, block_size=shape.block_size, log_bytes=shape.log_bytes, stripe_bytes=shape.stripe_bytes,
             stripe_offset=shape.stripe_offset,
         )  # fmt: skip
     except InvalidRequest as error:
-        raise CommandFailed(f"{error}; --size and --log-size say how large the image and its log are") from error
+        said = str(error).replace(device.name, path)
+        raise CommandFailed(f"{said}; --size and --log-size say how large the image and its log are") from error
 
 
 def _made(path: str, shape: Shape, records: Iterable[Record]) -> Loaded:
@@ -206,11 +208,11 @@ def _made(path: str, shape: Shape, records: Iterable[Record]) -> Loaded:
     try:
         device = FileDevice.create(partial, shape.size_bytes, sparse=shape.sparse)
     except NoSpace as error:
-        raise CommandFailed(f"{error}; --sparse does not reserve the image's space") from error
+        raise CommandFailed(f"{str(error).replace(partial, path)}; --sparse does not reserve the image's space") from error
     except AlreadyExists:
         raise CommandFailed(f"{partial} is in the way: what an earlier run left; remove it and try again") from None
     try:
-        with _empty_store(device, shape) as store:
+        with _empty_store(device, path, shape) as store:
             loader = Loader(store)
             for record in records:
                 loader.put(record)

@@ -50,10 +50,9 @@ def opened_store(image: str, *, read_only: bool) -> Iterator[Store]:
     except BaseException:
         device.close()
         raise
-    for sentence in store.recovery.warnings:
-        complain(f"{image}: {sentence}")
-    for sentence in store.recovery.isolated:
-        complain(f"{image}: set apart: {sentence}")
+    for sentence in store.recovery.warnings:  # what was set apart is among them
+        about = sentence if image in sentence else f"{image}: {sentence}"
+        complain(f"{about}; `mdstore fsck` says what follows from it and what to do")
     with store:
         yield store
 

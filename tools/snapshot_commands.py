@@ -15,7 +15,7 @@ import click
 from mdstore.client.mount import MountOptions, check_mountpoint
 from mdstore.client.mount_options import parse_options
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mounted_at
-from mdstore.errors import PosixError
+from mdstore.errors import NotFound, PosixError
 from mdstore.mds.frozen import FrozenVfs
 from mdstore.mds.snapdir import SNAP, SNAPDIR, SnapshotVfs
 from mdstore.mds.snapshots import PREFIX, DirectorySnapshot
@@ -33,6 +33,7 @@ from mdstore.tools.output import (
     size_text,
     time_text,
 )
+from mdstore.tools.reader.snapshots import NoSuchSnapshot
 from mdstore.tools.reader.views import as_bytes
 from mdstore.tools.unreadable import UNREADABLE, LeftOut
 
@@ -166,7 +167,10 @@ def _delete_of_store(target: str, name: str, path: str) -> None:
     if key.startswith(PREFIX):
         raise CommandFailed(f"{shown(name)} is a directory's snapshot: delete it by the name and path that `snapshot list` shows")
     with opened_store(target, read_only=False) as store:
-        store.delete_snapshot(key)
+        try:
+            store.delete_snapshot(key)
+        except NotFound:
+            raise NoSuchSnapshot(key, [row.name for row in store.snapshots() if not row.name.startswith(PREFIX)]) from None
 
 
 def _frozen(vfs: SnapshotVfs, path: str, name: str) -> FrozenVfs:

@@ -114,6 +114,15 @@ def test_one_damaged_superblock_is_read_past(run: Run, image: Path) -> None:
     assert run("cat", image, "/hello").out == "hello, world\n"
 
 
+def test_a_superblock_that_is_gone_is_named_once_with_the_way_out(run: Run, image: Path) -> None:
+    """The image was named twice, and nothing said what to do."""
+    size = os.stat(image).st_size
+    _overwrite(image, size - 2 * SLOT_SIZE, bytes(SLOT_SIZE))
+    ran = run("ls", image)
+    assert (ran.code, ran.out) == (0, run("ls", image).out)
+    assert ran.err.count("spare superblock 0") == ran.err.count(str(image)) == ran.err.count("mdstore fsck") == 1, ran.err
+
+
 def test_all_superblocks_damaged(run: Run, image: Path) -> None:
     for offset in _superblock_offsets(image):
         _overwrite(image, offset + 100, b"damage")

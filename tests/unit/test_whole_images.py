@@ -23,7 +23,8 @@ from mdstore.tools.reader.dump_lines import DumpHeader, DumpLines, encode_dump
 from mdstore.tools.reader.floors import Floor
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.page import Reference
-from mdstore.tools.reader.snapshots import find_snapshot
+from mdstore.tools.reader.problems import Place
+from mdstore.tools.reader.snapshots import find_snapshot, place_in
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.stream import CollectionRecord, DataRecord, ObjectRecord, PairsRecord, Record
 from mdstore.tools.reader.superblock import ROOT_OBJECTS
@@ -190,6 +191,13 @@ def test_loading_says_what_stands_in_the_way(run: Run, files: Path, tmp_path: Pa
     small = run("load", tmp_path / "small", tmp_path / "dump", "--size", "1M")
     assert (small.code, "make it larger (--size)" in small.err) == (1, True), small
     assert not (tmp_path / "small").exists()
+    for options in (["--size", "1K"], ["--log-size", "20M"]):
+        tiny = run("load", tmp_path / "tiny", tmp_path / "dump", *options)
+        assert (tiny.code, f"{tmp_path / 'tiny'} has " in tiny.err, ".part" in tiny.err) == (1, True, False), tiny
+    for version in ("3.0", "true", "4"):
+        (tmp_path / "odd").write_text((tmp_path / "dump").read_text().replace('"version":3', f'"version":{version}', 1))
+        odd = run("load", tmp_path / "tiny", tmp_path / "odd")
+        assert (odd.code, "dump of version" in odd.err) == (1, True), odd
     assert run("load", tmp_path / "there", tmp_path / "dump", "--force").code == 0
     assert run("dump", files, "--snapshot", "x").code == 2
     assert run("dump", files, "trees", "--all").code == 2
@@ -403,6 +411,41 @@ def test_a_snapshot_is_copied_while_the_image_is_in_use(run: Run, tmp_path: Path
     assert dump(tmp_path / "copy").decode() == dumped
     with Store.open(FileDevice.open(str(tmp_path / "copy"))) as copied:
         assert content_of(copied) == content
+
+
+def test_snapshots_of_one_name_are_told_apart_by_the_form_that_is_offered(run: Run, files: Path, tmp_path: Path) -> None:
+    """`recover`, `copy` and `dump --all` did not take the form that their own refusal offered; `fsck` showed another."""
+    for directory in ("/", "/sub"):
+        assert run("snapshot", "create", files, "same", directory).code == 0
+        assert run("rm", files, "/hello" if directory == "/" else "/sub/data").code == 0
+    listed = [row["name"] for row in run("dump", files, "snapshots", "--json").json()["snapshots"]]
+    for command in (["copy", files, tmp_path / "new"], ["recover", files, tmp_path / "new"], ["dump", "--all", files]):
+        offered = run(*command, "--snapshot", "same")
+        assert offered.code in (1, 8), offered
+        names = [word.strip(",;\n") for word in offered.err.split() if word.startswith("0x")]
+        assert names == listed, offered
+        for name in names:
+            assert run(*command, *(["--force"] if command[0] != "dump" else []), "--snapshot", name).code == 0, name
+    assert body(dump(tmp_path / "new")) == body(dump(files, listed[1]))
+    assert body(dump(files, listed[0])) != body(dump(files, listed[1]))
+    assert run("fsck", files, "--snapshot", listed[0]).code == 0
+    assert str(place_in(bytes.fromhex(listed[0][2:]), Place())) == f"snapshot {listed[0]} (same of inode 1)"
+
+
+@pytest.mark.parametrize("has_some", [False, True])
+def test_a_snapshot_that_is_not_there_is_answered_with_those_that_are(run: Run, files: Path, has_some: bool) -> None:
+    if has_some:
+        assert run("snapshot", "create", files, "before", "/sub").code == 0
+        assert run("snapshot", "create", files, "0x41").code == 0
+    expected = "there are: 0x30783431, before" if has_some else "the image has none"
+    new = files.parent / "new"
+    for command in (["copy", files, new], ["recover", files, new], ["dump", "--all", files], ["fsck", files]):
+        refused = run(*command, "--snapshot", "nope")
+        assert (refused.code, expected in refused.err) == (8 if command[0] in ("dump", "fsck") else 1, True), refused
+    refused = run("snapshot", "delete", files, "nope", "--store")
+    assert (refused.code, "the image has none" in refused.err) == (1, True), refused
+    if has_some:
+        assert run("copy", files, new, "--snapshot", "0x30783431").code == 0
 
 
 @pytest.mark.parametrize("what", ["data block", "leaf of objects"])

@@ -183,6 +183,35 @@ def test_a_log_whose_size_was_not_chosen_follows_the_image(run: Run, tmp_path: P
     assert log_of(tmp_path / "other") == 2 * MIB
 
 
+@pytest.mark.parametrize("how", ["copy", "compact", "recover"])
+def test_an_image_made_of_one_that_has_grown_gets_a_log_of_its_size(run: Run, tmp_path: Path, how: str) -> None:
+    """It kept the log of the small image that the old one had been, and so did every copy of a copy."""
+    grown(tmp_path / "old", full=False)
+    assert run(how, tmp_path / "old", tmp_path / "new").code == 0
+    size = (tmp_path / "new").stat().st_size
+    assert log_of(tmp_path / "new") == log_size(size, 4096)
+    assert (size == 32 * MIB) == (how != "compact")
+    assert body(dump(tmp_path / "new")) == body(dump(tmp_path / "old"))
+
+
+@pytest.mark.parametrize("how", ["copy", "recover"])
+def test_a_full_image_that_has_grown_is_copied_with_the_log_it_has(run: Run, tmp_path: Path, how: str) -> None:
+    grown(tmp_path / "old", full=True)
+    assert run(how, tmp_path / "old", tmp_path / "new", "--log-size", "2M").code == 1, "asked for, it is not made smaller"
+    assert run(how, tmp_path / "old", tmp_path / "new").code == 0
+    assert log_of(tmp_path / "new") == log_of(tmp_path / "old") == MIB // 2
+    assert body(dump(tmp_path / "new")) == body(dump(tmp_path / "old"))
+
+
+def grown(path: Path, *, full: bool) -> None:
+    """An image of 8 MiB, now of 32."""
+    with Store.create(FileDevice.create(path, 8 * MIB)) as store:
+        store.apply(Transaction().create_collection("c").write("c", "o", 0, b"content" * 1000))
+        store.resize(32 * MIB)
+        for number in range(60 if full else 0):
+            store.apply(Transaction().write("c", f"fill {number}", 0, bytes([number + 1]) * (MIB // 2)))
+
+
 @pytest.mark.parametrize("log_bytes", ["16M", "1K"])
 def test_a_log_that_does_not_fit_is_refused_and_leaves_nothing(run: Run, tmp_path: Path, log_bytes: str) -> None:
     assert run("mkfs", tmp_path / "old", "--size", "16M").code == 0

@@ -97,9 +97,10 @@ class DumpLines:
         first = self._next()
         if first.get("format") != FORMAT:
             raise DamagedFile("dump", name, f'a first line with format "{FORMAT}"', first.get("format"))
-        if first.get("version") not in READ_VERSIONS:
+        version = first.get("version")
+        if type(version) is not int or version not in READ_VERSIONS:  # True is 1, and 3.0 is 3
             known = f"this mdstore reads versions up to {VERSION}"
-            raise UnsupportedFormat(f"{name}: dump of version {first.get('version')!r}; {known}")
+            raise UnsupportedFormat(f"{name}: dump of version {version!r}; {known}")
         self.header = self._checked(partial(_decode_header, first))
 
     def records(self) -> Iterator[Record]:

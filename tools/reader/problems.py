@@ -150,6 +150,15 @@ def readable(name: bytes) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
+def readable_name(name: bytes) -> str:
+    """A name as the commands take it: text, or `0x` and hex digits."""
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        text = ""
+    return text if text and text.isprintable() and not text.startswith("0x") else f"0x{name.hex()}"
+
+
 def _short(value: object) -> str:
     text = value.hex() if isinstance(value, bytes) else str(value)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -7,17 +7,28 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from mdstore.errors import InvalidRequest, MdstoreError, NotFound
-from mdstore.tools.reader.problems import Damage, Place, readable
+from mdstore.tools.reader.problems import Damage, Place, readable, readable_name
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.superblock import ROOT_DEAD, ROOT_SNAPSHOTS, SIZE, Superblock, decode
 
 NAME_MAX: Final = 255
 FLAG_DELETING: Final = 1
 _DIRECTORY: Final = b"dir\0"  # then the directory's number, 8 bytes
+_SHOWN_MAX: Final = 8  # names that are offered for one that is not there
 _HEAD: Final = struct.Struct("<BBHIq")
 _DEAD_KEY: Final = struct.Struct(">QQ")
 _DEAD: Final = struct.Struct("<QQ")
 assert (_HEAD.size, _DEAD_KEY.size, _DEAD.size) == (16, 16, 16)
+
+
+class NoSuchSnapshot(NotFound):
+    """There is none of that name. Says which there are: name one of them."""
+
+    def __init__(self, name: bytes, there: list[bytes]) -> None:
+        super().__init__("snapshot", name)
+        self.there = there
+        shown = ", ".join(there_as_typed(there[:_SHOWN_MAX])) + (" and others" if len(there) > _SHOWN_MAX else "")
+        self.args = (f"{self}; {f'there are: {shown}' if there else 'the image has none'}",)
 
 
 class Snapshot(NamedTuple):
@@ -40,7 +51,7 @@ class DeadRun(NamedTuple):
 
 def decode_snapshot(name: bytes, value: bytes) -> Snapshot:
     """A record of the tree of snapshots. Damage (`snapshot`)."""
-    owner = f"snapshot {readable(name)}"
+    owner = _owner(name)
     if not 0 < len(name) <= NAME_MAX:
         raise Damage("snapshot", "length of a snapshot's name", f"1 .. {NAME_MAX}", len(name), owner=owner)
     if len(value) < _HEAD.size:
@@ -88,10 +99,10 @@ def find_snapshot(reader: StoreReader, name: bytes) -> Snapshot:
     of_directories = [found for found in every if directory_name(found.name) == name]
     chosen = exact or of_directories
     if len(chosen) > 1:
-        directories = ", ".join(f"0x{found.name.hex()}" for found in chosen)
+        directories = ", ".join(readable_name(found.name) for found in chosen)
         raise InvalidRequest(f"several directories have a snapshot {readable(name)!r}; say which in full: {directories}")
     if not chosen:
-        raise NotFound("snapshot", name)
+        raise NoSuchSnapshot(name, [found.name for found in every if not found.is_deleting])
     return chosen[0]
 
 
@@ -99,6 +110,12 @@ def directory_name(name: bytes) -> bytes | None:
     """What a directory's snapshot is called in its `.snap` (docs/format/mds-tables.md); None for another snapshot's name."""
     prefix = len(_DIRECTORY) + 8
     return name[prefix:] if name.startswith(_DIRECTORY) and len(name) > prefix else None
+
+
+def there_as_typed(names: list[bytes]) -> list[str]:
+    """Names of snapshots as `find_snapshot` takes them: a directory's by what it is called there, where no other is called so."""
+    called = [directory_name(name) or name for name in names]
+    return [readable_name(short if called.count(short) == 1 else name) for name, short in zip(names, called, strict=True)]
 
 
 def dead_runs(reader: StoreReader) -> Iterator[DeadRun]:
@@ -129,7 +146,10 @@ def _check_kept(found: Snapshot, newest: Superblock) -> None:
 
 
 def _owner(name: bytes) -> str:
-    return f"snapshot {readable(name)}"
+    """The name as the commands take it; of a directory's also in words."""
+    called = directory_name(name)
+    words = "" if called is None else f" ({readable(called)} of inode {int.from_bytes(name[len(_DIRECTORY) :][:8], 'big')})"
+    return f"snapshot {readable_name(name)}{words}"
 
 
 def place_in(name: bytes, place: Place) -> Place:

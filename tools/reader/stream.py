@@ -18,7 +18,7 @@ from mdstore.tools.reader.floors import Floor
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.onode import NO_HINT, Onode, decode_extent, hint_of
 from mdstore.tools.reader.overlay import ObjectState, Overlay
-from mdstore.tools.reader.problems import NOTHING_LOST, Damage, Findings, Problem
+from mdstore.tools.reader.problems import NOTHING_LOST, Damage, Findings, Problem, readable_name
 from mdstore.tools.reader.revisions import sound_start
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import ROOT_SNAPSHOTS, Superblock
@@ -276,12 +276,3 @@ def _joined(ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             end = max(end, stop)
     if end >= 0:
         yield begin, end
-
-
-def readable_name(name: bytes) -> str:
-    """A name as the commands take it: text, or `0x` and hex digits."""
-    try:
-        text = name.decode()
-    except UnicodeDecodeError:
-        text = ""
-    return text if text and text.isprintable() and not text.startswith("0x") else f"0x{name.hex()}"

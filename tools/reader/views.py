@@ -18,7 +18,7 @@ from mdstore.tools.reader.mds_view import NameSpace
 from mdstore.tools.reader.onode import Onode, decode_extent
 from mdstore.tools.reader.overlay import Overlay
 from mdstore.tools.reader.page import KIND_NAMES, Reference, Root, Spill, decode_page, decode_root
-from mdstore.tools.reader.problems import Damage, Findings, Problem, readable
+from mdstore.tools.reader.problems import Damage, Findings, Problem, readable, readable_name
 from mdstore.tools.reader.ring import Ring
 from mdstore.tools.reader.scan import Scan
 from mdstore.tools.reader.snapshots import dead_runs, snapshots_of
@@ -170,7 +170,7 @@ def snapshots_view(source: Source) -> Iterator[Section]:
         "snapshots",
         rows=[
             {
-                "name": readable(found.name),
+                "name": readable_name(found.name),
                 "epoch": found.superblock.epoch,
                 "created": moment(found.created_ns),
                 "objects": found.superblock.objects,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,7 +14,7 @@ from mdstore.tools.reader.snapshots import find_snapshot
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.stream import ObjectStream
 from mdstore.tools.reader.superblock import Superblock, read_copies, usable
-from mdstore.tools.reader.views import Source
+from mdstore.tools.reader.views import Source, as_bytes
 
 _FILE_OBJECT: Final = re.compile(r"(data|meta)/([0-9a-f]{16})(\.[0-9a-f]{8})?\b")
 _FINDS: Final = 5  # times a snapshot is looked for in an image that is written meanwhile
@@ -45,7 +44,7 @@ def stream_of(image: Image, snapshot: str | None = None, *, finds_shares: bool =
     """All of an image as it is, its log applied, or as a snapshot knows it. Damage is raised as it is met."""
     if snapshot is None:
         return ObjectStream(image, newest_superblock(image), finds_shares=finds_shares)
-    chosen = snapshot_superblock(image, snapshot.encode("utf-8", "surrogateescape"))
+    chosen = snapshot_superblock(image, as_bytes(snapshot))
     return ObjectStream(image, chosen, with_log=False, finds_shares=finds_shares)
 
 
@@ -77,7 +76,7 @@ class Salvage:
         if not found:
             raise NotAnImage(f"{self.image.path} has no usable superblock left; `mdstore repair` may find one")
         if self.snapshot is not None:
-            self._kept = self._find(found, self.snapshot.encode("utf-8", "surrogateescape"))
+            self._kept = self._find(found, as_bytes(self.snapshot))
             return ObjectStream(self.image, self._kept, with_log=False, on_loss=self._lost)
         chosen = next((superblock for superblock in found if self._can_be_entered(superblock)), found[0])
         if chosen is not found[0]:
@@ -89,12 +88,16 @@ class Salvage:
 
     def _find(self, found: list[Superblock], name: bytes) -> Superblock:
         """That of the snapshot, by the newest superblock that still knows it."""
+        missing: NotFound | None = None
         for superblock in found:
-            with suppress(NotFound):
+            try:
                 snapshot = find_snapshot(StoreReader(self.image, superblock, on_damage=lambda _: None), name)
-                if not snapshot.is_deleting:
-                    return snapshot.superblock
-        raise NotFound("snapshot", name)
+            except NotFound as error:
+                missing = missing or error
+                continue
+            if not snapshot.is_deleting:
+                return snapshot.superblock
+        raise missing or NotFound("snapshot (it is being deleted)", name)
 
     def lose(self, whose: str, what: str) -> None:
         """Note something that does not read."""
