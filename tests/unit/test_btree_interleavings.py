@@ -24,7 +24,7 @@ from mdstore.btree import (
 )
 from mdstore.btree._kernel import call_between, compare_torn
 from mdstore.device.protocol import Buffer
-from mdstore.errors import DeviceFailed, LimitExceeded, NotFound
+from mdstore.errors import DeviceFailed, InvalidRequest, LimitExceeded, NotFound
 from tests.model.btree_world import World, new_tree
 
 
@@ -308,3 +308,20 @@ def test_a_device_that_fails_there_is_passed_over() -> None:
     world.device.read = read  # type: ignore[method-assign]
     assert len(tree) == 12 - deleted
     assert tree.check() == []
+
+
+def test_a_clone_of_what_no_seal_has_reached_has_no_root_record() -> None:
+    """Its origin's names other contents."""
+    world = World(6)
+    world.pager.refs = Tree(world.pager, REFS_DESCRIPTOR, 1)
+    tree = new_tree(world)
+    tree.put(b"a", b"1")
+    root = world.seal(tree)
+    world.write()
+    assert tree.clone().root() == root
+    tree.put(b"b", b"2")
+    clone = tree.clone()
+    assert clone.is_dirty
+    with pytest.raises(InvalidRequest, match="never sealed"):
+        clone.root()
+    assert tree.root() == root
