@@ -31,11 +31,13 @@ browser:
 	@bash tools/setup.sh browser
 
 # The quick part: images in memory where there is room for them (the disk takes half the time), fewer runs of the models.
-MEMORY := $(shell [ -w /dev/shm ] && [ "$$(df -Pk /dev/shm | awk 'END { print $$4 }')" -gt 2000000 ] && echo TMPDIR=/dev/shm)
+# They lie in a directory of the run's own, which goes with it, however it ends: what is in memory stays taken.
+MEMORY := $(shell [ -w /dev/shm ] && [ "$$(df -Pk /dev/shm | awk 'END { print $$4 }')" -gt 2000000 ] && echo -p /dev/shm)
 check: build
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(MEMORY) MDSTORE_EXAMPLES=8 $(BIN)/python -m pytest -q -n 2 -m "not slow and not fuse" tests/unit tests/model
+	@images=$$(mktemp -d $(MEMORY)) && trap 'rm -rf "$$images"' EXIT && trap 'exit 130' INT && trap 'exit 143' HUP TERM && \
+	TMPDIR="$$images" MDSTORE_EXAMPLES=8 $(BIN)/python -m pytest -q -n 2 -m "not slow and not fuse" tests/unit tests/model
 
 bench: build
 	$(BIN)/pip install -q -e '.[bench]'
