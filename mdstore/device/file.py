@@ -198,14 +198,14 @@ class FileDevice:
                 self._check_writable()
             check_range(self._path, self._size_bytes, offset, length)
             try:
-                self._write_all(offset, buffers, length)
+                if len(buffers) <= IOV_MAX:
+                    self._write_batch(offset, buffers, length)
+                else:
+                    self._write_batches(offset, buffers)
             except OSError as error:
                 raise self._failed("write", offset, length, error) from error
 
-    def _write_all(self, offset: int, buffers: Sequence[Buffer], length: int) -> None:
-        if len(buffers) <= IOV_MAX:
-            self._write_batch(offset, buffers, length)
-            return
+    def _write_batches(self, offset: int, buffers: Sequence[Buffer]) -> None:
         for start in range(0, len(buffers), IOV_MAX):
             batch = buffers[start : start + IOV_MAX]
             size = sum(map(size_of, batch))

@@ -81,9 +81,9 @@ _threads = _Threads()
 
 
 def uninterrupted(work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises, once it is done; an interrupt meanwhile is raised after it. Interrupted before it began, it
-    is not begun. It must not take a lock that the caller holds; what the caller holds guards it. Where the interpreter ends,
-    which has stopped all other threads, it is done here."""
+    """What `work` returns or raises, once it is done; an interrupt meanwhile is raised after it, from what failed. Interrupted
+    before it began, it is not begun. It must not take a lock that the caller holds; what the caller holds guards it. Where the
+    interpreter ends, which has stopped all other threads, it is done here."""
     if _threads.is_one or sys.is_finalizing():
         return work()
     job = _Job(work)
@@ -101,8 +101,10 @@ def uninterrupted(work: Callable[[], Result]) -> Result:
             interruption = _finish(job, _AT_ONCE) or interruption
         except BaseException as error:
             interruption = error
-    if interruption is not None:
+    if interruption is not None and job.failure is not None:
         raise interruption from job.failure
+    if interruption is not None:
+        raise interruption
     if job.failure is not None:
         raise job.failure
     return job.result  # type: ignore[return-value]
