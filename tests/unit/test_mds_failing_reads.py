@@ -16,6 +16,7 @@ import pytest
 from mdstore.engines.mem import MemStore
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, NoSpace, TransactionError
 from mdstore.mds.core import Limits
+from mdstore.mds.events import Kind
 from mdstore.mds.layout import DATA, META
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import RENAME_EXCHANGE, ROOT_INO, SUPERUSER, Credentials, SetAttr
@@ -376,3 +377,30 @@ def test_the_verbs_look_into_the_store(base: MemStore, error: MdstoreError, look
         counts.append(world.store.looks)
     assert sum(counts) > looks
     assert sum(count > 0 for count in counts) > verbs
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_directory_got_after_it_was_handed_up_is_handed_up_too() -> None:
+    """A look at how deep a directory lies failed once, so its parent was handed up before it; what the parent got then stayed
+    there where quotas kept the list of whom to ask: their usage was too low for good."""
+    world = mounted(made())
+    server = world.server
+    sub, deep = world.at(b"d/sub"), world.at(b"d/sub/deep")
+    server.setxattr(SUPERUSER, ROOT_INO, b"mdstore.quota.max_files", b"1000")
+    server.drop_caches()
+    for ino in (deep, sub):
+        server._cache.directory(ino)
+    before = server._cache.directory(ROOT_INO).rbytes
+    assert server._core.news == {}
+    for ino in (deep, sub):
+        directory = server._cache.directory(ino)
+        server._core.append(Kind.REPAIR, server._core.touch(directory, 5, 0, 0, 0, 0, 100))
+    server._core.nodes.pop(world.at(b"d"))
+    world.store.arm(1, DeviceFailed("read", "somewhere", "Input/output error"), for_good=False)
+    server._statistics.settle()
+    assert world.store.looks > 1
+    world.store.disarm()
+    assert not any(directory.unsettled for directory in server._core.dirty.values() if directory.ino != ROOT_INO)
+    assert server._cache.directory(ROOT_INO).rbytes == before + 200
