@@ -289,13 +289,15 @@ class Store(Queries):
         self, transaction: Transaction, operations: list[Operation], payload: bytes, placed: list[tuple[int, int]]
     ) -> int:
         """The critical section: room, validation, application and logging are one step for everyone else."""
-        attempts = 0
+        attempts, seen = 0, -1
         placed_blocks = sum(blocks for _, blocks in placed)
         while True:
             with self.lock:
                 self.check_whole()
                 self.check_writable()
                 refusal = self.room.log_refusal(len(payload) + log.ENTRY_OVERHEAD)
+                if refusal is not None and self.journal.write != seen:  # others were quicker to take what a checkpoint made
+                    attempts, seen = 0, self.journal.write
                 if refusal is None:
                     refusal = self.room.refusal(transaction, placed_blocks)
                 if refusal is None:

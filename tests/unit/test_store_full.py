@@ -121,3 +121,42 @@ def test_small_blocks_full_all_the_time_never_meet_no_space_in_a_checkpoint(seed
             store.checkpoint()
     assert refused > 30
     assert not check(store, deep=True)
+
+
+def test_a_full_log_refuses_nobody_because_others_were_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four threads that filled a small log saw NoSpace: whoever had waited for a checkpoint came behind those who had not."""
+    store = Store.create(MemoryDevice(4 * MIB), background=False, log_bytes=64 * 1024)
+    store.apply(Transaction().create_collection("c"))
+    checkpoint, rounds = store.checkpointer.run, [5]
+
+    def fill_the_log() -> None:
+        while (store.journal.free or 0) > 3000:
+            store.submit(Transaction().write("c", "other", 0, bytes(1500)))
+
+    def and_others_take_the_room() -> None:
+        checkpoint()
+        if rounds[0]:
+            rounds[0] -= 1
+            fill_the_log()
+
+    monkeypatch.setattr(store.room, "checkpoint_is_due", lambda: False)
+    fill_the_log()
+    monkeypatch.setattr(store.checkpointer, "run", and_others_take_the_room)
+    store.apply(Transaction().write("c", "mine", 0, b"m" * 3500))
+    assert rounds == [0]
+    assert store.read("c", "mine") == b"m" * 3500
+
+
+def test_a_log_that_no_checkpoint_empties_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not try for ever."""
+    store = Store.create(MemoryDevice(4 * MIB), background=False, log_bytes=64 * 1024)
+    store.apply(Transaction().create_collection("c"))
+    monkeypatch.setattr(store.checkpointer, "run", lambda: None)
+    monkeypatch.setattr(store.room, "checkpoint_is_due", lambda: False)
+    refused = 0
+    for _ in range(100):
+        try:
+            store.submit(Transaction().write("c", "o", 0, bytes(1500)))
+        except NoSpace:
+            refused += 1
+    assert refused > 50
