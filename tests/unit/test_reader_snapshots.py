@@ -65,6 +65,23 @@ def test_an_image_with_snapshots_is_clean(seed: int, tmp_path: Path) -> None:
     assert "snapshots" not in result.counts
 
 
+@pytest.mark.parametrize("cut", [9_000, 300_000, 1_500_000])
+def test_the_missing_end_of_an_image_is_said_once(cut: int, tmp_path: Path) -> None:
+    """Its space was called leaked and its count wrong, in every snapshot too, and the remedy was to repair, and to delete them."""
+    store, device = store_with_snapshots()
+    store.close()
+    path = tmp_path / "image"
+    path.write_bytes(device.image()[:-cut])
+    problems: list[Problem] = []
+    check_image(str(path), Options(DEEP), problems.append)
+    found = {problem.code for problem in problems}
+    assert found == {"image-truncated", "superblock-copy"}
+    for name in (b"a", b"b", b"c"):
+        alone: list[Problem] = []
+        check_image(str(path), Options(DEEP, snapshot=name), alone.append)
+        assert not alone
+
+
 def test_a_snapshot_half_deleted_is_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdstore.store.snapshots._STEP_RUNS", 2)
     store, device = store_with_snapshots()

@@ -76,6 +76,8 @@ class SnapshotsCheck:
             tolerant = StoreReader(self._reader.image, self._reader.superblock, on_damage=self._lost)
             self.snapshots = sorted(snapshots_of(tolerant), key=lambda found: found.superblock.epoch)
             self._note_dead(tolerant)
+            is_cut = not self._reader.superblock.ends_in(self._reader.image.size)
+            self._is_partial = self._is_partial or is_cut  # what was reached there is not known
             before = 0
             for found in self.snapshots:
                 if not found.is_deleting:

@@ -60,7 +60,8 @@ class StoreCounts:
 
 
 class StoreCheck:
-    """One check of one superblock's trees. `is_deep` verifies data; `sample` is the share of blocks verified then."""
+    """One check of one superblock's trees. `is_deep` verifies data; `sample` is the share of blocks verified then. Of an
+    image whose end is missing space is not judged; what lies outside it is reported."""
 
     def __init__(
         self,
@@ -84,7 +85,9 @@ class StoreCheck:
         self._verified_epoch = verified_epoch  # data written up to it was verified before
         self._is_partial = False
         self.on_uses: Callable[[Iterator[bytes], bool], None] | None = None  # hears of all that was found in use, at the end
-        self._space = Space(reader.superblock, reader.image.size, findings, observe)
+        is_whole = reader.superblock.ends_in(reader.image.size)
+        on_space = findings if is_whole else Findings(lambda _: None)  # what is missing at the end is said once, as such
+        self._space = Space(reader.superblock, reader.image.size, on_space, observe)
         self._shared_pages = SharedPages()
         self._groups = Groups(lambda root: reader.tree(root, DATA_SHAPE).items())
         self._revisions = RevisionCheck(reader, findings)

@@ -71,6 +71,10 @@ class Superblock:
         """The first block of the allocator's space: the one after the log."""
         return self.log_start + self.log_blocks
 
+    def ends_in(self, size_bytes: int) -> bool:
+        """Whether an image of that size has all the blocks."""
+        return self.blocks * self.block_size <= size_bytes
+
     @property
     def is_clean(self) -> bool:
         """Written by an orderly close."""
