@@ -444,8 +444,6 @@ class WriteBack:
         core, journal = self._core, self._core.journal
         if journal is None:
             return
-        if self._commits:  # of a replay, or of a step that was interrupted behind them
-            self._note_expiry()
         expire = -1
         while self._pending:
             commits, position = self._pending[0]
@@ -453,7 +451,8 @@ class WriteBack:
                 break
             self._pending.popleft()
             expire = position
-        if not self._pending and not core.dirty and not self._dirty_tables():
+        written = all(commit.durable for commit in self._commits)  # of a replay, or of a step that was interrupted behind them
+        if written and not self._pending and not core.dirty and not self._dirty_tables():
             expire = journal.safe  # also what replay found to be in the objects already
         if expire <= journal.expire:
             return
