@@ -86,8 +86,8 @@ class Removing:
         self._vfs.forget(attr.ino, 1)
 
     def _empty(self, path: bytes, top: int) -> None:
-        """Remove everything below `top`, children before parents. Memory: that of `Descent`, and a page of names for each directory
-        of one path."""
+        """Remove everything below `top`, children before parents. Memory: that of `Descent`, and a page of names for each
+        directory of one path."""
         stack = [(path, top, listing(self._vfs, top, self._names))]
         descent = Descent(self._vfs, top, strict=True)  # what hangs elsewhere is not to be removed here
         while True:

@@ -168,7 +168,7 @@ class Descent:
     """A walk down from `top`, and which directories it may enter. In an image that was forged, or that damage left so,
     directories lie inside themselves, or in several places at once: a walk by names alone never ends, or goes every way there is.
     Here each is entered where it says that it hangs, in one other place at most (`strict`: in none), and never inside itself.
-    Memory: some 60 bytes for each directory that was entered from one of the path that the walk is in, or where it does not hang."""
+    Memory: some 60 bytes for each directory that was entered where it does not hang, or from one of the path the walk is in."""
 
     def __init__(self, vfs: Vfs, top: int, *, strict: bool = False) -> None:
         self._vfs = vfs

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import crc32c as reference
+import pytest
 
 from mdstore.btree import REFS_DESCRIPTOR, Tree
 from mdstore.btree._kernel import PAGE_HEADER_SIZE
@@ -301,6 +302,7 @@ def fuzz(seed: int, rounds: int) -> Counter[str]:
     return refused
 
 
+@pytest.mark.timeout(0 if "MDSTORE_FUZZ_ROUNDS" in os.environ else 300)  # who asks for more rounds waits for them
 def test_hostile_pages_with_right_checksums_are_refused_and_never_crash() -> None:
     seed = int(os.environ.get("MDSTORE_FUZZ_SEED", "20081"))
     rounds = int(os.environ.get("MDSTORE_FUZZ_ROUNDS", "5000"))

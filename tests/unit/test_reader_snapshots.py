@@ -67,7 +67,7 @@ def test_an_image_with_snapshots_is_clean(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [9_000, 300_000, 1_500_000])
 def test_the_missing_end_of_an_image_is_said_once(cut: int, tmp_path: Path) -> None:
-    """Its space was called leaked and its count wrong, in every snapshot too, and the remedy was to repair, and to delete them."""
+    """Its space was called leaked and its count wrong, in every snapshot too, and the remedy was to delete them."""
     store, device = store_with_snapshots()
     store.close()
     path = tmp_path / "image"
