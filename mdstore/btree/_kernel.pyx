@@ -111,6 +111,8 @@ cdef extern from "search.h" nogil:
     int find_plain(const uint8_t *page, int cap, int lo, const uint8_t *key, int klen, bint *found)
 
 cdef extern from "Python.h":
+    PyObject *bytes_or_null "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size)
+    void PyErr_Clear()
     int Py_AddPendingCall(int (*call)(void *) except -1, void *argument)
 
 cdef struct TreeCore

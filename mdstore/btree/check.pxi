@@ -60,11 +60,28 @@ cdef const char *cell_fault(Shape *s, const uint8_t *page, int i, int heap, int 
     return NULL
 
 
+cdef inline bint claim(uint64_t *taken, int off, int size) noexcept nogil:
+    """Take bytes of the heap for a cell; False where another has one of them."""
+    cdef uint64_t mask
+    cdef int n
+    while size:
+        n = min(64 - (off & 63), size)
+        mask = (~<uint64_t> 0 >> (64 - n)) << (off & 63)
+        if taken[off >> 6] & mask:
+            return False
+        taken[off >> 6] |= mask
+        off += n
+        size -= n
+    return True
+
+
 cdef const char *page_check(Shape *s, const uint8_t *page, int *spilled) noexcept nogil:
     """P1 to P4 for a page with a right CRC; what is wrong, or NULL. Everything read later is inside the page."""
     cdef int n = page_count(page), cap = s.page_size, heap, dead, i, size = 0, total = 0, first, skip, klen
     cdef const char *fault
     cdef uint8_t *slot
+    cdef uint64_t taken[PAGE_MAX / 64]
+    memset(taken, 0, cap / 8)
     if page[OFF_KIND] != (KIND_INDEX if page[OFF_LEVEL] else KIND_LEAF) or page[OFF_LEVEL] >= HEIGHT_MAX:
         return "page kind"
     if ld32(page + OFF_HEAP) > <uint32_t> cap or ld32(page + OFF_DEAD) > <uint32_t> cap:
@@ -85,6 +102,8 @@ cdef const char *page_check(Shape *s, const uint8_t *page, int *spilled) noexcep
         fault = cell_fault(s, page, i, heap, &size)
         if fault != NULL:
             return fault
+        if not claim(taken, ld16(slot_at(page, i) + 4), size):
+            return "cells overlap"
         total += size
         slot = slot_at(page, i)
         klen = ld16(slot + 6)

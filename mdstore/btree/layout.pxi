@@ -3,7 +3,7 @@
 #
 # Invariants of a page (checked by page_check after every read, by Tree.check on demand):
 #  P1  40 + 8 * count <= heap <= size; every cell lies inside [heap, size)
-#  P2  sum of the cells + dead == size - heap; dead bytes and the gap are zero
+#  P2  cells lie apart, and sum of the cells + dead == size - heap; dead bytes and the gap are zero
 #  P3  slot heads are head_of(key, skip); keys ascend strictly (slot 0 of an index page has none)
 #  P4  skip > 0 only where every compared key starts with the same `skip` bytes
 #  P5  a hole (in memory only) is a run of dead bytes; holes lie apart. Not all dead bytes need be in one

@@ -230,7 +230,7 @@ cdef class Tree(TreeView):
         if offset > <int64_t> 1 << 62:  # so that no sum overflows
             raise LimitExceeded("VALUE_SIZE_MAX", offset, most)
         if t.s.value_size != -4:
-            most = t.s.value_size if t.s.value_size >= 0 else (1 << -8 * t.s.value_size) - 1
+            most = min(most, t.s.value_size if t.s.value_size >= 0 else (1 << -8 * t.s.value_size) - 1)
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             rw_lock_shared(&t.p.rw)

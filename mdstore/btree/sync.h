@@ -69,11 +69,12 @@ static inline int at_casp(void *p, void *expected, void *v)
 #define MEET_COUNTED 2 /* one border of a count is known */
 #define MEET_WAIT 3    /* a lock or a latch is not to be had at once */
 static void (*meeting)(int place);
-static __attribute__((noinline, cold)) void met_there(int place) { meeting(place); }
+static __attribute__((noinline, cold)) void met_there(void (*hook)(int), int place) { hook(place); }
 static inline void meet(int place)
 {
-    if (__builtin_expect(__atomic_load_n(&meeting, __ATOMIC_RELAXED) != 0, 0))
-        met_there(place);
+    void (*hook)(int) = __atomic_load_n(&meeting, __ATOMIC_RELAXED);
+    if (__builtin_expect(hook != 0, 0))
+        met_there(hook, place);
 }
 
 static inline void sync_pause(unsigned round)

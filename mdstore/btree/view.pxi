@@ -208,6 +208,7 @@ cdef class TreeView:
         cdef uint32_t version
         cdef const uint8_t *value
         cdef uint8_t *p
+        cdef PyObject *made
         cdef object result = default
         if t != NULL and t.s.comparator == CMP_BYTES and type(key) is bytes and PyBytes_GET_SIZE(<bytes> key) <= INT_SIZE_MAX:
             k = <bytes> key
@@ -233,7 +234,14 @@ cdef class TreeView:
                 if only_presence:
                     result = True
                 elif vlen >= 0:
-                    result = PyBytes_FromStringAndSize(<char *> value, vlen)
+                    made = bytes_or_null(<char *> value, vlen)
+                    if made == NULL:
+                        race_end()
+                        core_unlock_shared(t)
+                        PyErr_Clear()
+                        raise MemoryError()
+                    result = <object> made
+                    Py_DECREF(result)
             race_end()
             if latch_same(&leaf.version, version):
                 break

@@ -291,6 +291,14 @@ def generation(page: bytearray) -> None:
     page[16] += 3
 
 
+def overlap(page: bytearray) -> None:
+    """A value two bytes longer than its place, into the cell behind it; the heap is made longer by as much."""
+    count = u16(page, 26)
+    slot = min(range(count), key=lambda n: u16(page, PAGE_HEADER_SIZE + 8 * n + 4))
+    set16(page, behind_key(page, slot), u16(page, behind_key(page, slot)) + 2)
+    set32(page, 28, u16(page, 28) - 2)
+
+
 ROWS = {
     # who the page says it is
     "magic": Row(plain, LEAF, lambda page: set32(page, 4, 0x74736574), "page magic", MAGIC, 0x74736574),
@@ -318,6 +326,7 @@ ROWS = {
     "cells and dead bytes beside the heap": Row(plain, LEAF, lambda page: dead(page, 1), "heap size"),
     "a heap longer than its cells": Row(plain, LEAF, lambda page: shrink_heap(page, 1), "heap size"),
     # cells
+    "two cells that share bytes": Row(plain, LEAF, overlap, "cells overlap"),
     "a cell in the gap": Row(
         plain, LEAF, lambda page: set16(page, 44, u16(page, 28) - 1), "cell outside the heap"
     ),
