@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from hypothesis import HealthCheck, settings
 from mdstore.device.explore import SUMMARY_PREFIX
 from mdstore.tools import cli
 from tests.commandline import Ran, Run
+
+# A run that a script starts in the background is born deaf to Ctrl-C, and so would be all it starts; tests interrupt themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In CI the models try the same examples each time; at home new ones, so that a rare failure is found by a person, once. Nowhere
 # does a slow machine make an example fail.
