@@ -81,19 +81,21 @@ static inline int find_plain(const uint8_t *page, int cap, int lo, const uint8_t
         n = most;
     if (n <= lo)
         return lo;
-    if (skip) {
+    if (klen < skip) {
         off = ld16(slots + 8 * (n - 1) + 4);
-        if (off + skip > cap)
-            return lo;
-        len = klen < skip ? klen : skip;
-        c = compare_keys(key, len, page + off, len, 0);
-        if (c > 0)
-            return n;
-        if (c < 0 || klen < skip)
-            return lo;
+        return off + skip <= cap && compare_keys(key, klen, page + off, klen, 0) > 0 ? n : lo;
     }
     head = first_four(key + skip, klen - skip);
     i = lower_slot(slots, lo, n, head);
+    if (skip) {
+        /* all keys share these bytes: look at them in the cell that is compared next anyway, whose lines are then asked for once */
+        off = ld16(slots + 8 * (i < n ? i : n - 1) + 4);
+        if (off + skip > cap)
+            return lo;
+        c = compare_keys(key, skip, page + off, skip, 0);
+        if (c)
+            return c > 0 ? n : lo;
+    }
     if (i == n || ld32(slots + 8 * i) != head)
         return i;
     hi = i + 1;

@@ -23,7 +23,7 @@ static inline uint64_t be64(uint64_t v) { return __builtin_bswap64(v); }
 #endif
 
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
-static inline void prefetch_node(const void *p) /* the line with the header, and the first 32 slots */
+static inline void prefetch_node(const void *p) /* the line with the header, and the first 48 slots */
 {
     const char *c = (const char *)p;
     __builtin_prefetch(c + 128, 0, 3);
@@ -31,6 +31,8 @@ static inline void prefetch_node(const void *p) /* the line with the header, and
     __builtin_prefetch(c + 256, 0, 3);
     __builtin_prefetch(c + 320, 0, 3);
     __builtin_prefetch(c + 384, 0, 3);
+    __builtin_prefetch(c + 448, 0, 3);
+    __builtin_prefetch(c + 512, 0, 3);
 }
 
 static inline void prefetch_gap(const void *p) /* where a cell will be written */
