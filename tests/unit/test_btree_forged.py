@@ -545,13 +545,6 @@ def test_a_leaf_in_which_a_value_has_spilled_is_marked_in_its_reference(tmp_path
     assert second_reader(forger, tmp_path / "pages") == ["tree-count"]
 
 
-def test_a_root_record_counts_what_its_reference_counts() -> None:
-    forger = mixed()
-    add64(forger.root, 24, 1)
-    with pytest.raises(CorruptionError, match="record count"):
-        forger.open()
-
-
 # -- limits of cells: what the tree writes, the check takes ------------------------------------------------------------
 @pytest.mark.parametrize("page_size", [256, 512, 4096, 65536])
 @pytest.mark.parametrize("copies", [1, 3])

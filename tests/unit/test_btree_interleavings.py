@@ -250,14 +250,19 @@ def test_an_interrupt_while_a_page_is_read_is_no_reason_to_read_its_copy(error: 
     assert world.device.reads == reads + 1
 
 
-def test_an_interrupt_where_the_operation_goes_on_without_the_page_comes_behind_it() -> None:
-    """A page that has become too empty is merged with its sibling, if that can be had."""
+def two_leaves() -> tuple[World, Tree]:
+    """A sealed tree of a root and leaves, of which nothing is in memory."""
     world = World(1, holes=False)
     tree = new_tree(world)
     tree.update((b"%03d" % n, bytes(20)) for n in range(12))
     root = world.seal(tree)
     world.write()
-    tree = Tree.open(world.pager, root)
+    return world, Tree.open(world.pager, root)
+
+
+def test_an_interrupt_where_the_operation_goes_on_without_the_page_comes_behind_it() -> None:
+    """A page that has become too empty is merged with its sibling, if that can be had."""
+    world, tree = two_leaves()
     assert tree.height == 2
     read, interrupts = world.device.read, 0
 
@@ -286,12 +291,7 @@ def test_an_interrupt_where_the_operation_goes_on_without_the_page_comes_behind_
 
 
 def test_a_device_that_fails_there_is_passed_over() -> None:
-    world = World(1, holes=False)
-    tree = new_tree(world)
-    tree.update((b"%03d" % n, bytes(20)) for n in range(12))
-    root = world.seal(tree)
-    world.write()
-    tree = Tree.open(world.pager, root)
+    world, tree = two_leaves()
     assert tree.get(b"000") == bytes(20)
     read, failures = world.device.read, 0
 

@@ -27,7 +27,7 @@ from mdstore.mds.vfs import ROOT_INO, SUPERUSER, SetAttr
 from mdstore.store import Store, Transaction
 from tests.model.mds_check import problems
 from tests.unit.reader_images import BLOCK
-from tests.unit.test_mds_around import NAMES, listed, map_leaves
+from tests.unit.test_mds_around import NAMES, listed, map_leaves, mounted_with_names
 from tests.unit.test_mds_failing_reads import World, made, seen
 
 SEED = int(os.environ.get("APART_SEED", "3"))
@@ -369,15 +369,7 @@ def test_what_is_no_damage_ends_changes_as_before(base: MemStore, error: Mdstore
 
 
 def test_changes_in_the_log_for_a_page_damaged_since_stay_there_and_the_mount_goes_on(tmp_path: Path) -> None:
-    device = MemoryDevice(8 << 20)
-    store = Store.create(device, block_size=BLOCK, log_bytes=256 << 10, background=False)
-    MetadataServer.format(store, now_ns=1, object_size=8192, log_unit=4096, log_object_size=65536)
-    server = MetadataServer.mount(store)
-    directory = server.mkdir(SUPERUSER, ROOT_INO, b"d", 0o755).ino
-    for name in NAMES:
-        server.release(server.create(SUPERUSER, directory, name, 0o644, os.O_RDWR)[1])
-    server.write_back()
-    store.checkpoint()
+    device, store, server, directory = mounted_with_names()
     page, hidden = map_leaves(device.image(), tmp_path / "image", directory_object(directory))[5]
     for name in NAMES:
         server.setattr(SUPERUSER, server.lookup(SUPERUSER, directory, name).ino, SetAttr(mode=0o600))

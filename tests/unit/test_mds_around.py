@@ -236,7 +236,8 @@ class Image(NamedTuple):
     leaves: list[tuple[int, list[bytes]]]  # the page, and the names in it, in order
 
 
-def made(path: Path) -> Image:
+def mounted_with_names() -> tuple[MemoryDevice, Store, MetadataServer, int]:
+    """A new image in memory, its store and server, and its one directory, which holds NAMES and is checkpointed."""
     device = MemoryDevice(8 << 20)
     store = Store.create(device, block_size=BLOCK, log_bytes=256 << 10, background=False)
     MetadataServer.format(store, now_ns=1, object_size=8192, log_unit=4096, log_object_size=65536)
@@ -246,6 +247,11 @@ def made(path: Path) -> Image:
         server.release(server.create(SUPERUSER, directory, name, 0o644, os.O_RDWR)[1])
     server.write_back()
     store.checkpoint()
+    return device, store, server, directory
+
+
+def made(path: Path) -> Image:
+    device, _, server, directory = mounted_with_names()
     server.close()
     content = device.image()
     return Image(content, directory, map_leaves(content, path, b"%016x" % directory))
