@@ -105,6 +105,7 @@ cdef extern from "sync.h" nogil:
     void latch_unlock(uint32_t *v)
 
 cdef extern from "search.h" nogil:
+    int PAGE_COUNT, PAGE_SKIP, PAGE_SLOTS
     int lower_slot(const uint8_t *slots, int lo, int hi, uint32_t head)
     int compare_keys(const uint8_t *a, int alen, const uint8_t *b, int blen, int same)
     uint32_t first_four(const uint8_t *p, int n)

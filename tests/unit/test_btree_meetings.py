@@ -355,3 +355,32 @@ def test_who_changes_what_clones_share_waits_for_the_counts_of_shared_pages() ->
             assert waited(refs, lock, partial(act, scene))[0]
             assert copy.get(b"100") == b"again"
             assert (copy.check(), refs.check()) == ([], [])
+
+
+def test_a_read_without_memory_for_its_result_keeps_no_lock() -> None:
+    """Whoever had to take the lock alone would have waited for ever."""
+    testcapi = pytest.importorskip("_testcapi")
+    world = World(1)
+    tree = new_tree(world)
+    tree.put(b"k", b"v" * 50)
+    kept: list[str] = []
+
+    def let_go(place: str) -> None:
+        kept.append(place)
+        hold(tree, "tree shared", b"k", False)  # so that the test fails, instead of hanging
+
+    get, refused = tree.get, False
+    testcapi.set_nomemory(0, 1)  # the next allocation, whoever makes it
+    try:
+        get(b"k")
+    except MemoryError:
+        refused = True
+    finally:
+        testcapi.remove_mem_hooks()
+    assert refused
+    call_where_threads_meet(let_go)
+    try:
+        tree.clear()
+    finally:
+        call_where_threads_meet(None)
+    assert kept == []
