@@ -73,20 +73,23 @@ class LargeWrites:
 
     def _allocate(self, blocks: int, mapped: list[Run]) -> list[Run]:
         """As many blocks, which `mapped` knows of whatever interrupts the caller."""
-        store, runs = self._store, list[Run]()
-
-        def reserve() -> None:
-            runs.extend(store.tables.allocator.reserve(blocks))
-            mapped.extend(runs)
-
         for attempt in range(CHECKPOINTS_FOR_ROOM + 1):
-            with store.lock:
-                store.check_writable()
-                free, room = store.tables.allocator.free_blocks, store.room.blocks()
-                if blocks <= room:
-                    uninterrupted(reserve)
-                    return runs
+            # Interrupted half-way the blocks would be nobody's. The thread that cannot be takes the lock itself: waiting for it
+            # with the lock held would keep readers waiting for two changes of threads, of 5 ms each beside busy ones.
+            runs, free, room = uninterrupted(lambda: self._reserve(blocks, mapped))
+            if runs:
+                return runs
             if attempt < CHECKPOINTS_FOR_ROOM:
-                store.checkpointer.run()
+                self._store.checkpointer.run()
         kept = f"{max(0, room)} may be taken: of {free} that are free the rest is for the next checkpoint and the reserve"
         raise TransactionError(0, "write", NoSpace(f"{blocks} blocks are needed for the data, {kept}"))
+
+    def _reserve(self, blocks: int, mapped: list[Run]) -> tuple[list[Run], int, int]:
+        """(as many blocks, or none where there are too few; blocks free, blocks that may be taken)."""
+        store = self._store
+        with store.lock:
+            store.check_writable()
+            free, room = store.tables.allocator.free_blocks, store.room.blocks()
+            runs = store.tables.allocator.reserve(blocks) if blocks <= room else []
+            mapped.extend(runs)
+        return runs, free, room

@@ -401,3 +401,19 @@ def test_reads_that_make_room_for_objects_hand_nothing_to_another_thread(monkeyp
         store.stat("c", f"o{number}")
     assert len(evicted) > 3
     assert len(store.tables.objects.cached) <= 64
+
+
+def test_a_large_write_hands_nothing_to_another_thread_with_the_lock_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers waited for two changes of threads, 10 ms beside a busy one, while it took its blocks."""
+    store = Store.create(MemoryDevice(2 * MIB), background=False)
+    store.apply(Transaction().create_collection("c").touch("c", "o"))
+    held, hand_over = list[bool](), uninterrupted._threads.hand_over
+
+    def noted(job: Any) -> None:
+        held.append(store.lock._is_owned())  # type: ignore[attr-defined]
+        hand_over(job)
+
+    monkeypatch.setattr(uninterrupted._threads, "hand_over", noted)
+    store.apply(Transaction().write("c", "o", 0, bytes(200_000)))
+    assert held == [False]
+    assert check(store, deep=True) == []
