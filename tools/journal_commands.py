@@ -280,7 +280,7 @@ def import_command(target: str, file: str, apply_it: bool, undo_path: str | None
     mdstore journal import photos.img photos.log --apply
     """
     path = _undo_path(target, undo_path) if apply_it else None
-    with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
+    with opened_log(target, ring=False, read_only=not apply_it, is_there=False) as log, open(file, "rb") as source:
         if path is None:
             check_dump(source)
         else:
@@ -300,7 +300,7 @@ def undo_command(target: str, file: str, apply_it: bool, as_json: bool) -> None:
     \b
     mdstore journal undo photos.img photos.img.journal-undo --apply
     """
-    with opened_log(target, ring=False, read_only=not apply_it) as log, open(file, "rb") as source:
+    with opened_log(target, ring=False, read_only=not apply_it, is_there=False) as log, open(file, "rb") as source:
         dump = check_dump(source)
         if dump.kind == KIND_LOG and not dump.left:
             raise CommandFailed(f"{file} is an export, not an undo file: `mdstore journal import` puts it in place of the log")

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +29,11 @@ from mdstore.mds.objectio import StoreObjects
 from mdstore.store import superblock
 from mdstore.store.recovery import ring_of
 from mdstore.tools.images import opened_store
-from mdstore.tools.output import CommandFailed
+from mdstore.tools.output import CommandFailed, shown
+from mdstore.tools.reader.snapshots import offered
 
 _DIRECTORY = re.compile(r"dir:(.+)/([^/]+)")
+_OBJECT = re.compile(r"([^.].*)\.(?:head[01]|[0-9a-f]{8,})")  # an object of a log, and the log's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,13 @@ class Target:
 
 
 @contextmanager
-def opened_log(target: str, *, ring: bool, read_only: bool) -> Iterator[Target]:
-    """The log that `target` names. What goes wrong with the log itself is one line, as everything a person can mend."""
+def opened_log(target: str, *, ring: bool, read_only: bool, is_there: bool = True) -> Iterator[Target]:
+    """The log that `target` names; it may be one that is yet to come when not `is_there`. What goes wrong with the log itself
+    is one line, as everything a person can mend."""
     try:
         matched = _DIRECTORY.fullmatch(target)
         if matched is not None:
-            yield _directory_log(Path(matched[1]), matched[2])
+            yield _directory_log(Path(matched[1]), matched[2], is_there=is_there)
         elif ring:
             with _ring(target, read_only=read_only) as found:
                 yield found
@@ -64,10 +68,13 @@ def opened_log(target: str, *, ring: bool, read_only: bool) -> Iterator[Target]:
         raise CommandFailed(str(error)) from error
 
 
-def _directory_log(path: Path, name: str) -> Target:
+def _directory_log(path: Path, name: str, *, is_there: bool) -> Target:
     """The layout is in the head; a log that lost both must have the default one."""
     if not path.is_dir():
         raise CommandFailed(f"{path} is no directory")
+    there = sorted({matched[1] for found in os.listdir(path) if (matched := _OBJECT.fullmatch(found)) is not None})
+    if is_there and name not in there:
+        raise CommandFailed(f"no log '{shown(name)}'; {offered([shown(found) for found in there], shown(str(path)))}")
     objects = DirectoryObjects(path, epoch=(1 << 63) - 1)
     plain = StripedMedium(objects, name)
     heads = [head for copy in plain.read_heads() if isinstance(head := decode_head(copy), Head)]

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from mdstore.client.mount import image_at
 from mdstore.client.mount_syscalls import FILE_SYSTEM_TYPE, mount_table, mounted_at
+from mdstore.errors import PosixError
 from mdstore.mds.control import DAMAGE, FORGET, SCRUB
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER
@@ -22,6 +23,7 @@ from mdstore.tools.images import opened_image
 from mdstore.tools.output import CommandFailed, shown
 
 LOOK_EVERY_S: Final = 0.1
+_NO_SUCH_DAMAGE: Final = "there is no such damage; `mdstore damage list` shows what there is"
 Told = Callable[[dict[str, Any]], None]
 
 
@@ -48,7 +50,12 @@ class InImage:
         return _document(self._server.getxattr(SUPERUSER, ROOT_INO, attribute))
 
     def tell(self, attribute: bytes, value: bytes) -> None:
-        self._server.setxattr(SUPERUSER, ROOT_INO, attribute, value)
+        try:
+            self._server.setxattr(SUPERUSER, ROOT_INO, attribute, value)
+        except PosixError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise CommandFailed(f"{shown(value)}: {_NO_SUCH_DAMAGE}") from error
 
     def scrub(self, told: Told, *, repair: bool) -> dict[str, Any]:
         scrubbing = self._server.scrubbing
@@ -91,7 +98,7 @@ class ThroughMount:
             return CommandFailed(f"{shown(self._directory)}: {words}")
         reasons = {
             errno.EPERM: "only root may ask this of a mounted image",
-            errno.ENOENT: "there is no such damage; `mdstore damage list` shows what there is",
+            errno.ENOENT: _NO_SUCH_DAMAGE,
             errno.EAGAIN: "a scrub is running already; --stop ends it",
             errno.EROFS: "its medium failed, and it is served read-only since; unmount it and see to its medium",
             errno.ENOTCONN: "its server has gone; mount it again",

@@ -33,7 +33,7 @@ from mdstore.tools.output import (
     size_text,
     time_text,
 )
-from mdstore.tools.reader.snapshots import NoSuchSnapshot
+from mdstore.tools.reader.snapshots import NoSuchSnapshot, offered
 from mdstore.tools.reader.views import as_bytes
 from mdstore.tools.unreadable import UNREADABLE, LeftOut
 
@@ -111,7 +111,7 @@ def delete_command(target: str, name: str, path: str, of_store: bool, as_json: b
         if as_json:
             print_json({"target": target, "deleted": name})
         return
-    _change(target, path, name, os.rmdir, lambda vfs, directory: vfs.snapshots.delete(directory, os.fsencode(name)))
+    _change(target, path, name, _remove, lambda vfs, directory: _delete(vfs, directory, path, name))
     if as_json:
         print_json({"target": target, "path": path, "deleted": name})
 
@@ -159,6 +159,35 @@ def _change(
     in_mount(_inside_mount(target, path, name))
 
 
+def _remove(snapshot: str) -> None:
+    """One in the `.snap` of a mounted directory. CommandFailed."""
+    try:
+        os.rmdir(snapshot)
+    except FileNotFoundError:
+        there, name = os.path.split(snapshot)
+        directory = os.path.dirname(there)
+        if not os.path.isdir(there):
+            raise CommandFailed(f"{shown(directory)}: No such file or directory") from None
+        raise _missing(name, [shown(found) for found in sorted(os.listdir(there))], directory) from None
+
+
+def _delete(vfs: SnapshotVfs, directory: int, path: str, name: str) -> None:
+    _check_there(vfs, directory, path, name)
+    vfs.snapshots.delete(directory, os.fsencode(name))
+
+
+def _check_there(vfs: SnapshotVfs, directory: int, path: str, name: str) -> None:
+    """CommandFailed where the directory has no snapshot of that name."""
+    there = [found.name for found in vfs.snapshots.of(directory)]
+    if os.fsencode(name) not in there:
+        raise _missing(name, [shown(found) for found in there], path)
+
+
+def _missing(name: str, there: list[str], directory: str) -> CommandFailed:
+    others = "" if there else "; `mdstore snapshot list` shows those of other directories"
+    return CommandFailed(f"{shown(directory)} has no snapshot '{shown(name)}'; {offered(there, 'it')}{others}")
+
+
 def _delete_of_store(target: str, name: str, path: str) -> None:
     """One that no directory has: `mdstore fsck` and `mdstore dump IMAGE snapshots` show it by this name."""
     if path != "/" or os.path.isdir(target):
@@ -176,6 +205,7 @@ def _delete_of_store(target: str, name: str, path: str) -> None:
 def _frozen(vfs: SnapshotVfs, path: str, name: str) -> FrozenVfs:
     """The directory as it was, as a name space whose root it is."""
     directory = _directory(vfs, path)
+    _check_there(vfs, directory, path, name)
     slot = vfs.snapshots.slot(directory, os.fsencode(name))
     inner = vfs.snapshots.view(slot, SNAPDIR).frozen.inner
     return FrozenVfs(inner, top=directory, top_as=ROOT_INO)

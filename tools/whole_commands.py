@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import IO, Final
@@ -39,7 +39,7 @@ class TooSmall(CommandFailed):
 _force = click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 _sparse = click.option("--sparse", is_flag=True, help="Do not reserve the new image's space: it is taken as the image fills.")
 _log = click.option(
-    "--log-size", "log_bytes", type=size, help="Size of the new image's log [that of the old one where it was chosen larger]."
+    "--log-size", "log_bytes", type=size, help="Size of the new image's log [that of the old one where it was chosen]."
 )
 _source = click.argument("source", type=click.Path(readable=False))
 _target = click.argument("target", type=click.Path(readable=False))
@@ -112,7 +112,7 @@ def recover_command(
     with _guard(source, held=snapshot is None), Image(source) as image:
         salvage = Salvage(image, snapshot)
         shape = _like(image, size_bytes, log_bytes, sparse=sparse)
-        loaded = _made_like(image, target, shape, salvage.stream, force=force)
+        loaded = _made_like(target, shape, salvage.stream(), force=force)
         losses = salvage.named()
     if as_json:
         print_json({"image": target, **asdict(loaded), "lost": [asdict(loss) for loss in losses]})
@@ -149,7 +149,7 @@ def copy_command(
     _refuse_same(source, target)
     with _guard(source, held=snapshot is None), Image(source) as image:
         shape = _like(image, size_bytes, log_bytes, sparse=sparse)
-        loaded = _made_like(image, target, shape, lambda: stream_of(image, snapshot, finds_shares=True), force=force)
+        loaded = _made_like(target, shape, stream_of(image, snapshot, finds_shares=True), force=force)
     _say(target, loaded, as_json=as_json)
 
 
@@ -214,30 +214,19 @@ def _compacted(image: Image, new: str, shape: Shape, *, is_asked: bool, force: b
     raise AssertionError("the last attempt returns or raises")
 
 
-def _made_like(image: Image, target: str, shape: Shape, stream: Callable[[], ObjectStream], *, force: bool) -> Loaded:
-    """With the log of an image that size; where it has grown, and is so full that this does not fit, with the one it has."""
-    superblock = newest_superblock(image)
-    had = superblock.log_blocks * superblock.block_size
-    try:
-        with _room_said(target, "--size"):
-            return make_image_of(target, shape, stream().records(), force=force)
-    except TooSmall:
-        if shape.log_bytes is not None or had >= log_size(shape.size_bytes, shape.block_size):
-            raise
+def _made_like(target: str, shape: Shape, stream: ObjectStream, *, force: bool) -> Loaded:
     with _room_said(target, "--size"):
-        return make_image_of(target, replace(shape, log_bytes=had), stream().records(), force=force)
-
+        return make_image_of(target, shape, stream.records(), force=force)
 
 def _like(image: Image, size_bytes: int | None, log_bytes: int | None, *, sparse: bool) -> Shape:
-    """As large as the image it is made of, unless told otherwise; blocks, stripes, and the log's size where one so large was
-    chosen, as there: a log too small for its image is mostly that of an image that has grown since."""
+    """As large as the image it is made of, unless told otherwise; blocks, stripes, and a log of another size than its own
+    asks for, as there."""
     superblock = newest_superblock(image)
     size_before = max(image.size, superblock.blocks * superblock.block_size + _BEHIND_BLOCKS)  # as it was before it was cut short
     log_before = superblock.log_blocks * superblock.block_size
-    is_chosen = log_before > log_size(size_before, superblock.block_size)
     return Shape(
         size_bytes or size_before, superblock.block_size, superblock.stripe_bytes, superblock.stripe_offset, sparse,
-        log_bytes or (log_before if is_chosen else None),
+        log_bytes or chosen_log(size_before, superblock.block_size, log_before),
     )  # fmt: skip
 
 

@@ -139,12 +139,21 @@ def test_a_mounted_image_is_checked_by_a_snapshot_of_it_while_it_changes(image: 
         assert run("fsck", "--snapshot", "never", image) == 8
 
 
-def test_a_name_that_leads_out_of_the_snapshots_makes_and_removes_nothing(image: Path, tmp_path: Path) -> None:
+def test_a_name_that_leads_out_of_the_snapshots_makes_and_removes_nothing(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Server(f"image:{image}", tmp_path / "mount") as server:
         (server.mountpoint / "kept").mkdir()
         for name in ("../kept", "..", ".", "a/b"):
             assert run("snapshot", "create", server.mountpoint, name) == 1
             assert run("snapshot", "delete", server.mountpoint, name) == 1
+        capsys.readouterr()
+        for name, said in (("a", "it has none"), ("b", "there are: a")):
+            assert run("snapshot", "delete", server.mountpoint, name, "/kept") == 1
+            assert f"/kept has no snapshot '{name}'; {said}" in capsys.readouterr().err
+            assert run("snapshot", "create", server.mountpoint, name, "/kept") == 0
+        assert run("snapshot", "delete", server.mountpoint, "a", "/none") == 1
+        assert "/none: No such file" in capsys.readouterr().err
         assert os.listdir(server.mountpoint) == ["kept"]
 
 

@@ -199,7 +199,7 @@ def test_trouble_is_one_line_and_an_exit_code(tmp_path: Path, capsys: pytest.Cap
         assert run(["journal", "inspect", target]) in (1, 4)
         assert capsys.readouterr().err.count("\n") <= 1
     assert run(["journal", "header", "get", f"dir:{tmp_path}/log"]) == 1
-    assert "no journal" in capsys.readouterr().err
+    assert "no log 'log'" in capsys.readouterr().err
 
 
 # -- the store's own log, where it does not read -----------------------------------------------------------------------

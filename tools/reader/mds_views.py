@@ -64,7 +64,10 @@ def inode_view(source: Source, number: str) -> Iterator[Section]:
     """One inode, wherever it stands. Directories and inodes of several names are found by number; other files by a walk."""
     names = source.names()
     ino = as_number(number)
-    where, inode, header = _find(names, ino)
+    try:
+        where, inode, header = _find(names, ino)
+    except NotFound as error:
+        raise NotFound("inode", f"{ino}; `mdstore dump {source.image.path} tree /` shows those there are") from error
     facts = {"where": where, **inode_facts(inode)}
     yield Section("inode", facts)
     yield Section(
@@ -139,7 +142,7 @@ def tree_view(source: Source, path: str) -> Iterator[Section]:
     for part in [part for part in path.split("/") if part]:
         entry = _entry(names, ino, part.encode("utf-8", "surrogateescape"))
         if entry is None or entry.tag != 3:
-            raise NotFound("directory", path)
+            raise NotFound("directory", f"{path}; `mdstore dump {source.image.path} tree /` shows those there are")
         ino = entry.ino
     yield Section("tree", rows=_tree_rows(names, ino, path.rstrip("/"), frozenset()), is_tree=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from mdstore.errors import InvalidRequest, MdstoreError, NotFound
@@ -27,8 +27,7 @@ class NoSuchSnapshot(NotFound):
     def __init__(self, name: bytes, there: list[bytes]) -> None:
         super().__init__("snapshot", name)
         self.there = there
-        shown = ", ".join(there_as_typed(there[:_SHOWN_MAX])) + (" and others" if len(there) > _SHOWN_MAX else "")
-        self.args = (f"{self}; {f'there are: {shown}' if there else 'the image has none'}",)
+        self.args = (f"{self}; {offered(there_as_typed(there), 'the image')}",)
 
 
 class Snapshot(NamedTuple):
@@ -116,6 +115,12 @@ def there_as_typed(names: list[bytes]) -> list[str]:
     """Names of snapshots as `find_snapshot` takes them: a directory's by what it is called there, where no other is called so."""
     called = [directory_name(name) or name for name in names]
     return [readable_name(short if called.count(short) == 1 else name) for name, short in zip(names, called, strict=True)]
+
+
+def offered(names: Sequence[str], whose: str) -> str:
+    """What there is instead of a name that is not there: the first few, or that `whose` has none."""
+    shown = ", ".join(names[:_SHOWN_MAX]) + (" and others" if len(names) > _SHOWN_MAX else "")
+    return f"there are: {shown}" if names else f"{whose} has none"
 
 
 def dead_runs(reader: StoreReader) -> Iterator[DeadRun]:

@@ -21,7 +21,7 @@ from mdstore.tools.reader.page import KIND_NAMES, Reference, Root, Spill, decode
 from mdstore.tools.reader.problems import Damage, Findings, Problem, readable, readable_name
 from mdstore.tools.reader.ring import Ring
 from mdstore.tools.reader.scan import Scan
-from mdstore.tools.reader.snapshots import dead_runs, snapshots_of
+from mdstore.tools.reader.snapshots import dead_runs, offered, snapshots_of
 from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.storelog import decode_transaction
 from mdstore.tools.reader.superblock import ROOT_FLOORS, ROOT_NAMES, Superblock, read_copies, usable
@@ -82,9 +82,11 @@ class Source:
             if found == wanted:
                 onode = self.reader.find(record.number, as_bytes(name))
                 if onode is None:
-                    raise NotFound("object", f"{collection}/{name}")
+                    listing = f"`mdstore dump {self.image.path} objects` lists those there are"
+                    raise NotFound("object", f"{collection}/{name}; {listing}")
                 return onode
-        raise NotFound("collection", collection)
+        there = [readable_name(found) for found, _ in self.reader.collections()]
+        raise NotFound("collection", f"{collection}; {offered(there, 'the image')}")
 
 
 def as_bytes(text: str) -> bytes:
