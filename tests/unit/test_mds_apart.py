@@ -87,7 +87,7 @@ def carry(server: MetadataServer) -> None:
     """The log is to go."""
     with server._core.guard:
         server._writeback._carry()
-        server._writeback._commit_and_retire()
+        server._writeback._expiry.commit_and_retire()
 
 
 def some_changes(world: World, random: Random, count: int) -> None:

@@ -219,7 +219,7 @@ def test_the_second_reader_finds_nothing_wrong_with_such_an_image(tmp_path: Path
     device = MemoryDevice(4 << 20)
     store = Store.create(device, block_size=BLOCK, log_bytes=128 << 10, background=False)
     server, _ = half_written(store)
-    submit, left = server._writeback._submit, [done]
+    submit, left = server._writeback._writer._submit, [done]
 
     def submit_some(transaction: Transaction) -> Transaction:
         if not left[0]:
@@ -227,7 +227,7 @@ def test_the_second_reader_finds_nothing_wrong_with_such_an_image(tmp_path: Path
         left[0] -= 1
         return submit(transaction)
 
-    server._writeback._submit = submit_some  # type: ignore[method-assign]
+    server._writeback._writer._submit = submit_some  # type: ignore[method-assign]
     try:
         server._writeback.step(1 << 30)
     except Crash:

@@ -28,7 +28,7 @@ from tests.unit.test_mds_failing_reads import World, made, seen
 
 SEED = int(os.environ.get("INTERRUPT_SEED", "4"))
 LARGE = replace(LIMITS, log_bytes=200_000)
-FILES = ("mds/writeback.py", "mds/core.py", "mds/damage.py", "mds/tables.py")
+FILES = tuple(f"mds/{name}.py" for name in ("writeback", "partwriter", "setapart", "expiry", "core", "damage", "tables"))
 Place = tuple[str, int]
 
 
@@ -68,7 +68,7 @@ def write_back(server: MetadataServer) -> None:
         server._writeback.step(20)
         server._writeback.step()
         server._writeback._carry()
-        server._writeback._commit_and_retire()
+        server._writeback._expiry.commit_and_retire()
 
 
 def forget(server: MetadataServer) -> None:
@@ -126,7 +126,7 @@ def interrupted(base: MemStore, place: Place, visit: int, error: type[BaseExcept
     some_changes(world, Random(SEED + 2), 10)
     with server._core.guard:
         server._writeback.step(5)
-        server._writeback._commit_and_retire()
+        server._writeback._expiry.commit_and_retire()
     forget(server)
     some_changes(world, Random(SEED + 3), 3)
     server.syncfs()
