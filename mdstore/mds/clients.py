@@ -279,7 +279,7 @@ class Clients:
 
     def _let_go(self, session: Session) -> None:
         """The session ends: locks, handles and references go. What cannot be written for it any more is not."""
-        self._locks.end_session(session.number)
+        self._locks.end_session(session.number, self._handles.inodes_of(session.number))
         for handle, ino in list(session.handles.items()):
             session.handles.pop(handle)
             is_file = isinstance(self._handles.get(handle), FileHandle)

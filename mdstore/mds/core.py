@@ -149,6 +149,7 @@ class Core:
         self.request = 0  # its number of the request
         self.completion: Callable[[], bytes] | None = None  # makes the records that go with a request's last event
         self.held: dict[int, set[int]] = {}  # inodes without a name, and the sessions that keep them over a restart
+        self.held_by: dict[int, set[int]] = {}  # the same by session
         self.first_ino_here = FIRST_FREE_INO  # numbers from here on were given out since the server was opened
 
     # -- the log -------------------------------------------------------------------------------------------------------

@@ -45,7 +45,9 @@ def restart(core: Core, cache: Cache, store: ObjectStore, cause: MdstoreError) -
     core.news = None
     core.changes = core.buffered_bytes = 0
     core.store = store
-    for known in (core.nodes, core.where, core.dirty, core.apart, core.buffered, core.stale_backtraces, core.held):
+    for known in (
+        core.nodes, core.where, core.dirty, core.apart, core.buffered, core.stale_backtraces, core.held, core.held_by,
+    ):  # fmt: skip
         known.clear()
     for table in core.tables.values():
         table.store = store

@@ -44,7 +44,7 @@ class Handles:
 
     def __init__(self) -> None:
         self._open: dict[int, FileHandle | DirectoryHandle] = {}
-        self._by_session: dict[tuple[int, int], int] = {}  # session and inode; how many of them
+        self._by_session: dict[int, dict[int, int]] = {}  # by session, by inode: how many of them
         self._next = 1
 
     def add(self, handle: FileHandle | DirectoryHandle) -> int:
@@ -53,8 +53,8 @@ class Handles:
         self._next = number + 1
         self._open[number] = handle
         handle.node.handles += 1
-        of_session = (handle.session, handle.node.ino)
-        self._by_session[of_session] = self._by_session.get(of_session, 0) + 1
+        of_session = self._by_session.setdefault(handle.session, {})
+        of_session[handle.node.ino] = of_session.get(handle.node.ino, 0) + 1
         return number
 
     def file(self, number: int) -> FileHandle:
@@ -96,13 +96,19 @@ class Handles:
         handle = self._open.get(number)
         if handle is None:
             raise PosixError(errno.EBADF, number)
-        return self._by_session[handle.session, handle.node.ino] == 1
+        return self._by_session[handle.session][handle.node.ino] == 1
+
+    def inodes_of(self, session: int) -> list[int]:
+        """What the session has open, each once. Cost: by how many these are."""
+        return list(self._by_session.get(session, ()))
 
     def _forget(self, handle: FileHandle | DirectoryHandle) -> None:
-        of_session = (handle.session, handle.node.ino)
-        self._by_session[of_session] -= 1
-        if not self._by_session[of_session]:
-            del self._by_session[of_session]
+        of_session = self._by_session[handle.session]
+        of_session[handle.node.ino] -= 1
+        if not of_session[handle.node.ino]:
+            del of_session[handle.node.ino]
+        if not of_session:
+            del self._by_session[handle.session]
 
     def items(self) -> list[tuple[int, FileHandle | DirectoryHandle]]:
         """Everything that is open, with its number."""

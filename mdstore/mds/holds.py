@@ -5,7 +5,7 @@ open and outlives the server, in the same event; so after a crash the file is st
 
 Invariants
 
- H1  `core.held` is the open table: a row for each session in `core.held[ino]`
+ H1  `core.held` is the open table: a row for each session in `core.held[ino]`; `core.held_by` is the same by session
  H2  `_opened` counts the handles of lasting sessions, by inode and session
 """
 
@@ -33,7 +33,7 @@ class Holds:
         if len(key) != REQUEST_KEY.size or raw != HELD_VALUE:
             raise CorruptionError("open table", f"row {key.hex()}", "a session, an inode, one byte 1", raw)
         session, ino = REQUEST_KEY.unpack(key)
-        self._core.held.setdefault(ino, set()).add(session)
+        self._note(session, ino)
 
     def opened(self, session: int, node: Inode) -> bytes:
         """The lasting session has one more handle; the records to append, for an inode that has no name already."""
@@ -66,16 +66,24 @@ class Holds:
         sessions = self._core.held.get(ino, set())
         if session not in sessions:
             return b""
+        kept = self._core.held_by[session]
         sessions.remove(session)
+        kept.remove(ino)
         if not sessions:
             del self._core.held[ino]
+        if not kept:
+            del self._core.held_by[session]
         return self._core.drop_row(self.table, REQUEST_KEY.pack(session, ino))
 
     def of(self, session: int) -> list[int]:
         """The inodes without a name that the session keeps, in order."""
-        return sorted(ino for ino, sessions in self._core.held.items() if session in sessions)
+        return sorted(self._core.held_by.get(session, ()))
+
+    def _note(self, session: int, ino: int) -> None:
+        self._core.held.setdefault(ino, set()).add(session)
+        self._core.held_by.setdefault(session, set()).add(ino)
 
     def _add(self, session: int, node: Inode) -> bytes:
-        self._core.held.setdefault(node.ino, set()).add(session)
+        self._note(session, node.ino)
         node.flags |= FLAG_DATA  # from here on it has a row among the strays, as if it had bytes
         return self._core.put_row(self.table, REQUEST_KEY.pack(session, node.ino), HELD_VALUE)

@@ -119,16 +119,15 @@ class LockTable:
                     return True
         return False
 
-    def forget(self, whose: Callable[[int], bool], ino: int | None = None) -> tuple[list[int], list[Hashable]]:
-        """Drop all that the owners `whose` says yes to hold or wait for, on one inode or on every; returns the inodes to `wake`
-        and the tokens that will not be granted any more."""
-        queues = self._waiting.values() if ino is None else (self._waiting.get(ino, ()),)
-        gone = [waiter for waiters in queues for waiter in waiters if whose(waiter.lock.owner)]
+    def forget(self, whose: Callable[[int], bool], inodes: Collection[int]) -> tuple[list[int], list[Hashable]]:
+        """Drop all that the owners `whose` says yes to hold or wait for on `inodes`; returns those to `wake` and the tokens that
+        will not be granted any more."""
+        gone = [waiter for ino in inodes for waiter in self._waiting.get(ino, ()) if whose(waiter.lock.owner)]
         for waiter in gone:
             self._unqueue(waiter)
         held = {
             (number, lock.owner)
-            for number in (list(self._held) if ino is None else (ino,))
+            for number in inodes
             for lock in self._held.get(number, ())
             if whose(lock.owner)
         }
@@ -312,12 +311,12 @@ class FileLocks:
         """An open file or directory is closed: what it holds and waits for by flock(2) goes."""
         if not self._flock.is_empty():
             owner = owner_of(session, handle)
-            self._forget(lambda other: other == owner, ino, flock=True)
+            self._forget(lambda other: other == owner, [ino], flock=True)
 
     def close_last(self, ino: int, session: int) -> None:
         """A session has an inode open no longer: nor has any of its processes, and POSIX locks go with their descriptors."""
         if not self._posix.is_empty():
-            self._forget(lambda other: other >> SESSION_SHIFT == session, ino, flock=False)
+            self._forget(lambda other: other >> SESSION_SHIFT == session, [ino], flock=False)
 
     def lose_inode(self, ino: int) -> None:
         """The inode is gone, and every open file of it stale: nobody holds anything, and who waits is told, to find that out."""
@@ -325,14 +324,14 @@ class FileLocks:
             while held := self.table(flock=flock).held(ino):
                 self.release(ino, held[0].owner, flock=flock)
 
-    def end_session(self, session: int) -> None:
-        """Drop all that the session's owners hold or wait for."""
+    def end_session(self, session: int, inodes: Collection[int]) -> None:
+        """Drop all that the session's owners hold or wait for. `inodes`: those the session has open; it has locks on no other."""
         for flock in (False, True):
-            self._forget(lambda other: other >> SESSION_SHIFT == session, None, flock=flock)
+            self._forget(lambda other: other >> SESSION_SHIFT == session, inodes, flock=flock)
 
-    def _forget(self, whose: Callable[[int], bool], ino: int | None, *, flock: bool) -> None:
+    def _forget(self, whose: Callable[[int], bool], inodes: Collection[int], *, flock: bool) -> None:
         """First everything goes, waiters too, and then others are let in: nobody who goes is granted something on the way."""
-        touched, gone = self.table(flock=flock).forget(whose, ino)
+        touched, gone = self.table(flock=flock).forget(whose, inodes)
         for key in gone:
             self._granted.pop(key, None)
         for number in touched:

@@ -181,7 +181,7 @@ class World:
 
     def end_session(self, flock: bool, ino: int, lock: Lock) -> list[int]:
         session = self.owners[lock.owner]
-        self.locks.end_session(session)
+        self.locks.end_session(session, INODES)
         for kind in (False, True):
             self._forget(INODES, self._owners_of(session), flock=kind)
         return []

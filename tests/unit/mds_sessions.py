@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-
 from mdstore.engines.mem import MemStore
 from mdstore.mds.layout import META, TABLE_OBJECTS, Tab
 from mdstore.mds.locks import Lock

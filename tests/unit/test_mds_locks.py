@@ -76,7 +76,7 @@ def test_only_what_an_owner_has_on_one_inode_goes_where_one_is_named() -> None:
         table.acquire(ino, Lock(7, 0, 9, True))
         table.acquire(ino, Lock(8, 10, 19, True))
     table.wait(1, Lock(7, 10, 19, True), "seven")
-    assert table.forget(lambda owner: owner == 7, 1) == ([1], ["seven"])
+    assert table.forget(lambda owner: owner == 7, [1]) == ([1], ["seven"])
     assert table.held(1) == [Lock(8, 10, 19, True)]
     assert table.held(2) == [Lock(7, 0, 9, True), Lock(8, 10, 19, True)]
     table.assert_state()
@@ -142,7 +142,7 @@ def test_an_owner_that_goes_leaves_nothing() -> None:
     table.acquire(3, Lock(8, 0, 9, True))
     table.wait(3, Lock(7, 0, 9, True), "seven")
     table.wait(1, Lock(9, 0, 9, True), "nine")
-    assert table.forget(lambda owner: owner == 7) == ([1, 2], ["seven"])
+    assert table.forget(lambda owner: owner == 7, [1, 2, 3]) == ([1, 2], ["seven"])
     assert table.wake(1) == ["nine"]
     assert table.waiting() == 0
     assert table.held(2) == []
