@@ -40,6 +40,17 @@ class Parked:
         self.left = False  # with an exception, all of `abandon` done
 
 
+class Due:
+    """A callback whose position is covered, and what it is to be told."""
+
+    __slots__ = ("callback", "error", "is_again")
+
+    def __init__(self, callback: Callback, error: BaseException | None) -> None:
+        self.callback = callback
+        self.error = error
+        self.is_again = False  # it was interrupted once
+
+
 class Turns:
     """Invariants:
 
@@ -59,7 +70,7 @@ class Turns:
         # Taking a wake out and releasing it is one step of the interpreter: an interrupt between the two would break the chain.
         self._wakes = map(LockType.release, iter(self._covered.popleft, None))
         self._callbacks: list[tuple[int, int, Callback]] = []  # in order
-        self._due: deque[tuple[Callback, BaseException | None]] = deque()
+        self._due: deque[Due] = deque()
         self._count = 0
 
     @property
@@ -115,8 +126,8 @@ class Turns:
         self._wake_next()
         try:
             self.call_due()
-        except Exception:  # a callback's own
-            me.left = True
+        except Exception:  # a callback's own, which keeps no other one from being called
+            me.left = not self._due
             raise
         me.left = True
 
@@ -161,13 +172,14 @@ class Turns:
     def _set_due(self, safe: int, error: BaseException | None) -> None:
         every = self._callbacks
         count = len(every) if error is not None else bisect_right(every, safe, key=_position)
-        now = [(callback, error) for _, _, callback in every[:count]]
+        now = [Due(callback, error) for _, _, callback in every[:count]]
         self._callbacks = every[count:]
         self._due += now
 
     def call_due(self) -> None:
-        """Without the lock: call the callbacks that are due. One that was interrupted is called again by `abandon`."""
-        due: tuple[Callback, BaseException | None] | None = None
+        """Without the lock: call the callbacks that are due. One that was interrupted is called again by `abandon`, once: it may
+        be its own SystemExit, which it would raise for ever."""
+        due: Due | None = None
         try:
             while self._due:
                 with self._lock:
@@ -175,10 +187,11 @@ class Turns:
                         return
                     due = self._due[0]
                     del self._due[0]
-                due[0](due[1])
+                due.callback(due.error)
                 due = None
         except BaseException as error:
-            if due is not None and not isinstance(error, Exception):
+            if due is not None and not due.is_again and not isinstance(error, Exception):
+                due.is_again = True
                 self._due.appendleft(due)
             raise
 

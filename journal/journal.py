@@ -215,7 +215,8 @@ class Journal:
     def add_waiter(self, position: int, callback: Callback) -> None:
         """Call `callback(None)` once `position` is durable, or `callback(error)` when writing failed.
 
-        Called in the thread that flushed, without a lock held; at once if it is durable already. It must not raise.
+        Called in the thread that flushed, without a lock held; at once if it is durable already. It must not raise: that
+        comes out of the thread's own call, once the others were called. Interrupted it is called once more.
         Adding one does not start a flush. ValueError for a position behind the end.
         """
         if not callable(callback):

@@ -88,14 +88,15 @@ class Writer:
             if leads:
                 lead()
         except BaseException as cause:
-            interruption: BaseException | None = None
+            raised = cause
             while not me.left:
                 try:
                     self._abandon(me, cause)
                 except BaseException as another:
-                    interruption = another
-            if interruption is not None:
-                raise interruption  # noqa: B904 - the cause is its context
+                    if isinstance(raised, Exception) or not isinstance(another, Exception):  # no callback's failure hides Ctrl-C
+                        raised = another
+            if raised is not cause:
+                raise raised  # noqa: B904 - the cause is its context
             raise
         return bool(leads)
 

@@ -7,8 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from opcode import opmap
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 from journal import Journal, JournalError
 from mdstore.store.latency import Latencies
@@ -17,6 +18,7 @@ from mdstore.store.operands import check_callback
 from mdstore.store.uninterrupted import join
 
 Callback = Callable[[BaseException | None], None]
+_RESUME: Final = opmap["RESUME"]  # a function's first instruction that can be interrupted
 
 
 class Commit:
@@ -44,13 +46,11 @@ class Commit:
     def add_done_callback(self, callback: Callback) -> None:
         """Call `callback(None)` once durable, or `callback(error)`: at once when that is known, else from the thread that
         flushes (from one of the store's own where that is in the middle of a change or a checkpoint): it may use the store.
-        Nobody needs to wait for it to happen. What it raises goes to `threading.excepthook`: it concerns nobody else."""
+        Nobody needs to wait for it to happen. What it raises goes to `threading.excepthook`: it concerns nobody else. Only what
+        is no Exception (Ctrl-C, SystemExit) is raised in a thread of the caller's that flushed, once all others were called.
+        Once it has begun it is never called again, whatever ends it."""
         check_callback(callback)
-
-        def done(error: BaseException | None) -> None:
-            self._committer.call_back(callback, typed(error) if isinstance(error, JournalError) else error)
-
-        self._journal.add_waiter(self.position, done)
+        self._journal.add_waiter(self.position, _Telling(callback, self._committer))
         if not self.durable:
             self._committer.kick()
 
@@ -79,6 +79,45 @@ def _settle(outcome: asyncio.Future[None], error: BaseException | None) -> None:
         outcome.set_exception(error)
 
 
+class _Telling:
+    """One callback, and whether it has begun: the journal calls this again where it was interrupted."""
+
+    __slots__ = ("_callback", "_committer", "has_begun")
+
+    def __init__(self, callback: Callback, committer: Committer) -> None:
+        self._callback = callback
+        self._committer = committer
+        self.has_begun = False
+
+    def __call__(self, error: BaseException | None) -> None:
+        if not self.has_begun:
+            self._committer.call_back(self, typed(error) if isinstance(error, JournalError) else error)
+
+    def tell(self, error: BaseException | None) -> None:
+        """Call it; what it raises is raised."""
+        if self.has_begun:
+            return
+        try:
+            self._callback(error)
+        except BaseException as raised:
+            self.has_begun = True  # without a call before it: no second interrupt comes between
+            if not isinstance(raised, Exception) and _came_first(raised):
+                self.has_begun = False
+            raise
+        self.has_begun = True
+
+
+def _came_first(interruption: BaseException) -> bool:
+    """Whether it came before the first step of what was called where it is handled: at the function's beginning, which is an
+    instruction of its own, or right behind that, where nothing else can raise. Functions of C let nothing in before their end."""
+    here = interruption.__traceback__
+    called = here.tb_next if here is not None else None
+    if called is None:
+        return False
+    begins = called.tb_frame.f_code.co_code[::2].find(_RESUME)
+    return called.tb_lasti <= 2 * (begins + 1)
+
+
 class _Calling(threading.local):
     """How many callbacks a thread is inside of."""
 
@@ -92,7 +131,7 @@ class Committer:
     def __init__(self, journal: Journal, is_busy: Callable[[], bool]) -> None:
         self._journal = journal
         self._is_busy = is_busy
-        self._put_off: deque[tuple[Callback, BaseException | None]] = deque()
+        self._put_off: deque[tuple[_Telling, BaseException | None]] = deque()
         self._wanted = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -109,7 +148,7 @@ class Committer:
             raise typed(error) from error
         self.waits.add(perf_counter() - began)
 
-    def call_back(self, callback: Callback, error: BaseException | None) -> None:
+    def call_back(self, callback: _Telling, error: BaseException | None) -> None:
         """Call it, in this thread or, where that is busy, in the committer's."""
         if self._is_busy():
             with self._lock:
@@ -122,14 +161,13 @@ class Committer:
                 return
         self._call(callback, error)
 
-    def _call(self, callback: Callback, error: BaseException | None) -> None:
+    def _call(self, callback: _Telling, error: BaseException | None) -> None:
         """An interrupt is the thread's own."""
         self._calling.depth += 1
         try:
-            callback(error)
+            callback.tell(error)
         except Exception as failure:
-            told = (type(failure), failure, failure.__traceback__, threading.current_thread())
-            threading.excepthook(threading.ExceptHookArgs(told))
+            _report(failure)
         finally:
             self._calling.depth -= 1
 
@@ -161,17 +199,29 @@ class Committer:
         while True:
             self._wanted.wait()
             self._wanted.clear()
-            self._call_put_off()
+            try:
+                self._call_put_off()
+                if not self._stopping:
+                    self._flush()
+            except BaseException as failure:  # a callback's SystemExit; without this thread nobody would be called any more
+                _report(failure)
+                if self._put_off or self._stopping:
+                    self._wanted.set()
+                continue
             if self._stopping:
                 self._wanted.set()  # for one that was started beside it, by a caller that was interrupted
                 return
-            self._flush()
 
     def _call_put_off(self) -> None:
         while self._put_off:
             due = self._put_off[0]
             del self._put_off[0]  # no call between the two: no other thread, and no interrupt
-            self._call(*due)
+            try:
+                self._call(*due)
+            except BaseException:
+                if not due[0].has_begun:
+                    self._put_off.appendleft(due)
+                raise
 
     def stop(self) -> None:
         """Whoever waits by callback and can be told has been told when this returns."""
@@ -182,3 +232,9 @@ class Committer:
         if thread is not None:
             join(thread)
         self._call_put_off()
+
+
+def _report(failure: BaseException) -> None:
+    """What a callback raised, where it concerns nobody."""
+    told = (type(failure), failure, failure.__traceback__, threading.current_thread())
+    threading.excepthook(threading.ExceptHookArgs(told))
