@@ -93,6 +93,11 @@ class HeadKeeper:
         self.durable = write_copies(self._medium, replace(head, number=self.durable.number))
         self.written += COPIES
 
+    @property
+    def busy(self) -> bool:
+        """Whether a head is being written, or what must not overlap with one is under way."""
+        return self._lock.locked()
+
     def alone(self, action: Callable[[], None]) -> None:
         """Run `action` while no head is written."""
         with self._lock:

@@ -312,6 +312,10 @@ class Journal:
                 raise ValueError(f"cut at {position} is not between {self._room.expire} and {self._pack.position}")
             self._writer.begin_at(position, sequence)
 
+    def is_at_rest(self) -> bool:
+        """Whether no thread is in the middle of a call that writes. While others run that says nothing of the next moment."""
+        return self._writer.is_at_rest()
+
     def left_behind(self, why: str) -> None:
         """In a forked child, of what its parent has open: every call raises JournalClosed(`why`), nothing is written."""
         self._writer.left_behind(JournalClosed(why))

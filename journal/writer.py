@@ -258,6 +258,10 @@ class Writer:
             self.refusal = refusal
             self.open_room()
 
+    def is_at_rest(self) -> bool:
+        """See `Journal.is_at_rest`."""
+        return not (self.lock.locked() or self.turns.busy or self.heads.busy)
+
     def left_behind(self, refusal: JournalClosed) -> None:
         """In a forked child: as `refuse`; a thread that held the lock is not there."""
         if self.lock.locked():

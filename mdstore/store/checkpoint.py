@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from journal import JournalError
 from mdstore.errors import NoSpace, StoreClosed
-from mdstore.store import ahead, log, superblock
+from mdstore.store import ahead, exiting, log, superblock
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import freeze
 from mdstore.store.uninterrupted import join, uninterrupted
@@ -52,6 +52,12 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self.count = 0
         self.longest_freeze_s = 0.0
+        exiting.watch(self)
+
+    @property
+    def locks(self) -> tuple[exiting.Lock, ...]:
+        """Held while a checkpoint is made, or the thread for it started."""
+        return self._one_at_a_time, self._starting
 
     def run(self) -> None:
         """Write a checkpoint now. On return everything submitted before the call is durable and in the trees."""

@@ -8,17 +8,21 @@
 Interrupted, 3 and 4 are done all the same; interrupted in those, the next `close` does them. A store that has failed skips 2: its
 log is flushed if the medium lets it, so that what was logged before is not lost. Where something that was accepted may be lost
 and no call has said so yet, `close` raises why: to all who close at that time, and where the first was interrupted or inside a
-callback, to the next.
+callback, to the next. At the end of the interpreter (exiting.py) a store inside which a thread was stopped is given up as it
+is: what was acknowledged is in its log.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 from journal import JournalError
+from mdstore.errors import DeviceFailed
 from mdstore.store import log, superblock
 from mdstore.store.commit import Committer
+from mdstore.store.exiting import Lock, are_free
 
 if TYPE_CHECKING:
     from mdstore.store.checkpoint import Freezer
@@ -42,6 +46,8 @@ class Closer:
         is_late = self._done.is_set()
         if is_late and self._is_told:
             return
+        if sys.is_finalizing() and not is_late and not self._is_at_rest():
+            raise self._give_up()
         if self._committer.is_calling_back() and not is_late:
             threading.Thread(target=self._close_for_nobody, name="mdstore-close").start()
             return
@@ -58,8 +64,20 @@ class Closer:
             if self._failure is not None and not self._is_told:
                 raise self._failure
 
+    def _is_at_rest(self) -> bool:
+        """Where no other thread runs any more: whether none was stopped inside."""
+        store = self._store
+        own: list[Lock] = [self._turn, store.lock, store.wiper.stepping, *store.checkpointer.locks, self._committer.lock]
+        return are_free(own) and store.journal.is_at_rest()
+
+    def _give_up(self) -> DeviceFailed:
+        cause = "the interpreter ended while a thread was inside; what was acknowledged is in the log: open the image again"
+        error = DeviceFailed("close", self._store.device.name, cause)
+        self._store.left_behind(error)
+        return error
+
     def left_behind(self) -> None:
-        """In a forked child: there is nothing to close, and nothing to tell."""
+        """In a forked child, or given up: there is nothing to close, and nothing to tell."""
         self._is_told = True
         self._done = threading.Event()
         self._done.set()

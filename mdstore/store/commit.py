@@ -135,7 +135,7 @@ class Committer:
         self._wanted = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._calling = _Calling()
         self.waits = Latencies()
 
@@ -151,7 +151,7 @@ class Committer:
     def call_back(self, callback: _Telling, error: BaseException | None) -> None:
         """Call it, in this thread or, where that is busy, in the committer's."""
         if self._is_busy():
-            with self._lock:
+            with self.lock:
                 put_off = not self._stopping
                 if put_off:
                     self._put_off.append((callback, error))
@@ -182,7 +182,7 @@ class Committer:
 
     def _wake(self) -> bool:
         """Have the thread look at what there is to do; False: it was stopped. RuntimeError: there is none to be had."""
-        with self._lock:
+        with self.lock:
             stopped = self._stopping
             if self._thread is None and not stopped:
                 thread = threading.Thread(target=self._run, name="mdstore-commit", daemon=True)
@@ -225,7 +225,7 @@ class Committer:
 
     def stop(self) -> None:
         """Whoever waits by callback and can be told has been told when this returns."""
-        with self._lock:
+        with self.lock:
             self._stopping = True
             thread = self._thread
         self._wanted.set()

@@ -12,7 +12,7 @@ from itertools import islice
 from mdstore.btree import Tree
 from mdstore.device import forks
 from mdstore.device.protocol import Device
-from mdstore.errors import CorruptionError, DeviceFailed, Forked, NotFound
+from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, NotFound
 from mdstore.store import data, revisions
 from mdstore.store.answers import ObjectStat, Revision
 from mdstore.store.onode import Onode, object_key, split_key
@@ -33,14 +33,14 @@ class Queries(ABC):
         self.tables = tables
         self.lock = threading.RLock()
         self._pins: dict[object, int] = {}  # the epoch whose blocks a reader needs; taken out in one step, without the lock
-        self._forked: Forked | None = None
+        self._left: MdstoreError | None = None  # behind, see `left_behind`
         if device.fileno() >= 0:
             forks.watch(self)
 
-    def left_behind(self, error: Forked) -> None:
-        """In a forked child: every call raises `error`. No page, tree or view is ever freed there: that may wait for the cache's
-        lock, which a thread of the parent may have held."""
-        self._forked = error
+    def left_behind(self, error: MdstoreError) -> None:
+        """In a forked child, and where threads were stopped inside for good: every call raises `error`. No page, tree or view is
+        ever freed there: that may wait for the cache's lock, which a thread that is no more may have held."""
+        self._left = error
         self.lock = threading.RLock()
         self.tables.objects.changes |= 1  # so that nobody reads without looking here
         forks.never_free(each for each in gc.get_objects() if type(each).__module__ == _KERNEL)

@@ -222,8 +222,8 @@ class SnapshotView(Queries):
 
     def check_usable(self) -> None:
         """StoreClosed after `close`."""
-        if self._forked is not None:
-            raise self._forked
+        if self._left is not None:
+            raise self._left
         if self._closed:
             raise log.closed()
 
@@ -233,7 +233,7 @@ class SnapshotView(Queries):
 
     def close(self) -> None:
         """Let the snapshot go. Again: nothing."""
-        if self._forked is not None:
+        if self._left is not None:
             return
         try:
             with self.lock:

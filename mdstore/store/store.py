@@ -23,7 +23,6 @@ from journal import Journal, JournalError
 from mdstore.device.protocol import Device
 from mdstore.errors import (
     DeviceFailed,
-    Forked,
     InvalidRequest,
     MdstoreError,
     ReadOnly,
@@ -136,12 +135,13 @@ class Store(Queries):
         it would wait for, it is begun in a thread of its own, and not waited for.
 
         Errors: DeviceFailed where something that was accepted may be lost and no call has said so; the image is closed all the
-        same. An interrupt is raised from it, and the next `close` raises it.
+        same. An interrupt is raised from it, and the next `close` raises it. So it ends, without waiting, where the end of the
+        interpreter stopped another thread in the middle of a call.
         """
         self._closer.close()
 
-    def left_behind(self, error: Forked) -> None:
-        """In a forked child: nothing works, and closing writes nothing."""
+    def left_behind(self, error: MdstoreError) -> None:
+        """In a forked child, and where threads were stopped inside for good: nothing works, and closing writes nothing."""
         super().left_behind(error)
         self._failure = error
         self.journal.left_behind(str(error))

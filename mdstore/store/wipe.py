@@ -48,7 +48,7 @@ class Wiper:
         self._backlog: deque[Run] = deque()
         trimmed, period = store.journal.trimmed, store.journal.medium.period
         self._log_wiped = trimmed - trimmed % period  # positions below hold zeros, once `begin` has run
-        self._stepping = threading.Lock()
+        self.stepping = threading.Lock()
 
     def begin(self) -> None:
         """At opening: unless the last close vouched for it, everything free is to be wiped, and the unused part of the log is
@@ -101,7 +101,7 @@ class Wiper:
     def step(self, max_bytes: int = STEP_BYTES) -> bool:
         """Wipe some of the backlog; True when some is left. Writers go on; the blocks in hand cannot be taken meanwhile."""
         store, limit = self._store, max(1, max_bytes // self._store.superblock.block_size)
-        with self._stepping:
+        with self.stepping:
             taken: list[Run] = []
             with store.lock:
                 limit = min(limit, max(1, store.room.blocks() // 2))  # writers and the next checkpoint need some meanwhile
