@@ -11,7 +11,8 @@ python=${PYTHON:-.venv/bin/python}
 	tests/conformance/test_tasks.py tests/conformance/test_floors.py tests/conformance/test_transactions.py \
 	tests/unit/test_btree_threads.py tests/unit/test_journal_append.py tests/unit/test_journal_waiting.py tests/unit/test_journal_turns.py \
 	tests/unit/test_fuse_session.py tests/unit/test_mds_driver.py tests/unit/test_mds_reading.py tests/unit/test_mds_full.py \
-	tests/unit/test_store_mapview.py tests/unit/test_store_resize.py tests/unit/test_store_clones.py tests/unit/test_store_scrub.py
+	tests/unit/test_store_mapview.py tests/unit/test_store_mapview_apart.py tests/unit/test_store_resize.py \
+	tests/unit/test_store_clones.py tests/unit/test_store_scrub.py
 
 logs=build/shake
 mkdir -p "$logs"

@@ -22,8 +22,6 @@ from mdstore.mds.vfs import (
     NOW,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
-    XATTR_CREATE,
-    XATTR_REPLACE,
     Attr,
     Credentials,
     DirEntry,
@@ -45,6 +43,7 @@ from tests.model.memory_nodes import (
     without_privilege_bits,
 )
 from tests.model.memory_tree import MemoryTree, check_name
+from tests.model.memory_xattrs import MemoryXattrs
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -75,7 +74,7 @@ class _Handle:
         self.superuser = cred.uid == 0
 
 
-class MemoryVfs(MemoryTree, MemoryLocks):
+class MemoryVfs(MemoryXattrs, MemoryLocks):
     """A name space that lives as long as the object. `clock` gives nanoseconds since 1970."""
 
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
@@ -292,41 +291,10 @@ class MemoryVfs(MemoryTree, MemoryLocks):
             raise PosixError(errno.EINVAL, ino, "not a symlink")
         return node.target
 
-    @_locked
-    def setxattr(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        node = self._node(ino)
-        _check_xattr(node, cred, name, WRITE)
-        if len(value) > limits.XATTR_VALUE_MAX:
-            raise PosixError(errno.E2BIG, name)
-        if flags & XATTR_CREATE and name in node.xattrs:
-            raise PosixError(errno.EEXIST, name)
-        if flags & XATTR_REPLACE and name not in node.xattrs:
-            raise PosixError(errno.ENODATA, name)
-        others = sum(len(key) + len(old) for key, old in node.xattrs.items() if key != name)
-        if others + len(name) + len(value) > limits.XATTR_TOTAL_MAX:
-            raise PosixError(errno.ENOSPC, name, "attributes are over their total")
-        node.xattrs[name] = bytes(value)
-        node.ctime_ns = self._clock()
-
-    @_locked
-    def getxattr(self, cred: Credentials, ino: int, name: bytes) -> bytes:
-        node = self._node(ino)
-        _check_xattr(node, cred, name, READ)
-        if name not in node.xattrs:
-            raise PosixError(errno.ENODATA, name)
-        return node.xattrs[name]
-
-    @_locked
-    def listxattr(self, ino: int) -> list[bytes]:
-        return sorted(self._node(ino).xattrs)
-
-    @_locked
-    def removexattr(self, cred: Credentials, ino: int, name: bytes) -> None:
-        node = self._node(ino)
-        _check_xattr(node, cred, name, WRITE)
-        if node.xattrs.pop(name, None) is None:
-            raise PosixError(errno.ENODATA, name)
-        node.ctime_ns = self._clock()
+    setxattr = _locked(MemoryXattrs.setxattr)
+    getxattr = _locked(MemoryXattrs.getxattr)
+    listxattr = _locked(MemoryXattrs.listxattr)
+    removexattr = _locked(MemoryXattrs.removexattr)
 
     @_locked
     def forget(self, ino: int, lookups: int) -> None:
@@ -509,20 +477,3 @@ def _regular(node: Node) -> SparseBytes:
     if node.data is None:
         raise PosixError(errno.EISDIR if node.is_directory else errno.EINVAL, node.ino)
     return node.data
-
-
-def _check_xattr(node: Node, cred: Credentials, name: bytes, mask: int) -> None:
-    """Who may use which prefix: `user.` by the file's mode, on files and directories only; `trusted.` the superuser."""
-    if not name or len(name) > limits.XATTR_NAME_MAX:
-        raise PosixError(errno.ERANGE, name)
-    if name.startswith(b"user."):
-        if not (node.is_directory or stat.S_ISREG(node.mode)):
-            raise PosixError(errno.EPERM if mask == WRITE else errno.ENODATA, name)
-        if mask == WRITE and node.mode & stat.S_ISVTX and node.is_directory and cred.uid not in (0, node.uid):
-            raise PosixError(errno.EPERM, name)
-        require(node, cred, mask)
-    elif name.startswith(b"trusted."):
-        if cred.uid != 0:
-            raise PosixError(errno.EPERM if mask == WRITE else errno.ENODATA, name)
-    else:
-        raise PosixError(errno.EOPNOTSUPP, name, "only user. and trusted. attributes are kept")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.commandline import Run
 from tests.sound_images import sound_images
+from tests.unit.whole_images import CONTENT
 
 
 @pytest.fixture(autouse=True)
@@ -32,5 +33,17 @@ def image(tmp_path: Path, run: Run) -> Path:
     os.symlink("hello", source / "link")
     os.utime(source / "hello", ns=(0, 1_600_000_000_123_456_789))
     assert run("mkfs", path, "--size", "8M").code == 0
+    assert run("import", path, source).code == 0
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path, run: Run) -> Path:
+    """A larger image, with a larger file."""
+    path, source = tmp_path / "disk.img", tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "hello").write_bytes(b"hello, world\n" * 1000)
+    (source / "sub" / "data").write_bytes(CONTENT)
+    assert run("mkfs", path, "--size", "16M", "--sparse").code == 0
     assert run("import", path, source).code == 0
     return path
