@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import threading
 import weakref
 from _thread import LockType
@@ -324,20 +325,25 @@ class FileDevice:
 
     def close(self) -> None:
         """Release the file and its lock, once the writes and the flush that are under way have ended. Closing twice is fine, also
-        from two threads, or after an interrupt. Closing does not flush."""
+        from two threads, or after an interrupt. Closing does not flush. At the end of the interpreter it waits for nobody: it has
+        stopped all other threads."""
         self._closed = True
+        if sys.is_finalizing():
+            self._release()
+            return
         for known in list(self._writers):
             turn = known()
             if turn is not None:
                 with turn:
                     pass
         with self._flushing:
-            if self._fd >= 0 and not self._released:
-                self._release()
+            self._release()
 
     def _release(self) -> None:
-        """The number goes to nothing, and not to the next file that is opened: a read without the interpreter's lock may be about
-        to use it. Where no descriptor is to be had for that, it is closed."""
+        """Once. The number goes to nothing, and not to the next file that is opened: a read without the interpreter's lock may be
+        about to use it. Where no descriptor is to be had for that, it is closed."""
+        if self._fd < 0 or self._released:
+            return
         with suppress(OSError):
             unlock_image(self._fd)  # at once, though a read that is under way keeps the file
         try:

@@ -10,6 +10,7 @@ deleted; deleting it again goes on.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from mdstore.errors import CorruptionError, NoSpace, NotFound, ReadOnly, Snapsho
 from mdstore.limits import MIB
 from mdstore.store import log, recovery, statistics, superblock, tables
 from mdstore.store.answers import Capabilities, SnapshotInfo
+from mdstore.store.exiting import are_free
 from mdstore.store.operands import size
 from mdstore.store.queries import Queries
 from mdstore.store.recovery import Recovery
@@ -234,6 +236,9 @@ class SnapshotView(Queries):
     def close(self) -> None:
         """Let the snapshot go. Again: nothing."""
         if self._left is not None:
+            return
+        if sys.is_finalizing() and not are_free([self.lock]):
+            self.left_behind(log.closed())  # with whatever the thread that was stopped inside holds
             return
         try:
             with self.lock:

@@ -21,7 +21,7 @@ from mdstore.store.transaction import Transaction
 HANG_S = 120
 
 ABANDONED = """
-import gc, sys, threading, time
+import contextlib, gc, os, sys, threading, time
 from mdstore.device.file import FileDevice
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
@@ -47,7 +47,8 @@ class Stopping(FileDevice):
 device = Stopping.create(sys.argv[1], 1 << 20)
 store = Store.create(device, cache_bytes=0)
 store.apply(Transaction().create_collection("c").write("c", "o", 0, b"x" * 100_000))
-store.checkpoint()
+store.snapshot("s")
+view = store.open_snapshot("s")
 store.apply(Transaction().write("c", "p", 0, b"acknowledged"))
 inside = threading.Event()
 
@@ -81,9 +82,21 @@ def in_a_transaction():
     store._applier.apply = lambda _: until_the_end()
     threading.Thread(target=store.apply, args=(Transaction().touch("c", "q"),), daemon=True).start()
 
+def looking_at_a_snapshot():
+    view._lookup = lambda *_: until_the_end()
+    threading.Thread(target=view.exists, args=("c", "o"), daemon=True).start()
+
+def flushing_the_device():
+    device.stay = lambda: setattr(os, "fdatasync", lambda _: until_the_end())
+    threading.Thread(target=device.flush, daemon=True).start()
+
+def writing_to_the_device():
+    os.pwritev = lambda *_: until_the_end()
+    threading.Thread(target=device.write, args=(0, [b"x"]), daemon=True).start()
+
 def generator():
-    with store:
-        yield store
+    with contextlib.closing(HELD) as held:
+        yield held
 
 class Holder:
     pass
@@ -98,8 +111,9 @@ inside.wait()
 """
 
 
-def end_inside(work: str, path: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", ABANDONED.replace("WORK", work), str(path)]
+def end_inside(work: str, path: Path, held: str = "store") -> subprocess.CompletedProcess[str]:
+    """In a process where only the end closes what is `held`."""
+    command = [sys.executable, "-c", ABANDONED.replace("WORK", work).replace("HELD", held), str(path)]
     return subprocess.run(command, timeout=HANG_S, capture_output=True, text=True)
 
 
@@ -126,6 +140,17 @@ def test_a_store_inside_which_a_thread_was_stopped_is_given_up(work: str, tmp_pa
         assert not store.recovery.clean
         assert store.read("c", "p") == b"acknowledged"
         assert check(store, deep=True) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "work"),
+    [("view", "looking_at_a_snapshot"), ("device", "flushing_the_device"), ("device", "writing_to_the_device")],
+)
+def test_what_else_is_open_waits_for_no_stopped_thread_either(held: str, work: str, tmp_path: Path) -> None:
+    ended = end_inside(work, tmp_path / "image", held)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        assert store.read("c", "p") == b"acknowledged"
 
 
 def test_a_settled_store_goes_on_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
