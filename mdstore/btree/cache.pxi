@@ -11,7 +11,7 @@ cdef class Pager:
     cdef dict _pins
     cdef object _writing  # a lock: one write_sealed at a time
 
-    def __cinit__(self, device, *, page_size=4096, cache_bytes=64 << 20):
+    def __cinit__(self, device, *, page_size=16384, cache_bytes=64 << 20):
         if not 256 <= page_size <= PAGE_MAX or page_size & page_size - 1:
             raise InvalidRequest(f"page_size {page_size}: a power of two from 256 to 65536")
         if cache_bytes < 0:

@@ -251,7 +251,7 @@ def test_a_device_with_a_descriptor_is_read_past_python(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(bytes(1 << 20))
     device = FileDevice.open(path)
-    pager = Pager(device)
+    pager = Pager(device, page_size=4096)
     tree = Tree(pager, Descriptor(), 1)
     tree.update((b"%05d" % n, b"%d" % n) for n in range(2000))
     root = tree.seal(lambda pages: [(3, pages)])
@@ -267,7 +267,7 @@ def test_a_scan_reads_ahead_in_runs_within_the_cache_and_short_reads_do_not(tmp_
     path = tmp_path / "image"
     path.write_bytes(bytes(4 << 20))
     device = FileDevice.open(path)
-    pager = Pager(device)
+    pager = Pager(device, page_size=4096)
     tree = Tree(pager, Descriptor(), 1)
     model = {b"%05d" % n: b"%d" % n + b"." * 90 for n in range(20_000)}
     tree.update(model)
@@ -275,7 +275,7 @@ def test_a_scan_reads_ahead_in_runs_within_the_cache_and_short_reads_do_not(tmp_
     pager.write_sealed()
     expected = sorted(model.items(), reverse=backwards)
 
-    pager = Pager(device, cache_bytes=1 << 19)
+    pager = Pager(device, page_size=4096, cache_bytes=1 << 19)
     again = Tree.open(pager, root)
     assert again.last() if backwards else again.first()
     assert pager.counters()["pages_read"] == tree.height, "no more than the path"
@@ -289,7 +289,7 @@ def test_a_scan_reads_ahead_in_runs_within_the_cache_and_short_reads_do_not(tmp_
 
     pages = sorted(address for address, _, level in again.pages() if level == 0)
     device.write(pages[len(pages) // 2] * 4096 + 2000, [b"damage"])
-    damaged = Tree.open(Pager(device), root)
+    damaged = Tree.open(Pager(device, page_size=4096), root)
     found: list[tuple[bytes, bytes]] = []
     with pytest.raises(CorruptionError, match=f"address {pages[len(pages) // 2]}"):
         found.extend(damaged.items(reverse=backwards))

@@ -28,6 +28,7 @@ from mdstore.tools.output import print_json, print_line
 RUNS: Final = 3
 BATCH: Final = 1000
 CACHE_BYTES: Final = 4 << 30
+PAGE_SIZE: Final = 16384  # the kernel's own default
 
 Record = tuple[bytes, bytes]
 Turn = Callable[[], object]
@@ -36,8 +37,9 @@ Turn = Callable[[], object]
 class Subjects:
     """The same records in our tree and in every peer that is installed."""
 
-    def __init__(self, place: Path, records: list[Record], name: str) -> None:
+    def __init__(self, place: Path, records: list[Record], name: str, page_size: int = PAGE_SIZE) -> None:
         self.name = name
+        self.page_size = page_size
         self.records = records
         self.place = place
         order = list(range(len(records)))
@@ -47,10 +49,13 @@ class Subjects:
         with path.open("wb") as file:
             file.truncate(len(records) * 1000 + (64 << 20))
         self.device = FileDevice.open(path)
-        self.pager = Pager(self.device, cache_bytes=CACHE_BYTES)
+        self.pager = self.new_pager()
         self.tree = self.new_tree()
         self.lmdb: Any = None
         self.ids = 1
+
+    def new_pager(self) -> Pager:
+        return Pager(self.device, page_size=self.page_size, cache_bytes=CACHE_BYTES)
 
     def new_tree(self) -> Tree:
         return Tree(self.pager, Descriptor(), 1)
@@ -179,7 +184,7 @@ def measure_lmdb(s: Subjects) -> list[Row]:
         s.pager.write_sealed()
 
         def cold() -> None:
-            drain(Tree.open(Pager(s.device, cache_bytes=CACHE_BYTES), root).items())
+            drain(Tree.open(s.new_pager(), root).items())
 
         rows.append(s.row("cold scan", count, f"{peer} cursor", 0.7, cold, lambda: drain(iter(txn.cursor()))))
     return rows
@@ -269,13 +274,14 @@ TABLES: Final = {"numbers": "8 B keys, 100 B values", "names": "names, 200 B val
 PARTS: Final = {"lmdb": measure_lmdb, "threads": measure_threads, "others": measure_others}
 
 
-def measure(place: Path, count: int, only: tuple[str, ...] = ()) -> list[Row]:
-    """The rows of these tables and parts (all where none is named), in directories of their own below `place`."""
+def measure(place: Path, count: int, only: tuple[str, ...] = (), page_size: int = PAGE_SIZE) -> list[Row]:
+    """The rows of these tables and parts (all where none is named), in directories of their own below `place`; our pages have
+    `page_size` bytes, the peers' what they choose."""
     rows = []
     for table in [name for name in TABLES if name in only] or TABLES:
         records = number_records(count) if table == "numbers" else name_records(count // 4)
         with tempfile.TemporaryDirectory(dir=place) as directory:
-            subjects = Subjects(Path(directory), records, TABLES[table])
+            subjects = Subjects(Path(directory), records, TABLES[table], page_size)
             for part in [name for name in PARTS if name in only] or PARTS:
                 rows += PARTS[part](subjects)
             subjects.device.close()
@@ -289,17 +295,22 @@ def measure(place: Path, count: int, only: tuple[str, ...] = ()) -> list[Row]:
     "--only", type=click.Choice([*TABLES, *PARTS]), multiple=True, help="Only this table or part; may be given again."
 )
 @click.option(
+    "--page-size", type=click.Choice([256 << n for n in range(9)]), default=PAGE_SIZE, show_default=True,
+    help="Of our trees; a store's are its blocks, 4096.",
+)  # fmt: skip
+@click.option(
     "--at", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), default=tempfile.gettempdir,
     help="Where the files go.",
 )  # fmt: skip
-def main(as_json: bool, records: int, only: tuple[str, ...], place: Path) -> None:
+def main(as_json: bool, records: int, only: tuple[str, ...], page_size: int, place: Path) -> None:
     """Measure the tree kernel against its peers.
 
     \b
     mdstore bench btree --records 200000
     mdstore bench btree --only names --only lmdb
+    mdstore bench btree --page-size 4096
     """
-    rows = measure(place, records, only)
+    rows = measure(place, records, only, page_size)
     if as_json:
         print_json([row._asdict() for row in rows])
         return
