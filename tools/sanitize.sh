@@ -10,7 +10,8 @@ shift
 python=${PYTHON:-.venv/bin/python}
 if [ $# -eq 0 ]; then
     case $kind in
-    address) set -- pytest -q -p no:cacheprovider tests/unit/test_btree_pages.py tests/unit/test_btree_fuzz.py tests/unit/test_btree_forged.py \
+    address) set -- pytest -q -p no:cacheprovider tests/unit/test_btree_pages.py tests/unit/test_btree_cache.py \
+        tests/unit/test_btree_fuzz.py tests/unit/test_btree_forged.py tests/unit/test_btree_forged_trees.py \
         tests/unit/test_btree_references.py tests/unit/test_btree_records.py \
         tests/unit/test_btree_descriptor.py tests/unit/test_btree_ranges.py tests/unit/test_btree_golden.py tests/unit/test_btree_costs.py \
         tests/unit/test_btree_atomic.py tests/unit/test_btree_arguments.py tests/unit/test_btree_interleavings.py \

@@ -123,3 +123,12 @@ class World:
 
 def new_tree(world: World, tree_id: int = 7, **fields: object) -> Tree:
     return Tree(world.pager, Descriptor(**fields), tree_id)  # type: ignore[arg-type]
+
+
+def filled(world: World, count: int, size: int = 20, tree_id: int = 7, **fields: object) -> tuple[Tree, bytes]:
+    tree = new_tree(world, tree_id, **fields)
+    for n in range(count):
+        tree.put(b"%06d" % n, b"%d" % n + b"." * size)
+    root = world.seal(tree)
+    world.write()
+    return tree, root
