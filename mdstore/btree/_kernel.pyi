@@ -25,6 +25,10 @@ def fail_memory(after: int, failures: int = 1) -> int:
     """Let the next `after` allocations of the kernel succeed and `failures` then fail; for tests. -1: none fails. Returns
     how many have failed since the last call."""
 
+def bound_memory(largest: int) -> int:
+    """Have every allocation of the kernel of more than `largest` bytes fail, until called with -1; for tests. Returns how many
+    allocations have failed since the last call."""
+
 def call_at_refusal(hook: Callable[[], object]) -> None:
     """Have the next key that the descent of a group does not take to a leaf, since a view reaches a page of its path, call `hook`
     before the next key of the group is looked at; for tests. In the thread that puts, with the tree's lock held."""
@@ -125,12 +129,13 @@ class Pager:
         time: another waits, and writes what is left then; so on return without a bound all that was sealed before is written."""
     def take_freed(self) -> list[Freed]:
         """Pages that the trees stopped reaching since the last call. The owner may reuse them only after a root that
-        does not reach them is durable and no pinned generation is as old."""
+        does not reach them is durable and no pinned generation is as old. All of them lie on the device, or were given by the
+        owner: a change that would give up another address is refused (CorruptionError)."""
     def counters(self) -> dict[str, int]:
         """hits, misses, evictions, pages_read, pages_written, bytes_read, bytes_written, splits, merges, rotations,
         cached_bytes, dirty_pages, dirty_bytes, copies_repaired, ..."""
     def close(self) -> None:
-        """Refuse further reads of the device. Nothing is written."""
+        """Refuse further reads and writes of the device: StoreClosed. Nothing is written; what it counts can still be asked."""
 
 @final
 class RecordCursor:
@@ -169,7 +174,10 @@ class TreeView:
     def read(self, key: bytes, offset: int = 0, length: int = -1) -> bytes | None:
         """Bytes of a value from `offset` (to its end where `length` is -1, or `length` of them), short at the end; None where
         there is no such key. InvalidRequest: another number below zero.
-        Of a spilled value only the pages that hold the range are read."""
+        Of a spilled value only the pages that hold the range are read.
+
+        Memory of more than a megabyte is had only once the device is known to hold so much, and the last index page of each
+        level to name the pages that follow from the length: CorruptionError where not. So it is wherever long values are read."""
     def count(self, start: bytes | None = None, stop: bytes | None = None) -> int:
         """Records with start <= key < stop. Costs two paths from the root, and the pages that no seal has reached."""
     def union(self, other: TreeView) -> Iterator[bytes]:
@@ -197,7 +205,8 @@ class TreeView:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
     def close(self) -> None:
-        """Release the pages and the pinned generation; later calls raise StoreClosed."""
+        """Release the pages and the pinned generation; later calls raise StoreClosed, but for `close`; `pager`, and of a tree
+        `descriptor`, can still be asked. Iterators and cursors made before stand on views of their own, and go on."""
 
 @final
 class PackedPairs:

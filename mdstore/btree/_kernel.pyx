@@ -58,6 +58,7 @@ cdef extern from "memory.h" nogil:
     void *take_aligned(size_t size)
     int64_t memory_failed
     void memory_fail(int64_t after, int64_t failures)
+    void memory_bound(int64_t largest)
 
 cdef extern from "sync.h" nogil:
     uint16_t ld16(const void *p)
@@ -119,8 +120,8 @@ cdef extern from "Python.h":
 cdef struct TreeCore
 
 include "layout.pxi"
-include "check.pxi"
 include "node.pxi"
+include "check.pxi"
 include "pager.pxi"
 include "own.pxi"
 include "spill.pxi"

@@ -2,6 +2,7 @@
 
 crc32c_setup()
 cdef int64_t value_size_max = VALUE_SIZE_MAX
+cdef int64_t blob_size_max = USER_BLOB_MAX
 
 COMPARE_BYTES = CMP_BYTES
 COMPARE_U64_LE = CMP_U64_LE
@@ -44,6 +45,14 @@ def fail_memory(int64_t after, int64_t failures=1):
     how many have failed since the last call."""
     cdef int64_t failed = memory_failed
     memory_fail(after, failures)
+    return failed
+
+
+def bound_memory(int64_t largest):
+    """Have every allocation of the kernel of more than `largest` bytes fail, until called with -1; for tests. Returns how many
+    allocations have failed since the last call."""
+    cdef int64_t failed = memory_failed
+    memory_bound(largest)
     return failed
 
 
@@ -169,8 +178,29 @@ cdef object raised(Fault *f):
         raise InvalidRequest("a clone needs Pager.refs, the tree that counts shared pages")
     if f.code == E_DEVICE:
         raise DeviceFailed(what, f"page {f.address}", OSError(f.found, "") if f.found else "end of the medium")
-    raise CorruptionError("page", f"address {f.address}, tree {f.tree_id}, level {f.level} ({what})",
-                          hex(f.expected), hex(f.found))
+    raise CorruptionError("page", f"address {f.address}, tree {f.tree_id}, level {f.level} ({place(f)})", wanted(f), hex(f.found))
+
+
+cdef object root_refused(uint64_t tree_id, Fault *f):
+    """Raise the typed error for a root record that is not believed."""
+    if f.code != E_CORRUPT:
+        raised(f)
+    raise CorruptionError("root record", f"tree {tree_id} ({place(f)})", wanted(f), hex(f.found))
+
+
+cdef str place(Fault *f):
+    """What was refused, and where in the page (or the root record) it stands."""
+    cdef str text = (<bytes> f.what).decode()
+    if f.slot >= 0:
+        text += f", slot {f.slot}"
+    if f.byte >= 0:
+        text += f", byte {f.byte}"
+    return text
+
+
+cdef str wanted(Fault *f):
+    """What was expected in the place of `found`: a number, or a bound."""
+    return f"{(<bytes> f.bound).decode()} {f.expected:#x}" if f.bound != NULL else hex(f.expected)
 
 
 cdef bytes as_bytes(object value):

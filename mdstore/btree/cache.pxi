@@ -201,7 +201,7 @@ cdef class Pager:
         }
 
     def close(self):
-        """Refuse further reads of the device. Trees in memory stay as they are; nothing is written. Cost: no page."""
+        """Refuse further reads and writes of the device. Trees in memory stay as they are; nothing is written. Cost: no page."""
         at_set32(<int32_t *> &self.core.closed, 1)
 
 

@@ -129,18 +129,34 @@ cdef class RecordIterator:
         return key if self.only_keys else (key, PyBytes_FromStringAndSize(<char *> cell + cut, klen - cut - 2))
 
     cdef bytes spilled(self, const uint8_t *body):
-        cdef int64_t size = <int64_t> ld64(body)
-        cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
-        cdef uint8_t *into = <uint8_t *> PyBytes_AS_STRING(data)
-        cdef Fault fault
-        cdef int code
-        memset(&fault, 0, sizeof(Fault))
+        """A long value; until it is read no other thread may step."""
         self.running = True
+        try:
+            return self.read_spilled(body)
+        finally:
+            self.running = False
+
+    cdef bytes read_spilled(self, const uint8_t *body):
+        cdef TreeCore *t = self.c.t
+        cdef int64_t size = <int64_t> ld64(body)
+        cdef bytes data
+        cdef uint8_t *into
+        cdef Fault fault
+        cdef int code = OK
+        memset(&fault, 0, sizeof(Fault))
+        if size > SPILL_UNPROVED:
+            with nogil:
+                rw_lock_shared(&t.p.rw)
+                code = spill_prove(t, body, size, &fault)
+                rw_unlock_shared(&t.p.rw)
+        if code != OK:
+            raised(&fault)
+        data = PyBytes_FromStringAndSize(NULL, size)
+        into = <uint8_t *> PyBytes_AS_STRING(data)
         with nogil:
-            rw_lock_shared(&self.c.t.p.rw)
-            code = spill_read(self.c.t, body, 0, into, size, &fault)
-            rw_unlock_shared(&self.c.t.p.rw)
-        self.running = False
+            rw_lock_shared(&t.p.rw)
+            code = spill_read(t, body, 0, into, size, &fault)
+            rw_unlock_shared(&t.p.rw)
         if code != OK:
             raised(&fault)
         return data

@@ -54,6 +54,7 @@ cdef struct Holes:       # where cells were taken out, so that others fit in wit
     int32_t n
 
 cdef uint64_t REF_SPILLED = 1ULL << 63  # in a reference's record count: some value below has spilled
+cdef uint64_t ADDRESS_END = 1ULL << 48  # addresses are below
 cdef uint64_t IN_MEMORY = 0xffffffffffffffffULL  # a spilled value's generation while its address word is a pointer
 
 cdef struct Form:        # of a spilled value

@@ -60,7 +60,7 @@ cdef class Tree(TreeView):
         cdef int64_t size = PyBytes_GET_SIZE(record), blob
         cdef Tree tree
         cdef TreeCore *t
-        cdef const char *fault = NULL
+        cdef Fault fault
         if size < ROOT_HEADER:
             raise CorruptionError("root record", "a tree's root", f"{ROOT_HEADER} bytes or more", size)
         if p[0] != ROOT_VERSION and p[0] != ROOT_DATED:
@@ -74,31 +74,26 @@ cdef class Tree(TreeView):
             raise CorruptionError("root record", f"tree {ld64(p + 16)}", "a descriptor", str(error)) from None
         if expect is not None and expect != found:
             raise UnsupportedFormat(f"tree {ld64(p + 16)} is {found!r}, not {expect!r}")
+        memset(&fault, 0, sizeof(Fault))
+        if root_header(p, size, &fault) != OK:
+            root_refused(ld64(p + 16), &fault)
         blob = ld32(p + 12)
-        if blob > USER_BLOB_MAX or ROOT_HEADER + blob > size or p[1] >> 4 or ld64(p + 24) >> 40:
-            raise CorruptionError("root record", f"tree {ld64(p + 16)}", "sane lengths and flags", record[:32].hex())
         tree = cls.__new__(cls)
         tree.start(pager, found if expect is None else expect, ld64(p + 16))
         t = tree.core
-        rw_tally_add(&t.rw, <int64_t> ld64(p + 24))
+        rw_tally_add(&t.rw, <int64_t> ld64(p + ROOT_RECORDS))
         t.level = p[3]
         t.dated = p[0] == ROOT_DATED
         tree._blob = record[ROOT_HEADER:ROOT_HEADER + blob]
         tree._root = record
         if p[1] & ROOT_PAGED:
-            if size != ROOT_HEADER + blob + t.s.ref_size or t.level >= HEIGHT_MAX or records_of(t) == 0:
-                fault = "length or level"
-            else:
-                memcpy(t.ref, p + ROOT_HEADER + blob, t.s.ref_size)
-                at_set32(<int32_t *> &t.paged, 1)
-                if <int64_t> (ref_records(&t.s, t.ref) & ~REF_SPILLED) != records_of(t):
-                    fault = "record count"
+            root_paged(t, p, blob, size, &fault)
         elif t.level:
-            fault = "level of an embedded tree"
+            refuse(&fault, "level of an embedded tree", -1, 3, NULL, 0, t.level)
         else:
-            fault = embedded_load(t, p + ROOT_HEADER + blob, p + size)
-        if fault != NULL:
-            raise CorruptionError("root record", f"tree {t.tree_id}", "sound records", (<bytes> fault).decode())
+            embedded_load(t, p, p + ROOT_HEADER + blob, p + size, &fault)
+        if fault.code != OK:
+            root_refused(t.tree_id, &fault)
         return tree
 
     @property
@@ -135,6 +130,7 @@ cdef class Tree(TreeView):
     @property
     def user_blob(self):
         """The owner's bytes, committed with the root by the next seal. Cost: no page."""
+        self.open_core()
         return self._blob
 
     @user_blob.setter
@@ -543,7 +539,8 @@ cdef class Tree(TreeView):
 
     def root(self):
         """The root record of the last seal. Cost: no page."""
-        if self._root is None or self.core == NULL:
+        self.open_core()
+        if self._root is None:
             raise InvalidRequest("the tree was never sealed")
         return self._root
 

@@ -26,10 +26,9 @@ cdef enum:
     E_CORRUPT = 2
     E_DEVICE = 3
     E_PYTHON = 4
-    E_HEIGHT = 5
-    E_NO_REFS = 6
-    E_CLOSED = 7
-    E_BROKEN = 8
+    E_NO_REFS = 5
+    E_CLOSED = 6
+    E_BROKEN = 7
 
 cdef struct Node:        # NODE_SIZE bytes, the page behind it. What every search reads shares a cache line with the page's header
     Holes holes
@@ -130,6 +129,7 @@ cdef struct PagerCore:
     int64_t map_promised # entries that seals under way will make
     int64_t map_cap
     int64_t map_n
+    uint64_t pages_known # addresses below lie on the device, or were given by the owner
     uint64_t *freed      # triples
     int64_t freed_n
     int64_t freed_cap
@@ -160,6 +160,9 @@ cdef struct Fault:       # what went wrong without the interpreter lock; raised 
     uint64_t address
     uint64_t tree_id
     int level
+    int slot             # where in the page: of a slot or entry, -1 for none,
+    int byte             # and from which byte on, or -1
+    const char *bound    # how `found` should stand to `expected`; NULL: equal
     uint64_t expected
     uint64_t found
     void *error          # an exception object, owned
@@ -173,6 +176,12 @@ cdef struct Path:
     Item *items          # what `reserve` had for splitting: room for the cells of two pages,
     uint8_t *scratch     # for three pages,
     Node *spare[HEIGHT_MAX]  # and a new node for each level
+
+
+cdef inline void know_pages(PagerCore *p, uint64_t end) noexcept nogil:
+    """Addresses below `end` are the owner's. Threads that come here at once may forget each other's, which costs a question."""
+    if end > <uint64_t> at_get64(<int64_t *> &p.pages_known):
+        at_set64(<int64_t *> &p.pages_known, <int64_t> end)
 
 
 cdef inline uint8_t *page_of(const Node *n) noexcept nogil:
@@ -237,9 +246,24 @@ cdef bint may_retry(Fault *f) noexcept nogil:
 
 
 cdef int fail(Fault *f, int code, const char *what) noexcept nogil:
+    """A failure. Of damage `expected` and `found` are the evidence, set by the caller."""
     f.code = code
     f.what = what
+    f.slot = f.byte = -1
+    f.bound = NULL
     return code
+
+
+cdef int refuse(Fault *f, const char *what, int slot, int64_t byte, const char *bound, uint64_t expected,
+                uint64_t found) noexcept nogil:
+    """Damage, with all its evidence but the page that holds it."""
+    fail(f, E_CORRUPT, what)
+    f.slot = slot
+    f.byte = <int> byte
+    f.bound = bound
+    f.expected = expected
+    f.found = found
+    return E_CORRUPT
 
 
 cdef void account(PagerCore *p, int state, int64_t amount, int64_t pages) noexcept nogil:

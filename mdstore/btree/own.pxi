@@ -52,8 +52,38 @@ cdef int words_room(uint64_t **words, int64_t n, int64_t *cap, int64_t more) noe
     return OK
 
 
-cdef int release_page(Release *r, uint64_t address, uint64_t generation, Fault *f) noexcept nogil:
+cdef int address_check(TreeCore *t, uint64_t address, int level, Fault *f) noexcept nogil:
+    """A page that is given up, or counted, without having been read lies on the device, or was given by the owner."""
+    cdef PagerCore *p = t.p
+    if address < <uint64_t> at_get64(<int64_t *> &p.pages_known):
+        return OK
+    with gil:
+        return ask_device(t, address, level, f)
+
+
+cdef int ask_device(TreeCore *t, uint64_t address, int level, Fault *f) noexcept:
+    """A device may have grown since it was asked last."""
+    cdef uint64_t size
+    try:
+        size = (<Pager> t.p.owner).device.size_bytes // t.p.page_size
+    except BaseException as error:
+        Py_INCREF(error)
+        f.error = <void *> error
+        f.code = E_PYTHON
+        return E_PYTHON
+    know_pages(t.p, size)
+    if address < size:
+        return OK
+    f.address = address
+    f.tree_id = t.tree_id
+    f.level = level
+    return refuse(f, "page address outside the device", -1, -1, "below", size, address)
+
+
+cdef int release_page(Release *r, uint64_t address, uint64_t generation, int level, Fault *f) noexcept nogil:
     cdef uint64_t *last = r.runs + r.runs_n - 3
+    if address_check(r.t, address, level, f) != OK:
+        return f.code
     if r.runs_n and last[0] + last[1] == address and last[2] == generation:
         last[1] += 1
         return OK
@@ -66,7 +96,9 @@ cdef int release_page(Release *r, uint64_t address, uint64_t generation, Fault *
     return OK
 
 
-cdef int release_gain(Release *r, uint64_t address, Fault *f) noexcept nogil:
+cdef int release_gain(Release *r, uint64_t address, int level, Fault *f) noexcept nogil:
+    if address_check(r.t, address, level, f) != OK:
+        return f.code
     if words_room(&r.gains, r.gains_n, &r.gains_cap, 1) != OK:
         return fail(f, E_MEMORY, "shared pages")
     r.gains[r.gains_n] = address
@@ -156,7 +188,7 @@ cdef int gain_below(Release *r, Node *n, Fault *f) noexcept nogil:
         if n.level:
             kid = kid_of(n, i)
             if kid == NULL or at_get8(&kid.state) != DIRTY:
-                code = release_gain(r, ref_address(ref_at(page_of(n), i), 0), f)
+                code = release_gain(r, ref_address(ref_at(page_of(n), i), 0), n.level - 1, f)
         elif n.spilled:
             body = spill_at(&t.s, page_of(n), i)
             if body != NULL:
@@ -171,13 +203,14 @@ cdef int gain_spill(Release *r, const uint8_t *body, Fault *f) noexcept nogil:
     a dated one by the pages that its cell names."""
     cdef Shape *s = &r.t.s
     cdef const Form *form = form_of(s, body)
-    cdef int depth, i, code = OK
-    cdef int tops = spill_tops(s.page_size, form, <int64_t> ld64(body), &depth) if form.dated else 1
+    cdef int depth, i, code = OK, tops = spill_tops(s.page_size, form, <int64_t> ld64(body), &depth)
+    if not form.dated:
+        tops = 1
     if spill_pointer(body) != NULL:
         return patch_gain(r, spill_pointer(body), f)
     for i in range(tops):
         if code == OK:
-            code = release_gain(r, ref_address(body + SPILL_FIXED + i * form.entry, 0), f)
+            code = release_gain(r, ref_address(body + SPILL_FIXED + i * form.entry, 0), depth, f)
     return code
 
 
@@ -219,7 +252,7 @@ cdef int own_release(TreeCore *t, Node *n, const uint8_t *ref, Fault *f) noexcep
         code = gain_below(&r, n, f)
     for k in range(0 if shared else t.s.copies):
         if code == OK:
-            code = release_page(&r, ref_address(ref, k), ref_generation(&t.s, ref), f)
+            code = release_page(&r, ref_address(ref, k), ref_generation(&t.s, ref), n.level, f)
     if code == OK:
         code = release_commit(&r, f)
     release_end(&r)
@@ -249,7 +282,7 @@ cdef int own_path(TreeCore *t, const uint8_t *key, int klen, Path *path, Fault *
     n = t.root
     while n.level:
         if d + 2 >= HEIGHT_MAX:
-            return fail(f, E_HEIGHT, "tree height")
+            return too_high(t, n, f)
         i = index_find(&t.s, page_of(n), n.cap, key, klen) if key != NULL else 0
         path.node[d] = n
         path.pos[d] = i
@@ -283,7 +316,7 @@ cdef int release_entries(Release *r, const Form *form, const uint8_t *entries, i
                          uint64_t generation, Fault *f) noexcept nogil:
     """The tree stops reaching what entries name, `length` bytes of a value."""
     cdef Shape *s = &r.t.s
-    cdef int64_t i, span = s.page_size, below
+    cdef int64_t i, span = s.page_size, below, count
     cdef int k, d, code = OK
     cdef bint shared = False
     cdef uint8_t *page = NULL
@@ -301,12 +334,13 @@ cdef int release_entries(Release *r, const Form *form, const uint8_t *entries, i
             code = release_loss(r, ref_address(entry, 0), &shared, f)
         if depth and code == OK and not shared:
             below = min(span, length - i * span)
-            code = spill_page(r.t, form, entry, 1, depth, generation, page, f)
+            count = div_up(below, span / form.fan)
+            code = spill_page(r.t, form, entry, 1, depth, count, generation, page, f)
             if code == OK:
-                code = release_entries(r, form, page + HEADER, div_up(below, span / form.fan), depth - 1, below, generation, f)
+                code = release_entries(r, form, page + HEADER, count, depth - 1, below, generation, f)
         for k in range(0 if shared else s.copies):
             if code == OK:
-                code = release_page(r, ref_address(entry, k), generation, f)
+                code = release_page(r, ref_address(entry, k), generation, depth, f)
         if code != OK:
             break
     free(page)
@@ -371,7 +405,7 @@ cdef int release_ref(Release *r, Node *kid, const uint8_t *ref, int level, Fault
             node_decref(t.p, n)
     for k in range(0 if shared else t.s.copies):
         if code == OK:
-            code = release_page(r, ref_address(ref, k), ref_generation(&t.s, ref), f)
+            code = release_page(r, ref_address(ref, k), ref_generation(&t.s, ref), level, f)
     return code
 
 
@@ -433,7 +467,7 @@ cdef int clone_core(TreeCore *t, TreeCore *c, Fault *f) noexcept nogil:
             node_state(t.p, c.root, EMBEDDED)
             c.dirty_nodes = 0
     else:
-        code = release_gain(&r, ref_address(t.ref, 0), f)
+        code = release_gain(&r, ref_address(t.ref, 0), t.level, f)
         c.root = t.root
         if c.root != NULL:
             at_add32(&c.root.refs, 1)

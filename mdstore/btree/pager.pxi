@@ -87,9 +87,9 @@ cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *int
     cdef int64_t done = 0, size = pages * p.page_size
     cdef ssize_t got
     f.expected = f.found = 0
-    if address >= <uint64_t> 1 << 48:
-        f.address = f.found = address
-        return fail(f, E_CORRUPT, "page address")
+    if address >= ADDRESS_END:
+        f.address = address
+        return refuse(f, "page address", -1, -1, "below", ADDRESS_END, address)
     at_add64(&p.device_reads, 1)
     at_add64(&p.pages_read, pages)
     at_add64(&p.bytes_read, size)
@@ -115,9 +115,7 @@ cdef int blame_reference(PagerCore *p, uint64_t address, int64_t pages, Fault *f
     try:
         size = (<Pager> p.owner).device.size_bytes // p.page_size
         if <object> address + pages > size:
-            f.expected = max(size, 1) - 1  # the last page there is
-            f.found = address + <uint64_t> pages - 1
-            return fail(f, E_CORRUPT, "page address outside the device")
+            return refuse(f, "page address outside the device", -1, -1, "below", size, address + <uint64_t> pages - 1)
         return f.code
     except BaseException as error:
         Py_INCREF(error)
@@ -167,38 +165,35 @@ cdef int page_verify(TreeCore *t, const uint8_t *page, const uint8_t *ref, int l
                      int *spilled, Fault *f) noexcept nogil:
     """The reference's CRC, then who the page says it is, then its insides, then what the reference counts below it."""
     cdef Shape *s = &t.s
+    cdef uint64_t records
     cdef uint32_t crc = crc32c_update(0, page + 4, s.page_size - 4, 0)
     f.address = address
     f.tree_id = t.tree_id
     f.level = level
-    f.expected = ref_crc(s, ref)
-    f.found = crc
-    if crc != ref_crc(s, ref) or ld32(page + OFF_CRC) != crc:
-        f.found = crc if crc != ref_crc(s, ref) else ld32(page + OFF_CRC)
-        return fail(f, E_CORRUPT, "page checksum")
-    f.expected = PAGE_MAGIC
-    f.found = ld32(page + OFF_MAGIC)
-    if f.found != PAGE_MAGIC:
-        return fail(f, E_CORRUPT, "page magic")
-    f.expected = t.tree_id
-    f.found = ld64(page + OFF_TREE)
-    if f.found != t.tree_id:
-        return fail(f, E_CORRUPT, "page tree id")
-    f.expected = level
-    f.found = page[OFF_LEVEL]
-    if f.found != <uint64_t> level:
-        return fail(f, E_CORRUPT, "page level")
-    f.expected = ref_generation(s, ref)
-    f.found = ld64(page + OFF_GENERATION)
-    if f.found != f.expected:
-        return fail(f, E_CORRUPT, "page generation")
-    f.expected = f.found = 0
-    f.what = page_check(s, page, spilled)
-    if f.what != NULL:
-        return fail(f, E_CORRUPT, f.what)
-    f.expected = ref_records(s, ref)
-    f.found = page_records(s, page, spilled[0])
-    return OK if f.found == f.expected else fail(f, E_CORRUPT, "records below")
+    if crc != ref_crc(s, ref):
+        return refuse(f, "page checksum", -1, -1, NULL, ref_crc(s, ref), crc)
+    if ld32(page + OFF_CRC) != crc:
+        return refuse(f, "page checksum", -1, OFF_CRC, NULL, crc, ld32(page + OFF_CRC))
+    if ld32(page + OFF_MAGIC) != PAGE_MAGIC:
+        return refuse(f, "page magic", -1, OFF_MAGIC, NULL, PAGE_MAGIC, ld32(page + OFF_MAGIC))
+    if ld64(page + OFF_TREE) != t.tree_id:
+        return refuse(f, "page tree id", -1, OFF_TREE, NULL, t.tree_id, ld64(page + OFF_TREE))
+    if page[OFF_LEVEL] != level:
+        return refuse(f, "page level", -1, OFF_LEVEL, NULL, level, page[OFF_LEVEL])
+    if ld64(page + OFF_GENERATION) != ref_generation(s, ref):
+        return refuse(f, "page generation", -1, OFF_GENERATION, NULL, ref_generation(s, ref), ld64(page + OFF_GENERATION))
+    if page_check(s, page, spilled, f) != OK:
+        return f.code
+    records = page_records(s, page, spilled[0])
+    return OK if records == ref_records(s, ref) else refuse(f, "records below", -1, -1, NULL, ref_records(s, ref), records)
+
+
+cdef int too_high(TreeCore *t, Node *n, Fault *f) noexcept nogil:
+    """Levels fall by one from reference to page, so that no tree has more of them than its root states."""
+    f.address = n.address
+    f.tree_id = t.tree_id
+    f.level = n.level
+    return refuse(f, "tree height", -1, -1, "below", HEIGHT_MAX - 1, at_get32(<int32_t *> &t.level))
 
 
 cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) noexcept nogil:
@@ -296,7 +291,7 @@ cdef void load_run(TreeCore *t, Node *n, int i, int step, int most) noexcept nog
     for k in range(count):
         parts[k].iov_base = page_of(nodes[k if step > 0 else count - 1 - k])
         parts[k].iov_len = p.page_size
-    if count > 1 and first < (<uint64_t> 1 << 48):
+    if count > 1 and first < ADDRESS_END:
         got = preadv(p.fd, parts, count, <off_t> (first * p.page_size))
         at_add64(&p.device_reads, 1)
         if step > 0:

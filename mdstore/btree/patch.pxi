@@ -204,7 +204,7 @@ cdef int patch_list(Release *r, Spill *v, int level, int64_t i, bint gains, Faul
     cdef int code = OK
     if not is_patched(v, level, i):
         if gains:
-            return release_gain(r, ref_address(entry, 0), f)
+            return release_gain(r, ref_address(entry, 0), level, f)
         span = level_span(s, level) * s.page_size
         return release_entries(r, &s.dated, entry, 1, level, min(span, v.length - i * span), 0, f)
     if level:
@@ -248,12 +248,7 @@ cdef int patch_know(TreeCore *t, Spill *v, int level, int64_t i, Fault *f) noexc
     page = <uint8_t *> take(s.page_size)
     if page == NULL:
         return fail(f, E_MEMORY, "spilled value")
-    code = spill_page(t, &s.dated, entry, 1, level, entry_generation(s, &s.dated, entry, 0), page, f)
-    if code == OK and page_count(page) != n:
-        f.address = ref_address(entry, 0)
-        f.expected = n
-        f.found = page_count(page)
-        code = fail(f, E_CORRUPT, "overflow index count")
+    code = spill_page(t, &s.dated, entry, 1, level, n, entry_generation(s, &s.dated, entry, 0), page, f)
     if code == OK:
         memcpy(entry_of(s, v, level - 1, i * s.dated.fan), page + HEADER, n * s.dated.entry)
         v.marks[level][i] |= MARK_READ
@@ -270,13 +265,13 @@ cdef int patch_take(Release *r, Patch *w, int level, int64_t i, bint shared, Fau
     cdef int64_t span = level_span(s, level), k, below
     cdef int code = OK, copy
     if (i + 1) * span <= (w.first if level else w.start) or i * span >= w.end:
-        return release_gain(r, ref_address(entry, 0), f) if shared else OK
+        return release_gain(r, ref_address(entry, 0), level, f) if shared else OK
     if not is_patched(v, level, i):
         if not shared:
             code = release_loss(r, ref_address(entry, 0), &shared, f)
         for copy in range(0 if shared else s.copies):
             if code == OK:
-                code = release_page(r, ref_address(entry, copy), entry_generation(s, &s.dated, entry, 0), f)
+                code = release_page(r, ref_address(entry, copy), entry_generation(s, &s.dated, entry, 0), level, f)
     if level == 0 or code != OK:
         return code
     code = patch_know(r.t, v, level, i, f)
@@ -310,7 +305,7 @@ cdef int patch_sheet(Patch *w, int64_t i, Fault *f) noexcept nogil:
     if i >= v.count[0]:
         return OK
     entry = entry_of(&t.s, v, 0, i)
-    return spill_page(t, &t.s.dated, entry, 1, 0, entry_generation(&t.s, &t.s.dated, entry, 0), sheet_bytes(made), f)
+    return spill_page(t, &t.s.dated, entry, 1, 0, 0, entry_generation(&t.s, &t.s.dated, entry, 0), sheet_bytes(made), f)
 
 
 cdef int patch_cell(Patch *w, Path *path, int pos, Fault *f) noexcept nogil:
@@ -420,6 +415,9 @@ cdef int patch_write(Patch *w, Path *path, int pos, Fault *f) noexcept nogil:
     w.first = min(w.start, count - 1) if w.end > count else w.start
     w.v = old
     if old == NULL:
+        code = spill_prove(t, body, count * <int64_t> (t.s.dated.entry + sizeof(Sheet *)), f)
+        if code != OK:
+            return code
         w.v = patch_new(t, body)
     elif at_get32(&old.refs) > 1:
         w.v = patch_copy(t, old)
@@ -512,6 +510,10 @@ cdef int write_whole(TreeCore *t, const uint8_t *key, int klen, int64_t offset, 
     length[0] = max(old, offset + n)
     if length[0] > most:
         return OK
+    if vlen < 0:
+        code = spill_prove(t, value, old, f)
+        if code != OK:
+            return code
     whole = <uint8_t *> take(length[0] + 1)
     if whole == NULL:
         return fail(f, E_MEMORY, "value")

@@ -49,11 +49,12 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
     for first, pages in runs:
         address = first
         count = pages
-        if count > <uint64_t> (wanted - n) or address + count > <uint64_t> 1 << 48:
+        if count > <uint64_t> (wanted - n) or address + count > ADDRESS_END:
             raise InvalidRequest(f"allocate gave {runs!r} where {wanted - plan.given} pages were asked for")
         for i in range(<int64_t> count):
             plan.addresses[n] = address + <uint64_t> i
             n += 1
+        know_pages(plan.t.p, address + count)
     if n != wanted:
         raise InvalidRequest(f"allocate gave pages for {n - plan.given} of {wanted - plan.given}")
     plan.given = n

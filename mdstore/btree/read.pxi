@@ -89,6 +89,10 @@ cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f)
         if vlen < 0 and not latch_same(&leaf.version, version):
             continue
         out.size = vlen if vlen >= 0 else <int64_t> ld64(value)
+        if vlen < 0:
+            code = spill_prove(t, value, out.size, f)
+            if code != OK:
+                break
         out.data = <uint8_t *> take(out.size + 1)
         if out.data == NULL:
             code = fail(f, E_MEMORY, "value")
@@ -170,6 +174,10 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
         out.size = min(length, size - offset) if offset < size else 0
         if not out.found:
             break
+        if vlen < 0:
+            code = spill_prove(t, value, out.size, f)
+            if code != OK:
+                break
         out.data = <uint8_t *> take(out.size + 1)
         if out.data == NULL:
             code = fail(f, E_MEMORY, "value")

@@ -88,41 +88,85 @@ cdef int64_t take_number(const uint8_t **p, const uint8_t *end, int64_t size) no
     return <int64_t> value
 
 
-cdef const char *embedded_load(TreeCore *t, const uint8_t *p, const uint8_t *end) noexcept nogil:
-    """Build the root leaf from the records of a root record; what is wrong, or NULL."""
-    cdef int64_t klen, vlen, count = records_of(t), cap = 128
-    cdef uint64_t i
+cdef int embedded_record(TreeCore *t, uint64_t i, const uint8_t **p, const uint8_t *start, const uint8_t *end, Fault *f) noexcept nogil:
+    """Take record `i` of an embedded tree into the root leaf; `start` is where the root record begins."""
+    cdef uint8_t *page = page_of(t.root)
+    cdef int slot = <int> i, cap = t.root.cap
+    cdef const uint8_t *at = p[0]
     cdef const uint8_t *key
-    cdef const char *fault
-    cdef uint8_t *page
-    if count > (end - p) + 1 or count > 8000:
-        return "record count"
+    cdef int64_t vlen, klen = take_number(p, end, t.s.key_size)
+    if klen < 0:
+        return refuse(f, "bytes left for the length of a key", slot, at - start, "at least", prefix_bytes(t.s.key_size), end - at)
+    if klen > min(end - p[0], <int64_t> t.s.key_max):
+        return refuse(f, "key length", slot, at - start, "at most", min(end - p[0], <int64_t> t.s.key_max), klen)
+    key = p[0]
+    at = p[0] = key + klen
+    vlen = take_number(p, end, t.s.value_size)
+    if vlen < 0:
+        return refuse(f, "bytes left for the length of a value", slot, at - start, "at least", prefix_bytes(t.s.value_size), end - at)
+    if vlen > end - p[0]:
+        return refuse(f, "value length", slot, at - start, "at most", end - p[0], <uint64_t> vlen)
+    if t.s.fixed_value < 0 and value_spills(&t.s, <int> klen, vlen):
+        return refuse(f, "value length", slot, at - start, "at most", min(t.s.value_inline, t.s.cell_max - 10 - <int> klen), vlen)
+    if key_check(&t.s, key, <int> klen, False, f) != OK:
+        return refused_in(f, slot, key - start)
+    if i and compare(&t.s, cell_at(page, slot - 1), klen_at(page, slot - 1), key, <int> klen) >= 0:
+        return refuse(f, "key order", slot, key - start, "above", key_number(cell_at(page, slot - 1), klen_at(page, slot - 1), 0),
+                      key_number(key, <int> klen, 0))
+    if not leaf_insert(&t.s, page, cap, slot, key, <int> klen, p[0], <int> vlen):
+        return refuse(f, "records too large", slot, key - start, "at most", page_free(page), klen + vlen)
+    p[0] += vlen
+    return OK
+
+
+cdef int embedded_load(TreeCore *t, const uint8_t *start, const uint8_t *p, const uint8_t *end, Fault *f) noexcept nogil:
+    """Build the root leaf from the records of a root record, which begins at `start`; they begin at `p`."""
+    cdef int64_t count = records_of(t), cap = 128, most = min(end - p + 1, <int64_t> RECORDS_EMBEDDED)
+    cdef uint64_t i
+    if count > most:
+        return refuse(f, "record count", -1, ROOT_RECORDS, "at most", most, count)
     while cap < HEADER + (end - p) + 12 * count and cap < t.s.page_size:
         cap *= 2
     if cap > t.s.page_size:
         cap = t.s.page_size
     at_setp(&t.root, node_alloc(t.p, <int> cap, 0, t.s.signature, EMBEDDED))
     if t.root == NULL:
-        return "memory"
-    page = page_of(t.root)
-    page_init(page, <int> cap, t.tree_id, 0)
+        return fail(f, E_MEMORY, "page")
+    page_init(page_of(t.root), <int> cap, t.tree_id, 0)
     for i in range(<uint64_t> count):
-        klen = take_number(&p, end, t.s.key_size)
-        if klen < 0 or klen > end - p or klen > t.s.key_max:
-            return "key length"
-        key = p
-        p += klen
-        vlen = take_number(&p, end, t.s.value_size)
-        if vlen < 0 or vlen > end - p or (t.s.fixed_value < 0 and value_spills(&t.s, <int> klen, vlen)):
-            return "value length"
-        fault = key_fault(&t.s, key, <int> klen, False)
-        if fault != NULL:
-            return fault
-        if i and compare(&t.s, cell_at(page, <int> i - 1), klen_at(page, <int> i - 1), key, <int> klen) >= 0:
-            return "key order"
-        if not leaf_insert(&t.s, page, <int> cap, <int> i, key, <int> klen, p, <int> vlen):
-            return "records too large"
-        p += vlen
+        if embedded_record(t, i, &p, start, end, f) != OK:
+            return f.code
     if p != end:
-        return "bytes after the last record"
-    return NULL
+        return refuse(f, "bytes after the last record", -1, p - start, NULL, 0, end - p)
+    return OK
+
+
+cdef int root_header(const uint8_t *p, int64_t size, Fault *f) noexcept nogil:
+    """Lengths and flags of a root record of at least ROOT_HEADER bytes, before anything of it is used."""
+    if p[1] >> 4:
+        return refuse(f, "flags", -1, 1, "below", 16, p[1])
+    if ld32(p + 12) > <uint64_t> blob_size_max:
+        return refuse(f, "length of the user blob", -1, 12, "at most", blob_size_max, ld32(p + 12))
+    if ROOT_HEADER + <int64_t> ld32(p + 12) > size:
+        return refuse(f, "length of the user blob", -1, 12, "at most", size - ROOT_HEADER, ld32(p + 12))
+    if ld64(p + ROOT_RECORDS) >> 40:
+        return refuse(f, "record count", -1, ROOT_RECORDS, "below", <uint64_t> 1 << 40, ld64(p + ROOT_RECORDS))
+    return OK
+
+
+cdef int root_paged(TreeCore *t, const uint8_t *p, int64_t blob, int64_t size, Fault *f) noexcept nogil:
+    """Take the reference to the root page out of a root record."""
+    cdef int64_t at = ROOT_HEADER + blob
+    cdef uint64_t below
+    if size != at + t.s.ref_size:
+        return refuse(f, "length", -1, -1, NULL, at + t.s.ref_size, size)
+    if t.level >= HEIGHT_MAX:
+        return refuse(f, "level", -1, 3, "below", HEIGHT_MAX, t.level)
+    if records_of(t) == 0:
+        return refuse(f, "record count", -1, ROOT_RECORDS, "at least", 1, 0)
+    memcpy(t.ref, p + at, t.s.ref_size)
+    at_set32(<int32_t *> &t.paged, 1)
+    below = ref_records(&t.s, t.ref) & ~REF_SPILLED
+    if below != <uint64_t> records_of(t):
+        return refuse(f, "record count", -1, ROOT_RECORDS, NULL, below, records_of(t))
+    return OK

@@ -7,6 +7,8 @@ cdef enum:
     ROOT_VERSION = 1
     ROOT_DATED = 2       # the same, where values may have spilled with a generation for each page
     ROOT_HEADER = 32
+    ROOT_RECORDS = 24    # where the number of records stands
+    RECORDS_EMBEDDED = 8000  # more than a page has room for
     ROOT_DUPLICATES = 1
     ROOT_PAGED = 2
 

@@ -17,7 +17,7 @@ cdef int spill_entries(TreeCore *t, const Form *form, const uint8_t *entries, in
                        int64_t skip, uint8_t *into, int64_t want, Fault *f) noexcept nogil:
     """Read `want` bytes from byte `skip` of the `length` bytes below `entries`; neighbouring data pages in one read."""
     cdef Shape *s = &t.s
-    cdef int64_t span = s.page_size, i, last, run, offset, part
+    cdef int64_t span = s.page_size, i, last, run, offset, part, below
     cdef int code = OK, d
     cdef uint8_t *pages
     cdef const uint8_t *entry
@@ -34,15 +34,15 @@ cdef int spill_entries(TreeCore *t, const Form *form, const uint8_t *entries, in
         run = 1
         if depth:
             generation = entry_generation(s, form, entry, generation)
-            code = spill_page(t, form, entry, 1, depth, generation, pages, f)
-            part = min(min(span, length - i * span) - offset, want)
+            below = min(span, length - i * span)
+            code = spill_page(t, form, entry, 1, depth, div_up(below, span / form.fan), generation, pages, f)
+            part = min(below - offset, want)
             if code == OK:
-                code = spill_entries(t, form, pages + HEADER, depth - 1, min(span, length - i * span), generation, offset, into,
-                                     part, f)
+                code = spill_entries(t, form, pages + HEADER, depth - 1, below, generation, offset, into, part, f)
         else:
             while run < 64 and i + run <= last and ref_address(entry + run * form.entry, 0) == ref_address(entry, 0) + run:
                 run += 1
-            code = spill_page(t, form, entry, run, 0, generation, pages, f)
+            code = spill_page(t, form, entry, run, 0, 0, generation, pages, f)
             part = min(run * span - offset, want)
             if code == OK:
                 memcpy(into, pages + offset, part)
@@ -73,9 +73,10 @@ cdef bint sealed_page(PagerCore *p, uint64_t address, uint8_t *into) noexcept no
     return True
 
 
-cdef int spill_page(TreeCore *t, const Form *form, const uint8_t *entries, int64_t run, int level, uint64_t generation,
-                    uint8_t *pages, Fault *f) noexcept nogil:
-    """Neighbouring pages of a spilled value: those that wait for write_sealed from memory, the others read, in as few reads as may be."""
+cdef int spill_page(TreeCore *t, const Form *form, const uint8_t *entries, int64_t run, int level, int64_t count,
+                    uint64_t generation, uint8_t *pages, Fault *f) noexcept nogil:
+    """Neighbouring pages of a spilled value: those that wait for write_sealed from memory, the others read, in as few reads as may be.
+    `count`: the entries that each has, 0 for data pages."""
     cdef PagerCore *p = t.p
     cdef int64_t first = 0, i = 0
     cdef int code = OK
@@ -85,20 +86,21 @@ cdef int spill_page(TreeCore *t, const Form *form, const uint8_t *entries, int64
     while i < run and at_get64(&p.map_n):
         entry = entries + i * form.entry
         if sealed_page(p, ref_address(entry, 0), pages + i * p.page_size) and spill_verify(
-                t, form, pages + i * p.page_size, ref_crc(&t.s, entry), level, generation, ref_address(entry, 0), f) == OK:
+                t, form, pages + i * p.page_size, ref_crc(&t.s, entry), level, count, generation, ref_address(entry, 0), f) == OK:
             if first < i:
-                code = spill_load(t, form, entries + first * form.entry, i - first, level, generation, pages + first * p.page_size, f)
+                code = spill_load(t, form, entries + first * form.entry, i - first, level, count, generation,
+                                  pages + first * p.page_size, f)
             if code != OK:
                 return code
             first = i + 1
         i += 1
     if first == run:
         return OK
-    return spill_load(t, form, entries + first * form.entry, run - first, level, generation, pages + first * p.page_size, f)
+    return spill_load(t, form, entries + first * form.entry, run - first, level, count, generation, pages + first * p.page_size, f)
 
 
-cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64_t run, int level, uint64_t generation,
-                    uint8_t *pages, Fault *f) noexcept nogil:
+cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64_t run, int level, int64_t count,
+                    uint64_t generation, uint8_t *pages, Fault *f) noexcept nogil:
     """Read `run` neighbouring pages of a spilled value and verify each against its entry, falling back to copies."""
     cdef Shape *s = &t.s
     cdef int64_t i, size = s.page_size
@@ -112,7 +114,7 @@ cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64
         if run == 1 or not may_retry(f):
             return code
         for i in range(run):
-            code = spill_load(t, form, entries + i * form.entry, 1, level, generation, pages + i * size, f)
+            code = spill_load(t, form, entries + i * form.entry, 1, level, count, generation, pages + i * size, f)
             if code != OK:
                 return code
         return OK
@@ -123,7 +125,7 @@ cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64
             if copy:
                 code = device_read(t.p, ref_address(entry, copy), 1, page, f)
             if code == OK:
-                code = spill_verify(t, form, page, ld32(entry + 8 * s.copies), level, generation, ref_address(entry, copy), f)
+                code = spill_verify(t, form, page, ref_crc(s, entry), level, count, generation, ref_address(entry, copy), f)
             if code == OK or copy + 1 == s.copies or not may_retry(f):
                 break
         for bad in range(copy if code == OK and not t.p.read_only else 0):
@@ -134,24 +136,104 @@ cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64
     return OK
 
 
-cdef int spill_verify(TreeCore *t, const Form *form, const uint8_t *page, uint32_t expected, int level, uint64_t generation,
-                      uint64_t address, Fault *f) noexcept nogil:
+cdef int spill_verify(TreeCore *t, const Form *form, const uint8_t *page, uint32_t expected, int level, int64_t count,
+                      uint64_t generation, uint64_t address, Fault *f) noexcept nogil:
+    """A data page: its CRC. An index page: its CRC, who it says it is, and that it holds the entries that follow from the length."""
+    cdef int kind = KIND_DATED if form.dated else KIND_SPILL
     cdef uint32_t crc
     f.address = address
     f.tree_id = t.tree_id
     f.level = level
-    f.expected = expected
     if level == 0:
-        f.found = crc32c_update(0, page, t.s.page_size, 0)
-        return OK if f.found == expected else fail(f, E_CORRUPT, "overflow page checksum")
+        crc = crc32c_update(0, page, t.s.page_size, 0)
+        return OK if crc == expected else refuse(f, "overflow page checksum", -1, -1, NULL, expected, crc)
     crc = crc32c_update(0, page + 4, t.s.page_size - 4, 0)
-    f.found = crc
-    if crc != expected or ld32(page + OFF_CRC) != crc:
-        return fail(f, E_CORRUPT, "overflow index checksum")
-    if (ld32(page + OFF_MAGIC) != PAGE_MAGIC or ld64(page + OFF_TREE) != t.tree_id or page[OFF_LEVEL] != level
-            or page[OFF_KIND] != (KIND_DATED if form.dated else KIND_SPILL) or ld64(page + OFF_GENERATION) != generation):
-        return fail(f, E_CORRUPT, "overflow index identity")
+    if crc != expected:
+        return refuse(f, "overflow index checksum", -1, -1, NULL, expected, crc)
+    if ld32(page + OFF_CRC) != crc:
+        return refuse(f, "overflow index checksum", -1, OFF_CRC, NULL, crc, ld32(page + OFF_CRC))
+    if ld32(page + OFF_MAGIC) != PAGE_MAGIC:
+        return refuse(f, "overflow index magic", -1, OFF_MAGIC, NULL, PAGE_MAGIC, ld32(page + OFF_MAGIC))
+    if ld64(page + OFF_TREE) != t.tree_id:
+        return refuse(f, "overflow index tree id", -1, OFF_TREE, NULL, t.tree_id, ld64(page + OFF_TREE))
+    if page[OFF_LEVEL] != level:
+        return refuse(f, "overflow index level", -1, OFF_LEVEL, NULL, level, page[OFF_LEVEL])
+    if page[OFF_KIND] != kind:
+        return refuse(f, "overflow index kind", -1, OFF_KIND, NULL, kind, page[OFF_KIND])
+    if ld64(page + OFF_GENERATION) != generation:
+        return refuse(f, "overflow index generation", -1, OFF_GENERATION, NULL, generation, ld64(page + OFF_GENERATION))
+    if page_count(page) != count:
+        return refuse(f, "overflow index count", -1, OFF_COUNT, NULL, count, page_count(page))
     return OK
+
+
+# -- how long a value can be -------------------------------------------------------------------------------------------
+cdef enum:
+    SPILL_UNPROVED = 1 << 20  # bytes of memory that are had on the word of a cell alone
+
+
+cdef int64_t pages_held(PagerCore *p, Fault *f) noexcept nogil:
+    """How many pages there can be: those of the device, and those that wait to be written to one that grows. -1 with a fault."""
+    cdef int64_t waiting = at_get64(&p.sealed_pages)  # first: what is written in between counts twice, not never
+    with gil:
+        try:
+            return waiting + (<Pager> p.owner).device.size_bytes // p.page_size
+        except BaseException as error:
+            Py_INCREF(error)
+            f.error = <void *> error
+            f.code = E_PYTHON
+            return -1
+
+
+cdef int spill_prove(TreeCore *t, const uint8_t *body, int64_t bytes_wanted, Fault *f) noexcept nogil:
+    """Called before memory is had that grows with the length of a spilled value, which a cell may state as it likes: the value is no
+    longer than what the device holds, and the last index page of each level has the entries that follow from the length. Cost: none
+    up to a megabyte, else these pages (three for 1 GiB in pages of 4 KiB)."""
+    cdef uint8_t copy[SPILL_BODY_MAX + 2]
+    cdef Spill *v
+    cdef int64_t length, held
+    if bytes_wanted <= SPILL_UNPROVED:
+        return OK
+    v = spill_find(t, body, copy)
+    if v != NULL:
+        spill_free(t.p, v)
+        return OK
+    length = <int64_t> ld64(copy + 2)
+    held = pages_held(t.p, f)
+    if held < 0:
+        return f.code
+    if div_up(length, t.s.page_size) > held:
+        f.address = ref_address(copy + 2 + SPILL_FIXED, 0)
+        f.tree_id = t.tree_id
+        f.level = 0
+        return refuse(f, "length of a spilled value", -1, -1, "at most", held * t.s.page_size, length)
+    return prove_last(t, form_of(&t.s, copy + 2), copy + 2, length, f)
+
+
+cdef int prove_last(TreeCore *t, const Form *form, const uint8_t *body, int64_t length, Fault *f) noexcept nogil:
+    """Verify the last index page of each level, from the top."""
+    cdef int depth, code = OK, tops = spill_tops(t.s.page_size, form, length, &depth)
+    cdef int64_t span = t.s.page_size, last, count
+    cdef uint64_t generation = ld64(body + 8)
+    cdef const uint8_t *entry = body + SPILL_FIXED + (tops - 1) * form.entry
+    cdef uint8_t *pages = <uint8_t *> take(2 * <int64_t> t.s.page_size)
+    cdef uint8_t *page = pages
+    cdef int d
+    if pages == NULL:
+        return fail(f, E_MEMORY, "spilled value")
+    for d in range(depth):
+        span *= form.fan
+    while depth and code == OK:
+        last = (length - 1) / span * span  # where the last page of this level begins
+        span /= form.fan
+        count = div_up(length - last, span)
+        generation = entry_generation(&t.s, form, entry, generation)
+        code = spill_page(t, form, entry, 1, depth, count, generation, page, f)
+        entry = page + HEADER + (count - 1) * form.entry
+        page = pages if page != pages else pages + t.s.page_size  # the entry lies in the other one
+        depth -= 1
+    free(pages)
+    return code
 
 
 cdef Spill *spill_find(TreeCore *t, const uint8_t *body, uint8_t *copy) noexcept nogil:

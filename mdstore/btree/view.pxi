@@ -395,6 +395,7 @@ cdef class TreeView:
     @property
     def user_blob(self):
         """The owner's bytes, kept with the root. Cost: no page."""
+        self.open_core()
         return self._blob
 
     def snapshot(self):

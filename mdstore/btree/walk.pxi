@@ -57,9 +57,8 @@ cdef class TreeCheck:
     cdef int node(self, Node *n, int level, bytes low, bytes high) except -1:
         cdef TreeCore *t = self.view.core
         cdef uint8_t *page = page_of(n)
-        cdef int i, count = node_count(n), total = 0, spilled = 0, code, held = 0
+        cdef int i, count = node_count(n), total = 0, spilled = 0, code, held = 0, heap, dead
         cdef Holes *h = &n.holes
-        cdef const char *fault = NULL
         cdef Node *kid
         cdef Fault f
         cdef list keys
@@ -70,17 +69,18 @@ cdef class TreeCheck:
             return 0
         for i in range(count):
             total += cell_size_at(&t.s, page, i)
-        if total + <int> ld32(page + OFF_DEAD) != <int> n.cap - <int> ld32(page + OFF_HEAP):
-            self.problems.append(f"P2: cells and dead bytes do not fill the heap of {where}")
+        heap = <int> ld32(page + OFF_HEAP)
+        dead = <int> ld32(page + OFF_DEAD)
+        if total + dead != <int> n.cap - heap:
+            self.problems.append(f"P2: {total} bytes of cells and {dead} dead ones do not fill the heap, from {heap} to {n.cap}, of {where}")
         for i in range(h.n):
-            if h.at[i] < ld32(page + OFF_HEAP) or h.at[i] + h.size[i] > <int> n.cap or holds_bytes(page + h.at[i], h.size[i]):
-                self.problems.append(f"P5: a hole holds bytes of {where}")
+            if h.at[i] < heap or h.at[i] + h.size[i] > <int> n.cap or holds_bytes(page + h.at[i], h.size[i]):
+                self.problems.append(f"P5: a hole of {h.size[i]} bytes at byte {h.at[i]} holds bytes, or lies outside the heap, of {where}")
         for i in range(count if level == 0 and n.spilled else 0):
             held += leaf_spill(n, i) != NULL
         if n.cap == <uint32_t> t.s.page_size and held == 0:
-            fault = page_check(&t.s, page, &spilled)
-            if fault != NULL:
-                self.problems.append(f"P: {(<bytes> fault).decode()} in {where}")
+            if page_check(&t.s, page, &spilled, &f) != OK:
+                self.problems.append(f"P: {place(&f)}, expected {wanted(&f)}, found {f.found:#x}, in {where}")
         keys = [PyBytes_FromStringAndSize(<char *> cell_at(page, i), klen_at(page, i)) for i in range(count)]
         if level == 0:
             self.records += count
@@ -146,7 +146,7 @@ cdef void walk_looks() noexcept with gil:
 
 cdef int walk_kid(TreeCore *t, Node *n, int i, uint64_t *addresses, Node **kid, Fault *f) noexcept nogil:
     """Look at child `i` of a held index node, which only the lock keeps from being evicted: the addresses of its page, `copies` of them
-    (the first is NO_ADDRESS where it has none), and itself with a reference, where it has to be walked through; else NULL."""
+    (the first is NO_ADDRESS where it has none, or one lies outside the device), and itself with a reference, where it has to be walked through; else NULL."""
     cdef PagerCore *p = t.p
     cdef const uint8_t *ref = ref_at(page_of(n), i)
     cdef Node *found
@@ -160,7 +160,11 @@ cdef int walk_kid(TreeCore *t, Node *n, int i, uint64_t *addresses, Node **kid, 
     dirty = found != NULL and (at_get8(&found.state) == DIRTY or (at_get8(&n.state) == DIRTY and not names_kid(n, i, found)))
     for k in range(t.s.copies):
         addresses[k] = NO_ADDRESS if dirty else ref_address(ref, k)
-    if dirty or n.level > 1 or ref_records(&t.s, ref) & REF_SPILLED:
+        if code == OK and not dirty:
+            code = address_check(t, addresses[k], n.level - 1, f)
+    if code != OK:
+        addresses[0] = NO_ADDRESS
+    elif dirty or n.level > 1 or ref_records(&t.s, ref) & REF_SPILLED:
         code = kid_at(t, n, i, kid, f)
         if code == OK:
             at_add32(&kid[0].refs, 1)

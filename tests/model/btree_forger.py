@@ -14,7 +14,6 @@ from mdstore.errors import CorruptionError
 from tests.model.btree_world import World, new_tree
 
 PAGE = 512
-MAGIC = 0x3174626D
 SPILLED = 0xFFFE
 SPILLED_BELOW = 1 << 63  # in the count of a reference
 LEAF, INDEX, SPILLS, OVERFLOW, DATA = "leaf", "index", "leaf of a long value", "overflow index", "overflow page"

@@ -20,6 +20,7 @@ from mdstore.btree import (
     Tree,
     key_size_max,
 )
+from mdstore.btree._kernel import fail_memory
 from mdstore.errors import CorruptionError, InvalidRequest, LimitExceeded, MdstoreError, UnsupportedFormat
 from tests.model.btree_world import World, new_tree
 
@@ -251,7 +252,79 @@ def test_flags_of_a_root_record_that_have_no_meaning_are_refused(embed_limit: in
     root = bytearray(world.seal(tree))
     for bit in range(4, 8):
         root[1] ^= 1 << bit
-        with pytest.raises(CorruptionError, match="sane lengths and flags"):
+        with pytest.raises(CorruptionError, match=r"\(flags, byte 1\): expected below 0x10"):
             Tree.open(world.pager, bytes(root))
         root[1] ^= 1 << bit
     assert Tree.open(world.pager, bytes(root)).get(b"key") == b"value"
+
+
+def put(root: bytearray, at: int, value: int, size: int) -> None:
+    root[at : at + size] = value.to_bytes(size, "little")
+
+
+# The records of the embedded tree: u16 3 "cat" u32 3 "tom", u16 3 "dog" u32 3 "rex", from byte 32 on
+EMBEDDED: dict[str, tuple[Callable[[bytearray], object], str, str, str]] = {
+    "flags": (lambda root: put(root, 1, root[1] | 16, 1), "flags, byte 1", "below 0x10", "0x14"),
+    "a blob past the record": (lambda root: put(root, 12, 25, 4), "length of the user blob, byte 12", "at most 0x18", "0x19"),
+    "a blob longer than any": (
+        lambda root: put(root, 12, 1 << 31, 4), "length of the user blob, byte 12", "at most 0x10000", "0x80000000"
+    ),
+    "records beyond counting": (
+        lambda root: put(root, 24, 1 << 40, 8), "record count, byte 24", "below 0x10000000000", "0x10000000000"
+    ),
+    "more records than bytes": (lambda root: put(root, 24, 26, 8), "record count, byte 24", "at most 0x19", "0x1a"),
+    "a record more": (
+        lambda root: put(root, 24, 3, 8), "bytes left for the length of a key, slot 2, byte 56", "at least 0x2", "0x0"
+    ),
+    "a record less": (lambda root: put(root, 24, 1, 8), "bytes after the last record, byte 44", "0x0", "0xc"),
+    "a level": (lambda root: put(root, 3, 1, 1), "level of an embedded tree, byte 3", "0x0", "0x1"),
+    "a key past the record": (lambda root: put(root, 44, 11, 2), "key length, slot 1, byte 44", "at most 0xa", "0xb"),
+    "no length of a value": (
+        lambda root: put(root, 44, 7, 2), "bytes left for the length of a value, slot 1, byte 53", "at least 0x4", "0x3"
+    ),
+    "a value past the record": (lambda root: put(root, 49, 4, 4), "value length, slot 1, byte 49", "at most 0x3", "0x4"),
+    "keys in no order": (
+        lambda root: put(root, 46, 0x626262, 3), "key order, slot 1, byte 46", "above 0x6361740000000000", "0x6262620000000000"
+    ),
+}  # fmt: skip
+PAGED: dict[str, tuple[Callable[[bytearray], object], str, str, str]] = {
+    "length": (lambda root: root.append(0), "length", "0x3c", "0x3d"),
+    "level": (lambda root: put(root, 3, 40, 1), "level, byte 3", "below 0x28", "0x28"),
+    "no records": (lambda root: put(root, 24, 0, 8), "record count, byte 24", "at least 0x1", "0x0"),
+    "another count": (lambda root: put(root, 24, 9, 8), "record count, byte 24", "0x2", "0x9"),
+}
+
+
+@pytest.mark.parametrize(
+    ("embed_limit", "row"),
+    [*((200, row) for row in EMBEDDED.values()), *((0, row) for row in PAGED.values())],
+    ids=[*EMBEDDED, *PAGED],
+)
+def test_what_a_root_record_says_is_checked_and_the_evidence_is_told(
+    embed_limit: int, row: tuple[Callable[[bytearray], object], str, str, str]
+) -> None:
+    edit, evidence, expected, found = row
+    world = World(1)
+    tree = new_tree(world, embed_limit=embed_limit)
+    tree.update([(b"cat", b"tom"), (b"dog", b"rex")])
+    root = bytearray(world.seal(tree))
+    edit(root)
+    with pytest.raises(CorruptionError) as caught:
+        Tree.open(world.pager, bytes(root))
+    error = caught.value
+    assert (error.what, error.where) == ("root record", f"tree 7 ({evidence})")
+    assert (error.expected, error.found) == (expected, found)
+
+
+def test_an_embedded_tree_that_has_no_memory_is_not_called_damaged() -> None:
+    world = World(1)
+    tree = new_tree(world, embed_limit=200)
+    tree.put(b"key", b"value")
+    root = world.seal(tree)
+    fail_memory(1)  # its core is had, its leaf is not
+    try:
+        with pytest.raises(MemoryError):
+            Tree.open(world.pager, root)
+    finally:
+        fail_memory(-1)
+    assert Tree.open(world.pager, root).get(b"key") == b"value"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mdstore.btree import Tree
-from mdstore.btree._kernel import PAGE_HEADER_SIZE
+from mdstore.btree import REFS_DESCRIPTOR, PackedPairs, Pager, Tree
+from mdstore.btree._kernel import PAGE_HEADER_SIZE, bound_memory
 from mdstore.errors import CorruptionError
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage
@@ -22,6 +24,7 @@ from tests.model.btree_forger import (
     SPILLED_BELOW,
     SPILLS,
     Forger,
+    behind_key,
     damage,
     empty,
     key,
@@ -29,7 +32,9 @@ from tests.model.btree_forger import (
     plain,
     set16,
     set_key,
+    spilled_slot,
     spilling,
+    twice,
     u16,
 )
 from tests.model.btree_world import World, new_tree
@@ -48,14 +53,24 @@ def test_an_address_that_no_device_has_is_damage_wherever_it_stands() -> None:
     assert "page address outside the device" in damage(forger.open()).where
 
 
-def test_an_overflow_index_page_has_as_many_entries_as_its_value_needs_when_it_is_written_to() -> None:
-    forger = spilling()
-    address = forger.forge(OVERFLOW, lambda page: set16(page, 26, u16(page, 26) - 1))
-    assert forger.open().get(b"0020") == b"L" * PAGE * 45, "reading follows from the length alone"
-    with pytest.raises(CorruptionError) as caught:
-        forger.open().write(b"0020", PAGE, b"w")
-    assert f"address {address}, tree 7, level 1 (overflow index count)" in caught.value.where
-    assert int(str(caught.value.expected), 16) == int(str(caught.value.found), 16) + 1
+@pytest.mark.parametrize("off", [-1, 1])
+def test_an_overflow_index_page_has_as_many_entries_as_follow_from_the_length(off: int) -> None:
+    """Else entries that no one wrote would be read, given up and written to."""
+    for use in (
+        lambda tree: tree.get(b"0020"),
+        lambda tree: list(tree.items()),
+        lambda tree: tree.write(b"0020", PAGE, b"w"),
+        lambda tree: tree.put(b"0020", b"short"),
+        lambda tree: tree.delete(b"0020"),
+        Tree.clear,
+    ):
+        forger = spilling()
+        address = forger.forge(OVERFLOW, lambda page: set16(page, 26, u16(page, 26) + off))
+        with pytest.raises(CorruptionError) as caught:
+            use(forger.open())
+        assert caught.value.where == f"address {address}, tree 7, level 1 (overflow index count, byte 26)"
+        assert (caught.value.expected, caught.value.found) == (hex(23), hex(23 + off))
+        assert address not in {first for first, _, _ in forger.world.pager.take_freed()}
 
 
 # -- what no page alone can tell: Tree.check ---------------------------------------------------------------------------
@@ -147,3 +162,182 @@ def test_the_largest_cells_a_tree_writes_are_those_the_check_takes(page_size: in
             assert again.get(bytes([n]) + b"k" * (size - 1)) == b"v" * value
             spilled = -(-value // page_size) if value > fits else 0
             assert world.pager.counters()["pages_read"] == before + spilled
+
+
+# -- addresses that are given up without having been read --------------------------------------------------------------
+def unread_leaf(address: int, copies: int = 1) -> tuple[Forger, int]:
+    """A tree of which one leaf lies, by the reference to it, where no device has a page; and where that should have been."""
+    forger = twice() if copies == 2 else plain()
+    right, at = forger.path(LEAF)[-1]
+    at += 8 * (copies - 1)  # the last copy: of one, the page itself
+    forger.forge(INDEX, lambda page: page.__setitem__(slice(at, at + 8), address.to_bytes(8, "little")))
+    return forger, right
+
+
+@pytest.mark.parametrize("address", [1 << 20, (1 << 48) - 1, 1 << 48, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_an_address_that_no_device_has_is_not_given_up_though_no_one_reads_it(address: int, copies: int) -> None:
+    """Dropping a subtree reads no leaf, and handed whatever the reference said to the owner, who would have freed that."""
+    for drop in (Tree.clear, lambda tree: tree.delete_range(b"name0001", b"name0039"), lambda tree: list(tree.pages())):
+        forger, _ = unread_leaf(address, copies)
+        pager = forger.world.pager
+        end = len(forger.world.device.image) // PAGE
+        with pytest.raises(CorruptionError) as caught:
+            drop(forger.open())
+        assert caught.value.where == f"address {address}, tree 7, level 0 (page address outside the device)"
+        assert (caught.value.expected, caught.value.found) == (f"below {end:#x}", hex(address))
+        assert all(first + pages <= end for first, pages, _ in pager.take_freed())
+
+
+def test_an_address_that_no_device_has_is_not_counted_as_shared() -> None:
+    forger, _ = unread_leaf(1 << 50)
+    pager = forger.world.pager
+    pager.refs = Tree(pager, REFS_DESCRIPTOR, 1)
+    tree = forger.open()
+    with pytest.raises(CorruptionError, match="outside the device"):
+        tree.clone().put(b"name0001", b"other")  # the root is copied: of what lies below there is one tree more
+    assert all(int.from_bytes(key, "big") < 1 << 48 for key in pager.refs)
+
+
+def test_an_entry_of_a_long_value_that_no_device_has_is_not_given_up() -> None:
+    """Its data pages are freed unread."""
+    forger = spilling()
+    forger.forge(OVERFLOW, lambda page: page.__setitem__(slice(40, 48), (1 << 60).to_bytes(8, "little")))
+    tree = forger.open()
+    drops: list[Callable[[Tree], object]] = [
+        Tree.clear, lambda tree: tree.delete(b"0020"), lambda tree: tree.put(b"0020", b"short"), lambda tree: list(tree.pages()),
+    ]  # fmt: skip
+    for drop in drops:
+        with pytest.raises(CorruptionError, match=r"level 0 \(page address outside the device\)"):
+            drop(tree)
+    assert all(first < 1 << 48 for first, _, _ in forger.world.pager.take_freed())
+
+
+def test_pages_that_the_device_grew_for_are_given_up() -> None:
+    """The device is asked anew before an address is refused; what its owner gave needs no device."""
+    forger = plain()
+    tree = forger.open()
+    tree.clear()
+    world = forger.world
+    world.pager.take_freed()
+    tree.update((b"%04d" % n, b"v" * 20) for n in range(100))
+    world.seal(tree)
+    tree.clear()
+    assert sum(pages for _, pages, _ in world.pager.take_freed()) > 5, "sealed, and not yet written"
+    tree.update((b"%04d" % n, b"v" * 20) for n in range(100))
+    root = world.seal(tree)
+    world.write()
+    other = Pager(world.device, page_size=PAGE)
+    again = Tree.open(other, root)
+    world.device.image.extend(bytes(64 * PAGE))
+    again.clear()
+    assert sum(pages for _, pages, _ in other.take_freed()) > 5
+
+
+# -- lengths that a cell states as it likes ----------------------------------------------------------------------------
+LIMIT = 1 << 21  # bytes that one allocation may have: the megabyte that is had unproved, and its neighbours
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """No allocation of the kernel is large, nor what Python has on its behalf."""
+    bound_memory(LIMIT)
+    tracemalloc.start()
+    try:
+        yield
+        _, most = tracemalloc.get_traced_memory()
+        assert most < 3 * LIMIT
+    finally:
+        tracemalloc.stop()
+        bound_memory(-1)
+
+
+def long_value(pages: int) -> Forger:
+    """The scene of `spilling`, with a value of so many pages."""
+    forger = Forger()
+    forger.tree.update((b"%04d" % n, b"%d" % n * 3) for n in range(40))
+    forger.tree.put(b"0020", b"L" * PAGE * pages)
+    forger.seal()
+    return forger
+
+
+def state_length(forger: Forger, length: int) -> int:
+    """Have the cell state another length, for which it holds the right number of entries; the first one's address."""
+
+    def edit(page: bytearray) -> None:
+        at = behind_key(page, spilled_slot(page)) + 2
+        page[at : at + 8] = length.to_bytes(8, "little")
+
+    forger.forge(SPILLS, edit)
+    page = forger.page(forger.path(SPILLS)[-1][0])
+    at = behind_key(page, spilled_slot(page)) + 2 + 16
+    return int.from_bytes(page[at : at + 8], "little")
+
+
+USES: dict[str, Callable[[Tree], object]] = {
+    "get": lambda tree: tree.get(b"0020"),
+    "get_many": lambda tree: tree.get_many([b"0020"]),
+    "get_all": lambda tree: tree.get_all(b"0020"),
+    "read": lambda tree: tree.read(b"0020"),
+    "items": lambda tree: list(tree.items()),
+    "cursor": lambda tree: tree.cursor().seek(b"0020"),
+    "write": lambda tree: tree.write(b"0020", PAGE * 4199, b"w"),
+    "put": lambda tree: tree.put(b"0020", b"short"),
+    "delete": lambda tree: tree.delete(b"0020"),
+    "clear": Tree.clear,
+    "pages": lambda tree: list(tree.pages()),
+    "fetch": lambda tree: tree.fetch(PackedPairs([(b"0020", b"v")])),
+}
+FAN = (PAGE - PAGE_HEADER_SIZE) // 20  # entries of an overflow index page
+READS = ("get", "get_many", "get_all", "read", "items", "cursor", "fetch")
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_length_past_the_device_asks_for_no_memory(use: str) -> None:
+    """Found by the fuzz target: a cell of 20 bytes that stated half a gigabyte had that much memory before a page was read."""
+    forger = spilling()
+    length = 2 * PAGE * FAN**4  # two entries, as the 45 pages have
+    address = state_length(forger, length)
+    with little_memory(), pytest.raises(CorruptionError) as caught:
+        USES[use](forger.open())
+    if use in READS:
+        assert caught.value.where == f"address {address}, tree 7, level 0 (length of a spilled value)"
+        assert (caught.value.expected, caught.value.found) == (f"at most {len(forger.world.device.image):#x}", hex(length))
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("grows", ["a page", "much"])
+def test_a_length_that_the_index_pages_do_not_hold_asks_for_no_memory(use: str, grows: str) -> None:
+    """The device would have room; the last index page of some level has too few entries."""
+    forger = long_value(4200)
+    length = PAGE * (4201 if grows == "a page" else FAN**3)
+    state_length(forger, length)
+    forger.world.device.image.extend(bytes(length))
+    with little_memory(), pytest.raises(CorruptionError, match=r"\(overflow index count, byte 26\)"):
+        USES[use](forger.open())
+
+
+def test_a_long_value_is_read_whole_where_it_is_what_it_states() -> None:
+    forger = long_value(4200)
+    forger.forge(SPILLS, lambda page: None)
+    tree = forger.open()
+    assert tree.get(b"0020") == tree.read(b"0020") == dict(tree.items())[b"0020"] == b"L" * PAGE * 4200
+    assert tree.read(b"0020", PAGE * 4199 - 1) == b"L" * (PAGE + 1)
+    tree.write(b"0020", PAGE * 4199, b"w")
+    assert tree.read(b"0020", PAGE * 4199, 2) == b"wL"
+
+
+def test_a_long_value_is_read_before_it_is_written() -> None:
+    """The device is shorter than the value, whose pages wait."""
+    world = World(1, page_size=PAGE, holes=False)
+    tree = new_tree(world)
+    value = b"L" * PAGE * 4200
+    tree.put(b"key", value)
+    view = tree.snapshot()
+    assert view.get(b"key") == dict(tree.items())[b"key"] == value
+    world.seal(tree)
+    assert world.device.size_bytes == 0
+    assert tree.get(b"key") == dict(tree.items())[b"key"] == view.get(b"key") == value
+    world.pager.write_sealed(1 << 20)
+    assert 0 < world.device.size_bytes < len(value)
+    assert tree.get(b"key") == dict(tree.items())[b"key"] == view.get(b"key") == value

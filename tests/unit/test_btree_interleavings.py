@@ -20,12 +20,13 @@ from mdstore.btree import (
     COMPARE_U64_LE,
     REFS_DESCRIPTOR,
     Descriptor,
+    Pager,
     Tree,
 )
 from mdstore.btree._kernel import call_between, compare_torn
 from mdstore.device.protocol import Buffer
 from mdstore.errors import DeviceFailed, InvalidRequest, LimitExceeded, NotFound
-from tests.model.btree_world import World, new_tree
+from tests.model.btree_world import MemoryPages, World, new_tree
 
 
 @pytest.mark.parametrize("sizes", [(0, 60000), (60000, 0), (5, 5)])
@@ -248,6 +249,60 @@ def test_an_interrupt_while_a_page_is_read_is_no_reason_to_read_its_copy(error: 
     with pytest.raises(error):
         Tree.open(world.pager, root).get(b"000")
     assert world.device.reads == reads + 1
+
+
+class Interrupting(MemoryPages):
+    """Fails the `after`-th read from now on with what comes from a keyboard."""
+
+    after = -1
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.after -= 1
+        if self.after == -1:
+            raise KeyboardInterrupt
+        return super().read(offset, length)
+
+
+WALKS: dict[str, Callable[[Tree], object]] = {
+    "check": Tree.check,
+    "pages": lambda tree: list(tree.pages()),
+    "items": lambda tree: list(tree.items()),
+    "items backwards": lambda tree: list(tree.items(reverse=True)),
+    "union": lambda tree: list(tree.union(tree)),
+    "count": lambda tree: tree.count(b"0003", b"0280"),
+    "cursor": lambda tree: tree.cursor().last(),
+    "get_many": lambda tree: tree.get_many([b"%04d" % n for n in range(0, 300, 7)]),
+}
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_an_interrupted_walk_keeps_no_page_and_no_pin(walk: str) -> None:
+    """At each of its reads: what it held is let go, so that with the tree everything leaves the memory."""
+    world = World(1, holes=False)
+    tree = new_tree(world)
+    tree.update((b"%04d" % n, bytes(20 if n % 50 else 3000)) for n in range(300))
+    root = world.seal(tree)
+    world.write()
+    device = Interrupting()
+    device.image = world.device.image
+    reads = 0
+    while True:
+        pager = Pager(device, page_size=256)
+        tree = Tree.open(pager, root)
+        device.after = reads
+        try:
+            WALKS[walk](tree)
+        except KeyboardInterrupt:
+            reads += 1
+        was_interrupted = device.after < 0
+        device.after = -1 << 62
+        assert pager.oldest_pinned_generation is None
+        assert tree.get(b"0001") == bytes(20), "it is as usable as before"
+        tree.close()
+        assert pager.counters()["cached_bytes"] == 0
+        if not was_interrupted:
+            break
+    assert reads >= (2 if walk == "cursor" else 5)
 
 
 def two_leaves() -> tuple[World, Tree]:

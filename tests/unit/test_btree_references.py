@@ -83,9 +83,9 @@ def test_a_reference_past_the_end_of_the_medium_is_damage_not_a_failed_device(
     pager = world.pager if medium == "memory" else Pager(on_file(world, tmp_path / "image"), page_size=256)
     with pytest.raises(CorruptionError, match="outside the device") as caught:
         Tree.open(pager, bytes(forged)).get(b"000000")
-    last = (len(world.device.image) + (4096 if medium == "file" else 0)) // 256 - 1
+    end = (len(world.device.image) + (4096 if medium == "file" else 0)) // 256
     assert caught.value.where == f"address {address}, tree 7, level 1 (page address outside the device)"
-    assert (caught.value.expected, caught.value.found) == (hex(last), hex(address))
+    assert (caught.value.expected, caught.value.found) == (f"below {end:#x}", hex(address))
     with pytest.raises(CorruptionError, match="outside the device"):
         list(Tree.open(pager, bytes(forged)).items())
 
