@@ -2,12 +2,13 @@
 # cython: embedsignature=False, binding=False, auto_pickle=False
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
-Read in this order. A page: layout.pxi, keys.pxi, search.h (finding a key in it), check.pxi (what is checked after a read); in memory: node.pxi. The
-cache: pager.pxi.
-Changing: own.pxi (copy before change, what a change gives up), spill.pxi and patch.pxi (long values, whole and by range), balance.pxi, split.pxi, merge.pxi (where cells
-go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses, checksums, the root record. Reading: read.pxi, batch.pxi,
-cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor), packed.pxi (what bulk writes carry), cache.pxi, view.pxi,
-iterate.pxi, mutable.pxi, walk.pxi. blocks.pxi (data of objects) stands for itself.
+Read in this order. A page: layout.pxi, keys.pxi, search.h (finding a key in it), edit.pxi (changing it in place), check.pxi (what is
+checked after a read); in memory: node.pxi; what goes wrong: fault.pxi. The cache: pager.pxi, evict.pxi.
+Changing: release.pxi (what a change gives up), own.pxi (copy before change), spill.pxi, patch.pxi and write.pxi (long values, whole
+and by range), balance.pxi, split.pxi, merge.pxi (where cells go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses,
+checksums, the root record. Reading: read.pxi, batch.pxi, cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor),
+packed.pxi (what bulk writes carry), cache.pxi, view.pxi, iterate.pxi, plan.pxi, mutable.pxi,
+walk.pxi. blocks.pxi (data of objects) stands for itself.
 
 Threads. Everything above api.pxi in the list of includes runs without the interpreter lock and touches no Python object (a device without a
 descriptor is the one exception: it takes the lock for its read). Locks and their order are stated in pager.pxi (G3). A single
@@ -119,16 +120,21 @@ cdef extern from "Python.h":
 
 cdef struct TreeCore
 
+include "fault.pxi"
 include "layout.pxi"
+include "edit.pxi"
 include "node.pxi"
 include "check.pxi"
 include "pager.pxi"
+include "evict.pxi"
+include "release.pxi"
 include "own.pxi"
 include "spill.pxi"
 include "balance.pxi"
 include "split.pxi"
 include "merge.pxi"
 include "patch.pxi"
+include "write.pxi"
 include "tree.pxi"
 include "seal.pxi"
 include "root.pxi"

@@ -5,7 +5,7 @@
 #  S2  a value in memory is changed only while one slot has it (refs == 1), under the tree's exclusive lock
 #  S3  an entry's generation is that in which its page was written, never above that of the page or cell it stands in: by it the
 #      owner of freed pages tells which snapshots reach them. All pages of an undated value are of the generation in its cell
-#  S4  a page that clones share is counted in the tree of shared addresses at the topmost page they share (own.pxi); an undated value
+#  S4  a page that clones share is counted in the tree of shared addresses at the topmost page they share (release.pxi); an undated value
 #      as a whole, by its first address
 
 # -- on the device -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@
 #  T3  all leaves have the same depth; the tally of `rw` is the number of records, and the count in a reference that of those below
 #  T4  dirty_nodes counts the DIRTY nodes of the tree, dirty_spill the pages (of one copy) of its values in memory
 #  T5  no leaf is empty but a root
-#  T6  a change that fails has changed nothing: first all that may fail (own.pxi), then what cannot
+#  T6  a change that fails has changed nothing: first all that may fail (release.pxi), then what cannot
 
 # -- descent -----------------------------------------------------------------------------------------------------------
 cdef int find_leaf(TreeCore *t, const uint8_t *key, int klen, Node **leaf, Fault *f) noexcept nogil:
