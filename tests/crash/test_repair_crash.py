@@ -26,7 +26,8 @@ from mdstore.tools.repair.bench import RepairOptions
 from mdstore.tools.repair.planning import plan
 from mdstore.tools.repair.record import FileState, RecordKind, RepairFile
 from tests.crash.test_damage_matrix import Subject, content_of
-from tests.unit.reader_images import BLOCK
+from tests.unit.reader_images import BLOCK, store_image
+from tests.unit.repair_faults import blocks_of, swapped, with_snapshot
 
 SEED = int(os.environ.get("REPAIR_SEED", "7"))
 FEW = Plan(drops=1, subsets=1, tears=1)
@@ -39,6 +40,27 @@ def torn_pages(folder: Path) -> bytes:
     for structure in ("superblock, older, primary", "log entry, middle", "object tree, leaf", "free tree, root page"):
         for at, length in subject.places[structure]:
             damaged[at : at + length] = bytes(length)
+    return bytes(damaged)
+
+
+def swapped_blocks(folder: Path) -> bytes:
+    """Pages and data were written to one another's places, some of them where only a snapshot reaches."""
+    damaged = with_snapshot()
+    only_before, pages, data = blocks_of(damaged)
+    pairs = [*zip(only_before[:12:2], only_before[1:12:2]), (only_before[12], pages[0]), (pages[1], data[0]), data[1:3]]
+    for one, other in pairs:
+        damaged = swapped(damaged, one, other)
+    return damaged
+
+
+def turned_bits(folder: Path) -> bytes:
+    """A bit turned in pages of the live state and of a snapshot; one superblock is of another image."""
+    image = with_snapshot()
+    damaged = bytearray(image)
+    only_before, pages, _ = blocks_of(image)
+    for page in only_before[:20:3] + pages[:20:3]:
+        damaged[page * BLOCK + 100] ^= 4
+    damaged[:4096] = store_image()[:4096]
     return bytes(damaged)
 
 
@@ -65,6 +87,9 @@ def unsound_revisions(folder: Path) -> bytes:
     return device.image()
 
 
+DAMAGES = [torn_pages, unsound_revisions, turned_bits, swapped_blocks]
+
+
 def everything(image: bytes) -> dict[object, object]:
     """What every object answers, now and at every revision."""
     found: dict[object, object] = dict(content_of(image, None))
@@ -82,7 +107,7 @@ class Repair:
 
     def __init__(self, folder: Path, damaged: Callable[[Path], bytes]) -> None:
         self.before = damaged(folder)
-        made = plan(MemoryDevice.from_bytes(self.before), RepairOptions())
+        made = plan(MemoryDevice.from_bytes(self.before), RepairOptions(is_deep=True))
         assert made.steps
         assert not made.left
         self.path = folder / "repair"
@@ -96,7 +121,7 @@ class Repair:
         return RepairFile.open(str(self.folder / "copy"))
 
 
-@pytest.fixture(scope="module", params=[torn_pages, unsound_revisions], ids=lambda damaged: damaged.__name__)
+@pytest.fixture(scope="module", params=DAMAGES, ids=lambda damaged: damaged.__name__)
 def repair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Repair:
     print(f"REPAIR_SEED={SEED}")
     return Repair(tmp_path_factory.mktemp("repair"), request.param)
@@ -135,8 +160,10 @@ def test_a_repair_killed_at_any_write_is_finished_or_taken_back(repair: Repair) 
     assert len(distinct) > 25
 
 
+@pytest.mark.parametrize("repair", DAMAGES[:-1], ids=lambda damaged: damaged.__name__, indirect=True)
 def test_a_half_repaired_image_without_its_file_can_be_repaired_anew(repair: Repair) -> None:
-    """The writes come in an order that leaves a repairable image wherever they stop."""
+    """The writes come in an order that leaves a repairable image wherever they stop; but for blocks that lie in one another's
+    places: the first of two that goes back overwrites the other, which only the repair file has then."""
     device = FaultyDevice(repair.before, seed=SEED)
     file = repair.file()
     perform.carry_out(file, device)

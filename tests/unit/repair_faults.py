@@ -12,8 +12,10 @@ from mdstore.store.onode import object_key
 from mdstore.store.revisions import revision_key
 from mdstore.tools.reader import superblock as superblocks
 from mdstore.tools.reader.onode import decode_extent
-from mdstore.tools.reader.store import DATA_SHAPE
+from mdstore.tools.reader.snapshots import find_snapshot
+from mdstore.tools.reader.store import DATA_SHAPE, StoreReader
 from mdstore.tools.reader.superblock import ROOT_OBJECTS, ROOT_REFERENCES
+from mdstore.tools.repair.bench import DeviceImage
 from tests.crash.test_damage_matrix import pages_of
 from tests.unit.reader_images import (
     BLOCK,
@@ -209,3 +211,44 @@ def older_superblock_gone(image: bytes) -> bytes:
     for at in (slot, end):
         damaged[at : at + 4096] = bytes(4096)
     return bytes(damaged)
+
+
+# -- blocks in each other's places -------------------------------------------------------------------------------------
+def with_snapshot() -> bytes:
+    """A store of which a part is only in its snapshot `kept`, another only in the live state."""
+    random = Random(4)
+    device = MemoryDevice(4 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=128 << 10, background=False)
+    store.apply(Transaction().create_collection("c"))
+    for number in range(200):
+        store.apply(Transaction().write("c", f"o{number:03}", 0, random.randbytes(700)))
+        store.apply(Transaction().map_set("c", "map", {b"key %03d" % number: random.randbytes(90)}))
+    store.snapshot("kept")
+    for number in range(0, 200, 2):
+        store.apply(Transaction().write("c", f"o{number:03}", 0, random.randbytes(700)))
+        store.apply(Transaction().map_set("c", "map", {b"key %03d" % number: b"changed"}))
+    store.close()
+    return device.image()
+
+
+def blocks_of(image: bytes) -> tuple[list[int], list[int], list[int]]:
+    """(pages of objects that only the snapshot reaches, such pages of the live state, blocks of data of the live state)."""
+    opened = DeviceImage(MemoryDevice.from_bytes(image))
+    reader = StoreReader(opened, newest(image))
+    before = StoreReader(opened, find_snapshot(reader, b"kept").superblock)
+    live, kept = (pages_of(one.root_tree(ROOT_OBJECTS)) for one in (reader, before))
+    extents = [
+        decode_extent(*record)
+        for _, onode in reader.objects(1) if onode.data_root is not None
+        for record in reader.tree(onode.data_root, DATA_SHAPE).items()
+    ]  # fmt: skip
+    blocks = [extent.start + index for extent in extents for index in range(extent.blocks)]
+    return sorted(set(kept) - set(live)), sorted(set(live) - set(kept)), blocks
+
+
+def swapped(image: bytes, one: int, other: int) -> bytes:
+    """Two blocks in each other's places."""
+    changed = bytearray(image)
+    changed[one * BLOCK : (one + 1) * BLOCK] = image[other * BLOCK : (other + 1) * BLOCK]
+    changed[other * BLOCK : (other + 1) * BLOCK] = image[one * BLOCK : (one + 1) * BLOCK]
+    return bytes(changed)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from mdstore.errors import CorruptionError, NotAnImage
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage, Findings, Place
+from mdstore.tools.reader.ring import Ring
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.superblock import (
     MAGIC,
@@ -28,16 +31,50 @@ def check_superblocks(image: Image, findings: Findings) -> list[Superblock]:
     if image.size < 4 * SIZE:
         raise NotAnImage(f"{image.path} is no mdstore image: {image.size} bytes cannot hold one")
     copies = read_copies(image)
-    found = usable(copies)
+    own = own_copies(image, copies)
+    found = usable(own)
     if not found:
         _report_none(image, copies, findings)
         return []
     for copy in copies:
-        _check_copy(copy, found[0], findings)
+        if copy in own:
+            _check_copy(copy, found[0], findings)
+        elif copy.superblock is not None:
+            what = f"{copy.name} is of another image: {copy.superblock.uuid.hex()}, not {found[0].uuid.hex()}"
+            findings.add("superblock-copy", what, Place(copy.name, byte=copy.offset))
     _check_size(image, found[0], findings)
     if unknown_features(found[0]):
         findings.add("superblock-features", unknown_features(found[0]), Place("superblock"))
     return found
+
+
+def candidates(image: Image) -> list[Superblock]:
+    """The image's own superblocks that can be believed, newest first, each epoch once. NewerFormat as `usable`."""
+    return usable(own_copies(image, read_copies(image)))
+
+
+def own_copies(image: Image, copies: list[Copy]) -> list[Copy]:
+    """The copies without those of another image: of the image is what most are of, else what has its
+    log there, or leads to sound trees."""
+    there = [copy.superblock for copy in copies if copy.superblock is not None]
+    ranked = Counter(superblock.uuid for superblock in there).most_common()
+    if len(ranked) < 2:
+        return copies
+    uuid = ranked[0][0]
+    if ranked[0][1] == ranked[1][1]:
+        vouched = [superblock for superblock in there if _has_log(image, superblock)] or there
+        uuid = choose_superblock(image, sorted(vouched, key=lambda one: -one.epoch), Findings(lambda _: None)).uuid
+    return [copy for copy in copies if copy.superblock is None or copy.superblock.uuid == uuid]
+
+
+def _has_log(image: Image, superblock: Superblock) -> bool:
+    """Whether a head of the log that lies there is of this superblock's image."""
+    codes: set[str] = set()
+    try:
+        Ring(image, superblock).read_head(lambda damage: codes.add(damage.code))
+    except Damage:
+        return False
+    return "journal-no-head" not in codes
 
 
 def choose_superblock(image: Image, candidates: list[Superblock], findings: Findings) -> Superblock:
@@ -91,5 +128,7 @@ def _check_size(image: Image, newest: Superblock, findings: Findings) -> None:
     needed = -(-end // SIZE) * SIZE + 2 * SIZE  # the spare copies lie behind the blocks
     if image.size < needed:
         what = f"the image has {image.size} bytes, its superblock says {needed}"
-        spares = f"only copies of the superblock were there: `truncate -s {needed} FILE`, then `mdstore repair` writes them"
-        findings.add("image-truncated", what, Place("image", byte=image.size), spares if image.size >= end else None)
+        way = f"`truncate -s {needed} FILE`, then `mdstore repair`"
+        gone = f"restore the end of the file from a backup; without one {way} saves what is left (keep a copy as it is now)"
+        spares = f"only copies of the superblock were there: {way} writes them"
+        findings.add("image-truncated", what, Place("image", byte=image.size), spares if image.size >= end else gone)

@@ -10,7 +10,7 @@ from typing import Final
 from mdstore.errors import InvalidRequest, NotAnImage, NotFound
 from mdstore.tools.reader.check_events import open_name_space
 from mdstore.tools.reader.check_log import LogCheck
-from mdstore.tools.reader.check_superblock import choose_superblock
+from mdstore.tools.reader.check_superblock import choose_superblock, own_copies
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.floors import decode_floor
 from mdstore.tools.reader.image import Image
@@ -49,7 +49,7 @@ class Source:
         self.copies = read_copies(image)
         self.problems: list[Problem] = []
         self.findings = Findings(self.problems.append)
-        found = usable(self.copies)
+        found = usable(own_copies(image, self.copies))
         if not found:
             raise NotAnImage(f"{image.path} has no usable superblock; `mdstore fsck` says why")
         self._with_log = kept is None

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mdstore.errors import MdstoreError, NotAnImage, NotFound
+from mdstore.tools.reader.check_superblock import candidates
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.mds_views import tree_view
 from mdstore.tools.reader.problems import Damage
 from mdstore.tools.reader.snapshots import find_snapshot
 from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.stream import ObjectStream
-from mdstore.tools.reader.superblock import Superblock, read_copies, usable
+from mdstore.tools.reader.superblock import Superblock
 from mdstore.tools.reader.views import Source, as_bytes
 
 _FILE_OBJECT: Final = re.compile(r"(data|meta)/([0-9a-f]{16})(\.[0-9a-f]{8})?\b")
@@ -22,7 +23,7 @@ _FINDS: Final = 5  # times a snapshot is looked for in an image that is written 
 
 def newest_superblock(image: Image) -> Superblock:
     """The one that opening the image would take. NotAnImage."""
-    found = usable(read_copies(image))
+    found = candidates(image)
     if not found:
         raise NotAnImage(f"{image.path} has no usable superblock; `mdstore fsck` says why")
     return found[0]
@@ -72,7 +73,7 @@ class Salvage:
     def stream(self) -> ObjectStream:
         """The stream of the newest superblock whose own trees can be entered, or of the snapshot. NotAnImage when there is none
         at all; NotFound, InvalidRequest of a snapshot."""
-        found = usable(read_copies(self.image))
+        found = candidates(self.image)
         if not found:
             raise NotAnImage(f"{self.image.path} has no usable superblock left; `mdstore repair` may find one")
         if self.snapshot is not None:

@@ -15,11 +15,11 @@ from mdstore.mds.server import MetadataServer
 from mdstore.store import Store
 from mdstore.store.check import check as check_engine
 from mdstore.tools.reader.check import DEEP, NORMAL, Options, check_opened
-from mdstore.tools.reader.check_superblock import choose_superblock
+from mdstore.tools.reader.check_superblock import candidates, choose_superblock
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage, Findings, Problem
 from mdstore.tools.reader.store import StoreReader
-from mdstore.tools.reader.superblock import Superblock, read_copies, unknown_features, usable
+from mdstore.tools.reader.superblock import Superblock, unknown_features
 from mdstore.tools.repair.salvage import newest_generation
 from mdstore.tools.repair.shadow import NoRoomForPlan, Shadow
 
@@ -107,7 +107,7 @@ class Bench:
 
     def check_writable(self) -> None:
         """UnsupportedFormat when the image has features that only a newer mdstore may change."""
-        newest = next(iter(usable(read_copies(self.image))), None)
+        newest = next(iter(candidates(self.image)), None)
         if newest is not None and newest.features_read_only:
             raise UnsupportedFormat(f"{unknown_features(newest)}: repair it with the version that made the image")
 
@@ -127,8 +127,8 @@ class Bench:
 
     def superblock(self) -> Superblock | None:
         """The superblock that counts; None when there is none."""
-        candidates = usable(read_copies(self.image))
-        return choose_superblock(self.image, candidates, Findings(lambda _: None)) if candidates else None
+        found = candidates(self.image)
+        return choose_superblock(self.image, found, Findings(lambda _: None)) if found else None
 
     def reader(self, superblock: Superblock) -> StoreReader:
         """Reads of that superblock's trees; damage is read around."""

@@ -14,6 +14,7 @@ from journal import Head, JournalError, Layout, StripedMedium
 from journal.edit import apply_change, plan_repair, plan_reset, plan_splice
 from journal.head import decode_head, newest_head
 from journal.survey import install_head, recover_head
+from mdstore.errors import CorruptionError
 from mdstore.mds.objectio import StoreObjects
 from mdstore.store import Store, Transaction
 from mdstore.tools.reader.check_events import has_file_system
@@ -38,6 +39,7 @@ SERVER_CODES: Final = frozenset({"server-record"})
 HEAD_CODES: Final = frozenset({"event-head", "event-no-head", "event-log"})
 ROT_CODES: Final = frozenset({"event-rot"})
 REFUSED_CODES: Final = frozenset({"event"})
+_HEAD_NAMES: Final = tuple(f"{LOG_NAME.decode()}.head{slot}" for slot in (0, 1))
 _PHASE: Final = "events"
 _OBJECT_SIZE: Final = 64 << 20  # of a file's bytes, unless it was said otherwise when the file system was made
 _SERVER_OBJECT: Final = TABLES[SERVER]
@@ -94,10 +96,12 @@ def _make_collections(store: Store) -> None:
 
 def _log_geometry(store: Store) -> tuple[int, int]:
     """(unit, object size) of the log, by its head; what a new one gets when there is none."""
-    for slot in (0, 1):
-        name = f"{LOG_NAME.decode()}.head{slot}"
+    for name in _HEAD_NAMES:
         if LOG in store.list_collections() and store.exists(LOG, name):
-            head = decode_head(store.read(LOG, name))
+            try:
+                head = decode_head(store.read(LOG, name))
+            except CorruptionError:
+                continue  # the other copy may read
             if isinstance(head, Head) and head.unit and head.object_size:
                 return head.unit, head.object_size
     return 65536, 65536
@@ -124,6 +128,7 @@ def _object_size(overlay: Overlay) -> tuple[int, str]:
 def mend_heads(bench: Bench) -> Iterator[Step]:
     """Both heads of the metadata log, from the one that is left or from the events."""
     with bench.store() as store, opened_log(store) as medium:
+        _remove_unreadable_heads(store)
         try:
             head = newest_head(medium.read_heads(), medium.name)
             title = "write both heads of the metadata log from the one that is left"
@@ -131,6 +136,16 @@ def mend_heads(bench: Bench) -> Iterator[Step]:
             head, title = _head_from_events(medium), "make a head for the metadata log from its events"
         install_head(medium, head)
     yield Step(_PHASE, title, [f"it begins at position {head.expire}, known durable up to {head.safe}"])
+
+
+def _remove_unreadable_heads(store: Store) -> None:
+    """One whose block is damaged is as good as lost."""
+    for name in _HEAD_NAMES:
+        try:
+            if store.exists(LOG, name):
+                store.read(LOG, name)
+        except CorruptionError:
+            store.apply(Transaction().remove(LOG, name))
 
 
 def _head_from_events(medium: StripedMedium) -> Head:

@@ -32,7 +32,7 @@ from mdstore.tools.repair.record import (
     naming,
 )
 from mdstore.tools.repair.shadow import Shadow
-from mdstore.tools.repair.untouched import check_image, newest_uuid, stretches, superblock_places
+from mdstore.tools.repair.untouched import check_image, first_uuid, stretches, superblock_places
 
 Tick = Callable[[int], None]
 _PIECE: Final = 1 << 20  # bytes of one OLD record at most
@@ -49,7 +49,7 @@ def write_file(path: str, shadow: Shadow, notes: Iterable[str]) -> RepairFile:
 
     NoSpace, DeviceFailed (of the file, or of the image): no file is left then."""
     with naming(path):
-        file = RepairFile.create(path, FileHeader(shadow.size_bytes, newest_uuid(shadow.base)))
+        file = RepairFile.create(path, FileHeader(shadow.size_bytes, first_uuid(shadow)))
     try:
         with naming(path):
             for record in _contents(shadow, notes):

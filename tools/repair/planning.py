@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from mdstore.device.protocol import Device
 from mdstore.errors import MdstoreError
 from mdstore.tools.reader.problems import Damage
-from mdstore.tools.repair import contents, events, name_space, ring, settle, superblocks, trees
+from mdstore.tools.repair import contents, events, name_space, restore, ring, settle, superblocks, trees
 from mdstore.tools.repair.bench import Bench, Progress, RepairOptions, Step, Verdict
 from mdstore.tools.repair.shadow import NoRoomForPlan
 
@@ -31,6 +31,7 @@ _PARTS: Final = (
     _Part("log heads", ring.HEAD_CODES, ring.mend_heads),
     _Part("log's bad sectors", ring.UNREADABLE_CODES, ring.fill_unreadable),
     _Part("log", ring.ROT_CODES, ring.skip_damaged),
+    _Part("misplaced blocks", restore.CODES, restore.run),
     _Part("older superblock", settle.FALLBACK_CODES, settle.fall_back),
     _Part("trees", trees.TREE_CODES, trees.run_trees),
     _Part("damaged data", trees.DATA_CODES, trees.run_trees),
@@ -75,6 +76,9 @@ def plan(device: Device, options: RepairOptions, progress: Progress = lambda *_:
     runs = dict.fromkeys((part.name for part in _PARTS), 0)
     if before.codes.keys() & _DOUBTFUL and (why := bench.outdated()):
         made.failed.append(f"{why}; what it leads to is the past, so nothing is changed")
+        return made
+    if "image-truncated" in before.codes:
+        made.failed.append("the image ends too early: lengthen it (`mdstore fsck` says how), zeros stand for what is gone")
         return made
     if not options.drops_damaged:
         runs["damaged data"] = _RUNS_MAX

@@ -84,7 +84,7 @@ class Searcher:
     def _search(self) -> dict[int, list[tuple[int, int]]]:
         """Tree id to (generation, address) of what looks like a leaf."""
         found: dict[int, list[tuple[int, int]]] = {}
-        for address, data in _looks_like_pages(self._image, self._page_size, self._space):
+        for address, data in looks_like_pages(self._image, self._page_size, self._space):
             if data[25] == LEAF and address not in self._named and not self._is_other(address):
                 tree_id, generation = int.from_bytes(data[8:16], "little"), int.from_bytes(data[16:24], "little")
                 found.setdefault(tree_id, []).append((generation, address))
@@ -98,14 +98,14 @@ class Searcher:
 def newest_generation(image: Image, page_size: int, space: Run) -> int:
     """The newest generation of any page whose checksum is right; 0 when there is none. Cost: reads the whole space."""
     newest = 0
-    for _, data in _looks_like_pages(image, page_size, space):
+    for _, data in looks_like_pages(image, page_size, space):
         generation = int.from_bytes(data[16:24], "little")
         if generation > newest and crc32c(data[4:]) == int.from_bytes(data[:4], "little"):
             newest = generation
     return newest
 
 
-def _looks_like_pages(image: Image, page_size: int, space: Run) -> Iterator[tuple[int, bytes]]:
+def looks_like_pages(image: Image, page_size: int, space: Run) -> Iterator[tuple[int, bytes]]:
     """(address, bytes) of every block that has a page's magic where a page has it."""
     first, last = space
     step = max(1, _CHUNK // page_size)

@@ -8,8 +8,9 @@ from typing import Final
 from mdstore.store import Store
 from mdstore.tools.output import count_text
 from mdstore.tools.reader.check import NORMAL, Options, check_opened
+from mdstore.tools.reader.check_superblock import candidates
 from mdstore.tools.reader.problems import Damage
-from mdstore.tools.reader.superblock import SIZE, Superblock, read_copies, usable
+from mdstore.tools.reader.superblock import SIZE, Superblock
 from mdstore.tools.repair.bench import Bench, DeviceImage, Step, Verdict
 from mdstore.tools.repair.ring import open_log
 from mdstore.tools.repair.shadow import Shadow
@@ -22,7 +23,7 @@ CODES: Final = frozenset({"superblock-copy", "superblock-fallback", "log-clean",
 
 def fall_back(bench: Bench) -> Iterator[Step]:
     """The superblock before, when its trees are whole and the log reaches from there: then nothing is lost at all."""
-    found = usable(read_copies(bench.image))
+    found = candidates(bench.image)
     if len(found) < 2 or not _reaches(bench, found[1], found[0]):
         return
     trial = Shadow(bench.shadow)

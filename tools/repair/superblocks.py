@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from mdstore.tools.reader.check_superblock import candidates
 from mdstore.tools.reader.scan import readable_pieces
-from mdstore.tools.reader.superblock import SIZE, Superblock, decode_or_none, read_copies, usable
+from mdstore.tools.reader.superblock import SIZE, Superblock, decode_or_none, read_copies
 from mdstore.tools.repair import encode
 from mdstore.tools.repair.bench import Bench, Step
 
@@ -16,7 +17,7 @@ _PHASE: Final = "superblocks"
 
 def run(bench: Bench) -> Iterator[Step]:
     """Copies that cannot be read, or are of another epoch than they should be, are written from those that can."""
-    found = usable(read_copies(bench.image))
+    found = candidates(bench.image)
     if found:
         yield from _copy_slots(bench, found)
     else:
@@ -39,11 +40,17 @@ def _copy_slots(bench: Bench, found: list[Superblock]) -> Iterator[Step]:
     for copy in read_copies(bench.image):
         due = newest.epoch if copy.slot == newest.epoch % 2 else newest.epoch - 1
         source = by_epoch.get(due)
+        foreign = copy.superblock is not None and copy.superblock.uuid != newest.uuid
+        if source is None and foreign:
+            bench.shadow.write(copy.offset, [bytes(SIZE)])
+            bench.shadow.flush()
+            yield Step(_PHASE, f"blank out {copy.name} (byte {copy.offset})", ["it is of another image"])
         if source is None or copy.superblock == source:
             continue
         bench.shadow.write(copy.offset, [encode.superblock(source)])
         bench.shadow.flush()
         was = f"of epoch {copy.superblock.epoch}" if copy.superblock is not None else str(copy.error)
+        was = "of another image" if foreign else was
         yield Step(_PHASE, f"write {copy.name} (byte {copy.offset}) from the other copy of epoch {due}", [f"it is {was}"])
 
 

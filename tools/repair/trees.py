@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
+from mdstore.tools.reader.check_superblock import candidates
 from mdstore.tools.reader.floors import decode_floor
 from mdstore.tools.reader.onode import Onode, decode_collection, decode_onode
 from mdstore.tools.reader.page import Record, Reference, Root, Shape, decode_root, sort_key
@@ -29,8 +30,6 @@ from mdstore.tools.reader.superblock import (
     ROOT_OBJECTS,
     ROOT_SNAPSHOTS,
     Superblock,
-    read_copies,
-    usable,
 )
 from mdstore.tools.reader.tree import Tree
 from mdstore.tools.repair import build, encode, revisions
@@ -113,7 +112,7 @@ def _run(bench: Bench, *, mends_trees: bool) -> Iterator[Step]:
 
 
 def _newest_epoch(bench: Bench, superblock: Superblock) -> int:
-    return max([superblock.epoch, *(found.epoch for found in usable(read_copies(bench.image)))])
+    return max([superblock.epoch, *(found.epoch for found in candidates(bench.image))])
 
 
 def _searcher(bench: Bench, reader: StoreReader, usage: Usage, past: list[Run]) -> Searcher:

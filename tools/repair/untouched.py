@@ -42,7 +42,7 @@ def superblock_places(size_bytes: int) -> list[int]:
     return [0, SIZE, end - 2 * SIZE, end - SIZE]
 
 
-def newest_uuid(device: Device) -> bytes:
+def first_uuid(device: Device) -> bytes:
     """The identity of the image: of the first superblock that can be read, zeros when none can."""
     return next((block.uuid for block in _superblocks(device)), bytes(16))
 
@@ -103,9 +103,9 @@ def check_image(file: RepairFile, device: Device) -> None:
     if device.size_bytes != file.header.image_size:
         what = f"{file.path} is for an image of {file.header.image_size} bytes; {device.name} has {device.size_bytes}"
         raise Conflict(what)
-    uuid = newest_uuid(device)
-    if any(uuid) and any(file.header.uuid) and uuid != file.header.uuid:
-        raise Conflict(f"{file.path} is for the image {file.header.uuid.hex()}; {device.name} is another one, {uuid.hex()}")
+    uuids = [block.uuid for block in _superblocks(device)]
+    if uuids and any(file.header.uuid) and file.header.uuid not in uuids:
+        raise Conflict(f"{file.path} is for the image {file.header.uuid.hex()}; {device.name} is another one, {uuids[0].hex()}")
     known, same = _read(file)
     # Version 1 has no mark for a taking back that was interrupted.
     is_settled = file.state() is FileState.DONE and file.header.version > 1
