@@ -7,8 +7,8 @@ checked after a read); in memory: node.pxi; what goes wrong: fault.pxi. The cach
 Changing: release.pxi (what a change gives up), own.pxi (copy before change), spill.pxi, patch.pxi and write.pxi (long values, whole
 and by range), balance.pxi, split.pxi, merge.pxi (where cells go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses,
 checksums, the root record. Reading: read.pxi, batch.pxi, cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor),
-packed.pxi (what bulk writes carry), cache.pxi, view.pxi, iterate.pxi, plan.pxi, mutable.pxi,
-walk.pxi. blocks.pxi (data of objects) stands for itself.
+packed.pxi (what bulk writes carry), cache.pxi, view.pxi, iterate.pxi, plan.pxi (seals), bulk.pxi (many
+records), mutable.pxi, walk.pxi. blocks.pxi (data of objects) stands for itself.
 
 Threads. Everything above api.pxi in the list of includes runs without the interpreter lock and touches no Python object (a device without a
 descriptor is the one exception: it takes the lock for its read). Locks and their order are stated in pager.pxi (G3). A single
@@ -147,6 +147,7 @@ include "cache.pxi"
 include "view.pxi"
 include "iterate.pxi"
 include "plan.pxi"
+include "bulk.pxi"
 include "mutable.pxi"
 include "walk.pxi"
 include "blocks.pxi"

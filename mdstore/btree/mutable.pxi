@@ -1,21 +1,5 @@
 # Tree: what changes one.
 
-def ascending(Tree tree not None, items):
-    """Pass records through, refusing one whose key is not above the one before it."""
-    cdef Hold kept = tree.held
-    cdef Shape *s = &tree.open_core().s
-    cdef bytes last = None, stored
-    for key, value in items:
-        stored = tree.search_key(key)
-        if s.duplicates:
-            stored = duplicate_key(as_bytes(key), as_bytes(value))
-        if last is not None and compare(s, <uint8_t *> PyBytes_AS_STRING(last), <int> PyBytes_GET_SIZE(last),
-                                        <uint8_t *> PyBytes_AS_STRING(stored), <int> PyBytes_GET_SIZE(stored)) >= 0:
-            raise InvalidRequest(f"bulk_load wants ascending records; {key!r} does not follow")
-        last = stored
-        yield key, value
-
-
 cdef inline int value_fits(Shape *s, int64_t vlen) except -1:
     if s.value_size >= 0:
         if vlen != s.value_size:
@@ -282,105 +266,26 @@ cdef class Tree(TreeView):
     def update(self, items):
         """Put many; how many keys were new. Without the interpreter lock, a thousand records at a time. An error names the first
         record that was refused; those of earlier groups are in the tree. Cost: as `put` for each."""
-        if type(items) is PackedPairs and self.takes_packed(items):
-            return self.packed(items, True)
-        return self.batch(iter(items.items() if isinstance(items, dict) else items), True)
+        if type(items) is PackedPairs and takes_packed(self, items):
+            return update_packed(self, items, True)
+        return change_many(self, iter(items.items() if isinstance(items, dict) else items), True)
 
     def fetch(self, PackedPairs pairs not None):
         """Have every page in memory, read and checked, that `update` of these pairs will look at. Cost: a descent each, in the
         order of the keys; where a value has spilled, reading it. CorruptionError, DeviceFailed; LimitExceeded, InvalidRequest:
         `update` would refuse one of them."""
         cdef bytes k, v
-        if self.takes_packed(pairs):
-            self.packed(pairs, False)
+        if takes_packed(self, pairs):
+            update_packed(self, pairs, False)
             return
         for key, value in pairs:
             k, v = key, value
             self.check_record(k, v)
             self.find_slow(duplicate_key(k, v) if self.core.s.duplicates else k, False, None)
 
-    cdef bint takes_packed(self, PackedPairs pairs) except -1:
-        """Whether all of them fit this tree without a look at each; otherwise they are put one by one, and refused by name."""
-        cdef Shape *s = &self.open_core().s
-        return (s.key_size == -2 and s.value_size == -4 and not s.duplicates and s.comparator != CMP_PAIR
-                and pairs.longest_key <= s.key_max and pairs.longest_value <= value_size_max)
-
-    cdef int64_t packed(self, PackedPairs pairs, bint puts) except? -1:
-        cdef Hold kept = self.held
-        cdef TreeCore *t = self.open_core()
-        cdef Work *w = <Work *> take(sizeof(Work))
-        cdef Fault fault
-        cdef int code
-        cdef int64_t existed
-        if w == NULL:
-            raise MemoryError()
-        memset(&fault, 0, sizeof(Fault))
-        w.existed = 0
-        with nogil:
-            code = put_packed(t, pairs, w, &fault) if puts else fetch_packed(t, pairs, w, &fault)
-        existed = w.existed
-        free(w)
-        if code != OK:
-            raised(&fault)
-        return pairs.count - existed
-
     def delete_many(self, keys):
         """Remove many; how many were there. Cost: as `delete` for each."""
-        return self.batch(iter(keys), False)
-
-    cdef int64_t batch(self, object source, bint puts) except? -1:
-        cdef Hold kept = self.held
-        cdef TreeCore *t = self.open_core()
-        cdef Work *w = <Work *> take(sizeof(Work))
-        cdef Fault fault
-        cdef int code = OK
-        cdef int64_t total = 0
-        cdef list held
-        cdef bytes key, value
-        if t.s.duplicates and not puts:
-            free(w)
-            for key in source:
-                total += bool(self.delete(key))
-            return total
-        if w == NULL:
-            raise MemoryError()
-        memset(&fault, 0, sizeof(Fault))
-        w.existed = 0
-        try:
-            while True:
-                held = []
-                w.n = 0
-                for item in source:
-                    if puts:
-                        k, v = item
-                        key = k if type(k) is bytes else as_bytes(k)
-                        value = v if type(v) is bytes else as_bytes(v)
-                        self.check_record(key, value)
-                        if t.s.duplicates:
-                            key = duplicate_key(key, value)
-                            value = b""
-                        held.append(value)
-                        w.value[w.n] = <uint8_t *> PyBytes_AS_STRING(value)
-                        w.vlen[w.n] = PyBytes_GET_SIZE(value)
-                    else:
-                        key = self.search_key(item)
-                    held.append(key)
-                    w.key[w.n] = <uint8_t *> PyBytes_AS_STRING(key)
-                    w.klen[w.n] = <int> PyBytes_GET_SIZE(key)
-                    w.n += 1
-                    if w.n == WORK_CHUNK:
-                        break
-                if w.n == 0:
-                    return total - w.existed if puts else w.existed
-                if self.core != t:
-                    raise StoreClosed("the tree is closed")
-                with nogil:
-                    code = put_batch(t, w, &fault) if puts else delete_batch(t, w, &fault)
-                if code != OK:
-                    raised(&fault)
-                total += w.n
-        finally:
-            free(w)
+        return change_many(self, iter(keys), False)
 
     def delete_range(self, start=None, stop=None):
         """Remove start <= key < stop; how many that were. Cost: the pages on the two borders, index pages of whole subtrees, and
@@ -425,7 +330,7 @@ cdef class Tree(TreeView):
         if len(self):
             raise InvalidRequest("bulk_load fills an empty tree")
         try:
-            self.batch(ascending(self, items), True)
+            change_many(self, ascending(self, items), True)
         except BaseException:
             self.clear()
             raise
@@ -462,80 +367,11 @@ cdef class Tree(TreeView):
     def seal(self, allocate):
         """Give every dirty page its address and checksum; the root record. Cost: reads none, asks for `dirty_pages`; nothing is
         written before `Pager.write_sealed`."""
-        cdef Hold kept = self.held
-        cdef TreeCore *t = self.open_core()
-        cdef Plan plan
-        cdef Fault fault
-        cdef int code = OK
-        cdef bint embedded
-        cdef int64_t used = 0, i
-        cdef bytes record, blob
-        if t.broken:
-            fail(&fault, E_BROKEN, "tree")
-            raised(&fault)
-        memset(&plan, 0, sizeof(Plan))
-        memset(&fault, 0, sizeof(Fault))
-        plan.t = t
-        try:
-            lock_with_addresses(&plan, allocate)
-            blob = self._blob  # the owner may set another at any moment
-            try:
-                embedded = embeds(t)
-                record = PyBytes_FromStringAndSize(NULL, root_size(t, blob, embedded))
-                if plan.total:
-                    with nogil:
-                        code = seal_all(&plan, &fault)
-                    if code != OK:
-                        raised(&fault)
-                    used = plan.total * t.s.copies
-                elif embedded and at_get8(&t.root.state) == DIRTY:
-                    node_state(t.p, t.root, EMBEDDED)
-                    t.dirty_nodes = 0
-                    t.paged = 0
-                in_between("seal")
-                root_record(t, blob, embedded, record)
-                self._root = record
-                t.is_dirty = 0
-                if self._blob is blob:
-                    self._blob_dirty = False
-                return record
-            finally:
-                unlock_tree(t)
-        finally:
-            for i in range(used, plan.given):  # what was not needed, or the seal did not come to use
-                freed_add(t.p, plan.addresses[i], 1, t.p.generation)
-            free(plan.addresses)
+        return seal_tree(self, allocate)
 
     def seal_leaves(self, allocate, int64_t start, int64_t pages):
         """Do a part of the next seal ahead of it. Cost: reads none, asks for at most `pages` (of each copy)."""
-        cdef Hold kept = self.held
-        cdef TreeCore *t = self.open_core()
-        cdef Plan plan
-        cdef Fault fault
-        cdef int code = OK
-        cdef int64_t at = 0, i, k
-        memset(&plan, 0, sizeof(Plan))
-        memset(&fault, 0, sizeof(Fault))
-        plan.t = t
-        if start < 0 or pages < 1:
-            raise InvalidRequest(f"seal_leaves from {start} on, {pages} pages")
-        plan.total = pages
-        leaves_in_plan(&plan, start, &at, &fault)
-        plan.total = plan.next_page
-        if not plan.total:
-            return -1
-        try:
-            take_addresses(&plan, allocate, plan.total * t.s.copies)
-            code = leaves_in_plan(&plan, start, &at, &fault)
-            if code != OK:
-                raised(&fault)
-            return at if plan.total == pages else -1
-        finally:  # where a writer came in between, or it failed
-            for k in range(t.s.copies):
-                for i in range(plan.next_page, plan.total):
-                    if k * plan.total + i < plan.given:
-                        freed_add(t.p, plan.addresses[k * plan.total + i], 1, t.p.generation)
-            free(plan.addresses)
+        return seal_ahead(self, allocate, start, pages)
 
     def root(self):
         """The root record of the last seal. Cost: no page."""

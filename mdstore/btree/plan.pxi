@@ -1,4 +1,4 @@
-# What a seal asks its caller: which leaves go ahead, and addresses for the pages.
+# Seals, as Python asks for them: which leaves go ahead, addresses for the pages from the owner, the root record.
 
 cdef int leaves_in_plan(Plan *plan, int64_t start, int64_t *at, Fault *f) except -1:
     """Count the leaves that `seal_leaves` finds, or seal them where the plan has addresses."""
@@ -59,3 +59,80 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
         raise InvalidRequest(f"allocate gave pages for {n - plan.given} of {wanted - plan.given}")
     plan.given = n
     return 0
+
+
+cdef bytes seal_tree(Tree tree, object allocate):
+    cdef Hold kept = tree.held
+    cdef TreeCore *t = tree.open_core()
+    cdef Plan plan
+    cdef Fault fault
+    cdef int code = OK
+    cdef bint embedded
+    cdef int64_t used = 0, i
+    cdef bytes record, blob
+    if t.broken:
+        fail(&fault, E_BROKEN, "tree")
+        raised(&fault)
+    memset(&plan, 0, sizeof(Plan))
+    memset(&fault, 0, sizeof(Fault))
+    plan.t = t
+    try:
+        lock_with_addresses(&plan, allocate)
+        blob = tree._blob  # the owner may set another at any moment
+        try:
+            embedded = embeds(t)
+            record = PyBytes_FromStringAndSize(NULL, root_size(t, blob, embedded))
+            if plan.total:
+                with nogil:
+                    code = seal_all(&plan, &fault)
+                if code != OK:
+                    raised(&fault)
+                used = plan.total * t.s.copies
+            elif embedded and at_get8(&t.root.state) == DIRTY:
+                node_state(t.p, t.root, EMBEDDED)
+                t.dirty_nodes = 0
+                t.paged = 0
+            in_between("seal")
+            root_record(t, blob, embedded, record)
+            tree._root = record
+            t.is_dirty = 0
+            if tree._blob is blob:
+                tree._blob_dirty = False
+            return record
+        finally:
+            unlock_tree(t)
+    finally:
+        for i in range(used, plan.given):  # what was not needed, or the seal did not come to use
+            freed_add(t.p, plan.addresses[i], 1, t.p.generation)
+        free(plan.addresses)
+
+
+cdef object seal_ahead(Tree tree, object allocate, int64_t start, int64_t pages):
+    cdef Hold kept = tree.held
+    cdef TreeCore *t = tree.open_core()
+    cdef Plan plan
+    cdef Fault fault
+    cdef int code = OK
+    cdef int64_t at = 0, i, k
+    memset(&plan, 0, sizeof(Plan))
+    memset(&fault, 0, sizeof(Fault))
+    plan.t = t
+    if start < 0 or pages < 1:
+        raise InvalidRequest(f"seal_leaves from {start} on, {pages} pages")
+    plan.total = pages
+    leaves_in_plan(&plan, start, &at, &fault)
+    plan.total = plan.next_page
+    if not plan.total:
+        return -1
+    try:
+        take_addresses(&plan, allocate, plan.total * t.s.copies)
+        code = leaves_in_plan(&plan, start, &at, &fault)
+        if code != OK:
+            raised(&fault)
+        return at if plan.total == pages else -1
+    finally:  # where a writer came in between, or it failed
+        for k in range(t.s.copies):
+            for i in range(plan.next_page, plan.total):
+                if k * plan.total + i < plan.given:
+                    freed_add(t.p, plan.addresses[k * plan.total + i], 1, t.p.generation)
+        free(plan.addresses)
