@@ -157,16 +157,16 @@ cdef int order_check(Shape *s, const uint8_t *page, int i, Fault *f) noexcept no
                   key_number(key, klen, common))
 
 
-cdef int prefix_check(const uint8_t *page, int i, int first, int skip, Fault *f) noexcept nogil:
-    """The key of slot `i` begins with the bytes that slot heads leave out."""
+cdef int prefix_refused(const uint8_t *page, int i, int skip, Fault *f) noexcept nogil:
+    """Name the first byte of slot `i`'s key that is not that of the key before, or how short it is."""
     cdef const uint8_t *key = cell_at(page, i)
-    cdef int k
+    cdef const uint8_t *before = cell_at(page, i - 1)
+    cdef int k = 0
     if klen_at(page, i) < skip:
         return refuse(f, "prefix", i, HEADER + 8 * i + 6, "at least", skip, klen_at(page, i))
-    for k in range(skip if i > first and memcmp(key, cell_at(page, i - 1), skip) else 0):
-        if key[k] != cell_at(page, i - 1)[k]:
-            return refuse(f, "prefix", i, key - page + k, NULL, cell_at(page, i - 1)[k], key[k])
-    return OK
+    while key[k] == before[k]:
+        k += 1
+    return refuse(f, "prefix", i, key - page + k, NULL, before[k], key[k])
 
 
 cdef int slot_check(Shape *s, const uint8_t *page, int i, int first, int skip, Fault *f) noexcept nogil:
@@ -180,8 +180,8 @@ cdef int slot_check(Shape *s, const uint8_t *page, int i, int first, int skip, F
         return OK if ld32(slot) == 0 else refuse(f, "first separator", i, HEADER, NULL, 0, ld32(slot))
     if key_check(s, key, klen, first == 1, f) != OK:
         return refused_in(f, i, key - page)
-    if skip and prefix_check(page, i, first, skip, f) != OK:
-        return f.code
+    if klen < skip or (skip and i > first and memcmp(key, cell_at(page, i - 1), skip)):
+        return prefix_refused(page, i, skip, f)
     if ld32(slot) != head_of(s, key, klen, skip):
         return refuse(f, "slot head", i, HEADER + 8 * i, NULL, head_of(s, key, klen, skip), ld32(slot))
     return order_check(s, page, i, f) if i > first else OK
@@ -208,9 +208,13 @@ cdef int header_check(Shape *s, const uint8_t *page, Fault *f) noexcept nogil:
         return refuse(f, "record count", -1, OFF_COUNT, "at least", 1, 0)
     if ld16(page + OFF_RESERVED):
         return refuse(f, "reserved bytes", -1, OFF_RESERVED, NULL, 0, ld16(page + OFF_RESERVED))
-    for i in range(HEADER + 8 * n, heap):
-        if page[i]:
-            return refuse(f, "bytes in the gap", -1, i, NULL, 0, page[i])
+    i = HEADER + 8 * n
+    while i + 8 <= heap and ld64(page + i) == 0:
+        i += 8
+    while i < heap and page[i] == 0:
+        i += 1
+    if i < heap:
+        return refuse(f, "bytes in the gap", -1, i, NULL, 0, page[i])
     if ld16(page + OFF_SKIP) and not s.plain:
         return refuse(f, "prefix", -1, OFF_SKIP, NULL, 0, ld16(page + OFF_SKIP))
     return OK
