@@ -46,6 +46,7 @@ def test_the_map_names_nothing_that_is_not_there() -> None:
     rooms = [ROOT / name for name in ("journal", "mdstore", "tools", "tests")]
     sources = [path for room in rooms for path in room.rglob("*.p*") if path.is_file()]
     modules = {path.name for path in sources} | {path.name for path in (ROOT / "docs").rglob("*.md")}
+    modules |= {path.name for path in (ROOT / "mdstore/btree").glob("*.h")}
     text = "\n".join(path.read_text() for path in sources if path.suffix in {".py", ".pxi", ".pyx"})
     defined = set(re.findall(r"\b(?:def|class)\s+(\w+)", text)) | {"mds", "tools", "journal", "mdstore"}
     named = re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", (ROOT / "docs/ARCHITECTURE.md").read_text())
@@ -57,3 +58,9 @@ def test_the_map_names_every_module(room: str) -> None:
     text = (ROOT / "docs/ARCHITECTURE.md").read_text()
     missing = [path.name for path in (ROOT / room).glob("*.py") if path.name != "__init__.py" and f"`{path.name}`" not in text]
     assert not missing, f"docs/ARCHITECTURE.md does not name these of {room}: {missing}"
+
+
+def test_the_map_names_every_file_of_the_kernel() -> None:
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text()
+    files = {path.name for kind in ("*.pxi", "*.h") for path in (ROOT / "mdstore/btree").glob(kind)}
+    assert {name for name in files if f"`{name}`" not in text} == set()
