@@ -36,7 +36,7 @@ from journal.heads import HeadKeeper, highest_number, write_copies
 from journal.medium import Buffer, FencingMedium, Medium
 from journal.options import Counters, Options
 from journal.pack import Packer, own, own_each
-from journal.recovery import Recovered, recover
+from journal.recovery import CLOSED, Recovered, recover
 from journal.room import NO_LIMIT, Room
 from journal.scan import Rule, Tail, Walk
 from journal.survey import find_head
@@ -52,6 +52,7 @@ class Journal:
         self.medium = medium
         self.options = options
         self.tail: Tail = found.tail
+        self.was_closed = found.tail.detail == CLOSED  # where it ended when it was opened: nothing was lost behind that
         self.head_was_lost = False  # both copies; the next writer writes them anew
         self.generation = found.generation + 1  # of the entries this writer appends
         self._old_rule = Rule(head.log, found.generation, head.generation_start, medium.unit)

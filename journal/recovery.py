@@ -13,6 +13,7 @@ from journal.medium import Medium
 from journal.scan import UNREADABLE, Read, Rule, Tail, Walk, classify_tail
 
 MEASURED_BYTES: Final = 1 << 20
+CLOSED: Final = "the log was closed here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def _judge(
     medium: Medium, read: Read, rule: Rule, walk: Walk, head: Head, begin: int, reach: int, closed: int | None
 ) -> Tail:
     if walk.position == closed:
-        return Tail("clean", walk.position, "the log was closed here", walk.position)
+        return Tail("clean", walk.position, CLOSED, walk.position)
     gone = emptied(medium, head, begin) if walk.position == begin else None
     if gone is not None:
         raise JournalCorrupt(begin, gone, "an entry ended in it, and nobody can say that none followed")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from journal import JournalError
+from journal import JournalError, JournalFull
 from mdstore.errors import NoSpace, StoreClosed
 from mdstore.store import ahead, exiting, log, superblock
 from mdstore.store.superblock import Superblock
@@ -49,6 +49,7 @@ class Checkpointer:
         self._stopping = False
         self._runs_in: int | None = None  # the thread that holds `_one_at_a_time`
         self.ended = False  # the last one was written
+        self._log_ends_at = -1  # the position behind the last entry of its own
         self._thread: threading.Thread | None = None
         self.count = 0
         self.longest_freeze_s = 0.0
@@ -97,6 +98,12 @@ class Checkpointer:
         return uninterrupted(alone)
 
     @property
+    def submitted(self) -> int:
+        """Where in the log the last transaction ends: an entry of a checkpoint behind it is nobody's."""
+        end = self._store.journal.write
+        return end - log.ENDING_BYTES if end == self._log_ends_at else end
+
+    @property
     def is_here(self) -> bool:
         """Whether this thread is in the middle of a checkpoint."""
         return self._runs_in == threading.get_ident()
@@ -110,6 +117,7 @@ class Checkpointer:
         began = time.perf_counter()
         with store.lock:
             store.check_whole()
+            flags |= self._end_log()
             position = store.journal.write
             frozen = freeze(store.tables, store.superblock, position, time.time_ns(), flags)
             if on_frozen is not None:
@@ -130,6 +138,20 @@ class Checkpointer:
         self._in_slices(ahead.hand_over(store.tables, released))
         self.count += 1
         return frozen
+
+    def _end_log(self) -> int:
+        """Under the store's lock: an entry ends where replay will begin, which is durable before the superblock that says so. The
+        one of the last checkpoint will do. A log that is full to the brim goes without."""
+        store = self._store
+        if store.is_clean() and store.superblock.flags & superblock.FLAG_LOG_ENDS:
+            return superblock.FLAG_LOG_ENDS
+        try:
+            self._log_ends_at = store.journal.append(log.ENDING, log.ENTRY_TRANSACTION)
+        except JournalFull:
+            return 0
+        except JournalError as error:
+            raise log.typed(error) from error
+        return superblock.FLAG_LOG_ENDS
 
     def _in_slices(self, steps: Iterator[None]) -> None:
         """Take all steps, with the store's lock held for a moment at a time and free for others in between."""

@@ -136,5 +136,5 @@ class Closer:
             store.journal.flush()
         except JournalError as error:
             is_news = self._tells or store.is_failure_untold
-            if is_news and self._failure is None and store.journal.safe < store.journal.write:
+            if is_news and self._failure is None and store.journal.safe < store.checkpointer.submitted:
                 self._fail(log.typed(error))

@@ -7,11 +7,22 @@ The payload is MessagePack: [version, epoch or nil, operations]; an operation is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from crc32c import crc32c
 
-from journal import Entry, HeadLost, JournalClosed, JournalCorrupt, JournalError, JournalFailed, MediumUnreadable
+from journal import (
+    Entry,
+    HeadLost,
+    JournalClosed,
+    JournalCorrupt,
+    JournalError,
+    JournalFailed,
+    MediumUnreadable,
+    RingMedium,
+)
+from journal.entry import HEADER_SIZE, Header, decode_header
 from mdstore.btree import PackedPairs
 from mdstore.device.protocol import Buffer, Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, StoreClosed
@@ -87,6 +98,23 @@ def encode(operations: Sequence[Operation], epoch: int | None) -> bytes:
         prefix = _encoder.encode((VERSION, epoch, ((*names, ()),)))
         return pairs.encoded(prefix[:-1])
     return _encoder.encode((VERSION, epoch, operations))
+
+
+ENDING: Final = encode(((int(Op.NOOP),),), None)  # the payload of the entry that a checkpoint ends the log with
+ENDING_BYTES: Final = HEADER_SIZE + len(ENDING)
+
+
+def missing_ending(medium: RingMedium, position: int, identity: int) -> str | None:
+    """What is found where the entry should be that ends the log at `position`; None when it is there. Reads that entry."""
+    try:
+        data = medium.read(position - ENDING_BYTES, ENDING_BYTES)
+    except MediumUnreadable as error:
+        return f"unreadable bytes: {error.cause}"
+    header = decode_header(data)
+    if not isinstance(header, Header):
+        return header
+    is_it = header.log == identity and header.position == position - ENDING_BYTES and data[HEADER_SIZE:] == ENDING
+    return None if is_it and header.payload_crc == crc32c(ENDING) else "another entry"
 
 
 def map_set_prefix(collection: bytes, name: bytes) -> bytes:

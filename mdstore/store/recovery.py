@@ -130,6 +130,7 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
             ring_of(device, chosen), start=chosen.log_position, read_only=read_only, visit=replayer.visit,
             log=chosen.log_identity, closed_at=chosen.log_position if report.clean else None,
         )  # fmt: skip
+        _check_ending(journal, chosen)
         if journal.head_was_lost:
             report.warnings.append("both heads of the log are lost: it was found by a search for its entries")
         first_lost = replayer.finish()
@@ -149,6 +150,19 @@ def replay(device: Device, chosen: Superblock, tables: Tables, report: Recovery,
     tables.objects.replaying = read_only  # a read-only store never takes a block
     report.log_bytes = journal.write - chosen.log_position
     return journal
+
+
+def _check_ending(journal: Journal, chosen: Superblock) -> None:
+    """Nothing follows the last checkpoint, and the log was not closed: then the entry is there that the checkpoint ended it with.
+    A ring whose body was emptied beside whole heads would pass for one in which nothing had been appended since."""
+    position = chosen.log_position
+    if journal.write != position or journal.was_closed or not chosen.flags & superblock.FLAG_LOG_ENDS:
+        return
+    assert isinstance(journal.medium, RingMedium), "the store's log is a ring"
+    found = log.missing_ending(journal.medium, position, chosen.log_identity)
+    if found is not None:
+        expected = f"the entry that the last checkpoint ended the log with: entries behind it may be lost too; {log.HEADS_REMEDY}"
+        raise CorruptionError("log", f"position {position - log.ENDING_BYTES}", expected, found)
 
 
 _TAIL_LOST = (

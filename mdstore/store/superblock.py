@@ -25,6 +25,7 @@ MAGIC = b"MDSTORE1"
 VERSION = 1
 FLAG_CLEAN = 1  # written by an orderly close: the log holds nothing after log_position
 FLAG_WIPED = 2  # no block that this superblock does not reach, and no part of the log, holds what a user wrote (wipe.py)
+FLAG_LOG_ENDS = 4  # an entry that is always the same ends at log_position (log.py): a log without it was emptied
 
 KNOWN_READ_ONLY = 0  # unknown compatible bits, and these where nothing is written, are kept and otherwise ignored
 FEATURE_SNAPSHOTS = 1  # incompatible: blocks that this superblock does not reach are not all free (snapshot_table.py)

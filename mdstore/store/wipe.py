@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from mdstore.errors import InvalidRequest
 from mdstore.limits import MIB
-from mdstore.store import superblock
+from mdstore.store import log, superblock
 from mdstore.store.allocator import Run
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Wiper:
         self.wiped_bytes = 0
         self._backlog: deque[Run] = deque()
         trimmed, period = store.journal.trimmed, store.journal.medium.period
-        self._log_wiped = trimmed - trimmed % period  # positions below hold zeros, once `begin` has run
+        # Positions below hold zeros, once `begin` has run, but for the entry that ends the log there.
+        self._log_wiped = min(trimmed - trimmed % period, self._spared(store.superblock.log_position))
         self.stepping = threading.Lock()
 
     def begin(self) -> None:
@@ -73,12 +74,19 @@ class Wiper:
         return sum(blocks for _, blocks in list(self._backlog)) * self._store.superblock.block_size
 
     def wipe_log(self, position: int) -> None:
-        """The log up to `position` holds nothing any more, durably. The journal must not have trimmed it yet."""
-        if self.active and position > self._log_wiped:
-            self._store.journal.medium.prezero(self._log_wiped, position)
+        """The log up to `position`, where the newest superblock ends it, holds nothing of a user's any more, durably. The journal
+        must not have trimmed it yet."""
+        until = self._spared(position)
+        if self.active and until > self._log_wiped:
+            self._store.journal.medium.prezero(self._log_wiped, until)
             self._store.device.flush()
-            self.wiped_bytes += position - self._log_wiped
-            self._log_wiped = position
+            self.wiped_bytes += until - self._log_wiped
+            self._log_wiped = until
+
+    def _spared(self, position: int) -> int:
+        """Where the entry begins that ends the log at `position`, which holds nothing of a user's."""
+        has_one = self._store.superblock.flags & superblock.FLAG_LOG_ENDS
+        return position - log.ENDING_BYTES if has_one else position
 
     def wipe(self, runs: list[Run]) -> None:
         """Nothing of what these blocks held can be read from the device any more, durably. Nobody may own them meanwhile."""

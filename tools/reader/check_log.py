@@ -14,7 +14,7 @@ from mdstore.tools.reader.entry import FLAG_CLEAN, Head
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.overlay import Overlay, mapped_blocks
 from mdstore.tools.reader.problems import Damage, Findings, Place
-from mdstore.tools.reader.ring import Ring
+from mdstore.tools.reader.ring import ENDING_SIZE, Ring
 from mdstore.tools.reader.scan import ROT, TORN, Entry, Scan, Tail
 from mdstore.tools.reader.storelog import ENTRY_TYPE, LoggedTransaction, decode_transaction
 from mdstore.tools.reader.superblock import Superblock
@@ -83,7 +83,11 @@ class LogCheck:
         self._durable = max(scan.safe, head.safe)
         tail = scan.tail()
         self._report_tail(ring, tail)
-        self._report_unreadable(ring, tail, is_closed=was_closed(self._superblock, head, scan.end))
+        is_closed = was_closed(self._superblock, head, scan.end)
+        self._report_unreadable(ring, tail, is_closed=is_closed)
+        if is_emptied(self._superblock, ring, scan.end, is_closed=is_closed):
+            what = f"nothing follows the last checkpoint, and the entry is gone that ended the log there, at position {start}"
+            self._findings.add("log-gone", what, Place(_OBJECT, byte=ring.byte_of(start - ENDING_SIZE)))
         if self._superblock.is_clean and scan.count and head.flags & FLAG_CLEAN:
             what = f"the image was closed in order, yet {scan.count} entries follow its last checkpoint"
             self._findings.add("log-clean", what, Place(_OBJECT, byte=ring.byte_of(start)))
@@ -139,6 +143,11 @@ def was_closed(superblock: Superblock, head: Head, end: int) -> bool:
     if head.flags & FLAG_CLEAN:
         return end == head.safe
     return superblock.is_clean and head.safe <= end == superblock.log_position > head.generation_start
+
+
+def is_emptied(superblock: Superblock, ring: Ring, end: int, *, is_closed: bool) -> bool:
+    """Whether a log that holds nothing may have held something: the last checkpoint's own entry is not there either."""
+    return superblock.ends_log and end == superblock.log_position and not is_closed and ring.missing_ending() is not None
 
 
 def mapped_damage(blocks: DataSource, transaction: LoggedTransaction) -> Damage | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.entry import HEAD_SIZE, HEADER_SIZE, MAGIC, Head, Header, decode_head, decode_header
@@ -10,6 +11,9 @@ from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage
 from mdstore.tools.reader.scan import Gap, readable_pieces
 from mdstore.tools.reader.superblock import Superblock
+
+ENDING: Final = bytes.fromhex("9301c0919101")  # the payload of the entry that a checkpoint ends the log with
+ENDING_SIZE: Final = HEADER_SIZE + len(ENDING)
 
 
 class Ring:
@@ -78,6 +82,20 @@ class Ring:
             next_sequence=0, generation_start=self.oldest + 2 * self.body_size, epoch=0, capacity=self.body_size,
             object_size=0, unit=0, stripe_count=0,
         )  # fmt: skip
+
+    def missing_ending(self) -> Damage | None:
+        """What is wrong where the entry should be that ends at the superblock's position; None when it is there."""
+        start = self.oldest - ENDING_SIZE
+        try:
+            data = self.read(start, ENDING_SIZE)
+        except Damage as damage:
+            return damage
+        header = decode_header(data)
+        is_whole = data[HEADER_SIZE:] == ENDING and header is not None and header.payload_crc == crc32c(ENDING)
+        if is_whole and header is not None and header.position == start and header.log == self._identity:
+            return None
+        found = "zeros" if not any(data) else "other bytes"
+        return Damage("log-gone", f"end of the store log at position {self.oldest}", "an entry that ends there", found)
 
     def _headers(self, gaps: list[Gap]) -> Iterator[Header]:
         """Intact headers of this log, of any lap, that lie where they say. What does not read goes to `gaps`."""

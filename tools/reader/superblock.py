@@ -16,6 +16,7 @@ MAGIC: Final = b"MDSTORE1"
 VERSION: Final = 1
 FLAG_CLEAN: Final = 1
 FLAG_WIPED: Final = 2
+FLAG_LOG_ENDS: Final = 4
 SPARES_MAX: Final = 32
 ROOT_OBJECTS: Final = 1
 ROOT_COLLECTIONS: Final = 2
@@ -79,6 +80,11 @@ class Superblock:
     def is_clean(self) -> bool:
         """Written by an orderly close."""
         return bool(self.flags & FLAG_CLEAN)
+
+    @property
+    def ends_log(self) -> bool:
+        """An entry of its own ends at `log_position`."""
+        return bool(self.flags & FLAG_LOG_ENDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +213,7 @@ def _check_geometry(superblock: Superblock, offset: int) -> None:
     rules = (
         ("block_size", 256 <= size <= 65536 and size & (size - 1) == 0, size),
         ("epoch", superblock.epoch >= 1, superblock.epoch),
-        ("flags", superblock.flags & ~(FLAG_CLEAN | FLAG_WIPED) == 0, superblock.flags),
+        ("flags", superblock.flags & ~(FLAG_CLEAN | FLAG_WIPED | FLAG_LOG_ENDS) == 0, superblock.flags),
         ("log_start", superblock.log_start * size >= 2 * SIZE, superblock.log_start),
         ("log_blocks", superblock.first_block <= superblock.blocks, superblock.log_blocks),
         ("stripe_bytes", superblock.stripe_bytes % size == 0, superblock.stripe_bytes),

@@ -18,6 +18,7 @@ from mdstore.tools.reader.store import StoreReader
 from mdstore.tools.reader.superblock import (
     FEATURE_SNAPSHOTS,
     FLAG_CLEAN,
+    FLAG_LOG_ENDS,
     ROOT_COLLECTIONS,
     ROOT_DEAD,
     ROOT_FREE,
@@ -135,7 +136,7 @@ def next_superblock(
     return replace(
         superblock,
         epoch=builder.generation,
-        flags=superblock.flags & FLAG_CLEAN,
+        flags=superblock.flags & (FLAG_CLEAN | FLAG_LOG_ENDS),
         features_incompatible=superblock.features_incompatible & ~FEATURE_SNAPSHOTS
         | (FEATURE_SNAPSHOTS if roots.keys() & {ROOT_SNAPSHOTS, ROOT_DEAD} else 0),
         next_tree_id=max(superblock.next_tree_id, usage.highest_tree_id + 1, 16, *(group + 1 for group in usage.groups)),

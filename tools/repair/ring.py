@@ -19,11 +19,11 @@ from journal.head import decode_head as decode_written
 from journal.survey import install_head, recover_head
 from mdstore.store import superblock as engine_superblock
 from mdstore.store.recovery import ring_of
-from mdstore.tools.reader.check_log import mapped_damage, was_closed
+from mdstore.tools.reader.check_log import is_emptied, mapped_damage, was_closed
 from mdstore.tools.reader.entry import HEADER_SIZE, MAGIC, Head, Header, decode_header
 from mdstore.tools.reader.overlay import Overlay
 from mdstore.tools.reader.problems import Damage, readable
-from mdstore.tools.reader.ring import Ring
+from mdstore.tools.reader.ring import ENDING, ENDING_SIZE, Ring
 from mdstore.tools.reader.scan import CHUNK, ROT, Entry, Scan
 from mdstore.tools.reader.storelog import ENTRY_TYPE, LoggedTransaction, decode_transaction
 from mdstore.tools.reader.superblock import Superblock
@@ -77,21 +77,42 @@ def mapped_runs(bench: Bench, superblock: Superblock) -> list[Run]:
 
 # -- heads -------------------------------------------------------------------------------------------------------------
 def mend_heads(bench: Bench) -> Iterator[Step]:
-    """Both head copies, from the one that is left or from the entries."""
+    """Both head copies, from the one that is left or from the entries; and the entry that ends an empty log."""
     superblock = bench.superblock()
     if superblock is None:
         return
     log = open_log(bench, superblock)
+    if bench.verdict.codes.keys() & (HEAD_CODES - {"log-gone"}):
+        yield _mend_copies(log)
+    scan = log.scan()
+    for _ in scan.entries():
+        pass
+    if is_emptied(superblock, log.ring, scan.end, is_closed=was_closed(superblock, log.head(), scan.end)):
+        yield _end_log(log)
+
+
+def _end_log(log: Log) -> Step:
+    """The entry that says that nothing is missing before the superblock's position: from now on nothing is known to be."""
+    head, position = log.head(), log.superblock.log_position
+    sequence = max(1, head.next_sequence + max(0, position - head.safe) // HEADER_SIZE - 1)
+    start = position - ENDING_SIZE
+    header = encode_header(ENTRY_TYPE, len(ENDING), head.log, head.generation, sequence, start, start, crc32c(ENDING))
+    log.medium.write(start, [header, ENDING])
+    log.medium.flush()
+    lost = [f"every transaction since the checkpoint of epoch {log.superblock.epoch}, if there was one"]
+    return Step(_PHASE, f"end the log at position {position}, where the last checkpoint did", ["the log is empty"], lost)
+
+
+def _mend_copies(log: Log) -> Step:
     head = log.head()
     heads = [decode_written(copy) for copy in log.medium.read_heads()]
     written = (copy for copy in heads if isinstance(copy, WrittenHead) and (copy.number, copy.log) == (head.number, head.log))
     intact = next(written, None)
     if intact is None:
-        yield _head_from_entries(log)
-        return
+        return _head_from_entries(log)
     number = intact.number
     install_head(log.medium, intact)
-    yield Step(_PHASE, "write both copies of the log's head from the one that is left", [f"its number is {number}"])
+    return Step(_PHASE, "write both copies of the log's head from the one that is left", [f"its number is {number}"])
 
 
 def _head_from_entries(log: Log) -> Step:
@@ -222,7 +243,7 @@ def _write_pads(log: Log, head: Head, low: int, end: int, sequence: int, count: 
 
 def _cut(log: Log, head: Head, at: int, last: Header | None) -> Step:
     """Nothing good lies behind: the log ends here."""
-    log.medium.truncate(at, log.ring.horizon(at))
+    log.medium.truncate(at, log.ring.horizon(at) - ENDING_SIZE)  # but for the entry that ended the log before
     ends = WrittenHead(
         log=head.log, generation=head.generation + 1, trimmed=min(head.trimmed, at), expire=min(head.expire, at), safe=at,
         next_sequence=last.sequence + 1 if last is not None else head.next_sequence, generation_start=at,
