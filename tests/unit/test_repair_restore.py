@@ -40,6 +40,19 @@ def test_swapped_blocks_go_back_to_their_places(image: bytes, which: str) -> Non
     assert len(made.steps) == 1
 
 
+def test_pages_that_hid_one_another_are_all_restored(image: bytes) -> None:
+    """A page in the place of the one that names it is wanted only once that is back, and overwrote it: it must be kept till then.
+    Here all pages of a snapshot and of the live state went round."""
+    only_before, live, _ = blocks_of(image)
+    for pages in (only_before, live):
+        damaged = bytearray(image)
+        for page, source in zip(pages, pages[1:] + pages[:1], strict=True):
+            damaged[page * BLOCK : (page + 1) * BLOCK] = image[source * BLOCK : (source + 1) * BLOCK]
+        made, after = repaired(bytes(damaged))
+        assert lost(made) == []
+        assert after == image
+
+
 def test_every_page_of_which_a_bit_turned_is_as_it_was(image: bytes) -> None:
     """In each third of a page, its head and its own checksum among them, of a snapshot and of the live state at once."""
     only_before, live, _ = blocks_of(image)

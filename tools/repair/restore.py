@@ -44,14 +44,15 @@ def run(bench: Bench) -> Iterator[Step]:
 
     Cost, for each level with damage: a deep check, and a read of all blocks."""
     restored: dict[int, str] = {}
-    while found := _restored(bench, restored):
+    displaced: dict[int, _Found] = {}  # what lay where something was restored: a page further down may be wanted only then
+    while found := _restored(bench, restored, displaced):
         restored |= found
     if restored:
         details = [f"block {block}: {source}" for block, source in restored.items()]
         yield Step(_PHASE, "restore blocks to what every reference to them has", details)
 
 
-def _restored(bench: Bench, before: dict[int, str]) -> dict[int, str]:
+def _restored(bench: Bench, before: dict[int, str], displaced: dict[int, _Found]) -> dict[int, str]:
     """What was written back of the blocks that are damaged now, none of them `before`: so the rounds end."""
     superblock = bench.superblock()
     if superblock is None:
@@ -60,13 +61,14 @@ def _restored(bench: Bench, before: dict[int, str]) -> dict[int, str]:
     wanted = _wanted(bench, size)
     there = {block: data for block in wanted if block not in before and (data := _read(bench, block, size)) is not None}
     space = (superblock.first_block, min(superblock.blocks, bench.image.size // size))
-    elsewhere = _elsewhere(bench, set(wanted.values()), there, space, size)
+    elsewhere = displaced | _elsewhere(bench, set(wanted.values()), there, space, size)
     done = {}
     for block, data in sorted(there.items()):
         found = elsewhere.get(wanted[block]) or _turned_back(data, wanted[block])
         if found is not None:
             bench.shadow.write(block * size, [found.data])
             done[block] = found.source
+            displaced |= _by_checksum(block, data)
     bench.shadow.flush()
     return done
 
@@ -99,6 +101,14 @@ def _read(bench: Bench, block: int, size: int) -> bytes | None:
         return bench.image.read(block * size, size)
     except Damage:
         return None
+
+
+def _by_checksum(block: int, data: bytes) -> dict[int, _Found]:
+    """A block's content as a page, if it is one, and as data."""
+    found = _Found(data, f"its content lay in block {block}")
+    crc = crc32c(data[4:])
+    is_page = data[4:8] == _MAGIC and int.from_bytes(data[:4], "little") == crc
+    return {crc: found} if is_page else {crc32c(data): found}
 
 
 def _elsewhere(
