@@ -109,10 +109,10 @@ class Pager:
     @property
     def device(self) -> Device: ...
     def __init__(self, device: Device, *, page_size: int = 16384, cache_bytes: int = 64 << 20) -> None:
-        """`page_size`: bytes of every page and the unit of addresses, a power of two from 256 to 65536. Larger pages make puts, scans
-        and trees in memory quicker and smaller; smaller ones write less where a seal finds few changes in each page
-        (docs/performance.md has figures). A store's pages are its blocks, 4096 bytes unless it was made with others. `cache_bytes`:
-        memory for clean pages; dirty ones are not counted in it."""
+        """`page_size`: bytes of every page and the unit of addresses, a power of two from 256 to 65536. Larger pages make puts,
+        scans and trees in memory quicker and smaller; smaller ones write less where a seal finds few changes in each page
+        (docs/performance.md has figures). A store's pages are its blocks, 4096 bytes unless it was made with others.
+        `cache_bytes`: memory for clean pages; dirty ones are not counted in it."""
     @property
     def page_size(self) -> int: ...
     @property
