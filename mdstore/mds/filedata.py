@@ -22,6 +22,7 @@ from mdstore.mds.events import Kind
 from mdstore.mds.filestate import FileState
 from mdstore.mds.inode import Inode
 from mdstore.mds.layout import BACKTRACE_ATTRIBUTE, DATA, data_object, encode_backtrace
+from mdstore.mds.listing import names_between
 from mdstore.mds.records import FLAG_DATA, FLAG_SPARSE
 from mdstore.store.transaction import Transaction
 
@@ -394,7 +395,7 @@ class FileData:
             return
         size = self._core.object_size
         first = offset // size
-        for name in self._core.store.list_objects(DATA, data_object(node.ino, first), b"%016x/" % node.ino):
+        for name in names_between(self._core.store, DATA, data_object(node.ino, first), b"%016x/" % node.ino):
             number = int(name[17:], 16)
             inside = offset - first * size if number == first else 0
             for start, length in self._core.store.extents(DATA, name, inside):
@@ -406,7 +407,7 @@ class FileData:
     def _cut(self, transaction: Transaction, ino: int, size: int) -> None:
         store = self._core.store
         number, inside = divmod(size, self._core.object_size)
-        for name in store.list_objects(DATA, data_object(ino, number), b"%016x/" % ino):
+        for name in names_between(store, DATA, data_object(ino, number), b"%016x/" % ino):
             first = name == data_object(ino, number)
             if not first and name != data_object(ino, 0):
                 transaction.remove(DATA, name)
@@ -417,7 +418,7 @@ class FileData:
         """Bytes of space the file's objects take; what was known last where they cannot be looked at. Cost: one look at each."""
         store = self._core.store
         try:
-            names = store.list_objects(DATA, b"%016x." % node.ino, b"%016x/" % node.ino)
+            names = names_between(store, DATA, b"%016x." % node.ino, b"%016x/" % node.ino)
             return sum(store.stat(DATA, name).allocated for name in names)
         except UNREADABLE:
             return node.allocated

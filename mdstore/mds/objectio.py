@@ -9,6 +9,7 @@ from journal import JournalFenced
 from journal.medium import Buffer
 from mdstore.engines.protocol import Commit, ObjectStore
 from mdstore.errors import FencedError, NotFound, TransactionError
+from mdstore.mds.listing import names_between
 from mdstore.store.transaction import Transaction
 
 WRITE_BYTES: Final = 8 << 20  # in one transaction
@@ -59,7 +60,7 @@ class StoreObjects:
 
     def list_names(self, prefix: str) -> Iterable[str]:
         start = prefix.encode()
-        return [name.decode("latin-1") for name in self._store.list_objects(self._collection, start, _after(start))]
+        return [name.decode("latin-1") for name in names_between(self._store, self._collection, start, _after(start))]
 
     def flush(self) -> None:
         """Every write that returned before is durable when this returns."""
@@ -97,7 +98,6 @@ class StoreObjects:
             self._last.append(commit)
 
 
-def _after(prefix: bytes) -> bytes | None:
-    """The first name behind all that begin with `prefix`."""
-    kept = prefix.rstrip(b"\xff")
-    return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
+def _after(prefix: bytes) -> bytes:
+    """The first name behind all that begin with `prefix`, which is text of no 0xff."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])

@@ -17,6 +17,7 @@ from mdstore.mds.damage import note_damage
 from mdstore.mds.events import Kind
 from mdstore.mds.inode import Inode
 from mdstore.mds.layout import DATA, INO_KEY, data_object
+from mdstore.mds.listing import names_between
 from mdstore.mds.records import FLAG_DATA
 from mdstore.store.transaction import Transaction
 
@@ -144,7 +145,7 @@ class Purge:
             room = STEP_OBJECTS - len(transaction)
             if room <= 0:
                 break
-            names = self._core.store.list_objects(DATA, b"%016x." % ino, b"%016x/" % ino, room)
+            names = names_between(self._core.store, DATA, b"%016x." % ino, b"%016x/" % ino, room)
             for name in names:
                 transaction.remove(DATA, name)
             if len(names) == room:

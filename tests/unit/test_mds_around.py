@@ -258,7 +258,7 @@ def made(path: Path) -> Image:
 
 
 def map_leaves(content: bytes, path: Path, name: bytes | None) -> list[tuple[int, list[bytes]]]:
-    """The leaves of that object's map in order, or of the object tree (None): page, and the keys in it."""
+    """The leaves of that object's map in order, or of the object tree (None): page, and its keys. Values may spill to others."""
     path.write_bytes(content)
     leaves: list[tuple[int, list[bytes]]] = []
     with ImageFile(str(path)) as opened:
@@ -269,7 +269,7 @@ def map_leaves(content: bytes, path: Path, name: bytes | None) -> list[tuple[int
             assert root is not None
             tree = reader.tree(root, None)
         read: list[int] = []
-        tree.on_pages = lambda page, count, is_overflow: read.append(page) is None
+        tree.on_pages = lambda page, count, is_overflow: is_overflow or read.append(page) is None
         for key, _ in tree.items():
             if not leaves or leaves[-1][0] != read[-1]:
                 leaves.append((read[-1], []))
