@@ -196,6 +196,8 @@ class Cache:
             raise
         directory.stored = True
         directory.stored_version = directory.version
+        if directory.unsettled and self._core.journal is not None:
+            self._core.unsettled[ino] = None  # the server that wrote it could not read its parent until it ended
         self._nodes[ino] = directory
         return directory
 

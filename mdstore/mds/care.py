@@ -234,6 +234,8 @@ class Care:
             if not core.is_writable():
                 return
             self._sessions.tick(now_ns)
+            if core.unsettled:
+                self._statistics.settle()
             self._purge.step()
             self._writeback.retire()
 

@@ -131,6 +131,7 @@ class Core:
         self.dirty: dict[int, Directory] = {}
         self.apart: dict[int, Apart] = {}  # directories, all dirty, that damage keeps from being written
         self.news: dict[int, Directory] | None = None  # whose statistics changed since they were handed up; None: not kept
+        self.unsettled: dict[int, None] = {}  # directories whose statistics were not handed up: the parent could not be read
         self.buffered: dict[int, Inode] = {}  # files with bytes not submitted yet, the oldest first
         self.buffered_bytes = 0
         self.stale_backtraces: dict[int, None] = {}

@@ -47,6 +47,7 @@ def restart(core: Core, cache: Cache, store: ObjectStore, cause: MdstoreError) -
     core.store = store
     for known in (
         core.nodes, core.where, core.dirty, core.apart, core.buffered, core.stale_backtraces, core.held, core.held_by,
+        core.unsettled,
     ):  # fmt: skip
         known.clear()
     for table in core.tables.values():

@@ -1,12 +1,12 @@
 """Recursive statistics: bytes, files, directories and latest change of everything below a directory.
 
 A directory's own change is exact at once. What lies deeper is handed up by `settle`, before anything is written back and
-before anybody asks: so a directory without unwritten changes is always settled, also after a crash.
+before anybody asks: so a directory without unwritten changes is always settled, also after a crash. What lies in a directory
+that cannot be read is handed up once it can: it is tried again by every `settle`, and once more before the server ends.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -28,15 +28,13 @@ class Statistics:
         self._cache = cache
 
     def settle(self) -> None:
-        """Every directory's statistics contain everything below it. Cost: one record per directory that has news."""
+        """Every directory's statistics contain everything below it, but for what cannot be handed up yet: `Core.unsettled`.
+        Cost: one record per directory that has news."""
         core = self._core
-        changed = core.dirty if core.news is None else core.news
-        waiting = [d for d in changed.values() if d.ino != ROOT_INO and d.nlink and d.unsettled]
-        if not waiting:
-            if core.news is not None:
-                core.news = {}
-            return
-        heap = [(-self._depth(d), d.ino) for d in waiting]
+        waiting, unread = self._waiting()
+        held_up: dict[int, Directory] = {}
+        unreadable: set[int] = set()  # parents: one look at each
+        heap = [(-self._depth(d, unreadable), d.ino) for d in waiting]
         heapify(heap)
         queued = {ino for _, ino in heap}
         done: set[int] = set()
@@ -47,9 +45,15 @@ class Statistics:
             done.add(ino)
             directory = self._cache.directory(ino)
             try:
-                parent = self._cache.directory(directory.parent)
-            except (PosixError, *UNREADABLE):
-                continue  # what holds it is damaged, and counts nothing
+                if directory.parent not in unreadable:
+                    parent = self._cache.directory(directory.parent)
+            except PosixError:
+                continue  # nothing holds it, and counts it
+            except UNREADABLE:
+                unreadable.add(directory.parent)
+            if directory.parent in unreadable:
+                held_up[ino] = directory
+                continue
             records.append(self._hand_up(directory, parent))
             if parent.ino in done and self._is_circle(parent):
                 continue  # it never comes to rest
@@ -61,8 +65,23 @@ class Statistics:
                 records.clear()
         if records:
             self._core.append(Kind.STATISTICS, b"".join(records))
+        core.unsettled = dict.fromkeys([*unread, *held_up])
         if core.news is not None:
-            core.news = {}
+            core.news = held_up
+
+    def _waiting(self) -> tuple[list[Directory], list[int]]:
+        """Directories that have something to hand up: changed ones, and those that could not; which of these cannot be read."""
+        core = self._core
+        found = dict(core.dirty if core.news is None else core.news)
+        unread: list[int] = []
+        for ino in core.unsettled:
+            try:
+                found[ino] = self._cache.directory(ino)
+            except PosixError:
+                continue  # removed since
+            except UNREADABLE:
+                unread.append(ino)
+        return [d for d in found.values() if d.ino != ROOT_INO and d.nlink and d.unsettled], unread
 
     def keep_news(self, *, wanted: bool) -> None:
         """From here on know at once whose statistics are not handed up, for whoever must ask often."""
@@ -84,12 +103,19 @@ class Statistics:
             node = self._core.nodes.get(node.parent)
         return False
 
-    def _depth(self, directory: Directory) -> int:
-        """How far below the root; less where the way there cannot be read."""
-        depth = -1
-        with suppress(PosixError, *UNREADABLE):
-            for _ in self._cache.upward(directory):
+    def _depth(self, directory: Directory, unreadable: set[int]) -> int:
+        """How far below the root; less where the way there cannot be read, which `unreadable` gets: nobody looks twice."""
+        depth, above = -1, directory
+        try:
+            for above in self._cache.upward(directory):
                 depth += 1
+                if above.parent in unreadable:
+                    break
+        except PosixError:
+            pass
+        except UNREADABLE:
+            if above.parent not in self._core.nodes:  # else it lies inside itself
+                unreadable.add(above.parent)
         return depth
 
     def _hand_up(self, directory: Directory, parent: Directory) -> bytes:

@@ -81,6 +81,8 @@ class WriteBack:
     def everything(self) -> None:
         """Nothing is dirty but what damage refuses, everything is durable, and the log has nothing else when this returns."""
         self._apart.try_again()
+        if self._core.unsettled:
+            self._statistics.settle()
         while self._has_more() or self._core.stale_backtraces:
             self.step()
         self._expiry.commit_and_retire()
@@ -108,6 +110,9 @@ class WriteBack:
                 directory = self._cache.directory(ino)
             except PosixError:
                 continue  # removed by a later event
+            except UNREADABLE:
+                self._core.unsettled[ino] = None
+                continue
             if directory.unsettled:
                 self._core.mark(directory)
 

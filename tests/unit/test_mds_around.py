@@ -176,6 +176,26 @@ def test_a_page_that_fails_now_and_then_hides_nothing_of_another(seed: int) -> N
         assert set(healthy) <= set(found)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.1])
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_places_that_say_the_same_are_never_passed_over_in_silence(seed: int, share: float) -> None:
+    """Who tells one damaged page from another by what it says cannot tell these apart."""
+    random = Random(SEED * 1000 + seed)
+    pages = some_pages(random)
+    errors = [error and DeviceFailed("read", "the device", "Input/output error") for error in pages.errors]
+
+    def read(start: bytes | None, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        pages.errors = [error if random.random() < share else None for error in errors]
+        return pages.read(start, stop, reverse=reverse)
+
+    every = [key for page in pages.pages for key in page]
+    records, error = read_around(read, None, 1000)
+    found = [key for key, _ in records]
+    assert found == sorted(set(found) & set(every))
+    assert error is not None or found == every
+    assert pages.looks < 300 * len(pages.pages)
+
+
 class Flaky:
     """A store whose maps fail now and then while they are read, once armed."""
 

@@ -400,7 +400,10 @@ def test_what_a_directory_got_after_it_was_handed_up_is_handed_up_too() -> None:
     server._core.nodes.pop(world.at(b"d"))
     world.store.arm(1, DeviceFailed("read", "somewhere", "Input/output error"), for_good=False)
     server._statistics.settle()
-    assert world.store.looks > 1
+    assert world.store.looks == 1
+    assert list(server._core.unsettled) == [sub]
     world.store.disarm()
+    server._statistics.settle()
+    assert not server._core.unsettled
     assert not any(directory.unsettled for directory in server._core.dirty.values() if directory.ino != ROOT_INO)
     assert server._cache.directory(ROOT_INO).rbytes == before + 200

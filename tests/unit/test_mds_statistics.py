@@ -1,15 +1,19 @@
-"""Recursive statistics and the quotas that stand on them."""
+"""Recursive statistics and the quotas that stand on them; and what becomes of them where a directory above cannot be read."""
 
 from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import pytest
 
 from mdstore.engines.mem import MemStore
+from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError
+from mdstore.mds.layout import directory_object
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER, Credentials, SetAttr
+from tests.model.mds_check import problems
 from tests.unit.mds_calls import formatted, make_file, refused
 
 USER = Credentials(1000, 1000)
@@ -70,3 +74,124 @@ def test_a_quota_refuses_what_would_pass_it_and_survives(store: MemStore) -> Non
     server.removexattr(SUPERUSER, top, b"mdstore.quota.max_files")
     make_file(server, deep, b"c")
     assert outside
+
+
+# -- reads that fail ---------------------------------------------------------------------------------------------------
+
+
+class Unreadable:
+    """A store in which the headers of some directories cannot be read, as long as they are named here."""
+
+    def __init__(self, store: MemStore, error: MdstoreError) -> None:
+        self._store = store
+        self._error = error
+        self.directories: set[int] = set()
+        self.refusals = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def map_header(self, collection: bytes, name: bytes) -> bytes:
+        if name in {directory_object(ino) for ino in self.directories}:
+            self.refusals += 1
+            raise self._error
+        return self._store.map_header(collection, name)
+
+
+ERRORS = [DeviceFailed("read", "page 9", "Input/output error"), CorruptionError("page", "address 9", 1, 2)]
+
+
+def deep_tree(store: MemStore, error: MdstoreError, depth: int = 4) -> tuple[Unreadable, MetadataServer, list[int]]:
+    """Directories one in the other, from the root down, that nobody has in memory but the root."""
+    server = MetadataServer.mount(store, count_references=False)
+    inodes = [ROOT_INO]
+    for number in range(depth):
+        inodes.append(server.mkdir(SUPERUSER, inodes[-1], b"d%d" % number, 0o755).ino)
+    server.close()
+    unreadable = Unreadable(store, error)
+    return unreadable, MetadataServer.mount(unreadable, count_references=False), inodes  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("with_quota", [False, True])
+@pytest.mark.parametrize("later", ["asked", "tick", "write_back", "close"])
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_parent_that_could_not_be_read_once_counts_what_lies_below_once_it_can(
+    store: MemStore, level: int, later: str, with_quota: bool, error: MdstoreError
+) -> None:
+    """What was written back meanwhile was never handed up: a directory that nothing changed in any more was counted nowhere."""
+    unreadable, server, inodes = deep_tree(store, error)
+    if with_quota:
+        server.setxattr(SUPERUSER, ROOT_INO, b"mdstore.quota.max_files", b"9")
+    make_file(server, inodes[4], b"f", b"x" * 100)
+    make_file(server, inodes[4], b"g")
+    server.syncfs()
+    server._cache.drop_all()
+    unreadable.directories.add(inodes[level])
+    server.write_back()
+    server._cache.drop_all()
+    assert unreadable.refusals
+    assert server.failure is None
+    unreadable.directories.clear()
+    if later == "asked":
+        assert statistics(server, ROOT_INO) == (100, 2, 4, 6)
+        server.close()
+    elif later == "tick":
+        server.tick(1)
+        server.syncfs()
+        store = store.crash()
+    elif later == "write_back":
+        server.write_back()
+        store = store.crash()
+    else:
+        server.close()
+    again = MetadataServer.mount(store)
+    for number, ino in enumerate(inodes):
+        assert statistics(again, ino) == (100, 2, 4 - number, 6 - number), number
+    again.close()
+    assert list(problems(store)) == []
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_quota_above_a_directory_that_could_not_be_read_once_holds(store: MemStore, error: MdstoreError) -> None:
+    """What was not handed up was forgotten, and the quota let in as much again."""
+    unreadable, server, inodes = deep_tree(store, error)
+    server.setxattr(SUPERUSER, inodes[1], b"mdstore.quota.max_files", b"5")  # two directories among them
+    for name in (b"a", b"b"):
+        make_file(server, inodes[4], name)
+    server.syncfs()
+    server._cache.drop_all()
+    unreadable.directories.add(inodes[3])
+    server.write_back()
+    server._cache.drop_all()
+    unreadable.directories.clear()
+    assert unreadable.refusals
+    refused(errno.EDQUOT, lambda: make_file(server, inodes[1], b"c"))
+    assert statistics(server, inodes[1])[1:3] == (2, 3)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_parent_that_stays_unreadable_costs_one_look_and_stops_nothing(store: MemStore, error: MdstoreError) -> None:
+    server = MetadataServer.mount(store, count_references=False)
+    above = server.mkdir(SUPERUSER, ROOT_INO, b"above", 0o755).ino
+    below = [server.mkdir(SUPERUSER, above, b"d%d" % number, 0o755).ino for number in range(50)]
+    server.close()
+    unreadable = Unreadable(store, error)
+    server = MetadataServer.mount(unreadable, count_references=False)  # type: ignore[arg-type]
+    unreadable.directories.add(above)
+    for ino in below:
+        make_file(server, ino, b"f")
+    for _ in range(3):
+        server.write_back()
+        before = unreadable.refusals
+        server.tick(1)
+        assert unreadable.refusals - before <= 2
+    server.mkdir(SUPERUSER, ROOT_INO, b"new", 0o755)
+    assert server.failure is None
+    server.close()
+    unreadable.directories.clear()
+    again = MetadataServer.mount(store, count_references=False)
+    assert list(again.scrub().run()) == []
+    assert statistics(again, ROOT_INO)[1] == 50, "who comes by a directory that is not handed up sees to it"
+    again.close()
+    assert list(problems(store)) == []
