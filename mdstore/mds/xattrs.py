@@ -24,6 +24,7 @@ from mdstore.mds.vfs import XATTR_CREATE, XATTR_REPLACE, Credentials
 
 DIRECTORY_TOTAL_MAX: Final = 48 << 10  # a directory's attributes live in the header of its object: ENOSPC
 OWN: Final = b"mdstore."
+SPACES: Final = (b"user.", b"trusted.", b"security.")
 QUOTA_BYTES: Final = b"mdstore.quota.max_bytes"
 QUOTA_FILES: Final = b"mdstore.quota.max_files"
 STATISTICS_NAMES: Final = (b"mdstore.rbytes", b"mdstore.rfiles", b"mdstore.rsubdirs", b"mdstore.rentries", b"mdstore.rctime")
@@ -71,8 +72,8 @@ class Xattrs:
             return
         if name not in acl.NAMES:
             self._check_access(cred, node, name, W)
-        if flags not in (0, XATTR_CREATE, XATTR_REPLACE):
-            raise PosixError(errno.EINVAL, name)
+        if flags not in (0, XATTR_CREATE, XATTR_REPLACE) or name in SPACES:
+            raise PosixError(errno.EINVAL, name)  # a name space alone is no name
         present = node.xattrs is not None and name in node.xattrs
         if flags == XATTR_CREATE and present:
             raise PosixError(errno.EEXIST, name)

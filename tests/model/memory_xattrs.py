@@ -20,6 +20,8 @@ class MemoryXattrs(MemoryTree):
         _check_xattr(node, cred, name, WRITE)
         if len(value) > limits.XATTR_VALUE_MAX:
             raise PosixError(errno.E2BIG, name)
+        if name in (b"user.", b"trusted."):
+            raise PosixError(errno.EINVAL, name)
         if flags & XATTR_CREATE and name in node.xattrs:
             raise PosixError(errno.EEXIST, name)
         if flags & XATTR_REPLACE and name not in node.xattrs:
