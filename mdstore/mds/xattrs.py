@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import errno
 import stat
+from contextlib import suppress
 from typing import Final
 
-from mdstore.errors import PosixError
+from mdstore.errors import PosixError, TransactionError
 from mdstore.limits import XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
 from mdstore.mds import acl
 from mdstore.mds.cache import Cache
 from mdstore.mds.changes import Changes
 from mdstore.mds.control import Control
-from mdstore.mds.core import Core
+from mdstore.mds.core import UNREADABLE, Core
 from mdstore.mds.events import Kind
 from mdstore.mds.filedata import FileData
 from mdstore.mds.inode import Directory, Inode
@@ -153,7 +154,9 @@ class Xattrs:
     def _own(self, node: Inode, name: bytes) -> bytes:
         if isinstance(node, Directory):
             if name in STATISTICS_NAMES:
-                if self._core.journal is not None:
+                if self._core.is_writable():
+                    with suppress(TransactionError, *UNREADABLE):  # what stays in a buffer is not counted yet
+                        self._data.publish(list(self._core.buffered.values()))
                     self._statistics.settle()
                 return self._statistic(node, name)
             if name in (QUOTA_BYTES, QUOTA_FILES):

@@ -51,6 +51,18 @@ def test_recursive_statistics_are_right_after_every_change_and_after_a_crash(sto
     assert statistics(server, ROOT_INO) == (400, 1, 3, 4)
 
 
+def test_bytes_count_from_the_moment_they_are_written(store: MemStore) -> None:
+    """They were missing as long as they waited in a buffer, while the file's size had them."""
+    server = MetadataServer.mount(store)
+    below = server.mkdir(SUPERUSER, ROOT_INO, b"below", 0o755).ino
+    attr, handle = server.create(SUPERUSER, below, b"f", 0o644, os.O_RDWR)
+    server.write(handle, 0, b"x" * 500)
+    assert server.getattr(attr.ino).size == 500
+    assert statistics(server, ROOT_INO) == (500, 1, 1, 2)
+    server.write(handle, 500, b"x")
+    assert statistics(server, below) == (501, 1, 0, 1)
+
+
 def test_a_quota_refuses_what_would_pass_it_and_survives(store: MemStore) -> None:
     server = MetadataServer.mount(store)
     top = server.mkdir(SUPERUSER, ROOT_INO, b"top", 0o777).ino
