@@ -117,7 +117,13 @@ class Pager:
     def page_size(self) -> int: ...
     @property
     def dirty_bytes(self) -> int:
-        """Memory held by pages that no seal has reached yet, plus sealed pages not yet written."""
+        """Memory of pages and long values of trees that no seal has reached yet, plus that of sealed ones not yet written: what
+        is still to be written. 0 when every tree has been sealed and `write_sealed` has returned, whatever views hold."""
+    @property
+    def held_bytes(self) -> int:
+        """Memory of pages and long values that a tree has changed, or let go of, before a seal reached them, while a view
+        (snapshot, iterator, cursor) held them: they are never written. 0 when no view is left. Neither this nor `dirty_bytes` is
+        bounded by `cache_bytes`."""
     @property
     def sealed_pages(self) -> int: ...
     @property
@@ -133,7 +139,7 @@ class Pager:
         owner: a change that would give up another address is refused (CorruptionError)."""
     def counters(self) -> dict[str, int]:
         """hits, misses, evictions, pages_read, pages_written, bytes_read, bytes_written, splits, merges, rotations,
-        cached_bytes, dirty_pages, dirty_bytes, copies_repaired, ..."""
+        cached_bytes, dirty_pages, dirty_bytes, held_bytes, copies_repaired, ..."""
     def close(self) -> None:
         """Refuse further reads and writes of the device: StoreClosed. Nothing is written; what it counts can still be asked."""
 

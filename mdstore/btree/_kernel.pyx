@@ -3,7 +3,7 @@
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
 Read in this order. A page: layout.pxi, keys.pxi, search.h (finding a key in it), edit.pxi (changing it in place), check.pxi (what is
-checked after a read); in memory: node.pxi; what goes wrong: fault.pxi. The cache: pager.pxi, evict.pxi.
+checked after a read); in memory: node.pxi, held.pxi; what goes wrong: fault.pxi. The cache: pager.pxi, evict.pxi.
 Changing: release.pxi (what a change gives up), own.pxi (copy before change), spill.pxi, patch.pxi and write.pxi (long values, whole
 and by range), balance.pxi, split.pxi, merge.pxi (where cells go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses,
 checksums, the root record. Reading: read.pxi, batch.pxi, cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor),
@@ -124,6 +124,7 @@ include "fault.pxi"
 include "layout.pxi"
 include "edit.pxi"
 include "node.pxi"
+include "held.pxi"
 include "check.pxi"
 include "pager.pxi"
 include "evict.pxi"

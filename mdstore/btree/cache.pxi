@@ -67,8 +67,15 @@ cdef class Pager:
 
     @property
     def dirty_bytes(self):
-        """Memory of pages that the device does not have yet. Cost: no page."""
+        """Memory of what the next seals, and `write_sealed`, have to write: pages that the device does not have yet, and that a tree
+        reaches or did when it was sealed. Cost: no page."""
         return at_get64(&self.core.dirty_bytes)
+
+    @property
+    def held_bytes(self):
+        """Memory of pages that never were sealed and never will be: their tree has changed them since, or let go of them, and only views
+        (snapshots, iterators, cursors) hold them. Cost: no page."""
+        return at_get64(&self.core.held_bytes)
 
     @property
     def sealed_pages(self):
@@ -197,6 +204,7 @@ cdef class Pager:
             "splits": at_get64(&p.splits), "merges": at_get64(&p.merges), "rotations": at_get64(&p.rotations),
             "page_copies": at_get64(&p.copies), "cached_bytes": at_get64(&p.clean_bytes),
             "dirty_pages": at_get64(&p.dirty_pages), "dirty_bytes": at_get64(&p.dirty_bytes),
+            "held_bytes": at_get64(&p.held_bytes),
             "sealed_pages": at_get64(&p.sealed_pages), "copies_repaired": at_get64(&p.copies_repaired),
         }
 
@@ -233,6 +241,8 @@ cdef TreeCore *core_new(Pager pager, bint live) except NULL:
 cdef void core_free(TreeCore *t) noexcept nogil:
     """Unlink and free. Waits for the eviction hand, so the interpreter lock must not be held."""
     rw_lock_shared(&t.p.rw)
+    if t.live and t.root != NULL:
+        forget_dirty(t, t.root)  # no seal will write it; views may hold some
     spin_lock(&t.p.spin)
     if t.prev != NULL:
         t.prev.next = t.next

@@ -32,7 +32,7 @@ cdef void evict_below(PagerCore *p, Node *n, int64_t target) noexcept nogil:
     cdef Node *kid
     for i in range(node_count(n)):
         kid = kid_of(n, i)
-        if kid != NULL and droppable(kid) and (at_get8(&n.state) != DIRTY or names_kid(n, i, kid)):
+        if kid != NULL and droppable(kid) and (not unsealed(n) or names_kid(n, i, kid)):
             at_setp(&n.kids[i], NULL)
             node_decref(p, kid)
             at_add64(&p.evictions, 1)

@@ -5,13 +5,14 @@
 #      above it. Everything a view can reach is therefore unchanging, apart from `kids` (filled on load, emptied by
 #      eviction), the sealing of references and the header, and spilled values' addresses (under the pager's spin lock).
 #  N2  below a CLEAN or SEALED node nothing is DIRTY.
-#  N3  a node without an address (DIRTY, EMBEDDED) belongs to one tree; besides it, views may hold it. Clones share only
+#  N3  a node without an address (DIRTY, HELD, EMBEDDED) belongs to one tree; besides it, views may hold it. Clones share only
 #      what has an address, and the pager's tree of shared addresses counts them.
 #  N4  a kid pointer is dropped only when the kid is CLEAN and the reference beside it names just that page (a view may
 #      keep an old parent whose reference was never brought up to date, because only the tree's own parent is sealed).
 #
 #  state      address  in place?   next
-#  DIRTY      no       N1          seal -> SEALED (EMBEDDED for a root that stays in its record)
+#  DIRTY      no       N1          seal -> SEALED (EMBEDDED for a root that stays in its record); the tree lets go of it -> HELD
+#  HELD       no       no          the last view that holds it goes (held.pxi)
 #  EMBEDDED   no       no          first write -> DIRTY
 #  SEALED     yes      no          write_sealed -> CLEAN
 #  CLEAN      yes      no          eviction
@@ -21,6 +22,7 @@ cdef enum:
     SEALED = 2
     CLEAN = 3
     EMBEDDED = 4
+    HELD = 5
 
 cdef struct Node:        # NODE_SIZE bytes, the page behind it. What every search reads shares a cache line with the page's header
     Holes holes
@@ -41,10 +43,11 @@ cdef struct Node:        # NODE_SIZE bytes, the page behind it. What every searc
 
 cdef struct Sheet:       # a page of a spilled value that the device does not have; its bytes follow
     int32_t refs
-    int32_t unused
+    int32_t lives        # values among them that are not only held (held.pxi)
 
 cdef struct Spill:       # a spilled value that no seal has written out yet, or not all of it
     int32_t refs
+    int32_t lives        # slots and batches among them that a seal writes, or wrote (held.pxi)
     int depth            # levels of overflow index pages
     int64_t length
     uint8_t *data        # whole, padded with zeros to whole pages; NULL where only what has changed is here (patch.pxi):
@@ -97,6 +100,7 @@ cdef struct PagerCore:
     int64_t cache_bytes
     int64_t clean_bytes
     int64_t dirty_bytes
+    int64_t held_bytes
     int64_t sealed_pages
     int64_t dirty_pages
     int64_t hits
@@ -198,6 +202,8 @@ cdef inline void touch(Node *n) noexcept nogil:
 cdef void account(PagerCore *p, int state, int64_t amount, int64_t pages) noexcept nogil:
     if state == CLEAN:
         at_add64(&p.clean_bytes, amount)
+    elif state == HELD:
+        at_add64(&p.held_bytes, amount)
     elif state != EMBEDDED:
         at_add64(&p.dirty_bytes, amount)
         if state == DIRTY:
@@ -267,9 +273,10 @@ cdef Node *node_alloc(PagerCore *p, int cap, int level, uint32_t signature, int 
 
 
 cdef void spill_free(PagerCore *p, Spill *v) noexcept nogil:
+    """Let go of a reference that does not count among `lives`: of a reader, or of a slot in a node that is HELD."""
     if at_add32(&v.refs, -1) == 0:
         if v.data != NULL:
-            at_add64(&p.dirty_bytes, -div_up(v.length, p.page_size) * p.page_size)
+            at_add64(&p.held_bytes, -div_up(v.length, p.page_size) * p.page_size)
         free(v.data)
         patch_free(p, v)
         free(v)
@@ -277,7 +284,7 @@ cdef void spill_free(PagerCore *p, Spill *v) noexcept nogil:
 
 cdef void batch_free(PagerCore *p, Batch *b) noexcept nogil:
     if at_add32(&b.refs, -1) == 0:
-        spill_free(p, b.spill)
+        spill_drop(p, b.spill)
         free(b.index)
         free(b.addresses)
         free(b)
@@ -310,8 +317,10 @@ cdef void node_decref(PagerCore *p, Node *n) noexcept nogil:
     elif n.spilled:
         for i in range(node_count(n)):
             v = leaf_spill(n, i)
-            if v != NULL:
+            if v != NULL and n.state == HELD:
                 spill_free(p, v)
+            elif v != NULL:
+                spill_drop(p, v)
     free(n)
 
 
@@ -378,12 +387,14 @@ cdef Node *node_copy(Shape *s, PagerCore *p, Node *n, int cap) noexcept nogil:
             v = leaf_spill(c, i)
             if v != NULL:
                 at_add32(&v.refs, 1)
+                at_add32(&v.lives, 1)
     return c
 
 
 cdef void node_swap(PagerCore *p, Node **slot, Node *fresh) noexcept nogil:
-    """Point `slot` at `fresh` (its reference passes over) and let go of what was there."""
+    """Point a live tree's `slot` at `fresh` (its reference passes over) and let go of what was there, which views may hold."""
     cdef Node *old = slot[0]
     at_setp(slot, fresh)
     if old != NULL:
+        node_leave(p, old)
         node_decref(p, old)

@@ -105,7 +105,8 @@ cdef Node *clone_node(Release *r, TreeCore *c, Node *n, Fault *f) noexcept nogil
             if kid == NULL:
                 node_decref(c.p, copy)
                 return NULL
-            node_swap(c.p, &copy.kids[i], kid)
+            node_decref(c.p, copy.kids[i])  # which stays the other tree's
+            copy.kids[i] = kid
     return copy
 
 

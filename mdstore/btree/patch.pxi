@@ -18,14 +18,15 @@ cdef inline uint8_t *sheet_bytes(Sheet *sheet) noexcept nogil:
 cdef Sheet *sheet_new(PagerCore *p) noexcept nogil:
     cdef Sheet *sheet = <Sheet *> take(sizeof(Sheet) + p.page_size)
     if sheet != NULL:
-        sheet.refs = 1
+        sheet.refs = sheet.lives = 1
         at_add64(&p.dirty_bytes, p.page_size)
     return sheet
 
 
 cdef void sheet_free(PagerCore *p, Sheet *sheet) noexcept nogil:
+    """Let go of a reference that does not count among `lives`."""
     if sheet != NULL and at_add32(&sheet.refs, -1) == 0:
-        at_add64(&p.dirty_bytes, -p.page_size)
+        at_add64(&p.held_bytes, -p.page_size)
         free(sheet)
 
 
@@ -117,9 +118,9 @@ cdef Spill *patch_new(TreeCore *t, const uint8_t *body) noexcept nogil:
     cdef Spill *v = <Spill *> take_zeroed(1, sizeof(Spill))
     if v == NULL:
         return NULL
-    v.refs = 1
+    v.refs = v.lives = 1
     if patch_room(&t.s, v, length) != OK:
-        spill_free(t.p, v)
+        spill_drop(t.p, v)
         return NULL
     patch_extent(&t.s, v, length)
     memcpy(v.entries[v.depth], body + SPILL_FIXED, v.count[v.depth] * t.s.dated.entry)
@@ -133,9 +134,9 @@ cdef Spill *patch_copy(TreeCore *t, Spill *v) noexcept nogil:
     cdef int d
     if c == NULL:
         return NULL
-    c.refs = 1
+    c.refs = c.lives = 1
     if patch_room(&t.s, c, v.length) != OK:
-        spill_free(t.p, c)
+        spill_drop(t.p, c)
         return NULL
     patch_extent(&t.s, c, v.length)
     c.dirty = v.dirty
@@ -147,6 +148,7 @@ cdef Spill *patch_copy(TreeCore *t, Spill *v) noexcept nogil:
     for i in range(v.count[0]):
         if v.sheets[i] != NULL:
             at_add32(&v.sheets[i].refs, 1)
+            at_add32(&v.sheets[i].lives, 1)
             c.sheets[i] = v.sheets[i]
     return c
 

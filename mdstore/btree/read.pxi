@@ -137,7 +137,7 @@ cdef int count_range(TreeCore *t, Node *n, const uint8_t *start, int start_len, 
     for i in range(lo, hi):
         kid = <Node *> at_getp(&n.kids[i])
         if (start == NULL or i > lo) and (stop == NULL or i < hi - 1) and (
-                kid == NULL or (at_get8(&kid.state) != DIRTY and (at_get8(&n.state) != DIRTY or names_kid(n, i, kid)))):
+                kid == NULL or (not unsealed(kid) and (not unsealed(n) or names_kid(n, i, kid)))):
             records[0] += <int64_t> (ref_records(&t.s, ref_at(page_of(n), i)) & ~REF_SPILLED)
             continue
         code = kid_at(t, n, i, &kid, f)

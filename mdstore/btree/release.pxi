@@ -280,7 +280,7 @@ cdef void forget_cell(TreeCore *t, Node *n, int pos) noexcept nogil:
     n.spilled -= 1
     if spill_pointer(body) != NULL:
         t.dirty_spill -= spill_dirty(t, spill_pointer(body))
-        spill_free(t.p, spill_pointer(body))
+        spill_drop(t.p, spill_pointer(body))
 
 
 cdef int release_below(Release *r, Node *n, Fault *f) noexcept nogil:
@@ -327,7 +327,8 @@ cdef int release_ref(Release *r, Node *kid, const uint8_t *ref, int level, Fault
 
 
 cdef void forget_dirty(TreeCore *t, Node *n) noexcept nogil:
-    """Take a subtree out of the tallies of dirty pages (T4)."""
+    """Take a subtree that the tree lets go out of the tallies of dirty pages (T4); what views hold of it is HELD from now on. Before
+    its reference is given up."""
     cdef int i
     if at_get8(&n.state) != DIRTY:
         return
@@ -338,3 +339,4 @@ cdef void forget_dirty(TreeCore *t, Node *n) noexcept nogil:
                 t.dirty_spill -= spill_dirty(t, leaf_spill(n, i))
         elif kid_of(n, i) != NULL:
             forget_dirty(t, kid_of(n, i))
+    node_leave(t.p, n)

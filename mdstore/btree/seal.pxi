@@ -118,6 +118,7 @@ cdef int batch_new(Plan *plan, Spill *v, Fault *f) noexcept nogil:
     b.refs = 1
     b.spill = v
     at_add32(&v.refs, 1)
+    at_add32(&v.lives, 1)
     b.index = <uint8_t *> take_zeroed((v.owned if v.data == NULL else pages - div_up(v.length, s.page_size)) + 1, s.page_size)
     b.addresses = <uint64_t *> take(pages * 8 + 8)
     if plan.last != NULL:
@@ -146,7 +147,7 @@ cdef void seal_spill(Plan *plan, uint8_t *body) noexcept nogil:
     spin_lock(&t.p.spin)
     memcpy(body, fresh, SPILL_FIXED + tops * form.entry)
     spin_unlock(&t.p.spin)
-    spill_free(t.p, v)  # the slot's; the batch has its own
+    spill_drop(t.p, v)  # the slot's; the batch has its own
     if b.pending == 0:
         batch_free(t.p, b)
 

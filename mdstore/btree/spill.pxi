@@ -284,7 +284,7 @@ cdef Spill *spill_new(TreeCore *t, int64_t length) noexcept nogil:
         free(v)
         return NULL
     memset(v.data + length, 0, padded - length)
-    v.refs = 1
+    v.refs = v.lives = 1
     v.length = length
     at_add64(&t.p.dirty_bytes, padded)
     return v

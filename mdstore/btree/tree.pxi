@@ -143,7 +143,7 @@ cdef int put_slow(TreeCore *t, const uint8_t *key, int klen, const uint8_t *valu
             t.dated = 1
             t.dirty_spill += spill_dirty(t, v)
     elif v != NULL:
-        spill_free(t.p, v)
+        spill_drop(t.p, v)
     path_end(t, &path)
     if cell != small:
         free(cell)
@@ -380,6 +380,8 @@ cdef int clear_slow(TreeCore *t, Fault *f) noexcept nogil:
     if code != OK:
         node_decref(t.p, leaf)
         return code
+    if t.root != NULL:
+        forget_dirty(t, t.root)
     node_swap(t.p, &t.root, leaf)
     at_set32(<int32_t *> &t.level, 0)
     t.dirty_nodes = 1

@@ -105,7 +105,7 @@ cdef class TreeCheck:
                 self.note(&f)
                 continue
             try:
-                if at_get8(&kid.state) != DIRTY and names_kid(n, i, kid):
+                if not unsealed(kid) and names_kid(n, i, kid):
                     self.counted(ref_records(&t.s, ref_at(page, i)), page_records(&t.s, page_of(kid), kid.spilled), where)
                 self.node(kid, level - 1, keys[i] if i else low, keys[i + 1] if i + 1 < count else high)
             finally:
@@ -157,7 +157,7 @@ cdef int walk_kid(TreeCore *t, Node *n, int i, uint64_t *addresses, Node **kid, 
     found = kid_of(n, i)
     if walk_hook != NULL:
         walk_looks()
-    dirty = found != NULL and (at_get8(&found.state) == DIRTY or (at_get8(&n.state) == DIRTY and not names_kid(n, i, found)))
+    dirty = found != NULL and (unsealed(found) or (unsealed(n) and not names_kid(n, i, found)))
     for k in range(t.s.copies):
         addresses[k] = NO_ADDRESS if dirty else ref_address(ref, k)
         if code == OK and not dirty:

@@ -146,7 +146,7 @@ cdef void patch_apply(Patch *w) noexcept nogil:
     for i in range(w.start, w.end):
         if w.made[i - w.start] != NULL:
             v.dirty += v.sheets[i] == NULL
-            sheet_free(w.t.p, v.sheets[i])
+            sheet_drop(w.t.p, v.sheets[i])
             v.sheets[i] = w.made[i - w.start]
             w.made[i - w.start] = NULL
     while done < w.size:
@@ -174,7 +174,7 @@ cdef void patch_place(Patch *w, Path *path, int pos, Spill *old) noexcept nogil:
         page_erase(&t.s, page_of(leaf), pos)
         insert_leaf(t, path, pos, &w.item, &never)
     if old != NULL and old != w.v:
-        spill_free(t.p, old)
+        spill_drop(t.p, old)
 
 
 cdef int patch_write(Patch *w, Path *path, int pos, Fault *f) noexcept nogil:
@@ -213,9 +213,9 @@ cdef int patch_write(Patch *w, Path *path, int pos, Fault *f) noexcept nogil:
         patch_place(w, path, pos, old)
     else:
         for i in range(w.end - w.start if w.made != NULL else 0):
-            sheet_free(t.p, w.made[i])
+            sheet_drop(t.p, w.made[i])
         if w.v != old:
-            spill_free(t.p, w.v)
+            spill_drop(t.p, w.v)
     free(w.made)
     free(<void *> w.item.cell)
     return code

@@ -68,7 +68,8 @@ class Room:
         return (self._reserve + reserve_blocks(self._store.superblock.block_size)) // (2 if only_frees else 1)
 
     def pending_blocks(self) -> int:
-        """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve)."""
+        """Blocks that the next checkpoint will take for what has changed already (an upper bound, but for the reserve). Pages
+        that only open snapshots hold (`Pager.held_bytes`) are never written, and not among them."""
         tables, block_size = self._store.tables, self._store.superblock.block_size
         dirty_pages = tables.pager.dirty_bytes // block_size
         records = tables.objects.pending_bytes // block_size

@@ -161,6 +161,7 @@ class Trees(RuleBasedStateMachine):
         refs_root = refs.seal(self.world.allocate)
         if write:
             self.world.write()
+            assert self.world.pager.dirty_bytes == 0, "whatever views hold"
         self.world.drain_freed()
         assert self.world.reached(refs, *(subject.tree for subject in self.subjects)) == self.world.held
         if reopen:
@@ -175,6 +176,7 @@ class Trees(RuleBasedStateMachine):
         for subject in self.subjects:
             assert subject.tree.check() == []
             assert len(subject.tree) == len(subject.model)
+        assert self.views or self.world.pager.held_bytes == 0
 
     def teardown(self) -> None:
         for subject in self.subjects:

@@ -151,6 +151,7 @@ PAGER = {
     "cache_bytes": Row(set_cache_bytes, path),
     "device": Row(lambda s: s.pager.device),
     "dirty_bytes": Row(lambda s: s.pager.dirty_bytes),
+    "held_bytes": Row(lambda s: s.pager.held_bytes),
     "sealed_pages": Row(lambda s: s.pager.sealed_pages),
     "oldest_pinned_generation": Row(lambda s: s.pager.oldest_pinned_generation),
     "refs": Row(set_refs),

@@ -195,6 +195,7 @@ class Scene:
                 reached.update(range(address, address + pages))
         assert reached == self.held
         assert self.pager.dirty_bytes == 0
+        assert self.pager.held_bytes == 0, "no view is left"
         assert self.pager.oldest_pinned_generation is None
         self.pager.cache_bytes = 0
         assert self.pager.counters()["cached_bytes"] == 0
