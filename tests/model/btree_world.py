@@ -16,6 +16,7 @@ class MemoryPages:
     name = "memory"
     sector_size = 512
     read_only = False
+    size_most = 1 << 30  # it grows as it is written, up to here
 
     def __init__(self) -> None:
         self.image = bytearray()
@@ -41,7 +42,7 @@ class MemoryPages:
             raise DeviceFailed("write", str(offset), "told to fail")
         for buffer in buffers:
             end = offset + len(buffer)
-            if end > 1 << 30:
+            if end > self.size_most:
                 raise InvalidRequest(f"{end} is past any image of these tests")
             if end > len(self.image):
                 self.image.extend(bytes(end - len(self.image)))
