@@ -12,6 +12,7 @@ cdef class KeyMerge:
     cdef bint only_first
     cdef bint both
     cdef bint only_second
+    cdef bint running     # a thread is on its way to the next key
 
     def __cinit__(self, TreeView first not None, TreeView second not None, bint only_first, bint both, bint only_second):
         self.s = first.open_core().s
@@ -29,6 +30,19 @@ cdef class KeyMerge:
         return self
 
     def __next__(self):
+        if self.running:
+            raise InvalidRequest("the iterator is in use by another thread")
+        self.running = True
+        try:
+            return self.following()
+        except BaseException:  # one side may have gone on without the other, so no key after this one would be right
+            self.a = self.b = None
+            self.first = self.second = None
+            raise
+        finally:
+            self.running = False
+
+    cdef bytes following(self):
         cdef int c
         cdef bytes key
         while self.a is not None or self.b is not None:
@@ -235,7 +249,7 @@ cdef class RecordCursor:
 
     def seek(self, key):
         """Go to the first record at or after `key` and return it; None, and behind the last one, where there is none. Cost: one
-        page per level, or two leaves."""
+        page per level; where the record is the first of the next leaf, 2 * height - 1 pages at most, the root once."""
         cdef bytes k = as_bytes(key)
         cdef Cursor *c = self.cursor()
         k = self.it.view.search_key(k)
@@ -247,8 +261,9 @@ cdef class RecordCursor:
             c.start = NULL
 
     def next(self):
-        """Go to the next record (of a fresh cursor, the first) and return it; None behind the last. Cost: no page inside a leaf, else
-        the next leaf."""
+        """Go to the next record (of a fresh cursor, the first) and return it; None behind the last. Cost: no page inside a leaf,
+        else the next leaf; where index pages end with the leaf, height - 1 pages at most, all but the root. And those of a spilled
+        value."""
         return self.step(1)
 
     def prev(self):

@@ -258,6 +258,38 @@ def test_each_operation_costs_the_pages_it_says(row: Row) -> None:
     assert fits(dirty, row.dirties(scene)), f"{dirty} pages to seal, {row.dirties(scene)} expected"
 
 
+def pages_of(scene: Scene, act: Callable[[], object]) -> int:
+    before = scene.pager.counters()["pages_read"]
+    act()
+    return scene.pager.counters()["pages_read"] - before
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_step_over_the_border_of_index_pages_reads_all_but_the_root(back: bool) -> None:
+    """It was said to cost "the next leaf", where three pages were read."""
+    scene = Scene()
+    cursor = scene.tree.cursor()
+    records = [cursor.last() if back else cursor.first()]
+    costs = [scene.height]
+    while records[-1] is not None:
+        costs.append(pages_of(scene, lambda: records.append(cursor.prev() if back else cursor.next())))
+    assert sum(costs) == scene.pages + scene.long, "each page once"
+    long = next(at for at, record in enumerate(records) if record is not None and record[0] == LONG)
+    costs[long] -= scene.long
+    assert set(costs[1:]) == set(range(scene.height)), "no page, a leaf, and a page more for each level that ends there"
+    # a key behind the last (before the first) record of such a leaf: the path to the leaf, and to the one beside it
+    at = costs.index(scene.height - 1)
+    (last, _), (first, _) = (record for record in records[at - 1 : at + 1] if record is not None)
+    between = (first if back else last) + b"0"
+    for find in (
+        lambda tree: tree.cursor().seek(between), lambda tree: tree.seek(between), lambda tree: tree.seek(between, reverse=True)
+    ):  # fmt: skip
+        reads = pages_of(scene, lambda find=find: find(Tree.open(scene.pager, scene.roots[1])))  # type: ignore[misc]
+        assert reads in (scene.height, 2 * scene.height - 1)
+    forward = pages_of(scene, lambda: Tree.open(scene.pager, scene.roots[1]).cursor().seek(between))
+    assert forward == 2 * scene.height - 1
+
+
 def public(kind: type) -> set[str]:
     dunder = {"__len__", "__bool__", "__contains__", "__iter__", "__enter__", "__exit__"}
     return {name for name in vars(kind) if not name.startswith("_") or name in dunder}
