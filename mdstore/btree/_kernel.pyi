@@ -17,7 +17,10 @@ COMPARE_PAIR: int  # 6
 PAGE_HEADER_SIZE: int
 REFS_DESCRIPTOR: Descriptor  # what Pager.refs must be
 
-def crc32c(data: Buffer, value: int = 0) -> int: ...
+def crc32c(data: Buffer, value: int = 0) -> int:
+    """CRC-32C of any buffer, continuing from `value`. InvalidRequest: `value` is no number of 32 bits. TypeError, here and
+    wherever the kernel takes a number: it is no whole one."""
+
 def crc32c_table(data: Buffer, value: int = 0) -> int:
     """The same number as `crc32c` by tables, as on a processor without the instruction; for tests."""
 
@@ -148,8 +151,9 @@ class RecordCursor:
     """A place among the records of a tree as it was when `TreeView.cursor` made it; moves both ways. Pins its generation until
     `close` (or garbage collection). What each step costs in pages, its docstring says.
 
-    A move that cannot read a page (CorruptionError, DeviceFailed) loses the place: `record` is None, and `next` and `prev` raise
-    InvalidRequest until `first`, `last` or `seek` found another."""
+    A move that cannot read a page of the tree (CorruptionError, DeviceFailed) loses the place: `record` is None, and `next` and
+    `prev` raise InvalidRequest until `first`, `last` or `seek` found another. Where only the pages of a spilled value cannot be
+    read, the move is made: it raises, `record` raises again, and `next` and `prev` go on from there."""
 
     def first(self) -> tuple[bytes, bytes] | None: ...
     def last(self) -> tuple[bytes, bytes] | None: ...
@@ -187,7 +191,8 @@ class TreeView:
     def count(self, start: bytes | None = None, stop: bytes | None = None) -> int:
         """Records with start <= key < stop. Costs two paths from the root, and the pages that no seal has reached."""
     def union(self, other: TreeView) -> Iterator[bytes]:
-        """Keys of either tree, each once, in order. Both are read as they are now. InvalidRequest: comparators differ."""
+        """Keys of either tree, each once, in order. Both are read as they are now. InvalidRequest: comparators differ.
+        An error on the way (CorruptionError, DeviceFailed) ends the iteration: StopIteration follows."""
     def intersection(self, other: TreeView) -> Iterator[bytes]: ...
     def difference(self, other: TreeView) -> Iterator[bytes]: ...
     def first(self) -> tuple[bytes, bytes] | None: ...
@@ -198,7 +203,9 @@ class TreeView:
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Records with start <= key < stop in order (reverse: the same range from its end). Stable under writers: the
-        tree as it was when the iterator was made."""
+        tree as it was when the iterator was made. A page of the tree that cannot be read (CorruptionError, DeviceFailed) ends the
+        iteration: StopIteration follows. A spilled value that cannot be read does not: the next record follows, and `keys` gives
+        its key."""
     def keys(self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> Iterator[bytes]: ...
     def prefix(self, prefix: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]: ...
     def cursor(self) -> RecordCursor: ...
@@ -267,25 +274,28 @@ class Tree(TreeView):
     def delete(self, key: bytes) -> bool:
         """True when the key was there."""
     def write(self, key: bytes, offset: int, data: bytes) -> None:
-        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros). NotFound without the key. LimitExceeded,
-        InvalidRequest: the value would be longer than it may. Of a spilled value only the pages written, and the index pages
-        above them, are read and written anew."""
+        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros); without data nothing changes, wherever
+        `offset` lies. NotFound without the key. LimitExceeded, InvalidRequest: the value would be longer than it may. Of a
+        spilled value only the pages written, and the index pages above them, are read and written anew."""
     def delete_value(self, key: bytes, value: bytes) -> bool:
         """Remove one value of a key in a tree with duplicates; True when it was there."""
     def update(self, items: Iterable[tuple[bytes, bytes]] | Mapping[bytes, bytes] | PackedPairs) -> int:
         """Put many, without the interpreter lock, a thousand at a time; returns how many keys were new. A record that is
-        refused leaves the thousands before it in the tree."""
+        refused (TypeError, InvalidRequest, LimitExceeded, naming it by its number from 0) leaves the thousands before it in the
+        tree, and so does an error of the iterator itself."""
     def fetch(self, pairs: PackedPairs) -> None:
         """Have every page in memory, read and checked, that `update` of these pairs looks at, as far as the cache can hold them.
         Without the interpreter lock. Cost: a descent each, and reading what has spilled. CorruptionError, DeviceFailed;
         LimitExceeded, InvalidRequest: `update` would refuse one of them."""
-    def delete_many(self, keys: Iterable[bytes]) -> int: ...
+    def delete_many(self, keys: Iterable[Buffer]) -> int:
+        """Remove many; how many were there. Refusals as `update`'s: the thousands before are removed."""
     def delete_range(self, start: bytes | None = None, stop: bytes | None = None) -> int:
         """Remove start <= key < stop, dropping whole subtrees without reading their leaves where nothing spilled."""
     def clear(self) -> None:
         """Remove everything and free every page."""
     def bulk_load(self, items: Iterable[tuple[bytes, bytes]]) -> None:
-        """Fill an empty tree from ascending records, at full leaves."""
+        """Fill an empty tree from ascending records, at full leaves. Refusals name the record by its number from 0; the tree is
+        empty then."""
     @property
     def user_blob(self) -> bytes: ...
     @user_blob.setter

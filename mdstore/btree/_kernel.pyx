@@ -26,6 +26,8 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t,
 from libc.stdlib cimport free, qsort
 from libc.string cimport memcmp, memcpy, memmove, memset
 
+from collections.abc import Mapping
+from operator import index
 from threading import RLock
 
 from mdstore.errors import (

@@ -15,11 +15,18 @@ assert PAGE_COUNT == OFF_COUNT and PAGE_SKIP == OFF_SKIP and PAGE_SLOTS == HEADE
 assert sizeof(Node) == NODE_SIZE and (NODE_SIZE + HEADER) % 64 == 0
 
 
-def crc32c(data, unsigned int value=0):
+cdef inline uint32_t checksum(Py_ssize_t value) except? 0:
+    if not 0 <= value <= <Py_ssize_t> 0xffffffff:
+        raise InvalidRequest(f"a checksum of {value}: 0 to 2**32 - 1")
+    return <uint32_t> value
+
+
+def crc32c(data, Py_ssize_t value=0):
     """CRC-32C of any buffer, continuing from `value`. Without the interpreter lock above 4 KiB."""
     cdef const unsigned char[::1] view
     cdef Py_ssize_t n
     cdef const unsigned char *p
+    cdef uint32_t crc = checksum(value)
     if type(data) is bytes:
         p = <const unsigned char *> PyBytes_AS_STRING(data)
         n = PyBytes_GET_SIZE(data)
@@ -29,15 +36,15 @@ def crc32c(data, unsigned int value=0):
         p = &view[0] if n else NULL
     if n > 4096:
         with nogil:
-            value = crc32c_update(value, p, n, 0)
-        return value
-    return crc32c_update(value, p, n, 0)
+            crc = crc32c_update(crc, p, n, 0)
+        return crc
+    return crc32c_update(crc, p, n, 0)
 
 
-def crc32c_table(data, unsigned int value=0):
+def crc32c_table(data, Py_ssize_t value=0):
     """The same number by tables, as on a processor without the instruction; for tests."""
     cdef bytes copy = bytes(memoryview(data))
-    return crc32c_update(value, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), 1)
+    return crc32c_update(checksum(value), PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), 1)
 
 
 def fail_memory(int64_t after, int64_t failures=1):
@@ -220,6 +227,14 @@ cdef bytes duplicate_key(bytes key, bytes value):
     return key + value + bytes((n & 255, n >> 8))
 
 
+cdef object whole(str what, object given):
+    """A number that is not cut off to be one."""
+    try:
+        return index(given)
+    except TypeError:
+        raise TypeError(f"{what}: a whole number is wanted, not {type(given).__name__}") from None
+
+
 @cython.final
 cdef class Descriptor:
     """What a tree is. Kept in its root record; opening with another one is refused."""
@@ -232,6 +247,11 @@ cdef class Descriptor:
     cdef readonly int embed_limit
 
     def __cinit__(self, key_size=-2, value_size=-4, *, comparator=1, duplicates=False, copies=1, embed_limit=0):
+        key_size = whole("key_size", key_size)
+        value_size = whole("value_size", value_size)
+        comparator = whole("comparator", comparator)
+        copies = whole("copies", copies)
+        embed_limit = whole("embed_limit", embed_limit)
         if key_size not in (-1, -2, -4) and not 0 < key_size <= 1024:
             raise InvalidRequest(f"key_size {key_size}: 1 to 1024, or -1, -2, -4")
         if value_size not in (-1, -2, -4) and not 0 <= value_size < 1 << 30:
@@ -294,13 +314,13 @@ cdef int shape_set(TreeCore *t, Descriptor d) except -1:
     return 0
 
 
-def key_size_max(int page_size, int copies=1):
+def key_size_max(Py_ssize_t page_size, Py_ssize_t copies=1):
     """The longest key a tree with such pages takes: at least three of them fit in an index page."""
     cdef Shape s
     memset(&s, 0, sizeof(Shape))
     if not 256 <= page_size <= PAGE_MAX or not 1 <= copies <= 3:
         raise InvalidRequest(f"pages of {page_size} bytes, {copies} copies")
-    s.page_size = page_size
-    s.copies = copies
+    s.page_size = <int> page_size
+    s.copies = <int> copies
     shape_init(&s)
     return s.key_max

@@ -18,7 +18,7 @@ cdef bint read_piece(int fd, int64_t offset, uint8_t *into, int64_t length) noex
     return True
 
 
-def read_blocks(int fd, int64_t offset, int64_t length, int64_t block_size):
+def read_blocks(int fd, Py_ssize_t offset, Py_ssize_t length, Py_ssize_t block_size):
     cdef bytes content, checksums
     cdef uint8_t *into
     cdef uint8_t *found

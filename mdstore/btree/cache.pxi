@@ -12,6 +12,8 @@ cdef class Pager:
     cdef object _writing  # a lock: one write_sealed at a time
 
     def __cinit__(self, device, *, page_size=16384, cache_bytes=64 << 20):
+        page_size = whole("page_size", page_size)
+        cache_bytes = whole("cache_bytes", cache_bytes)
         if not 256 <= page_size <= PAGE_MAX or page_size & page_size - 1:
             raise InvalidRequest(f"page_size {page_size}: a power of two from 256 to 65536")
         if cache_bytes < 0:
@@ -44,8 +46,9 @@ cdef class Pager:
         return self.core.generation
 
     @generation.setter
-    def generation(self, uint64_t value):
-        at_set64(<int64_t *> &self.core.generation, <int64_t> value)
+    def generation(self, value):
+        cdef uint64_t generation = whole("generation", value)
+        at_set64(<int64_t *> &self.core.generation, <int64_t> generation)
 
     @property
     def page_size(self):
@@ -58,7 +61,7 @@ cdef class Pager:
         return at_get64(&self.core.cache_bytes)
 
     @cache_bytes.setter
-    def cache_bytes(self, int64_t value):
+    def cache_bytes(self, Py_ssize_t value):
         if value < 0:
             raise InvalidRequest(f"cache_bytes {value}: 0 or more")
         at_set64(&self.core.cache_bytes, value)
@@ -118,7 +121,7 @@ cdef class Pager:
         else:
             del self._pins[generation]
 
-    def write_sealed(self, int64_t max_bytes=-1):
+    def write_sealed(self, Py_ssize_t max_bytes=-1):
         """Write sealed pages in address order, until `max_bytes` are written; the bytes written. Not durable before a flush. One thread
         at a time: another waits, and writes what is left then, so that on return without a bound everything sealed before the call
         is written, whoever wrote it. Cost: each sealed page once, neighbours in one write of up to 1 MiB."""

@@ -1,11 +1,18 @@
 # Tree: what changes one.
 
+cdef inline int64_t value_most(Shape *s) noexcept nogil:
+    """Bytes of the longest value that a tree takes."""
+    if s.value_size >= 0:
+        return s.value_size
+    return min(value_size_max, (<int64_t> 1 << -8 * s.value_size) - 1)
+
+
 cdef inline int value_fits(Shape *s, int64_t vlen) except -1:
     if s.value_size >= 0:
         if vlen != s.value_size:
             raise InvalidRequest(f"values of this tree have {s.value_size} bytes, not {vlen}")
-    elif vlen > value_size_max or (s.value_size == -1 and vlen > 255) or (s.value_size == -2 and vlen > 65535):
-        raise LimitExceeded("VALUE_SIZE_MAX", vlen, min(value_size_max, (1 << -8 * s.value_size) - 1))
+    elif vlen > value_most(s):
+        raise LimitExceeded("VALUE_SIZE_MAX", vlen, value_most(s))
     return 0
 
 
@@ -18,8 +25,8 @@ cdef class Tree(TreeView):
     cdef bytes _root
     cdef bint _blob_dirty
 
-    def __init__(self, Pager pager not None, Descriptor descriptor not None, uint64_t tree_id):
-        self.start(pager, descriptor, tree_id)
+    def __init__(self, Pager pager not None, Descriptor descriptor not None, tree_id):
+        self.start(pager, descriptor, whole("tree_id", tree_id))
         at_setp(&self.core.root, empty_leaf(self.core))
         if self.core.root == NULL:
             raise MemoryError()
@@ -191,8 +198,9 @@ cdef class Tree(TreeView):
             raised(&fault)
         return existed
 
-    def write(self, key, int64_t offset, data):
-        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros); the key must be there, else NotFound.
+    def write(self, key, Py_ssize_t offset, data):
+        """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros), but where `data` is empty: that changes nothing,
+        and grows nothing. The key must be there, else NotFound.
         Cost: of a spilled value the pages written, the index pages above them (both read where they are only changed in part), and the
         path to its leaf. Read whole and put again are a value that lies in its leaf, one that no seal has reached and that
         grows or is a view's too, and, once, one that was written before pages had generations of their own."""
@@ -202,15 +210,17 @@ cdef class Tree(TreeView):
         cdef const uint8_t *kp = <uint8_t *> PyBytes_AS_STRING(k)
         cdef const uint8_t *dp = <uint8_t *> PyBytes_AS_STRING(d)
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
-        cdef int64_t n = PyBytes_GET_SIZE(d), most = value_size_max, length = 0
+        cdef int64_t n = PyBytes_GET_SIZE(d), most = value_most(&t.s), length = 0
         cdef bint done = False
         cdef Fault fault
         if offset < 0 or t.s.duplicates:
             raise InvalidRequest(f"write at {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        if n == 0:
+            if self.find(key, True, None) is None:
+                raise NotFound("key", key)
+            return
         if offset > <int64_t> 1 << 62:  # so that no sum overflows
             raise LimitExceeded("VALUE_SIZE_MAX", offset, most)
-        if t.s.value_size != -4:
-            most = min(most, t.s.value_size if t.s.value_size >= 0 else (1 << -8 * t.s.value_size) - 1)
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             rw_lock_shared(&t.p.rw)
@@ -265,10 +275,11 @@ cdef class Tree(TreeView):
 
     def update(self, items):
         """Put many; how many keys were new. Without the interpreter lock, a thousand records at a time. An error names the first
-        record that was refused; those of earlier groups are in the tree. Cost: as `put` for each."""
+        record that was refused by its number from 0, with nothing of its group put; those of earlier groups are in the tree. Cost: as
+        `put` for each."""
         if type(items) is PackedPairs and takes_packed(self, items):
             return update_packed(self, items, True)
-        return change_many(self, iter(items.items() if isinstance(items, dict) else items), True)
+        return change_many(self, iter(items.items() if isinstance(items, (dict, Mapping)) else items), True)
 
     def fetch(self, PackedPairs pairs not None):
         """Have every page in memory, read and checked, that `update` of these pairs will look at. Cost: a descent each, in the
@@ -278,13 +289,16 @@ cdef class Tree(TreeView):
         if takes_packed(self, pairs):
             update_packed(self, pairs, False)
             return
-        for key, value in pairs:
-            k, v = key, value
-            self.check_record(k, v)
+        for number, (k, v) in enumerate(pairs):
+            try:
+                self.check_record(k, v)
+            except InvalidRequest as error:
+                raise numbered(error, number)
             self.find_slow(duplicate_key(k, v) if self.core.s.duplicates else k, False, None)
 
     def delete_many(self, keys):
-        """Remove many; how many were there. Cost: as `delete` for each."""
+        """Remove many; how many were there. An error names the first key that was refused by its number from 0, as `update` does a
+        record. Cost: as `delete` for each."""
         return change_many(self, iter(keys), False)
 
     def delete_range(self, start=None, stop=None):
@@ -369,7 +383,7 @@ cdef class Tree(TreeView):
         written before `Pager.write_sealed`."""
         return seal_tree(self, allocate)
 
-    def seal_leaves(self, allocate, int64_t start, int64_t pages):
+    def seal_leaves(self, allocate, Py_ssize_t start, Py_ssize_t pages):
         """Do a part of the next seal ahead of it. Cost: reads none, asks for at most `pages` (of each copy)."""
         return seal_ahead(self, allocate, start, pages)
 

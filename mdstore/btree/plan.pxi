@@ -47,8 +47,8 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
     runs = allocate(wanted)
     wanted += n
     for first, pages in runs:
-        address = first
-        count = pages
+        address = whole("an address from allocate", first)
+        count = whole("pages from allocate", pages)
         if count > <uint64_t> (wanted - n) or address + count > ADDRESS_END:
             raise InvalidRequest(f"allocate gave {runs!r} where {wanted - plan.given} pages were asked for")
         for i in range(<int64_t> count):

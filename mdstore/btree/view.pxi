@@ -127,7 +127,7 @@ cdef class TreeView:
         value = self.find(key, False, None)
         return [] if value is None else [value]
 
-    def read(self, key, int64_t offset=0, int64_t length=-1):
+    def read(self, key, Py_ssize_t offset=0, Py_ssize_t length=-1):
         """Bytes of a value from `offset` (to its end where `length` is -1, or `length` of them), short at the end; None where there is
         no such key. InvalidRequest: another number below zero. Cost: as `get`, but of a spilled value only the pages that hold the
         range."""
@@ -327,7 +327,8 @@ cdef class TreeView:
         return next(self.items(reverse=True), None)
 
     def seek(self, key, *, bint reverse=False):
-        """The first record at or after `key` (reverse: the last at or before it). Cost: one page per level, or two leaves."""
+        """The first record at or after `key` (reverse: the last at or before it). Cost: one page per level; where it is the
+        first (last) of the leaf beside, 2 * height - 1 pages at most, the root once."""
         cdef object value
         if not reverse:
             return next(self.items(key), None)

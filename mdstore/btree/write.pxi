@@ -187,10 +187,8 @@ cdef int patch_write(Patch *w, Path *path, int pos, Fault *f) noexcept nogil:
     cdef Release r
     cdef int code
     w.end = div_up(max(w.offset + w.size, w.length if w.length > <int64_t> ld64(body) else 0), t.s.page_size)
-    w.start = w.offset / t.s.page_size if w.size else count
+    w.start = w.offset / t.s.page_size
     w.start = min(w.start, count) if w.end > count else w.start
-    if w.start == w.end:  # only a length that ends in the same page: a patched value always has something to be written
-        w.start -= 1
     w.first = min(w.start, count - 1) if w.end > count else w.start
     w.v = old
     if old == NULL:
@@ -223,7 +221,7 @@ cdef int patch_write(Patch *w, Path *path, int pos, Fault *f) noexcept nogil:
 
 cdef int write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, const uint8_t *data, int64_t n, int64_t most,
                     bint *done, Fault *f) noexcept nogil:
-    """Overwrite inside a spilled value, or at its end, which it then is longer for (`most` bytes at most). `done` False:
+    """Overwrite `n` bytes (at least one) inside a spilled value, or at its end, which it then is longer for (`most` bytes at most). `done` False:
     `write_whole` is to do it (or it is not there), nothing changed: it lies in its leaf, is undated, or would grow, or is also
     a view's, before any seal. Caller holds tree.rw exclusively."""
     cdef Path path
@@ -248,9 +246,6 @@ cdef int write_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, c
     w.length = max(<int64_t> ld64(body), offset + n)
     v = spill_pointer(body)
     if w.length > most or (v != NULL and v.data != NULL and w.length > v.length):
-        return OK
-    if n == 0 and w.length == <int64_t> ld64(body):
-        done[0] = True
         return OK
     code = own_path(t, key, klen, &path, f)
     if code != OK:

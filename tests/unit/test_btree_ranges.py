@@ -179,7 +179,8 @@ def test_long_random_history_of_writes_clones_and_views(copies: int) -> None:
                 offset = rng.choice((0, len(old), rng.randrange(len(old) + 1), len(old) + rng.randrange(page_size * 3)))
                 data = rng.randbytes(rng.choice((0, 1, 50, page_size, rng.randrange(5 * page_size), rng.randrange(9000))))
                 tree.write(key, offset, data)
-                model[key] = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
+                if data:
+                    model[key] = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
                 low = rng.randrange(len(model[key]) + 1)
                 assert tree.read(key, low, 2000) == model[key][low : low + 2000]
             elif act == 8 and len(trees) < 3:
