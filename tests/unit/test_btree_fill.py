@@ -1,4 +1,4 @@
-"""How full leaves are and how far a tree shrinks, in the geometries for which docs/performance.md says so; how much stays embedded."""
+"""How full leaves are and how far a tree shrinks, for what docs/performance.md says it of; and how much stays embedded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drawn(page_size: int, per_leaf: int, *, fixed: bool) -> tuple[Records, int]:
     """Records of which `per_leaf` fill a leaf, for LEAVES leaves of 0.8, and the bytes they take there. Values of one size, or of
     any up to twice as long."""
     chance = random.Random(page_size + per_leaf + fixed)
-    size = (page_size - PAGE_HEADER_SIZE) // per_leaf  # 8 of key, 8 of slot, 2 of length where it is not fixed, the value
+    size = (page_size - PAGE_HEADER_SIZE) // per_leaf  # a slot of 8, a key of 8, 2 of length where it is not fixed, the value
     records = []
     for _ in range(LEAVES * per_leaf * 8 // 10):
         records.append((chance.randbytes(8), b"v" * (size - 16 if fixed else chance.randrange(2 * (size - 18) + 1))))
