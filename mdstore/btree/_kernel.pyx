@@ -98,7 +98,7 @@ cdef extern from "sync.h" nogil:
     void rw_unlock_exclusive(uint64_t *w)
     void spin_lock(uint32_t *w)
     void spin_unlock(uint32_t *w)
-    int MEET_READ, MEET_COUNTED, MEET_WAIT
+    int MEET_READ, MEET_COUNTED, MEET_WAIT, MEET_ASIDE
     void meet(int place)
     void (*meeting)(int place) noexcept nogil
     uint32_t latch_read(uint32_t *v)
@@ -138,6 +138,7 @@ include "split.pxi"
 include "merge.pxi"
 include "patch.pxi"
 include "write.pxi"
+include "aside.pxi"
 include "tree.pxi"
 include "seal.pxi"
 include "root.pxi"

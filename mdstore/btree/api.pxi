@@ -94,7 +94,7 @@ cdef int in_between(str operation) except -1:
 
 
 cdef PyObject *meeting_hook = NULL
-MEETINGS = {MEET_READ: "read", MEET_COUNTED: "counted", MEET_WAIT: "wait"}
+MEETINGS = {MEET_READ: "read", MEET_COUNTED: "counted", MEET_WAIT: "wait", MEET_ASIDE: "aside"}
 
 
 cdef void met(int place) noexcept with gil:
@@ -105,7 +105,8 @@ cdef void met(int place) noexcept with gil:
 def call_where_threads_meet(hook):
     """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "read": a
     reader has read a leaf and looks at the leaf's version next; "counted": a count knows one of its borders in a leaf; "wait": a
-    lock or a latch is taken, and is waited for after the hook. In the thread that is there, with the locks it holds."""
+    lock or a latch is taken, and is waited for after the hook; "aside": a page will be read with no lock held. In the thread that is there,
+    with the locks it holds."""
     global meeting, meeting_hook
     cdef PyObject *old = meeting_hook
     if hook is not None and not callable(hook):
@@ -117,6 +118,18 @@ def call_where_threads_meet(hook):
         meeting_hook = <PyObject *> hook
         meeting = met
     Py_XDECREF(old)
+
+
+def is_free(TreeView tree not None):
+    """Whether an operation of another thread would get the tree's lock and the pager's for itself at once; for tests."""
+    cdef TreeCore *t = tree.open_core()
+    cdef bint free = rw_try_exclusive(&t.p.rw)
+    if free:
+        free = rw_try_exclusive(&t.rw)
+        if free:
+            rw_unlock_exclusive(&t.rw)
+        rw_unlock_exclusive(&t.p.rw)
+    return free
 
 
 def hold(TreeView tree not None, str lock not None, bytes key not None, bint taken):

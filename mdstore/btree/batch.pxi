@@ -252,11 +252,10 @@ cdef int put_group(TreeCore *t, Work *w, int at, int n, Fault *f) noexcept nogil
     rw_unlock_shared_adding(&t.rw, added)
     for j in range(lates):
         i = late[j]
-        rw_lock_shared(&t.p.rw)
-        rw_lock_exclusive(&t.rw)
-        code = fail(f, E_BROKEN, "tree") if t.broken else put_slow(t, w.key[i], w.klen[i], w.value[i], w.vlen[i], &existed, f)
-        rw_unlock_exclusive(&t.rw)
-        rw_unlock_shared(&t.p.rw)
+        code = lock_to_change(t, w.key[i], w.klen[i], f)
+        if code == OK:
+            code = put_slow(t, w.key[i], w.klen[i], w.value[i], w.vlen[i], &existed, f)
+        unlock_tree(t)
         make_room(t.p)
         if code != OK:
             break
@@ -283,10 +282,10 @@ cdef int delete_key(TreeCore *t, const uint8_t *key, int klen, bint *existed, Fa
     done = leaf != NULL and leaf_delete(t, leaf, key, klen, existed)
     rw_unlock_shared_adding(&t.rw, -1 if done and existed[0] else 0)
     if not done:
-        rw_lock_shared(&t.p.rw)
-        rw_lock_exclusive(&t.rw)
-        code = fail(f, E_BROKEN, "tree") if t.broken else delete_slow(t, key, klen, existed, f)
-        rw_unlock_exclusive(&t.rw)
-        rw_unlock_shared(&t.p.rw)
+        bring_siblings(t, key, klen)
+        code = lock_to_change(t, key, klen, f)
+        if code == OK:
+            code = delete_slow(t, key, klen, existed, f)
+        unlock_tree(t)
         make_room(t.p)
     return code

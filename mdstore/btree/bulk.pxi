@@ -143,6 +143,7 @@ cdef int64_t update_packed(Tree tree, PackedPairs pairs, bint puts) except? -1:
     cdef Hold kept = tree.held
     cdef TreeCore *t = tree.open_core()
     cdef Work *w = <Work *> take(sizeof(Work))
+    cdef TreeView view
     cdef Fault fault
     cdef int code
     cdef int64_t existed
@@ -152,6 +153,10 @@ cdef int64_t update_packed(Tree tree, PackedPairs pairs, bint puts) except? -1:
     w.existed = 0
     with nogil:
         code = put_packed(t, pairs, w, &fault) if puts else fetch_packed(t, pairs, w, &fault)
+    if code == E_ASIDE:
+        view = tree.view()
+        with nogil:
+            code = fetch_packed(view.core, pairs, w, &fault)
     existed = w.existed
     free(w)
     if code != OK:

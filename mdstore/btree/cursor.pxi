@@ -30,13 +30,13 @@ cdef void cursor_clear(Cursor *c) noexcept nogil:
 
 
 cdef int cursor_kid(Cursor *c, Node *n, int i, Node **kid, Fault *f) noexcept nogil:
-    """Child `i`, as `kid_at`; of leaves that have to be read, more and more at a time as the scan goes on."""
+    """Child `i`, as `kid_held`; of leaves that have to be read, more and more at a time as the scan goes on."""
     cdef PagerCore *p = c.t.p
     if n.level == 1 and p.fd >= 0 and not at_get32(<int32_t *> &p.closed) and at_getp(&n.kids[i]) == NULL:
         if c.ahead > 1 and at_get64(&p.map_n) == 0:  # else some may wait to be written
             load_run(c.t, n, i, -1 if c.reverse else 1, c.ahead)
         c.ahead = min(AHEAD_MOST, 2 * c.ahead) if c.ahead else 2
-    return kid_at(c.t, n, i, kid, f)
+    return kid_held(c.t, n, i, kid, f)
 
 
 cdef int cursor_down(Cursor *c, Node *n, int d, const uint8_t *key, int klen, Fault *f) noexcept nogil:
@@ -82,10 +82,10 @@ cdef void cursor_window(Cursor *c, bint first) noexcept nogil:
 
 
 cdef int cursor_first(Cursor *c, Fault *f) noexcept nogil:
-    """Go to the first leaf of the range in the cursor's direction. Caller holds pager.rw."""
+    """Go to the first leaf of the range in the cursor's direction. Caller holds pager.rw, which is let go while pages are read."""
     cdef Node *root
     cdef const uint8_t *key = c.stop if c.reverse else c.start
-    cdef int code = root_of(c.t, &root, f)
+    cdef int code = root_held(c.t, &root, f)
     if code == OK:
         code = cursor_down(c, root, 0, key, c.stop_len if c.reverse else c.start_len, f)
     if code == OK:
@@ -94,7 +94,7 @@ cdef int cursor_first(Cursor *c, Fault *f) noexcept nogil:
 
 
 cdef int cursor_leaf(Cursor *c, Fault *f) noexcept nogil:
-    """Go to the next leaf in the cursor's direction, or set `last`. Caller holds pager.rw."""
+    """Go to the next leaf in the cursor's direction, or set `last`. Caller holds pager.rw, as above."""
     cdef int d = c.depth - 1, step = -1 if c.reverse else 1, code
     cdef Node *kid
     c.pos = c.end = 0

@@ -9,6 +9,7 @@ cdef enum:
     E_NO_REFS = 5
     E_CLOSED = 6
     E_BROKEN = 7
+    E_ASIDE = 8          # no failure: something has to be read first, with no lock held (aside.pxi)
 
 cdef struct Fault:       # what went wrong without the interpreter lock; raised at the border
     int code
@@ -43,12 +44,17 @@ cdef int fault_forget(Fault *f) noexcept nogil:
     return OK
 
 
+cdef bint is_interrupt(Fault *f) noexcept nogil:
+    if f.code != E_PYTHON:
+        return False
+    with gil:
+        return not isinstance(<object> f.error, Exception)
+
+
 cdef bint may_retry(Fault *f) noexcept nogil:
     """Whether a copy may stand in for what failed, which is forgotten then. Not for an interrupt."""
-    if f.code == E_PYTHON:
-        with gil:
-            if not isinstance(<object> f.error, Exception):
-                return False
+    if is_interrupt(f):
+        return False
     fault_forget(f)
     return True
 

@@ -159,18 +159,14 @@ cdef class RecordIterator:
         cdef int code = OK
         memset(&fault, 0, sizeof(Fault))
         if size > SPILL_UNPROVED:
-            with nogil:
-                rw_lock_shared(&t.p.rw)
+            with nogil:  # no lock: the cursor holds the leaf, its view the pages
                 code = spill_prove(t, body, size, &fault)
-                rw_unlock_shared(&t.p.rw)
         if code != OK:
             raised(&fault)
         data = PyBytes_FromStringAndSize(NULL, size)
         into = <uint8_t *> PyBytes_AS_STRING(data)
         with nogil:
-            rw_lock_shared(&t.p.rw)
             code = spill_read(t, body, 0, into, size, &fault)
-            rw_unlock_shared(&t.p.rw)
         if code != OK:
             raised(&fault)
         return data

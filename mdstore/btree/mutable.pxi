@@ -189,9 +189,9 @@ cdef class Tree(TreeView):
             return existed
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            rw_lock_shared(&t.p.rw)
-            rw_lock_exclusive(&t.rw)
-            code = fail(&fault, E_BROKEN, "tree") if t.broken else put_slow(t, kp, klen, vp, vlen, &existed, &fault)
+            code = lock_to_change(t, kp, klen, &fault)
+            if code == OK:
+                code = put_slow(t, kp, klen, vp, vlen, &existed, &fault)
             unlock_tree(t)
             make_room(t.p)
         if code != OK:
@@ -223,9 +223,9 @@ cdef class Tree(TreeView):
             raise LimitExceeded("VALUE_SIZE_MAX", offset, most)
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            rw_lock_shared(&t.p.rw)
-            rw_lock_exclusive(&t.rw)
-            code = fail(&fault, E_BROKEN, "tree") if t.broken else write_part(t, kp, klen, offset, dp, n, most, &done, &fault)
+            code = lock_to_change(t, kp, klen, &fault)
+            if code == OK:
+                code = write_part(t, kp, klen, offset, dp, n, most, &done, &fault)
             if code == OK and not done:
                 code = write_whole(t, kp, klen, offset, dp, n, most, &length, &fault)
             unlock_tree(t)
@@ -324,10 +324,12 @@ cdef class Tree(TreeView):
             r.stop = <uint8_t *> PyBytes_AS_STRING(b)
             r.stop_len = <int> PyBytes_GET_SIZE(b)
         with nogil:
-            rw_lock_shared(&t.p.rw)
-            rw_lock_exclusive(&t.rw)
-            code = fail(&fault, E_BROKEN, "tree") if t.broken else delete_range_slow(t, &r, &records, &fault)
-            unlock_tree(t)
+            code = bring_borders(t, r.start, r.start_len, r.stop, r.stop_len, &fault)
+            if code == OK:
+                code = lock_to_change(t, NULL, 0, &fault)
+                if code == OK:
+                    code = delete_range_slow(t, &r, &records, &fault)
+                unlock_tree(t)
             make_room(t.p)
         if code != OK:
             raised(&fault)
@@ -364,9 +366,9 @@ cdef class Tree(TreeView):
         copy.start(self.pager, self._descriptor, t.tree_id)
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            rw_lock_shared(&t.p.rw)
-            rw_lock_exclusive(&t.rw)
-            code = fail(&fault, E_BROKEN, "tree") if t.broken else clone_core(t, copy.core, &fault)
+            code = lock_to_change(t, NULL, 0, &fault)
+            if code == OK:
+                code = clone_core(t, copy.core, &fault)
             with gil:  # the next seal makes another root
                 copy._blob = self._blob
                 copy._blob_dirty = self._blob_dirty

@@ -196,35 +196,47 @@ cdef int too_high(TreeCore *t, Node *n, Fault *f) noexcept nogil:
     return refuse(f, "tree height", -1, -1, "below", HEIGHT_MAX - 1, at_get32(<int32_t *> &t.level))
 
 
-cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) noexcept nogil:
-    """The node a reference names: from the sealed map, else read and verified, trying every copy. One reference."""
+cdef Node *sealed_node(TreeCore *t, const uint8_t *ref, int level) noexcept nogil:
+    """The node a reference names, with a reference, where its page waits for write_sealed; else NULL."""
+    cdef PagerCore *p = t.p
+    cdef Node *n = NULL
+    cdef Mapped *m
+    if at_get64(&p.map_n) == 0:
+        return NULL
+    spin_lock(&p.spin)
+    m = map_find(p, ref_address(ref, 0))
+    if m != NULL and m.bytes == NULL:
+        n = <Node *> m.owner
+        if n.level == level and ld64(page_of(n) + OFF_TREE) == t.tree_id and n.signature == t.s.signature and names(ref, n):
+            at_add32(&n.refs, 1)
+        else:
+            n = NULL
+    spin_unlock(&p.spin)
+    return n
+
+
+cdef int load_copies(TreeCore *t, const uint8_t *ref, int level, int copies, Node **out, Fault *f) noexcept nogil:
+    """The node a reference names, with a reference: from the sealed map, else read and verified. Of more than one copy the bad ones are
+    written again."""
     cdef PagerCore *p = t.p
     cdef Node *n
-    cdef Mapped *m
     cdef int copy = 0, bad, code = E_CORRUPT, spilled = 0
+    out[0] = NULL
     if at_get32(<int32_t *> &p.closed):
         return fail(f, E_CLOSED, "pager")
-    if at_get64(&p.map_n):
-        spin_lock(&p.spin)
-        m = map_find(p, ref_address(ref, 0))
-        if m != NULL and m.bytes == NULL:
-            n = <Node *> m.owner
-            if n.level == level and ld64(page_of(n) + OFF_TREE) == t.tree_id and n.signature == t.s.signature and names(ref, n):
-                at_add32(&n.refs, 1)
-                spin_unlock(&p.spin)
-                out[0] = n
-                return OK
-        spin_unlock(&p.spin)
+    out[0] = sealed_node(t, ref, level)
+    if out[0] != NULL:
+        return OK
     n = node_new(p.page_size, level, t.s.signature, CLEAN)
     if n == NULL:
         return fail(f, E_MEMORY, "page")
     f.tree_id = t.tree_id
     f.level = level
-    for copy in range(t.s.copies):
+    for copy in range(copies):
         code = device_read(p, ref_address(ref, copy), 1, page_of(n), f)
         if code == OK:
             code = page_verify(t, page_of(n), ref, level, ref_address(ref, copy), &spilled, f)
-        if code == OK or copy + 1 == t.s.copies or not may_retry(f):
+        if code == OK or copy + 1 == copies or not may_retry(f):
             break
     for bad in range(copy if code == OK and not p.read_only else 0):
         if code == OK:
@@ -240,94 +252,49 @@ cdef int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) 
     return OK
 
 
+cdef inline int load(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) noexcept nogil:
+    """The node a reference names, of any copy. A lock keeps the reference standing, so a bad copy is one."""
+    return load_copies(t, ref, level, t.s.copies, out, f)
+
+
+cdef inline int load_first(TreeCore *t, const uint8_t *ref, int level, Node **out, Fault *f) noexcept nogil:
+    """The same of the first copy alone, repairing nothing: for a reference that may stand no more."""
+    return load_copies(t, ref, level, 1, out, f)
+
+
+cdef inline void slot_fill(PagerCore *p, Node **slot, Node *n, Node **out) noexcept nogil:
+    """Put a node that was read where its parent (or the tree) points at it, unless another thread has been first; `out` is borrowed."""
+    touch(n)
+    if at_casp(slot, NULL, n):
+        out[0] = n
+    else:
+        node_decref(p, n)
+        out[0] = <Node *> at_getp(slot)
+
+
+cdef int slot_load(TreeCore *t, const uint8_t *ref, int level, Node **slot, Node **out, Fault *f) noexcept nogil:
+    cdef Node *n
+    cdef int code = load(t, ref, level, &n, f)
+    if code == OK:
+        slot_fill(t.p, slot, n, out)
+    return code
+
+
 cdef inline int kid_at(TreeCore *t, Node *n, int i, Node **out, Fault *f) noexcept nogil:
     """Child i of an index node, loaded when it is not resident. Borrowed: good while pager.rw is held."""
-    cdef Node *kid = <Node *> at_getp(&n.kids[i])
+    cdef Node *kid = kid_of(n, i)
     if kid == NULL:
-        return kid_load(t, n, i, out, f)
+        return slot_load(t, ref_at(page_of(n), i), n.level - 1, &n.kids[i], out, f)
     touch(kid)
     out[0] = kid
     return OK
 
 
-cdef int kid_load(TreeCore *t, Node *n, int i, Node **out, Fault *f) noexcept nogil:
-    cdef Node *kid
-    cdef int code = load(t, ref_at(page_of(n), i), n.level - 1, &kid, f)
-    if code != OK:
-        return code
-    touch(kid)
-    if at_casp(&n.kids[i], NULL, kid):
-        out[0] = kid
-    else:
-        node_decref(t.p, kid)
-        out[0] = <Node *> at_getp(&n.kids[i])
-    return OK
-
-
-cdef enum:
-    AHEAD_MOST = 64      # pages that a scan reads at once
-
-
-cdef void load_run(TreeCore *t, Node *n, int i, int step, int most) noexcept nogil:
-    """Read leaf `i` and up to `most` - 1 that follow it in a scan (`step` +1, -1) in one go, where they lie side by side and none is
-    resident; and let the medium fetch what lies behind. Only a help: what cannot be read or is damaged is left to `load`."""
-    cdef PagerCore *p = t.p
-    cdef Node *nodes[AHEAD_MOST]
-    cdef iovec parts[AHEAD_MOST]
-    cdef uint64_t first = ref_address(ref_at(page_of(n), i), 0)
-    cdef int count = 0, room = <int> min(<int64_t> AHEAD_MOST, at_get64(&p.cache_bytes) / 8 / p.page_size), k, at, spilled = 0
-    cdef ssize_t got = 0
-    cdef Fault ignored
-    most = min(most, room)
-    while count < most and 0 <= i + count * step < node_count(n) and at_getp(&n.kids[i + count * step]) == NULL:
-        if ref_address(ref_at(page_of(n), i + count * step), 0) != first + <uint64_t> (<int64_t> count * step):
-            break
-        nodes[count] = node_new(p.page_size, 0, t.s.signature, CLEAN)
-        if nodes[count] == NULL:
-            break
-        count += 1
-    if step < 0:
-        first = first + 1 - <uint64_t> count
-    for k in range(count):
-        parts[k].iov_base = page_of(nodes[k if step > 0 else count - 1 - k])
-        parts[k].iov_len = p.page_size
-    if count > 1 and first < ADDRESS_END:
-        got = preadv(p.fd, parts, count, <off_t> (first * p.page_size))
-        at_add64(&p.device_reads, 1)
-        if step > 0:
-            posix_fadvise(p.fd, <off_t> ((first + count) * p.page_size), 2 * count * p.page_size, POSIX_FADV_WILLNEED)
-    for k in range(count):
-        at = i + k * step
-        if got < <ssize_t> count * p.page_size or page_verify(t, page_of(nodes[k]), ref_at(page_of(n), at), 0, 0, &spilled,
-                                                              &ignored) != OK:
-            free(nodes[k])
-            continue
-        at_add64(&p.pages_read, 1)
-        at_add64(&p.bytes_read, p.page_size)
-        at_add64(&p.misses, 1)
-        nodes[k].spilled = spilled
-        nodes[k].address = ref_address(ref_at(page_of(n), at), 0)
-        node_enter(p, nodes[k])
-        touch(nodes[k])
-        if not at_casp(&n.kids[at], NULL, nodes[k]):
-            node_decref(p, nodes[k])
-
-
 cdef inline int root_of(TreeCore *t, Node **out, Fault *f) noexcept nogil:
     """The root node, loaded when it is not resident. Borrowed, as `kid_at`."""
     cdef Node *n = <Node *> at_getp(&t.root)
-    cdef int code
-    if n != NULL:
-        touch(n)
-        out[0] = n
-        return OK
-    code = load(t, t.ref, t.level, &n, f)
-    if code != OK:
-        return code
+    if n == NULL:
+        return slot_load(t, t.ref, t.level, &t.root, out, f)
     touch(n)
-    if at_casp(&t.root, NULL, n):
-        out[0] = n
-    else:
-        node_decref(t.p, n)
-        out[0] = <Node *> at_getp(&t.root)
+    out[0] = n
     return OK

@@ -64,55 +64,72 @@ cdef inline const uint8_t *value_at(Shape *s, const uint8_t *page, int cap, int 
 
 
 cdef int get_copy(TreeCore *t, const uint8_t *key, int klen, Out *out, Fault *f) noexcept nogil:
-    """The value of a key in memory of its own (the caller frees it). Takes the locks, reads pages."""
+    """The value of a key, as `read_part`."""
+    return read_part(t, key, klen, 0, <int64_t> 1 << 62, out, f)
+
+
+cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, int64_t length, Out *out,
+                   Fault *f) noexcept nogil:
+    """Bytes [offset, offset + length) of a value, short at its end, in memory of its own (the caller frees it). Takes the locks, and holds
+    none while it reads. Only those pages of a spilled value are read, and through a view alone (R2): of a live tree E_ASIDE."""
     cdef Node *leaf
-    cdef bint found
-    cdef int pos, vlen, code
+    cdef FoundSpill s
+    cdef int pos, vlen = 0, code = lock_leaf(t, key, klen, 0, &leaf, f)
+    cdef int64_t size
     cdef uint32_t version
     cdef const uint8_t *value
     out.data = NULL
-    core_lock_shared(t)
-    code = find_leaf(t, key, klen, &leaf, f)
+    out.found = False
+    s.v = NULL
     while code == OK:
         version = latch_read(&leaf.version)
         race_begin()
-        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &found)
+        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &out.found)
+        vlen = 0
+        value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen) if out.found else NULL
         race_end()
-        out.found = found
-        if not found:
-            if latch_same(&leaf.version, version):
-                break
+        if not latch_same(&leaf.version, version):
             continue
-        race_begin()
-        value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
-        race_end()
-        if vlen < 0 and not latch_same(&leaf.version, version):
-            continue
-        out.size = vlen if vlen >= 0 else <int64_t> ld64(value)
+        size = vlen if vlen >= 0 else <int64_t> ld64(value)
+        out.size = min(length, size - offset) if offset < size else 0
+        if not out.found:
+            break
         if vlen < 0:
-            code = spill_prove(t, value, out.size, f)
-            if code != OK:
+            found_begin(t, value, &s)
+            if not t.live or s.v != NULL or out.size == 0:
                 break
+            code = E_ASIDE
+            break
         out.data = <uint8_t *> take(out.size + 1)
         if out.data == NULL:
             code = fail(f, E_MEMORY, "value")
-        elif vlen < 0:
-            code = spill_read(t, value, 0, out.data, out.size, f)
-            break
-        else:
+        elif out.size:
             race_begin()
-            memcpy(out.data, value, vlen)
+            memcpy(out.data, value + offset, out.size)
             race_end()
-            if latch_same(&leaf.version, version):
-                break
-            free(out.data)
-            out.data = NULL
+        if code != OK or latch_same(&leaf.version, version):
+            break
+        free(out.data)
+        out.data = NULL
+    if code == OK and t.live and s.v != NULL:  # a write would have to copy it, were it still held without the lock
+        code = read_found(t, &s, offset, out, f)
     core_unlock_shared(t)
+    if code == OK and out.found and out.data == NULL:
+        code = read_found(t, &s, offset, out, f)
+    found_end(t, &s)
     if code != OK:
         free(out.data)
         out.data = NULL
     make_room(t.p)
     return code
+
+
+cdef int read_found(TreeCore *t, FoundSpill *s, int64_t offset, Out *out, Fault *f) noexcept nogil:
+    cdef int code = found_prove(t, s, out.size, f)
+    if code != OK:
+        return code
+    out.data = <uint8_t *> take(out.size + 1)
+    return found_read(t, s, offset, out.data, out.size, f) if out.data != NULL else fail(f, E_MEMORY, "value")
 
 
 cdef int count_range(TreeCore *t, Node *n, const uint8_t *start, int start_len, const uint8_t *stop, int stop_len,
@@ -147,53 +164,3 @@ cdef int count_range(TreeCore *t, Node *n, const uint8_t *start, int start_len, 
         if code != OK:
             return code
     return OK
-
-
-cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, int64_t length, Out *out,
-                   Fault *f) noexcept nogil:
-    """Bytes [offset, offset + length) of a value, short at its end, in memory of its own. Only those pages of a spilled value
-    are read."""
-    cdef Node *leaf
-    cdef int pos, vlen, code
-    cdef int64_t size
-    cdef uint32_t version
-    cdef const uint8_t *value
-    out.data = NULL
-    core_lock_shared(t)
-    code = find_leaf(t, key, klen, &leaf, f)
-    while code == OK:
-        version = latch_read(&leaf.version)
-        race_begin()
-        pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &out.found)
-        vlen = 0
-        value = value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen) if out.found else NULL
-        race_end()
-        if not latch_same(&leaf.version, version):
-            continue
-        size = vlen if vlen >= 0 else <int64_t> ld64(value)
-        out.size = min(length, size - offset) if offset < size else 0
-        if not out.found:
-            break
-        if vlen < 0:
-            code = spill_prove(t, value, out.size, f)
-            if code != OK:
-                break
-        out.data = <uint8_t *> take(out.size + 1)
-        if out.data == NULL:
-            code = fail(f, E_MEMORY, "value")
-        elif vlen < 0:
-            code = spill_read(t, value, offset, out.data, out.size, f)
-        elif out.size:
-            race_begin()
-            memcpy(out.data, value + offset, out.size)
-            race_end()
-        if code != OK or latch_same(&leaf.version, version):
-            break
-        free(out.data)
-        out.data = NULL
-    core_unlock_shared(t)
-    if code != OK:
-        free(out.data)
-        out.data = NULL
-    make_room(t.p)
-    return code

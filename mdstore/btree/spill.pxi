@@ -186,17 +186,22 @@ cdef int64_t pages_held(PagerCore *p, Fault *f) noexcept nogil:
 
 
 cdef int spill_prove(TreeCore *t, const uint8_t *body, int64_t bytes_wanted, Fault *f) noexcept nogil:
+    """`found_prove` of the value behind a body. The caller's locks keep it from being freed."""
+    cdef FoundSpill s
+    cdef int code
+    found_begin(t, body, &s)
+    code = found_prove(t, &s, bytes_wanted, f)
+    found_end(t, &s)
+    return code
+
+
+cdef int found_prove(TreeCore *t, FoundSpill *s, int64_t bytes_wanted, Fault *f) noexcept nogil:
     """Called before memory is had that grows with the length of a spilled value, which a cell may state as it likes: the value is no
     longer than what the device holds, and the last index page of each level has the entries that follow from the length. Cost: none
     up to a megabyte, else these pages (three for 1 GiB in pages of 4 KiB)."""
-    cdef uint8_t copy[SPILL_BODY_MAX + 2]
-    cdef Spill *v
+    cdef uint8_t *copy = s.copy
     cdef int64_t length, held
-    if bytes_wanted <= SPILL_UNPROVED:
-        return OK
-    v = spill_find(t, body, copy)
-    if v != NULL:
-        spill_free(t.p, v)
+    if bytes_wanted <= SPILL_UNPROVED or s.v != NULL:
         return OK
     length = <int64_t> ld64(copy + 2)
     held = pages_held(t.p, f)
@@ -250,27 +255,47 @@ cdef Spill *spill_find(TreeCore *t, const uint8_t *body, uint8_t *copy) noexcept
     return v
 
 
-cdef int spill_read(TreeCore *t, const uint8_t *body, int64_t offset, uint8_t *into, int64_t want,
-                    Fault *f) noexcept nogil:
-    """`want` bytes of a spilled value from `offset`. The caller's locks keep the value from being freed."""
-    cdef uint8_t copy[SPILL_BODY_MAX + 2]
-    cdef Spill *v = spill_find(t, body, copy)
+cdef struct FoundSpill:
+    Spill *v                        # in memory, with a reference; or NULL,
+    uint8_t copy[SPILL_BODY_MAX + 2]  # and the body, the mark in front of it
+
+
+cdef inline void found_begin(TreeCore *t, const uint8_t *body, FoundSpill *s) noexcept nogil:
+    s.v = spill_find(t, body, s.copy)
+
+
+cdef inline void found_end(TreeCore *t, FoundSpill *s) noexcept nogil:
+    if s.v != NULL:
+        spill_free(t.p, s.v)
+
+
+cdef int found_read(TreeCore *t, FoundSpill *s, int64_t offset, uint8_t *into, int64_t want, Fault *f) noexcept nogil:
+    """`want` bytes of a spilled value from `offset`. What is in memory does not change while it is held (S2); pages on the device are
+    kept by the caller's locks, or by the generation that its view pins."""
     cdef const Form *form
-    cdef int depth, code = OK
+    cdef int depth
     cdef int64_t length
-    if v != NULL:
-        if v.data != NULL:
-            memcpy(into, v.data + offset, want)
-        else:
-            code = patch_read(t, v, offset, into, want, f)
-        spill_free(t.p, v)
-        return code
     if want == 0:
         return OK
-    form = form_of(&t.s, copy + 2)
-    length = <int64_t> ld64(copy + 2)
+    if s.v != NULL and s.v.data != NULL:
+        memcpy(into, s.v.data + offset, want)
+        return OK
+    if s.v != NULL:
+        return patch_read(t, s.v, offset, into, want, f)
+    form = form_of(&t.s, s.copy + 2)
+    length = <int64_t> ld64(s.copy + 2)
     spill_tops(t.s.page_size, form, length, &depth)
-    return spill_entries(t, form, copy + 2 + SPILL_FIXED, depth, length, ld64(copy + 10), offset, into, want, f)
+    return spill_entries(t, form, s.copy + 2 + SPILL_FIXED, depth, length, ld64(s.copy + 10), offset, into, want, f)
+
+
+cdef int spill_read(TreeCore *t, const uint8_t *body, int64_t offset, uint8_t *into, int64_t want, Fault *f) noexcept nogil:
+    """`found_read` of the value behind a body. The caller's locks keep it from being freed."""
+    cdef FoundSpill s
+    cdef int code
+    found_begin(t, body, &s)
+    code = found_read(t, &s, offset, into, want, f)
+    found_end(t, &s)
+    return code
 
 
 # -- values in memory --------------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ static inline int at_casp(void *p, void *expected, void *v)
 #define MEET_READ 1    /* a leaf was read, its version not yet looked at again */
 #define MEET_COUNTED 2 /* one border of a count is known */
 #define MEET_WAIT 3    /* a lock or a latch is not to be had at once */
+#define MEET_ASIDE 4   /* a page is wanted, and no lock held */
 static void (*meeting)(int place);
 static __attribute__((noinline, cold)) void met_there(void (*hook)(int), int place) { hook(place); }
 static inline void meet(int place)

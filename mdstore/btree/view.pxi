@@ -146,6 +146,8 @@ cdef class TreeView:
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             code = read_part(t, p, klen, offset, length, &out, &fault)
+        if code == E_ASIDE:
+            return self.view().read(key, offset, length)
         if code != OK:
             raised(&fault)
         try:
@@ -175,8 +177,10 @@ cdef class TreeView:
         if ap != NULL and bp != NULL and compare(&t.s, ap, an, bp, bn) >= 0:
             return 0
         with nogil:
+            code = bring_borders(t, ap, an, bp, bn, &fault)
             rw_lock_shared(&t.p.rw)
-            code = root_of(t, &root, &fault)
+            if code == OK:
+                code = root_of(t, &root, &fault)
             if code == OK:
                 code = count_range(t, root, ap, an, bp, bn, &records, &fault)
             rw_unlock_shared(&t.p.rw)
@@ -262,6 +266,8 @@ cdef class TreeView:
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             code = read_part(t, p, klen, 0, 0, &out, &fault) if only_presence else get_copy(t, p, klen, &out, &fault)
+        if code == E_ASIDE:
+            return self.view().find_slow(key, only_presence, default)
         if code != OK:
             raised(&fault)
         note_hits(t, 1)
@@ -304,6 +310,8 @@ cdef class TreeView:
                 sizes[i] = <int> PyBytes_GET_SIZE(<bytes> key)
             with nogil:
                 code = get_batch(t, pointers, sizes, n, &arena, out, &fault)
+            if code == E_ASIDE:
+                return self.view().get_many(checked)
             if code != OK:
                 raised(&fault)
             for i in range(n):

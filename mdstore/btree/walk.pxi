@@ -30,7 +30,7 @@ cdef class TreeCheck:
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             rw_lock_shared(&t.p.rw)
-            code = root_of(t, &root, &fault)
+            code = root_held(t, &root, &fault)
             if code == OK:
                 at_add32(&root.refs, 1)
             rw_unlock_shared(&t.p.rw)
@@ -97,7 +97,7 @@ cdef class TreeCheck:
             memset(&f, 0, sizeof(Fault))
             with nogil:
                 rw_lock_shared(&t.p.rw)
-                code = kid_at(t, n, i, &kid, &f)
+                code = kid_held(t, n, i, &kid, &f)
                 if code == OK:
                     at_add32(&kid.refs, 1)
                 rw_unlock_shared(&t.p.rw)
@@ -165,7 +165,7 @@ cdef int walk_kid(TreeCore *t, Node *n, int i, uint64_t *addresses, Node **kid, 
     if code != OK:
         addresses[0] = NO_ADDRESS
     elif dirty or n.level > 1 or ref_records(&t.s, ref) & REF_SPILLED:
-        code = kid_at(t, n, i, kid, f)
+        code = kid_held(t, n, i, kid, f)
         if code == OK:
             at_add32(&kid[0].refs, 1)
     rw_unlock_shared(&p.rw)
@@ -198,7 +198,7 @@ cdef class PageWalk:
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             rw_lock_shared(&t.p.rw)
-            code = root_of(t, &root, &fault)
+            code = root_held(t, &root, &fault)
             if code == OK:
                 at_add32(&root.refs, 1)
             rw_unlock_shared(&t.p.rw)

@@ -1,0 +1,268 @@
+"""Pages are read with no lock held: while a device is slow, no one waits but who needs that page. What was read for a reference that
+stands no more is thrown away, whatever it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from mdstore.btree import Descriptor, Pager, Tree
+from mdstore.btree._kernel import call_where_threads_meet, is_free
+from mdstore.errors import CorruptionError, DeviceFailed
+from tests.model.btree_world import MemoryPages, World
+
+COUNT = 400
+LONG = b"long " * 200  # spills in pages of 256 bytes
+
+
+def key(n: int) -> bytes:
+    return b"%06d" % n
+
+
+class Watched(MemoryPages):
+    """`waited` counts reads during which another thread would have had to wait for a lock."""
+
+    def __init__(self, image: bytearray) -> None:
+        super().__init__()
+        self.image = image
+        self.watch: Tree | None = None
+        self.watched = 0
+        self.waited = 0
+        self.written: list[int] = []
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self.watch is not None:
+            self.watched += 1
+            self.waited += not is_free(self.watch)
+        return super().read(offset, length)
+
+    def write(self, offset: int, buffers: object) -> None:
+        self.written.append(offset)
+        super().write(offset, buffers)  # type: ignore[arg-type]
+
+
+@contextmanager
+def meeting(hook: Callable[[str], object]) -> Iterator[None]:
+    call_where_threads_meet(hook)
+    try:
+        yield
+    finally:
+        call_where_threads_meet(None)
+
+
+def sealed(copies: int = 1, *, long: bool = False) -> tuple[World, bytes]:
+    """A tree of four levels on a device, and one long value in it."""
+    world = World(3, holes=False)
+    tree = Tree(world.pager, Descriptor(copies=copies), 7)
+    tree.update((key(n), b"%d" % n + b"." * 20) for n in range(COUNT))
+    if long:
+        tree.put(key(COUNT // 2), LONG)
+    root = world.seal(tree)
+    world.write()
+    assert tree.height >= 4
+    return world, root
+
+
+def cold(world: World, root: bytes, **fields: int) -> tuple[Tree, Watched]:
+    """The tree opened anew: nothing of it in memory."""
+    device = Watched(world.device.image)
+    pager = Pager(device, page_size=256, **fields)
+    pager.generation = 9
+    return Tree.open(pager, root), device
+
+
+def there_and_back(tree: Tree) -> list[object]:
+    with tree.cursor() as cursor:
+        cursor.seek(key(300))
+        return [cursor.record, cursor.next(), cursor.prev(), cursor.prev(), cursor.record]
+
+
+OPERATIONS: dict[str, Callable[[Tree], object]] = {
+    "get": lambda tree: tree.get(key(7)),
+    "get of a key that is not there": lambda tree: tree.get(b"no"),
+    "get of a long value": lambda tree: tree.get(key(COUNT // 2)),
+    "contains": lambda tree: key(7) in tree,
+    "contains a long value": lambda tree: key(COUNT // 2) in tree,
+    "get_many": lambda tree: tree.get_many([key(n) for n in range(0, COUNT, 9)]),
+    "get_many with a long value": lambda tree: tree.get_many([key(n) for n in range(COUNT // 2 - 5, COUNT // 2 + 5)]),
+    "read a part": lambda tree: tree.read(key(7), 2, 3),
+    "read a part of a long value": lambda tree: tree.read(key(COUNT // 2), 300, 300),
+    "get from a snapshot": lambda tree: tree.snapshot().get(key(7)),
+    "a long value from a snapshot": lambda tree: tree.snapshot().get(key(COUNT // 2)),
+    "count": lambda tree: tree.count(key(9), key(333)),
+    "a scan": lambda tree: list(tree.items()),
+    "a scan backwards": lambda tree: list(tree.items(key(20), key(90), reverse=True)),
+    "first and last": lambda tree: (tree.first(), tree.last()),
+    "seek": lambda tree: (tree.seek(key(40)), tree.seek(key(50), reverse=True)),
+    "a cursor": there_and_back,
+    "pages": lambda tree: list(tree.pages()),
+    "check": lambda tree: tree.check(),
+    "union": lambda tree: list(tree.union(tree.snapshot())),
+    "put": lambda tree: tree.put(key(7), b"new"),
+    "put another": lambda tree: tree.put(key(7) + b"a", b"new"),
+    "put a long value": lambda tree: tree.put(key(7), LONG),
+    "put in a long value's place": lambda tree: tree.put(key(COUNT // 2), b"new"),
+    "update": lambda tree: tree.update((key(n), b"new") for n in range(0, COUNT, 7)),
+    "delete": lambda tree: tree.delete(key(7)),
+    "delete of a key that is not there": lambda tree: tree.delete(b"no"),
+    "delete_range": lambda tree: tree.delete_range(key(150), key(160)),
+    "write into a short value": lambda tree: tree.write(key(7), 1, b"new"),
+}
+READS_UNDER_LOCKS = {  # pages of what a change gives up or changes in part, found out when it is under way: how many
+    "put in a long value's place": 1,  # the index page of its pages
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_one_waits_for_a_read_but_who_needs_it(name: str) -> None:
+    world, root = sealed(long=True)
+    tree, device = cold(world, root)
+    expected = OPERATIONS[name](cold(world, root)[0])
+    device.watch = tree
+    result = OPERATIONS[name](tree)
+    device.watch = None
+    assert result == expected
+    assert device.watched >= 4, "it read"
+    assert device.waited == READS_UNDER_LOCKS.get(name, 0)
+    assert tree.check() == []
+
+
+def test_deleting_reads_the_siblings_it_joins_before_it_takes_locks() -> None:
+    world, root = sealed()
+    tree, device = cold(world, root)
+    for n in range(COUNT):
+        if n % 5:
+            device.watch = tree
+            tree.delete(key(n))
+            device.watch = None
+    counters = tree.pager.counters()
+    assert counters["merges"] > 30
+    assert device.watched > 60
+    assert device.waited <= 12, "siblings of index pages: one in ten of the leaves'"
+    assert tree.check() == []
+    assert [k for k, _ in tree.items()] == [key(n) for n in range(0, COUNT, 5)]
+
+
+def overwritten(world: World, tree: Tree, device: Watched, old: set[int]) -> list[int]:
+    """Seal what has changed, free what nothing reaches any more and fill it with other bytes; those pages."""
+    world.next_page = len(device.image) // 256 + 1
+    tree.seal(world.allocate)
+    tree.pager.write_sealed()
+    freed = [page for address, pages, _ in tree.pager.take_freed() for page in range(address, address + pages)]
+    assert freed
+    assert set(freed) <= old
+    for page in freed:
+        device.image[page * 256 : page * 256 + 256] = b"other's " * 32
+    device.written.clear()
+    return freed
+
+
+TOUCHES: dict[str, tuple[Callable[[Tree], object], object]] = {
+    "get": (lambda tree: tree.get(key(7)), b"changed"),
+    "get_many": (lambda tree: tree.get_many([key(7), key(8)])[0], b"changed"),
+    "contains": (lambda tree: key(7) in tree, True),
+    "read": (lambda tree: tree.read(key(7), 2, 3), b"ang"),
+    "put": (lambda tree: tree.put(key(7), b"mine"), True),
+    "update": (lambda tree: tree.update([(key(7), b"mine")]), 0),
+    "delete": (lambda tree: tree.delete(key(7)), True),
+    "delete_range": (lambda tree: tree.delete_range(key(7), key(8)), 1),
+    "write": (lambda tree: tree.write(key(7), 0, b"mine"), None),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["other bytes", "unreadable"])
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", TOUCHES)
+def test_a_page_that_was_freed_while_it_was_read_is_no_damage(name: str, step: int, copies: int, fails: bool) -> None:
+    """Between looking at the reference and reading the page another thread changes the leaf; everything is sealed to other places, and
+    the old ones belong to another. The second copy may not be written over them either."""
+    world, root = sealed(copies)
+    tree, device = cold(world, root)
+    old = {page for address, pages, _ in tree.pages() for page in range(address, address + pages)}
+    tree, device = cold(world, root)
+    operation, expected = TOUCHES[name]
+    met = [0]
+    gone: list[int] = []
+    plain_read = device.read
+
+    def read(offset: int, length: int) -> bytes:
+        if fails and offset // 256 in gone:
+            raise DeviceFailed("read", str(offset), "told to fail")
+        return plain_read(offset, length)
+
+    device.read = read  # type: ignore[method-assign]
+
+    def meet(at: str) -> None:
+        if at != "aside":
+            return
+        met[0] += 1
+        if met[0] == step:
+            met[0] = 100  # what follows reads too
+            tree.put(key(7), b"changed")
+            gone.extend(overwritten(world, tree, device, old))
+
+    with meeting(meet):
+        assert operation(tree) == expected
+    assert gone
+    assert not {offset // 256 for offset in device.written} & set(gone), "nothing is repaired there"
+    assert all(device.image[page * 256 : page * 256 + 256] == b"other's " * 32 for page in gone)
+    assert tree.check() == []
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_damage_that_stands_is_told_and_repaired_as_ever(copies: int) -> None:
+    world, root = sealed(copies)
+    tree, device = cold(world, root)
+    leaves = [address for address, _, level in tree.pages() if level == 0]
+    for address in leaves[::copies]:
+        device.image[address * 256 + 100] ^= 1
+    tree, device = cold(world, root)
+    if copies == 1:
+        with pytest.raises(CorruptionError, match="page checksum"):
+            tree.get(key(7))
+    else:
+        assert tree.get(key(7)) is not None
+        assert tree.pager.counters()["copies_repaired"] == 1
+    assert is_free(tree)
+
+
+def test_who_finds_every_page_evicted_again_reads_with_the_lock_in_the_end() -> None:
+    world, root = sealed()
+    tree, _ = cold(world, root, cache_bytes=0)
+    asides = [0]
+
+    def meet(at: str) -> None:
+        if at == "aside":
+            asides[0] += 1
+            call_where_threads_meet(None)
+            tree.get(key(300))  # leaves nothing in memory
+            tree.snapshot().get(key(300))
+            call_where_threads_meet(meet)
+
+    with meeting(meet):
+        assert tree.get(key(7)) == b"7" + b"." * 20
+    assert asides[0] == 40, "so often it tried"
+    assert is_free(tree)
+
+
+def test_a_reader_waits_for_no_other_of_a_full_cache() -> None:
+    """A cache far over its bound is emptied under every lock: not while another reads, with locks that it would wait for."""
+    world, root = sealed()
+    tree, device = cold(world, root, cache_bytes=1024)
+    snapshot = tree.snapshot()
+    nested = [False]
+    plain_read = device.read
+
+    def read(offset: int, length: int) -> bytes:
+        if not nested[0]:
+            nested[0] = True
+            assert len(list(snapshot.items())) == COUNT, "a scan of what does not fit, inside another's read"
+            nested[0] = False
+        return plain_read(offset, length)
+
+    device.read = read  # type: ignore[method-assign]
+    assert tree.get(key(7)) == b"7" + b"." * 20
+    assert snapshot.get(key(9)) == b"9" + b"." * 20
