@@ -51,8 +51,8 @@ def compare_torn(descriptor: Descriptor, key: bytes, memory: bytes, size: int) -
 def call_where_threads_meet(hook: Callable[[str], object] | None) -> None:
     """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "read": a
     reader has read a leaf and looks at the leaf's version next; "counted": a count knows one of its borders in a leaf; "wait": a
-    lock or a latch is taken, and is waited for after the hook; "aside": a page will be read with no lock held. In the thread that is there,
-    with the locks it holds."""
+    lock or a latch is taken, and is waited for after the hook; "aside": a page will be read with no lock held. In the thread
+    that is there, with the locks it holds."""
 
 def is_free(tree: TreeView) -> bool:
     """Whether an operation of another thread would get the tree's lock and the pager's for itself at once; for tests."""
