@@ -14,6 +14,7 @@ LONG = 3000  # bytes of a value that spills
 
 
 def counted(world: World) -> tuple[int, int, int]:
+    """Dirty pages, the bytes of them and of long values, and the bytes that are held."""
     counters = world.pager.counters()
     assert (world.pager.dirty_bytes, world.pager.held_bytes) == (counters["dirty_bytes"], counters["held_bytes"])
     return counters["dirty_pages"], counters["dirty_bytes"], counters["held_bytes"]
@@ -143,6 +144,23 @@ def test_a_long_value_deleted_beside_a_snapshot_is_held_once() -> None:
     assert counted(world) == (0, 0, 0)
 
 
+def test_a_sealed_value_is_dirty_until_it_is_written() -> None:
+    world = World(1, page_size=4096)
+    tree = new_tree(world)
+    tree.put(b"long", bytes(40 * 4096))
+    tree.seal(world.allocate)
+    _, dirty, held = counted(world)
+    assert dirty >= 40 * 4096
+    assert held == 0
+    view = tree.snapshot()
+    tree.delete(b"long")
+    assert counted(world)[1] > 40 * 4096, "given up, but waiting to be written"
+    world.seal(tree)
+    world.write()
+    assert counted(world) == (0, 0, 0), "the view reads it from the device"
+    assert view.read(b"long", 0, 3) == bytes(3)
+
+
 def test_pages_of_a_value_changed_again_beside_a_view_are_held_one_by_one() -> None:
     world = World(1, page_size=4096)
     tree = new_tree(world)
@@ -198,6 +216,34 @@ def test_a_value_in_memory_is_dirty_while_any_clone_has_to_write_it() -> None:
     assert list(Tree.open(world.pager, root).items()) == expected
     view.close()
     assert counted(world) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_views_change_nothing_of_what_is_dirty(copies: int) -> None:
+    """The same changes with and without views, to the byte; none of them splits a page, which with views may happen elsewhere."""
+    (world, tree), (still, alone) = made(copies=copies), made(copies=copies)
+    chance, views = random.Random(copies), []
+    for step in range(200):
+        what, key = chance.randrange(6), b"%s%d" % (chance.choice((b"fresh", b"sealed")), chance.randrange(4))
+        offset, data = chance.randrange(LONG - 500), chance.randbytes(chance.randrange(1, 500))
+        for each in (tree, alone):
+            if what == 0:
+                each.update((b"%04d" % n, b"%d" % (step % 10) * 4) for n in range(offset % 300, 300, 7))
+            elif what < 4:
+                each.write(key, offset, data)
+            elif what == 4:
+                each.put(key, bytes(LONG))
+        if what == 5:
+            views.append(tree.snapshot())
+        elif step % 9 == 0 and views:
+            views.pop(chance.randrange(len(views))).close()
+        assert counted(still) == (*counted(world)[:2], 0)
+        assert tree.dirty_pages == alone.dirty_pages
+    assert list(tree.items()) == list(alone.items())
+    assert counted(world)[2] > 0
+    while views:
+        views.pop().close()
+    assert counted(world) == counted(still)
 
 
 @pytest.mark.parametrize("seed", range(12))
