@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from mdstore.device.memory import MemoryDevice
+from mdstore.errors import MdstoreError
 from mdstore.mds.objectio import StoreObjects
 from mdstore.store import Store
-from mdstore.tools.repair.bench import RepairOptions
+from mdstore.tools.reader.check_superblock import own_copies
+from mdstore.tools.reader.superblock import read_copies
+from mdstore.tools.repair.bench import DeviceImage, RepairOptions
 from mdstore.tools.repair.planning import plan
 from tests.commandline import Run
 from tests.crash.test_damage_matrix import content_of
-from tests.unit.reader_images import BLOCK, changed, check, codes, newest, store_image
+from tests.unit.reader_images import BLOCK, changed, check, codes, newest, store_image, store_images
 from tests.unit.repair_images import lost, repaired, rich_file_system, tree_of
 
 Places = tuple[int, ...]
@@ -52,12 +57,83 @@ def test_superblocks_of_another_image_are_told_and_replaced(image: bytes, copies
     assert newest(foreign).uuid != newest(image).uuid
     damaged = with_foreign(image, foreign, copies)
     found = check(damaged, tmp_path)
-    assert [problem.code for problem in found if problem.severity != "note"] == ["superblock-copy"] * len(copies)
+    assert [problem.code for problem in found if problem.severity != "note"] == ["superblock-foreign"] * len(copies)
     assert all("of another image" in problem.what for problem in found if problem.severity != "note")
     made, after = repaired(damaged)
     assert lost(made) == []
     assert content_of(after, None) == content_of(image, None)
     assert newest(after).uuid == newest(image).uuid
+
+
+OWN, FOREIGN, GONE = "own", "foreign", "gone"
+MIXED = [copies for copies in product((OWN, FOREIGN, GONE), repeat=4) if OWN in copies and FOREIGN in copies]
+STRANGERS: dict[str, Callable[[], bytes]] = {
+    "other contents": lambda: store_images(9, is_closed=True, objects=20)[-1],
+    "another layout, newer": lambda: changed(store_image(5, block_size=4096), many_checkpoints),
+}
+
+
+def many_checkpoints(store: Store) -> None:
+    for _ in range(20):
+        store.checkpoint()
+
+
+def without_copies(image: bytes, copies: Places) -> bytes:
+    return with_foreign(image, bytes(len(image)), copies)
+
+
+def repaired_as(damaged: bytes, image: bytes) -> bytes:
+    made = plan(MemoryDevice.from_bytes(damaged), RepairOptions(is_deep=True))
+    after = made.bench.shadow.read(0, len(image))
+    assert (made.left, made.failed, lost(made)) == (0, [], [])
+    assert newest(after).uuid == newest(image).uuid
+    return after
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "killed"])
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_one_own_superblock_counts_for_more_than_three_of_another_image(stranger: str, is_closed: bool) -> None:
+    """Two foreign copies outvoted the one that was left, and a repair ended the log and emptied the trees. All combinations
+    of own, foreign and lost copies: what comes of them is what comes of those without the foreign ones."""
+    image, foreign = store_images(1, is_closed=is_closed)[-1], STRANGERS[stranger]()
+    content = content_of(image, None)
+    for copies in MIXED:
+        strange, gone = (tuple(at for at in range(4) if copies[at] == what) for what in (FOREIGN, GONE))
+        after = repaired_as(without_copies(with_foreign(image, foreign, strange), gone), image)
+        assert content_of(after, None) == content, copies
+
+
+@pytest.mark.parametrize("strange", [(0, 1, 2), (1, 2, 3), (0, 2)])
+def test_entries_of_the_log_vouch_for_a_superblock_whose_heads_are_lost(image: bytes, strange: Places) -> None:
+    start = newest(image).log_start * BLOCK
+    headless = image[:start] + bytes(2 * BLOCK) + image[start + 2 * BLOCK :]
+    after = repaired_as(with_foreign(headless, STRANGERS["another layout, newer"](), strange), image)
+    assert content_of(after, None) == content_of(image, None)
+
+
+def test_where_nobody_has_a_log_most_copies_count(image: bytes) -> None:
+    superblock = newest(image)
+    start, end = superblock.log_start * BLOCK, superblock.first_block * BLOCK
+    logless = image[:start] + bytes(end - start) + image[end:]
+    damaged = with_foreign(logless, STRANGERS["other contents"](), (2,))
+    own = own_copies(opened := DeviceImage(MemoryDevice.from_bytes(damaged)), read_copies(opened))
+    assert [copy.slot + 2 * copy.is_spare for copy in own] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("copies", [(0,), (1,), (0, 2)])
+def test_fsck_does_not_call_an_image_clean_that_does_not_open(run: Run, image: bytes, copies: Places, tmp_path: Path) -> None:
+    """It ended with 0 and a warning; the engine took the foreign copy, which was newer."""
+    path = tmp_path / "image"
+    damaged = with_foreign(image, another(10), copies)
+    path.write_bytes(damaged)
+    with pytest.raises(MdstoreError):
+        Store.open(MemoryDevice.from_bytes(damaged), read_only=True, background=False)
+    said = run("fsck", path)
+    assert said.code == 4
+    assert "[superblock-foreign]" in said.out
+    assert "mdstore repair" in said.out
+    assert run("repair", path, "--apply").code == 1
+    assert run("fsck", path).code == 0
 
 
 def test_a_repair_of_foreign_superblocks_is_taken_back(run: Run, image: bytes, tmp_path: Path) -> None:

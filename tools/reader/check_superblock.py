@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 from mdstore.errors import CorruptionError, NotAnImage
 from mdstore.tools.reader.image import Image
@@ -21,6 +22,10 @@ from mdstore.tools.reader.superblock import (
     unknown_features,
     usable,
 )
+
+_NO_LOG: Final = 0
+_LOG_ENTRIES: Final = 1
+_LOG_HEAD: Final = 2
 
 
 def check_superblocks(image: Image, findings: Findings) -> list[Superblock]:
@@ -41,7 +46,7 @@ def check_superblocks(image: Image, findings: Findings) -> list[Superblock]:
             _check_copy(copy, found[0], findings)
         elif copy.superblock is not None:
             what = f"{copy.name} is of another image: {copy.superblock.uuid.hex()}, not {found[0].uuid.hex()}"
-            findings.add("superblock-copy", what, Place(copy.name, byte=copy.offset))
+            findings.add("superblock-foreign", what, Place(copy.name, byte=copy.offset))
     _check_size(image, found[0], findings)
     if unknown_features(found[0]):
         findings.add("superblock-features", unknown_features(found[0]), Place("superblock"))
@@ -54,27 +59,34 @@ def candidates(image: Image) -> list[Superblock]:
 
 
 def own_copies(image: Image, copies: list[Copy]) -> list[Copy]:
-    """The copies without those of another image: of the image is what most are of, else what has its
-    log there, or leads to sound trees."""
+    """The copies without those of another image. Of the image is what has its log there: the log is not copied with a
+    superblock, so this counts for more than how many copies there are. Where nobody has one, what most copies are; where that
+    leaves several, what leads to sound trees. Cost: without heads of a log, a read of the log for each image."""
     there = [copy.superblock for copy in copies if copy.superblock is not None]
-    ranked = Counter(superblock.uuid for superblock in there).most_common()
-    if len(ranked) < 2:
+    counts = Counter(superblock.uuid for superblock in there)
+    if len(counts) < 2:
         return copies
-    uuid = ranked[0][0]
-    if ranked[0][1] == ranked[1][1]:
-        vouched = [superblock for superblock in there if _has_log(image, superblock)] or there
-        uuid = choose_superblock(image, sorted(vouched, key=lambda one: -one.epoch), Findings(lambda _: None)).uuid
+    vouched = {id(superblock): _log_evidence(image, superblock) for superblock in there}
+    best = max(vouched.values())
+    likely = [superblock for superblock in there if vouched[id(superblock)] == best]
+    if best == _NO_LOG:
+        most = max(counts.values())
+        likely = [superblock for superblock in likely if counts[superblock.uuid] == most]
+    likely.sort(key=lambda one: (-counts[one.uuid], -one.epoch))
+    uuid = choose_superblock(image, likely, Findings(lambda _: None)).uuid
     return [copy for copy in copies if copy.superblock is None or copy.superblock.uuid == uuid]
 
 
-def _has_log(image: Image, superblock: Superblock) -> bool:
-    """Whether a head of the log that lies there is of this superblock's image."""
+def _log_evidence(image: Image, superblock: Superblock) -> int:
+    """What of this superblock's image lies where it says that its log does: a head, only entries, or nothing."""
     codes: set[str] = set()
     try:
         Ring(image, superblock).read_head(lambda damage: codes.add(damage.code))
     except Damage:
-        return False
-    return "journal-no-head" not in codes
+        return _NO_LOG
+    if "journal-no-head" not in codes:
+        return _LOG_HEAD
+    return _NO_LOG if "log-gone" in codes else _LOG_ENTRIES
 
 
 def choose_superblock(image: Image, candidates: list[Superblock], findings: Findings) -> Superblock:

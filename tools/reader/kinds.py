@@ -35,6 +35,9 @@ _IMAGE: Final = {
     "unreadable": _error("The medium does not give these bytes", "copy the medium with ddrescue and check the copy"),
     "superblock": _error("This copy of the superblock cannot be used"),
     "superblock-copy": _warning("One of four copies is lost; the others are used"),
+    "superblock-foreign": _error(
+        "The image may not open, or open as of the past: the newest superblock is taken, whosever it is"
+    ),
     "superblock-stale": _note(
         "A crash interrupted a checkpoint; the newer copy counts", "the next checkpoints rewrite it"
     ),

@@ -11,7 +11,7 @@ from mdstore.tools.reader.superblock import SIZE, Superblock, decode_or_none, re
 from mdstore.tools.repair import encode
 from mdstore.tools.repair.bench import Bench, Step
 
-CODES: Final = frozenset({"superblock", "superblock-copy", "superblock-none"})
+CODES: Final = frozenset({"superblock", "superblock-copy", "superblock-foreign", "superblock-none"})
 _PHASE: Final = "superblocks"
 
 
