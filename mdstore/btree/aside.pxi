@@ -5,7 +5,8 @@
 #
 # Invariants of reading aside:
 #  R1  what was read enters a tree only where the same reference still stands in the same place: meanwhile the page may have been freed
-#      and its address written by another. Nothing is repaired, and no damage told, before that is known
+#      and its address written by another. Nothing is repaired, and no damage told, before that is known. (A reference that stands
+#      again has the same checksum and generation, so it names the same page: an owner of freed pages gives no address twice in one)
 #  R2  a spilled value is read so through a view alone: the generation that it pins keeps the owner from using those addresses again
 
 cdef struct Aside:
@@ -126,12 +127,30 @@ cdef int bring_leaf(TreeCore *t, const uint8_t *key, int klen, Fault *f) noexcep
 
 cdef int bring_borders(TreeCore *t, const uint8_t *start, int start_len, const uint8_t *stop, int stop_len, Fault *f) noexcept nogil:
     """The same for both ends of a range; NULL: it has none there."""
-    cdef int code = bring_leaf(t, start, start_len, f) if start != NULL else OK
+    cdef int code = OK
+    if start != NULL and stop != NULL and compare(&t.s, start, start_len, stop, stop_len) >= 0:
+        return OK
+    if start != NULL:
+        code = bring_leaf(t, start, start_len, f)
     return bring_leaf(t, stop, stop_len, f) if code == OK and stop != NULL else code
 
 
+cdef bint falls_under_half(TreeCore *t, Node *leaf, const uint8_t *key, int klen) noexcept nogil:
+    """Whether the leaf holds the key and is less than half full without it. A guess where another thread changes the leaf."""
+    cdef uint32_t version = latch_read(&leaf.version)
+    cdef bint found
+    cdef int pos, vlen = 0, live
+    race_begin()
+    pos = page_find(&t.s, page_of(leaf), leaf.cap, 0, key, klen, &found)
+    live = page_live(page_of(leaf), leaf.cap) - klen - 8
+    if found:
+        value_at(&t.s, page_of(leaf), leaf.cap, pos, &vlen)
+    race_end()
+    return found and latch_same(&leaf.version, version) and (live - max(vlen, 0)) * 2 < t.s.page_size - HEADER
+
+
 cdef void bring_siblings(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
-    """Before a deletion: where the leaf may be joined with a sibling, have both in memory. Only a help."""
+    """Before a deletion that leaves a leaf less than half full: have the siblings it may be joined with in memory. Only a help."""
     cdef Node *leaf
     cdef Fault ignored
     cdef bint low
@@ -139,7 +158,7 @@ cdef void bring_siblings(TreeCore *t, const uint8_t *key, int klen) noexcept nog
     memset(&ignored, 0, sizeof(Fault))
     for side in range(0, 3):
         low = lock_leaf(t, key, klen, side if side < 2 else -1, &leaf, &ignored) == OK and (
-            side > 0 or page_live(page_of(leaf), leaf.cap) < t.s.page_size * 3 / 4)
+            side > 0 or falls_under_half(t, leaf, key, klen))
         core_unlock_shared(t)
         fault_forget(&ignored)
         if not low:
@@ -206,6 +225,10 @@ cdef void load_run(TreeCore *t, Node *n, int i, int step, int most) noexcept nog
         if nodes[count] == NULL:
             break
         count += 1
+    if count == 1:  # nothing to win
+        free(nodes[0])
+    if count < 2:
+        return
     if step < 0:
         first = first + 1 - <uint64_t> count
     for k in range(count):
@@ -228,7 +251,7 @@ cdef void read_run(TreeCore *t, Node *n, int i, int step, int count, uint64_t fi
     cdef ssize_t got = 0
     cdef int k, at, spilled = 0
     cdef Fault ignored
-    if count > 1 and first < ADDRESS_END:
+    if first < ADDRESS_END:
         got = preadv(p.fd, parts, count, <off_t> (first * p.page_size))
         at_add64(&p.device_reads, 1)
         if step > 0:

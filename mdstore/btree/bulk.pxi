@@ -151,14 +151,16 @@ cdef int64_t update_packed(Tree tree, PackedPairs pairs, bint puts) except? -1:
         raise MemoryError()
     memset(&fault, 0, sizeof(Fault))
     w.existed = 0
-    with nogil:
-        code = put_packed(t, pairs, w, &fault) if puts else fetch_packed(t, pairs, w, &fault)
-    if code == E_ASIDE:
-        view = tree.view()
+    try:
         with nogil:
-            code = fetch_packed(view.core, pairs, w, &fault)
-    existed = w.existed
-    free(w)
+            code = put_packed(t, pairs, w, &fault) if puts else fetch_packed(t, pairs, w, &fault)
+        if code == E_ASIDE:
+            view = tree.view()
+            with nogil:
+                code = fetch_packed(view.core, pairs, w, &fault)
+        existed = w.existed
+    finally:
+        free(w)
     if code != OK:
         raised(&fault)
     return pairs.count - existed

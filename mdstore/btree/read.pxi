@@ -96,9 +96,8 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
             break
         if vlen < 0:
             found_begin(t, value, &s)
-            if not t.live or s.v != NULL or out.size == 0:
-                break
-            code = E_ASIDE
+            if t.live and out.size and (s.v == NULL or s.v.data == NULL):
+                code = E_ASIDE
             break
         out.data = <uint8_t *> take(out.size + 1)
         if out.data == NULL:
@@ -111,8 +110,11 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
             break
         free(out.data)
         out.data = NULL
-    if code == OK and t.live and s.v != NULL:  # a write would have to copy it, were it still held without the lock
-        code = read_found(t, &s, offset, out, f)
+    if t.live and s.v != NULL:  # a write would have to copy it, were it still held without the lock
+        if code == OK:
+            code = read_found(t, &s, offset, out, f)
+        found_end(t, &s)
+        s.v = NULL
     core_unlock_shared(t)
     if code == OK and out.found and out.data == NULL:
         code = read_found(t, &s, offset, out, f)

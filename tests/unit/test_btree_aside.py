@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mdstore.btree import Descriptor, Pager, Tree
+from mdstore.btree import Descriptor, PackedPairs, Pager, Tree
 from mdstore.btree._kernel import call_where_threads_meet, is_free
 from mdstore.errors import CorruptionError, DeviceFailed
 from tests.model.btree_world import MemoryPages, World
@@ -110,10 +110,21 @@ OPERATIONS: dict[str, Callable[[Tree], object]] = {
     "delete": lambda tree: tree.delete(key(7)),
     "delete of a key that is not there": lambda tree: tree.delete(b"no"),
     "delete_range": lambda tree: tree.delete_range(key(150), key(160)),
+    "delete of a long value": lambda tree: tree.delete(key(COUNT // 2)),
+    "delete_range across a long value": lambda tree: tree.delete_range(key(150), key(350)),
+    "delete_range of nothing": lambda tree: (tree.delete_range(key(9), key(9)), tree.get(key(7))),
+    "clear": lambda tree: tree.clear(),
     "write into a short value": lambda tree: tree.write(key(7), 1, b"new"),
+    "write into a long value": lambda tree: tree.write(key(COUNT // 2), 300, b"new"),
+    "fetch": lambda tree: tree.fetch(PackedPairs([(key(n), b"") for n in range(0, COUNT, 9)])),
+    "fetch of a long value": lambda tree: tree.fetch(PackedPairs([(key(COUNT // 2), b"")])),
 }
 READS_UNDER_LOCKS = {  # pages of what a change gives up or changes in part, found out when it is under way: how many
     "put in a long value's place": 1,  # the index page of its pages
+    "delete of a long value": 1,
+    "delete_range across a long value": 10,  # and the index pages below which all goes
+    "clear": 23,
+    "write into a long value": 2,  # and the page that is changed in part
 }
 
 
@@ -129,6 +140,43 @@ def test_no_one_waits_for_a_read_but_who_needs_it(name: str) -> None:
     assert device.watched >= 4, "it read"
     assert device.waited == READS_UNDER_LOCKS.get(name, 0)
     assert tree.check() == []
+
+
+def test_a_value_written_into_is_read_with_no_lock_held() -> None:
+    """Of one that no seal has reached since, the pages that are not in memory."""
+    world, root = sealed(long=True)
+    tree, device = cold(world, root)
+    tree.write(key(COUNT // 2), 300, b"new")
+    expected = LONG[:300] + b"new" + LONG[303:]
+    device.watch = tree
+    assert tree.get(key(COUNT // 2)) == expected
+    assert tree.get_many([key(COUNT // 2)]) == [expected]
+    assert tree.read(key(COUNT // 2), 600, 10) == expected[600:610]
+    device.watch = None
+    assert device.watched >= 3
+    assert device.waited == 0
+
+
+def test_a_deletion_that_joins_nothing_reads_its_path_alone() -> None:
+    world = World(5, holes=False)
+    tree = Tree(world.pager, Descriptor(), 7)
+    numbers = [*range(0, 2 * COUNT, 2)]
+    world.random.shuffle(numbers)
+    for n in numbers:
+        tree.put(key(n), b"." * 20)
+    for n in range(0, 2 * COUNT, 8):
+        tree.delete(key(n))
+    root = world.seal(tree)
+    world.write()
+    joined = 0
+    for n in range(1, 2 * COUNT, 5):  # every second one is not there
+        tree, _ = cold(world, root)
+        is_there = n % 2 == 0 and n % 8 != 0
+        assert tree.delete(key(n)) == is_there
+        reads = tree.pager.counters()["pages_read"] - tree.height
+        assert reads == 0 or is_there, "a key that is not there changes nothing"
+        joined += reads > 0
+    assert 0 < joined < 25, "leaves that the deletion leaves less than half full, of 60"
 
 
 def test_deleting_reads_the_siblings_it_joins_before_it_takes_locks() -> None:
