@@ -299,14 +299,16 @@ class LmdbStore:
             return found
 
     def list_objects(
-        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
-    ) -> list[bytes]:
-        """Names with start <= name < stop in order, at most `limit`. Page on with start = last + b'\\0'."""
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None, *,
+        reverse: bool = False,
+    ) -> list[bytes]:  # fmt: skip
+        """Names with start <= name < stop in order (reverse: from the end), at most `limit`. Page on with
+        start = last + b'\\0' (reverse: stop = last)."""
         limit, low, high = page_limit(limit), name_bound("start", start), name_bound("stop", stop)
         home = collection_name(collection)
 
         def names(view: View) -> list[bytes]:
-            records = self._databases.objects.items(view.txn, view.collection(home), low, high)
+            records = self._databases.objects.items(view.txn, view.collection(home), low, high, reverse=reverse)
             if limit is None:
                 return [name for name, _ in records]
             return [name for _, (name, _) in zip(range(limit), records)]

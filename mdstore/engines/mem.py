@@ -351,15 +351,17 @@ class MemStore:
         return ((key, records[key]) for key in records.irange(first, end, inclusive=(True, False), reverse=reverse))
 
     def list_objects(
-        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
-    ) -> list[bytes]:
-        """Names with start <= name < stop in order, at most `limit`. Page on with start = last + b'\\0'."""
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None, *,
+        reverse: bool = False,
+    ) -> list[bytes]:  # fmt: skip
+        """Names with start <= name < stop in order (reverse: from the end), at most `limit`. Page on with
+        start = last + b'\\0' (reverse: stop = last)."""
         limit, low, high = page_limit(limit), name_bound("start", start), name_bound("stop", stop)
         with self._lock:
             objects = self._collection(collection).objects
             if low is not None and high is not None and low >= high:
                 return []
-            names = objects.irange(low, high, inclusive=(True, False))
+            names = objects.irange(low, high, inclusive=(True, False), reverse=reverse)
             return [name for name, _ in zip(names, range(limit))] if limit is not None else list(names)
 
     def revisions(self, collection: Name, name: Name) -> list[Revision]:

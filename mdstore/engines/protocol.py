@@ -125,9 +125,11 @@ class ObjectStore(Protocol):
         """start <= key < stop in order (reverse: the same range from its end); stable while writers run."""
 
     def list_objects(
-        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
-    ) -> list[bytes]:
-        """Names with start <= name < stop, in order, at most `limit`; page on with start = last + b'\\0'."""
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None, *,
+        reverse: bool = False,
+    ) -> list[bytes]:  # fmt: skip
+        """Names with start <= name < stop, in order (reverse: the same range from its end), at most `limit`; page on with
+        start = last + b'\\0' (reverse: stop = last). Looks no further than the first name that it does not give."""
 
     def revisions(self, collection: Name, name: Name) -> list[Revision]:
         """The object's revisions, oldest first; the object itself need not exist."""

@@ -145,16 +145,19 @@ class Queries(ABC):
             return tree.items(first, end, reverse=reverse) if tree is not None else iter(())
 
     def list_objects(
-        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None
-    ) -> list[bytes]:
-        """Names in order, start <= name < stop, at most `limit`."""
+        self, collection: Name, start: Name | None = None, stop: Name | None = None, limit: int | None = None, *,
+        reverse: bool = False,
+    ) -> list[bytes]:  # fmt: skip
+        """Names in order, start <= name < stop (reverse: the same range from its end), at most `limit`. Cost: a descent and each
+        page that holds one of them; no other page is read than, to the end of the range, the one with the name behind it
+        (reverse: before it)."""
         limit, low, high = page_limit(limit), name_bound("start", start) or b"", name_bound("stop", stop)
         with self.lock:
             number = self._collection_number(collection)
             first = object_key(number, low)
             last = object_key(number, high) if high is not None else object_key(number + 1, b"")
             self.tables.objects.isolated.check_range(first, last)
-            keys = self.tables.objects.tree.keys(first, last)
+            keys = self.tables.objects.tree.keys(first, last, reverse=reverse)
             return [split_key(key)[1] for key in islice(keys, limit)]  # and no page behind the last of them is read
 
     def revisions(self, collection: Name, name: Name) -> list[Revision]:

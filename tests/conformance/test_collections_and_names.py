@@ -149,6 +149,21 @@ def test_names_of_every_byte_value_and_ordered_by_their_bytes(store: Subject) ->
         assert found.map == [(name, name)]
 
 
+def test_names_are_listed_from_either_end(store: Subject) -> None:
+    names = [b"\0", b"a", b"a\0", b"a/", b"ab", b"b", b"\xff", b"\xff\xff"]
+    transaction = T().create_collection("b").touch("b", "z").create_collection("d").touch("d", "\0")
+    for name in names:
+        transaction.touch("c", name)
+    store.apply(transaction)
+    bounds = [None, *names, b"a.", b"zz"]
+    for start in bounds:
+        for stop in bounds:
+            listed = store.list_objects("c", start, stop)
+            assert listed == [name for name in names if (start or b"") <= name and (stop is None or name < stop)]
+            for limit in (None, 0, 1, 3, 100):
+                assert store.list_objects("c", start, stop, limit, reverse=True) == listed[::-1][:limit]
+
+
 def test_collections_of_any_bytes_do_not_mix(store: Subject) -> None:
     names = [b"\0", b"\0\0", b"a", b"a\0", b"a\0b", b"a\xff", b"b", b"\xff", EVERY_BYTE[1:]]
     transaction = T()

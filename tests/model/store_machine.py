@@ -268,11 +268,11 @@ class StoreMachine(RuleBasedStateMachine):
         self._both(Transaction().map_clear(b"c", name))
         assert seen[0] + list(walks[0]) == seen[1] + list(walks[1])
 
-    @rule(rng=st.randoms(use_true_random=False), limit=st.none() | st.integers(0, 9))
-    def list_names(self, rng: Random, limit: int | None) -> None:
+    @rule(rng=st.randoms(use_true_random=False), limit=st.none() | st.integers(0, 9), reverse=st.booleans())
+    def list_names(self, rng: Random, limit: int | None, reverse: bool) -> None:
         bounds = [None, *self.world.names]
         collection, start, stop = rng.choice(COLLECTIONS), rng.choice(bounds), rng.choice(bounds)
-        self._same(lambda store: store.list_objects(collection, start, stop, limit))
+        self._same(lambda store: store.list_objects(collection, start, stop, limit, reverse=reverse))
         self._same(lambda store: store.list_revised(collection, start, stop, limit))
 
     @invariant()

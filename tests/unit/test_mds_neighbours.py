@@ -138,7 +138,7 @@ def test_no_page_behind_the_logs_objects_keeps_it_from_being_mounted_and_trimmed
 
 
 class Bordered:
-    """A store in which whoever looks at the object `bad` meets damage, as who lists the names before it to their end does."""
+    """A store in which whoever lists the names before the object `bad` to their end meets damage."""
 
     def __init__(self, store: MemStore, bad: bytes) -> None:
         self._store = store
@@ -147,22 +147,20 @@ class Bordered:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def list_objects(self, collection: bytes, start: bytes, stop: bytes, limit: int | None = None) -> list[bytes]:
+    def list_objects(
+        self, collection: bytes, start: bytes, stop: bytes, limit: int | None = None, *, reverse: bool = False
+    ) -> list[bytes]:
         found: list[bytes] = []
-        for name in self._store.list_objects(collection, start):
+        names = self._store.list_objects(collection, reverse=reverse)
+        for name in [name for name in names if (name < stop if reverse else name >= start)]:
             if len(found) == limit:
                 break
             if name == self._bad:
                 raise CorruptionError("page", "of one name")
-            if name >= stop:
+            if name < start if reverse else name >= stop:
                 break
             found.append(name)
         return found
-
-    def exists(self, collection: bytes, name: bytes) -> bool:
-        if name == self._bad:
-            raise CorruptionError("page", "of one name")
-        return self._store.exists(collection, name)
 
 
 def test_a_removed_file_beside_a_damaged_one_gives_its_space_back_and_only_the_damaged_one_is_named() -> None:
@@ -183,9 +181,10 @@ def test_a_removed_file_beside_a_damaged_one_gives_its_space_back_and_only_the_d
 
 
 class Paged:
-    """A store whose names lie in pages, as in a tree: some cannot be read, always or now and then; what was read stays known."""
+    """A store whose names lie in pages, as in a tree: some cannot be read, always or now and then; what was read stays known.
+    `alike`: no error says where it is from."""
 
-    def __init__(self, random: Random, share: float) -> None:
+    def __init__(self, random: Random, share: float, *, alike: bool) -> None:
         self.random = random
         names = sorted({b"%04x.%02d" % (random.randrange(12), random.randrange(30)) for _ in range(random.randrange(4, 60))})
         self.pages, self.first = list[list[bytes]](), [b""]
@@ -197,10 +196,11 @@ class Paged:
                 self.first.append(names[0] if random.random() < 0.5 else self.pages[-1][-1] + b"\0")
         for page in self.pages:
             for name in list(page):
-                if random.random() < 0.3:
+                if random.random() < 0.3 and len(page) > 1:  # a tree keeps no empty page
                     page.remove(name)  # since removed: the bounds of the pages stay
         self.bad = [random.random() < 0.3 for _ in self.pages]
         self.share = share
+        self.where = "the device" if alike else "page %d"
 
     def at(self, name: bytes) -> int:
         return max(number for number, first in enumerate(self.first) if first <= name)
@@ -208,33 +208,35 @@ class Paged:
     def _read(self, number: int) -> list[bytes]:
         if self.bad[number]:
             if self.random.random() < self.share:
-                raise DeviceFailed("read", f"page {number}", "Input/output error")
+                raise DeviceFailed("read", self.where.replace("%d", str(number)), "Input/output error")
             self.bad[number] = False
         return self.pages[number]
 
-    def list_objects(self, collection: bytes, start: bytes, stop: bytes, limit: int | None = None) -> list[bytes]:
+    def list_objects(
+        self, collection: bytes, start: bytes, stop: bytes, limit: int | None = None, *, reverse: bool = False
+    ) -> list[bytes]:
         found: list[bytes] = []
-        for number in range(self.at(start), len(self.pages)):
-            for name in self._read(number):
-                if name >= stop:
+        first, last = self.at(start), self.at(stop[:-1] + b".\xff")
+        for number in range(last, -1, -1) if reverse else range(first, len(self.pages)):
+            page = self._read(number)
+            for name in reversed(page) if reverse else page:
+                if name < start if reverse else name >= stop:
                     return found
-                if name >= start:
+                if start <= name < stop:
                     found.append(name)
                 if len(found) == limit:
                     return found
         return found
 
-    def exists(self, collection: bytes, name: bytes) -> bool:
-        return name in self._read(self.at(name))
 
-
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("share", [1.0, 0.7])
 @pytest.mark.parametrize("first_seed", range(0, 1000, 200))
-def test_a_range_is_listed_whole_or_not_at_all(first_seed: int, share: float) -> None:
+def test_a_range_is_listed_whole_or_not_at_all(first_seed: int, share: float, alike: bool) -> None:
     listed = refused = beside = 0
     for seed in range(first_seed, first_seed + 200):
         random = Random(seed)
-        store = Paged(random, share)
+        store = Paged(random, share, alike=alike)
         for prefix in range(12):
             start, stop = b"%04x." % prefix, b"%04x/" % prefix
             own = set(range(store.at(start), store.at(stop[:-1] + b".\xff") + 1))
@@ -264,12 +266,80 @@ def test_what_reads_a_moment_later_is_no_end(files: Files) -> None:
         store.apply(Transaction().touch(DATA, data_object(9, number)))
     list_objects, errors = store.list_objects, [CorruptionError("page", "address 1"), CorruptionError("page", "address 1")]
 
-    def once(*args: Any) -> list[bytes]:
+    def once(*args: Any, **kwargs: Any) -> list[bytes]:
         if errors:
             raise errors.pop()
-        return list_objects(*args)
+        return list_objects(*args, **kwargs)
 
     store.list_objects = once  # type: ignore[method-assign]
     with pytest.raises(MdstoreError):
         names_between(store, DATA, b"%016x." % 9, b"%016x/" % 9)
     assert len(names_between(store, DATA, b"%016x." % 9, b"%016x/" % 9)) == 5
+
+
+class Unnamed(MemoryDevice):
+    """Some sectors cannot be read, and the error of none says which."""
+
+    bad: tuple[int, ...] = ()  # pages
+
+    def read(self, offset: int, length: int) -> bytes:
+        if any(offset < (page + 1) * BLOCK and page * BLOCK < offset + length for page in self.bad):
+            raise DeviceFailed("read", self.name, "a bad sector")
+        return super().read(offset, length)
+
+
+def test_two_bad_sectors_that_say_the_same_hide_no_name(tmp_path: Path) -> None:
+    """One among the names and one right behind them were taken for the same: the names between the two were passed over."""
+    device = MemoryDevice(8 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=256 << 10, background=False)
+    change = Transaction().create_collection(DATA)
+    for ino in (1, 2, 3):
+        for number in range(60):
+            change.touch(DATA, data_object(ino, number))
+    store.apply(change)
+    store.close()
+    leaves = map_leaves(device.image(), tmp_path / "image", None)
+    with_own = [at for at, (_, keys) in enumerate(leaves) if any(key[8:].startswith(b"%016x." % 2) for key in keys)]
+    inside, behind = with_own[2:-1], with_own[-1] + 1
+    assert inside
+    expected = [data_object(2, number) for number in range(60)]
+    for bad in ((behind,), *((at,) for at in inside), *((at, behind) for at in inside)):
+        damaged = Unnamed.from_bytes(device.image())
+        with Store.open(damaged, background=False) as opened:
+            damaged.bad = tuple(leaves[at][0] for at in bad)
+            if bad == (behind,):
+                assert names_between(opened, DATA, b"%016x." % 2, b"%016x/" % 2) == expected
+            else:
+                with pytest.raises(DeviceFailed):
+                    names_between(opened, DATA, b"%016x." % 2, b"%016x/" % 2)
+            damaged.bad = ()
+
+
+def test_a_file_is_not_truncated_over_names_that_cannot_be_read(tmp_path: Path) -> None:
+    """The objects behind a bad sector stayed, and their bytes were read again once the file had grown."""
+    device = MemoryDevice(8 << 20)
+    store = Store.create(device, block_size=BLOCK, log_bytes=256 << 10, background=False)
+    MetadataServer.format(store, now_ns=1, object_size=PIECE, log_unit=4096, log_object_size=16384)
+    server = MetadataServer.mount(store, count_references=False)
+    ino = make_file(server, ROOT_INO, b"a", b"old!" * (30 * PIECE // 4))
+    other = make_file(server, ROOT_INO, b"b", b"b" * (20 * PIECE))
+    server.close()
+    store.close()
+    leaves = map_leaves(device.image(), tmp_path / "image", None)
+
+    def only_of(number: int) -> list[int]:
+        return [at for at, (_, keys) in enumerate(leaves) if all(key[8:].startswith(b"%016x." % number) for key in keys)]
+
+    inside, behind = only_of(ino), only_of(other)[0]
+    assert inside[-1] + 1 == behind
+    damaged = Unnamed.from_bytes(device.image())
+    server = MetadataServer.mount(Store.open(damaged, background=False), count_references=False)
+    handle = server.open(SUPERUSER, ino, os.O_RDWR)
+    damaged.bad = (leaves[inside[len(inside) // 2]][0], leaves[behind][0])
+    with pytest.raises(MdstoreError):
+        server.setattr(SUPERUSER, ino, SetAttr(size=4))
+    damaged.bad = ()
+    server.setattr(SUPERUSER, ino, SetAttr(size=4))
+    server.setattr(SUPERUSER, ino, SetAttr(size=30 * PIECE))
+    assert server.read(handle, 0, 30 * PIECE) == b"old!" + bytes(30 * PIECE - 4)
+    server.close()
