@@ -15,7 +15,7 @@ if [ $# -eq 0 ]; then
         tests/unit/test_btree_references.py tests/unit/test_btree_records.py \
         tests/unit/test_btree_descriptor.py tests/unit/test_btree_ranges.py tests/unit/test_btree_golden.py tests/unit/test_btree_costs.py \
         tests/unit/test_btree_atomic.py tests/unit/test_btree_arguments.py tests/unit/test_btree_interleavings.py \
-        tests/unit/test_btree_held.py tests/unit/test_btree_broken_off.py tests/unit/test_btree_refusals.py \
+        tests/unit/test_btree_held.py tests/unit/test_btree_aside.py tests/unit/test_btree_broken_off.py tests/unit/test_btree_refusals.py \
         tests/model/test_btree_model.py ;;
     thread) set -- pytest -q -p no:cacheprovider tests/unit/test_btree_threads.py tests/unit/test_btree_stress.py ;;
     esac

@@ -99,7 +99,7 @@ def reopen(device: Device) -> State:
 
 
 def test_a_snapshot_is_there_whole_or_not_at_all_at_every_write() -> None:
-    report = explore(workload, reopen, seed=SEED + 3, size_bytes=IMAGE, budget_states=1500, nested_states=2)
+    report = explore(workload, reopen, seed=SEED + 3, size_bytes=IMAGE, budget_states=2000, nested_states=2)
     print(report)
     assert report.clean, report.findings
     assert report.points == report.points_in_all > 50, "no write was left out"
