@@ -8,6 +8,7 @@ writes an image cannot hide itself in the code that checks it. `mdstore.errors` 
 | image        |                                          | bytes of the file or device, read only                    |
 | superblock   | docs/format/superblock.md                | the four copies, and which one counts                     |
 | page, tree   | docs/format/page.md, tree-root.md        | pages, root records, records in order with bounded memory |
+| named        | docs/format/page.md                      | what a reference says of the block that it names          |
 | onode, store | docs/format/onode.md                     | collections, objects, extents                             |
 | snapshots    | docs/format/snapshots.md                 | snapshots of the store, and what only they hold           |
 | entry, ring  | docs/format/journal.md, journal-head.md  | heads, entries, where a log ends and why                  |

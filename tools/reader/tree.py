@@ -18,6 +18,7 @@ from typing import Final
 
 from mdstore.tools.reader.checksum import crc32c
 from mdstore.tools.reader.image import Image
+from mdstore.tools.reader.named import NamedPage
 from mdstore.tools.reader.page import (
     COMPARE_BYTES,
     COMPARE_U64_BE,
@@ -39,6 +40,7 @@ from mdstore.tools.reader.problems import Damage
 
 OnPages = Callable[[int, int, bool], bool]
 OnDamage = Callable[[Damage], None]
+OnNamed = Callable[[tuple[int, ...], NamedPage], None]
 
 
 _PageKey = tuple[int, int, int, int]
@@ -82,7 +84,8 @@ class _Frame:
 class Tree:
     """One tree. `on_damage` None: damage is raised. Otherwise it is handed there, the subtree is left out, and
     `is_partial` is set. `on_pages(first, pages, is_overflow)` hears of every reference to pages; where it answers False,
-    what the page names was counted before: it is left out, or, with `follows_counted`, its records come and its pages do not."""
+    what the page names was counted before: it is left out, or, with `follows_counted`, its records come and its pages do not.
+    `on_named(addresses, page)` hears of the same references, whole or not, with what they say of the page."""
 
     def __init__(
         self, image: Image, page_size: int, root: bytes, shape: Shape | None = None, on_damage: OnDamage | None = None
@@ -90,6 +93,7 @@ class Tree:
         self.root: Root = decode_root(root, shape)
         self.on_damage = on_damage
         self.on_pages: OnPages | None = None
+        self.on_named: OnNamed | None = None
         self.cache: PageCache | None = None
         self.follows_counted = False
         self.is_partial = False
@@ -203,6 +207,8 @@ class Tree:
     ) -> tuple[Page | None, bool]:
         """(page, whether it was counted before): a page by its reference, inside its bounds; None when it is left out because
         it was counted before, or is damaged (reported)."""
+        if self.on_named is not None:
+            self.on_named(reference.addresses, NamedPage(self.root, level, reference.crc, reference.generation))
         try:
             if self.on_pages is not None and not is_counted:
                 answers = [self.on_pages(address, 1, False) for address in reference.addresses]
@@ -300,6 +306,9 @@ class Tree:
         A damaged page goes to `bad`. Where pages are counted the walk goes on behind it: the others stay in use, for whoever else
         names them (a snapshot that shares the value).
         """
+        if self.on_named is not None:
+            named = NamedPage(self.root, level, entry.crc, entry.generation, overflow=True, is_dated=counted < 0)
+            self.on_named(entry.addresses, named)
         if self.on_pages is not None and is_new:
             answers = [self.on_pages(address, 1, True) for address in entry.addresses if address != counted]
             is_new = counted >= 0 or all(answers)

@@ -10,6 +10,7 @@
 | ring                      | the store's log: heads, damaged entries, entries that do not fit the state                   |
 | encode, build             | pages, roots and records from the format pages; trees from records and leaves in order       |
 | usage, counts, dead       | what every block is used for; free space, references, totals and snapshots' dead from that   |
+| naming                    | everything that names certain blocks: live state, log, superblocks, snapshots               |
 | restore                   | blocks that can be had exactly as they were, from elsewhere or by one bit; in snapshots too  |
 | trees, salvage, extents   | trees that lost pages; a search for leaves; extents that point to the wrong blocks           |
 | revisions                 | where kept states of objects begin                                                           |

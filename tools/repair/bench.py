@@ -104,6 +104,7 @@ class Bench:
         self.options = options
         self.progress = progress
         self.verdict = Verdict()  # of the last check
+        self.untried: list[str] = []  # what might be restored, and was not looked for (`restore` says why)
 
     def check_writable(self) -> None:
         """UnsupportedFormat when the image has features that only a newer mdstore may change."""

@@ -97,6 +97,7 @@ def plan(device: Device, options: RepairOptions, progress: Progress = lambda *_:
             made.after = bench.check()
         else:
             runs[part.name] = _RUNS_MAX
+    made.failed += [f"misplaced blocks: {line}" for line in bench.untried]
     if made.steps:
         made.engine = bench.engine_problems()
     return made
