@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from mdstore.btree import Descriptor, Pager, Tree
+from mdstore.btree._kernel import call_where_threads_meet
 from mdstore.device.protocol import Buffer
 from mdstore.errors import DeviceFailed, InvalidRequest
 
@@ -133,3 +135,13 @@ def filled(world: World, count: int, size: int = 20, tree_id: int = 7, **fields:
     root = world.seal(tree)
     world.write()
     return tree, root
+
+
+@contextmanager
+def meeting(hook: Callable[[str], object]) -> Iterator[None]:
+    """Have `hook` called where threads meet, while it lasts."""
+    call_where_threads_meet(hook)
+    try:
+        yield
+    finally:
+        call_where_threads_meet(None)

@@ -3,15 +3,14 @@ that stands no more is thrown away, whatever it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
 from mdstore.btree import Descriptor, PackedPairs, Pager, Tree
 from mdstore.btree._kernel import call_where_threads_meet, is_free
 from mdstore.errors import CorruptionError, DeviceFailed
-from tests.model.btree_world import MemoryPages, World
+from tests.model.btree_world import MemoryPages, World, meeting
 
 COUNT = 400
 LONG = b"long " * 200  # spills in pages of 256 bytes
@@ -43,15 +42,6 @@ class Watched(MemoryPages):
     def write(self, offset: int, buffers: object) -> None:
         self.written.append(offset)
         super().write(offset, buffers)  # type: ignore[arg-type]
-
-
-@contextmanager
-def meeting(hook: Callable[[str], object]) -> Iterator[None]:
-    call_where_threads_meet(hook)
-    try:
-        yield
-    finally:
-        call_where_threads_meet(None)
 
 
 def sealed(copies: int = 1, *, long: bool = False) -> tuple[World, bytes]:

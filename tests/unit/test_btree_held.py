@@ -20,6 +20,16 @@ def counted(world: World) -> tuple[int, int, int]:
     return counters["dirty_pages"], counters["dirty_bytes"], counters["held_bytes"]
 
 
+def only_held(world: World, view: TreeView, content: list[tuple[bytes, bytes]]) -> None:
+    """Nothing is dirty; something is held until the view goes, which shows what it did."""
+    pages, dirty, held = counted(world)
+    assert (pages, dirty) == (0, 0)
+    assert held > 0
+    assert list(view.items()) == content
+    view.close()
+    assert counted(world) == (0, 0, 0)
+
+
 def made(*, copies: int = 1) -> tuple[World, Tree]:
     """A world whose tree has values in leaves, values that spilled in an earlier generation, and pages that no seal reached."""
     world = World(1)
@@ -97,12 +107,7 @@ def test_what_a_change_lets_go_beside_a_view_is_held_and_not_dirty(change: Calla
     assert refs is not None
     world.seal(refs)
     world.write()
-    pages, dirty, held = counted(world)
-    assert (pages, dirty) == (0, 0)
-    assert held > 0
-    assert list(view.items()) == before
-    view.close()
-    assert counted(world) == (0, 0, 0)
+    only_held(world, view, before)
     assert tree.check() == []
 
 
@@ -190,12 +195,7 @@ def test_a_tree_closed_before_a_seal_leaves_to_its_views_what_they_hold() -> Non
     before = list(view.items())
     tree.put(b"0000", b"not in the view")
     tree.close()
-    pages, dirty, held = counted(world)
-    assert (pages, dirty) == (0, 0)
-    assert held > 0
-    assert list(view.items()) == before
-    view.close()
-    assert counted(world) == (0, 0, 0)
+    only_held(world, view, before)
 
 
 def test_a_value_in_memory_is_dirty_while_any_clone_has_to_write_it() -> None:

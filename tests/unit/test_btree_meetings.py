@@ -6,27 +6,17 @@ locks the reader holds, and a lock that another would hold is taken by the test 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
 from mdstore.btree import REFS_DESCRIPTOR, Tree, TreeView
 from mdstore.btree._kernel import call_where_threads_meet, hold
-from tests.model.btree_world import World, new_tree
+from tests.model.btree_world import World, meeting, new_tree
 
 KEYS = [b"key%d" % n for n in range(8)]
 KEY = KEYS[4]
 BEFORE = {key: key * 10 for key in KEYS}
-
-
-@contextmanager
-def meeting(hook: Callable[[str], object]) -> Iterator[None]:
-    call_where_threads_meet(hook)
-    try:
-        yield
-    finally:
-        call_where_threads_meet(None)
 
 
 def one_leaf() -> Tree:
