@@ -218,6 +218,7 @@ def _made_like(target: str, shape: Shape, stream: ObjectStream, *, force: bool) 
     with _room_said(target, "--size"):
         return make_image_of(target, shape, stream.records(), force=force)
 
+
 def _like(image: Image, size_bytes: int | None, log_bytes: int | None, *, sparse: bool) -> Shape:
     """As large as the image it is made of, unless told otherwise; blocks, stripes, and a log of another size than its own
     asks for, as there."""

@@ -57,3 +57,13 @@ def test_a_log_that_is_not_there_is_not_called_damaged(run: Run, tmp_path: Path)
     (objects / "first.00000001").write_bytes(b"what is left of a log without heads")
     refused(run("journal", "inspect", f"dir:{objects}/nope"), "no log 'nope'; there are: first\n")
     assert "no head" in run("journal", "inspect", f"dir:{objects}/first").out
+
+
+@pytest.mark.parametrize("view", [("object", "NAME", "x"), ("object", "meta", "NAME"), ("tree", "NAME")], ids="-".join)
+def test_dump_escapes_the_name_that_it_was_given(run: Run, image: Path, view: tuple[str, ...]) -> None:
+    """A name of two lines looked like two messages, and could steer the terminal."""
+    ran = run("dump", image, *(part.replace("NAME", "a\x1b[31mb\nfsck: clean") for part in view))
+    assert ran.code == 8
+    assert "a\\x1b[31mb\\nfsck: clean" in ran.err
+    assert "\x1b" not in ran.err
+    assert len(ran.err.splitlines()) == 1

@@ -13,7 +13,7 @@ from mdstore.tools.reader.mds_tables import INODES, STRAYS, decode_row
 from mdstore.tools.reader.mds_view import NameSpace
 from mdstore.tools.reader.problems import Damage, readable
 from mdstore.tools.reader.scan import Scan
-from mdstore.tools.reader.views import Facts, Section, Source, as_number, moment
+from mdstore.tools.reader.views import Facts, Section, Source, as_number, moment, typed
 
 _TYPES = {1: "fifo", 2: "character", 4: "directory", 6: "block", 8: "file", 10: "symlink", 12: "socket"}
 
@@ -142,7 +142,7 @@ def tree_view(source: Source, path: str) -> Iterator[Section]:
     for part in [part for part in path.split("/") if part]:
         entry = _entry(names, ino, part.encode("utf-8", "surrogateescape"))
         if entry is None or entry.tag != 3:
-            raise NotFound("directory", f"{path}; `mdstore dump {source.image.path} tree /` shows those there are")
+            raise NotFound("directory", f"{typed(path)}; `mdstore dump {source.image.path} tree /` shows those there are")
         ino = entry.ino
     yield Section("tree", rows=_tree_rows(names, ino, path.rstrip("/"), frozenset()), is_tree=True)
 

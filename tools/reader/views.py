@@ -83,10 +83,10 @@ class Source:
                 onode = self.reader.find(record.number, as_bytes(name))
                 if onode is None:
                     listing = f"`mdstore dump {self.image.path} objects` lists those there are"
-                    raise NotFound("object", f"{collection}/{name}; {listing}")
+                    raise NotFound("object", f"{typed(collection)}/{typed(name)}; {listing}")
                 return onode
         there = [readable_name(found) for found, _ in self.reader.collections()]
-        raise NotFound("collection", f"{collection}; {offered(there, 'the image')}")
+        raise NotFound("collection", f"{typed(collection)}; {offered(there, 'the image')}")
 
 
 def as_bytes(text: str) -> bytes:
@@ -97,6 +97,11 @@ def as_bytes(text: str) -> bytes:
         except ValueError:
             pass
     return text.encode("utf-8", "surrogateescape")
+
+
+def typed(text: str) -> str:
+    """What was typed, as a terminal may see it again: escaped where it is not printable."""
+    return readable(text.encode("utf-8", "surrogateescape"))
 
 
 def as_number(text: str) -> int:
