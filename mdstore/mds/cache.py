@@ -197,7 +197,7 @@ class Cache:
         directory.stored = True
         directory.stored_version = directory.version
         if directory.unsettled and self._core.journal is not None:
-            self._core.unsettled[ino] = None  # the server that wrote it could not read its parent until it ended
+            self._core.unsettled.add(ino, directory.parent)  # the server that wrote it could not read its parent until it ended
         self._nodes[ino] = directory
         return directory
 

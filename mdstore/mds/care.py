@@ -234,8 +234,7 @@ class Care:
             if not core.is_writable():
                 return
             self._sessions.tick(now_ns)
-            if core.unsettled:
-                self._statistics.settle()
+            self._statistics.tick()
             self._purge.step()
             self._writeback.retire()
 

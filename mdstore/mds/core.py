@@ -29,6 +29,7 @@ from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.layout import FIRST_FREE_INO, HOME, INO_KEY, NEXT_INO, NEXT_INO_KEY, ServerRecord, Tab
 from mdstore.mds.records import INO_END
 from mdstore.mds.tables import Apart, Table
+from mdstore.mds.unsettled import Unsettled
 from mdstore.mds.vfs import ROOT_INO
 from mdstore.store.transaction import Transaction
 
@@ -131,7 +132,7 @@ class Core:
         self.dirty: dict[int, Directory] = {}
         self.apart: dict[int, Apart] = {}  # directories, all dirty, that damage keeps from being written
         self.news: dict[int, Directory] | None = None  # whose statistics changed since they were handed up; None: not kept
-        self.unsettled: dict[int, None] = {}  # directories whose statistics were not handed up: the parent could not be read
+        self.unsettled = Unsettled()  # directories whose statistics were not handed up: the parent could not be read
         self.buffered: dict[int, Inode] = {}  # files with bytes not submitted yet, the oldest first
         self.buffered_bytes = 0
         self.stale_backtraces: dict[int, None] = {}

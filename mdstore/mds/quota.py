@@ -104,6 +104,8 @@ class Quota:
                 self._data.publish(list(self._core.buffered.values()))
         if self._core.news is not None and len(self._core.news) > NEWS_MAX:
             self._statistics.settle()
+        elif self._core.unsettled:
+            self._statistics.try_again()
         waiting = self._not_handed_up()
         for node, allowance in limited:
             used_files, used_bytes = node.rfiles + node.rdirs, node.rbytes

@@ -2,7 +2,8 @@
 
 A directory's own change is exact at once. What lies deeper is handed up by `settle`, before anything is written back and
 before anybody asks: so a directory without unwritten changes is always settled, also after a crash. What lies in a directory
-that cannot be read is handed up once it can: it is tried again by every `settle`, and once more before the server ends.
+that cannot be read is handed up once it can: that one, and none of those in it, is looked at again by whoever asks, by ticks,
+ever more seldom, by the write-back of everything, and so before the server ends.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mdstore.mds.inode import Directory, Inode
 from mdstore.mds.vfs import ROOT_INO
 
 EVENT_DIRECTORIES: Final = 64  # settled by one event
+PAUSE_MAX: Final = 64  # ticks from one look at directories that cannot be read to the next, at most
 
 
 class Statistics:
@@ -26,15 +28,16 @@ class Statistics:
     def __init__(self, core: Core, cache: Cache) -> None:
         self._core = core
         self._cache = cache
+        self._pause = 0  # ticks from one look at what cannot be read to the next
+        self._ticks_left = 0
 
-    def settle(self) -> None:
+    def settle(self, *, look_again: bool = True) -> None:
         """Every directory's statistics contain everything below it, but for what cannot be handed up yet: `Core.unsettled`.
-        Cost: one record per directory that has news."""
+        `look_again`: whether the directories that others wait for are read again, where memory does not have them.
+        Cost: one record per directory that has news; one look at each that is waited for, and none at those that wait."""
         core = self._core
-        waiting, unread = self._waiting()
-        held_up: dict[int, Directory] = {}
-        unreadable: set[int] = set()  # parents: one look at each
-        heap = [(-self._depth(d, unreadable), d.ino) for d in waiting]
+        unreadable: set[int] = set()  # one look at each
+        heap = [(-self._depth(d, unreadable), d.ino) for d in self._waiting(unreadable, look_again=look_again)]
         heapify(heap)
         queued = {ino for _, ino in heap}
         done: set[int] = set()
@@ -48,13 +51,15 @@ class Statistics:
                 if directory.parent not in unreadable:
                     parent = self._cache.directory(directory.parent)
             except PosixError:
+                core.unsettled.discard(ino)
                 continue  # nothing holds it, and counts it
             except UNREADABLE:
                 unreadable.add(directory.parent)
             if directory.parent in unreadable:
-                held_up[ino] = directory
+                core.unsettled.add(ino, directory.parent)
                 continue
             records.append(self._hand_up(directory, parent))
+            core.unsettled.discard(ino)
             if parent.ino in done and self._is_circle(parent):
                 continue  # it never comes to rest
             if parent.ino != ROOT_INO and parent.ino not in queued and parent.unsettled:
@@ -65,23 +70,69 @@ class Statistics:
                 records.clear()
         if records:
             self._core.append(Kind.STATISTICS, b"".join(records))
-        core.unsettled = dict.fromkeys([*unread, *held_up])
         if core.news is not None:
-            core.news = held_up
+            core.news = {}
 
-    def _waiting(self) -> tuple[list[Directory], list[int]]:
-        """Directories that have something to hand up: changed ones, and those that could not; which of these cannot be read."""
+    def try_again(self) -> bool:
+        """`settle`, where one of the directories that others wait for can be read by now; whether. Cost: one look at each."""
+        for ino in self._core.unsettled.awaited():
+            if self._is_readable(ino):
+                self.settle()
+                return True
+        return False
+
+    def tick(self) -> None:
+        """`try_again`, ever more seldom where it is in vain, unless another one is waited for since."""
+        unsettled = self._core.unsettled
+        if not unsettled:
+            self._pause = 0
+        elif unsettled.fresh or not self._ticks_left:
+            unsettled.fresh = False
+            self._pause = 0 if self.try_again() else min(max(1, 2 * self._pause), PAUSE_MAX)
+            self._ticks_left = self._pause
+        else:
+            self._ticks_left -= 1
+
+    def _is_readable(self, ino: int) -> bool:
+        """Whether the directory is known, be it that it is no more."""
+        try:
+            self._cache.directory(ino)
+        except PosixError:
+            pass
+        except UNREADABLE:
+            return False
+        return True
+
+    def _waiting(self, unreadable: set[int], *, look_again: bool) -> list[Directory]:
+        """Directories that have something to hand up: changed ones, and those that could not, as far as what they wait for can be
+        read; what cannot gets into `unreadable`."""
         core = self._core
         found = dict(core.dirty if core.news is None else core.news)
-        unread: list[int] = []
-        for ino in core.unsettled:
+        for awaited in core.unsettled.awaited():
+            if (look_again or awaited in core.nodes) and self._is_readable(awaited):
+                self._find_behind(awaited, found)
+            else:
+                unreadable.add(awaited)
+        waiting = []
+        for directory in found.values():
+            if directory.ino == ROOT_INO or not directory.nlink or not directory.unsettled:
+                core.unsettled.discard(directory.ino)
+            elif directory.parent in unreadable:
+                core.unsettled.add(directory.ino, directory.parent)
+            else:
+                waiting.append(directory)
+        return waiting
+
+    def _find_behind(self, awaited: int, found: dict[int, Directory]) -> None:
+        """Into `found` those that wait for that one, as far as they can be read; the others wait for themselves."""
+        unsettled = self._core.unsettled
+        for ino in unsettled.behind(awaited):
             try:
                 found[ino] = self._cache.directory(ino)
             except PosixError:
-                continue  # removed since
+                unsettled.discard(ino)  # removed since
             except UNREADABLE:
-                unread.append(ino)
-        return [d for d in found.values() if d.ino != ROOT_INO and d.nlink and d.unsettled], unread
+                unsettled.add(ino, ino)
 
     def keep_news(self, *, wanted: bool) -> None:
         """From here on know at once whose statistics are not handed up, for whoever must ask often."""

@@ -111,7 +111,7 @@ class WriteBack:
             except PosixError:
                 continue  # removed by a later event
             except UNREADABLE:
-                self._core.unsettled[ino] = None
+                self._core.unsettled.add(ino, ino)
                 continue
             if directory.unsettled:
                 self._core.mark(directory)
@@ -124,7 +124,7 @@ class WriteBack:
         core = self._core
         self._apart.try_grown()
         if not core.replaying:
-            self._statistics.settle()
+            self._statistics.settle(look_again=False)
             core.push_log()
         self._writer.measure()
         directories = self._oldest(entries)

@@ -12,6 +12,7 @@ from mdstore.engines.mem import MemStore
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError
 from mdstore.mds.layout import directory_object
 from mdstore.mds.server import MetadataServer
+from mdstore.mds.statistics import PAUSE_MAX
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER, Credentials, SetAttr
 from tests.model.mds_check import problems
 from tests.unit.mds_calls import formatted, make_file, refused
@@ -206,4 +207,117 @@ def test_a_parent_that_stays_unreadable_costs_one_look_and_stops_nothing(store: 
     assert list(again.scrub().run()) == []
     assert statistics(again, ROOT_INO)[1] == 50, "who comes by a directory that is not handed up sees to it"
     again.close()
+    assert list(problems(store)) == []
+
+
+def held_up(store: MemStore, error: MdstoreError, count: int) -> tuple[Unreadable, MetadataServer, int, list[int]]:
+    """A directory that cannot be read, and in it others with a new file each, written back."""
+    server = MetadataServer.mount(store, count_references=False)
+    above = server.mkdir(SUPERUSER, ROOT_INO, b"above", 0o755).ino
+    below = [server.mkdir(SUPERUSER, above, b"d%d" % number, 0o755).ino for number in range(count)]
+    server.close()
+    unreadable = Unreadable(store, error)
+    server = MetadataServer.mount(unreadable, count_references=False)  # type: ignore[arg-type]
+    unreadable.directories.add(above)
+    for ino in below:
+        make_file(server, ino, b"f")
+    server.write_back()
+    return unreadable, server, above, below
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_those_in_a_directory_that_stays_unreadable_cost_a_tick_nothing(
+    store: MemStore, error: MdstoreError, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tick looked at all of them, under the lock."""
+    unreadable, server, above, below = held_up(store, error, 100)
+    if not in_memory:
+        server._cache.drop_all()
+    looks: list[int] = []
+    look = server._cache.directory
+    monkeypatch.setattr(server._cache, "directory", lambda ino: looks.append(ino) or look(ino))
+    server.tick(1)
+    assert looks in ([], [above]), "those in it are not looked at"
+    ticks = 10 * PAUSE_MAX
+    for tick in range(ticks):
+        server.tick(2 + tick)
+    assert set(looks) == {above}
+    assert len(looks) <= ticks // PAUSE_MAX + PAUSE_MAX.bit_length() + 2, "and it itself ever more seldom"
+    unreadable.directories.clear()
+    for tick in range(PAUSE_MAX + 1):
+        server.tick(2 + ticks + tick)
+    assert not server._core.unsettled
+    assert server._cache.directory(ROOT_INO).rfiles == len(below)
+    server.close()
+    assert list(problems(store)) == []
+
+
+def test_another_directory_that_cannot_be_read_is_looked_at_by_the_next_tick(store: MemStore) -> None:
+    """However long ticks have looked at the first one in vain."""
+    first = MetadataServer.mount(store, count_references=False)
+    other = first.mkdir(SUPERUSER, ROOT_INO, b"other", 0o755).ino
+    deep = first.mkdir(SUPERUSER, other, b"deep", 0o755).ino
+    first.close()
+    unreadable, server, above, _ = held_up(store, ERRORS[0], 1)
+    for tick in range(3 * PAUSE_MAX):
+        server.tick(1 + tick)
+    unreadable.directories.add(other)
+    make_file(server, deep, b"g")
+    server.write_back()
+    assert set(server._core.unsettled.awaited()) == {above, other}
+    unreadable.directories.discard(other)
+    server.tick(1 + 3 * PAUSE_MAX)
+    assert server._core.unsettled.awaited() == [above]
+    assert server._cache.directory(ROOT_INO).rfiles == 1
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_quota_costs_one_look_at_a_directory_that_stays_unreadable(store: MemStore, error: MdstoreError) -> None:
+    """Each check looked at it once for every directory in it."""
+    unreadable, server, _, below = held_up(store, error, 50)
+    server.setxattr(SUPERUSER, ROOT_INO, b"mdstore.quota.max_files", b"125")
+    for number in range(20):
+        before = unreadable.refusals
+        server.mkdir(SUPERUSER, ROOT_INO, b"new%d" % number, 0o755)
+        assert unreadable.refusals - before <= 1
+    unreadable.directories.clear()
+    refused(errno.EDQUOT, lambda: [make_file(server, ROOT_INO, b"f%d" % number) for number in range(12)])
+    assert statistics(server, ROOT_INO)[3] == 51 + 50 + 20 + 4
+    assert len(below) == 50
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_what_is_found_waiting_while_others_are_handed_up_is_not_forgotten(store: MemStore, error: MdstoreError) -> None:
+    """Who was found by the look at how deep another one lies was struck off with those that were done."""
+    now = 1_000_000_000
+
+    def mounted(over: Any) -> MetadataServer:
+        return MetadataServer.mount(over, count_references=False, clock=lambda: now)
+
+    server = mounted(store)
+    above = server.mkdir(SUPERUSER, ROOT_INO, b"above", 0o755).ino
+    waiting = server.mkdir(SUPERUSER, above, b"waiting", 0o755).ino
+    upper = server.mkdir(SUPERUSER, waiting, b"upper", 0o755).ino
+    lower = server.mkdir(SUPERUSER, upper, b"lower", 0o755).ino
+    file = make_file(server, lower, b"f")
+    server._statistics.settle()
+    now += 2_000_000_000
+    make_file(server, upper, b"g")
+    server.close()
+    unreadable = Unreadable(store, error)
+    server = mounted(unreadable)
+    unreadable.directories.add(above)
+    make_file(server, waiting, b"h")
+    server.close()
+    server = mounted(store)
+    now -= 1_000_000_000
+    server.lookup(SUPERUSER, lower, b"f")
+    server.setattr(SUPERUSER, file, SetAttr(mode=0o600))  # later than anything in `lower`, but not in `upper`: no news further up
+    assert waiting not in server._core.nodes
+    server._statistics.settle()
+    assert waiting in server._core.nodes
+    server.tick(1)
+    assert server._cache.directory(ROOT_INO).rfiles == 3
+    server.close()
     assert list(problems(store)) == []
