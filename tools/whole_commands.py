@@ -306,4 +306,3 @@ def _room_said(image: str, option: str) -> Iterator[None]:
         if not isinstance(cause, NoSpace):
             raise
         raise TooSmall(f"{image} is too small for the content ({cause}); make it larger ({option})") from error
-

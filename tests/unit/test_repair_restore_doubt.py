@@ -15,7 +15,7 @@ from mdstore.tools.repair.bench import DeviceImage, RepairOptions
 from mdstore.tools.repair.naming import names_of
 from mdstore.tools.repair.planning import Plan, plan
 from tests.unit.reader_images import BLOCK, newest, patched
-from tests.unit.repair_faults import blocks_of, with_snapshot
+from tests.unit.repair_faults import blocks_of, older_superblock_gone, with_snapshot
 from tests.unit.repair_images import lost, repaired
 
 
@@ -79,22 +79,38 @@ def with_checksum(body: bytes, crc: int) -> bytes:
 
 
 # -- over nothing that reads -------------------------------------------------------------------------------------------
-def test_a_live_page_in_the_place_of_a_snapshots_stays(image: bytes) -> None:
-    """Space was given out that a snapshot holds, and the snapshot's page lies elsewhere: it went over the live page, and an
-    object read as it was in the snapshot."""
+def live_page_in_a_snapshots_place(image: bytes) -> tuple[bytes, int, int]:
+    """Space was given out that a snapshot holds, and the snapshot's page lies elsewhere: (image, block, page that names it)."""
     only_before, live, _ = blocks_of(image)
     kept = [page for page in only_before if not block_of(image, page)[24]][3]
     moved = [page for page in live if not block_of(image, page)[24]][3]
-    there = block_of(image, moved)
-    damaged = patched(image, leaf_reference(image, live, moved), kept.to_bytes(8, "little"))
-    damaged = put(damaged, {kept: there, moved: block_of(image, kept)})
+    at = leaf_reference(image, live, moved)
+    damaged = patched(image, at, kept.to_bytes(8, "little"))
+    return put(damaged, {kept: block_of(image, moved), moved: block_of(image, kept)}), kept, at // BLOCK
+
+
+def test_a_live_page_in_the_place_of_a_snapshots_stays(image: bytes) -> None:
+    """The snapshot's went over it, and an object read as it was in the snapshot."""
+    damaged, kept, _ = live_page_in_a_snapshots_place(image)
     made, after = planned(damaged)
     assert restored(made) == []
-    assert block_of(after, kept) == there
+    assert block_of(after, kept) == block_of(damaged, kept)
     stores = [Store.open(MemoryDevice.from_bytes(one), read_only=True, background=False) for one in (image, after)]
     for number in range(200):
         one, other = (store.read("c", f"o{number:03}") for store in stores)
         assert one == other
+
+
+def test_a_page_is_not_lost_because_what_names_it_cannot_be_read(image: bytes) -> None:
+    """The same, and the page that names the live one is gone: only the snapshot says whose the block is. Other blocks are
+    restored all the same."""
+    damaged, kept, index = live_page_in_a_snapshots_place(image)
+    other = [page for page in blocks_of(image)[0] if not block_of(image, page)[24]][5]
+    broken = put(older_superblock_gone(damaged), {index: b"\xa5" * BLOCK, other: turned(block_of(image, other), 99)})
+    made, after = planned(broken)
+    assert block_of(after, kept) == block_of(damaged, kept)
+    assert block_of(after, other) == block_of(image, other)
+    assert any("1 page would be gone" in line for line in made.failed), made.failed
 
 
 def test_nothing_is_written_outside_the_allocators_space(image: bytes) -> None:

@@ -5,8 +5,8 @@ nothing for anybody else who names the block. All other repair makes something n
 
 Invariants
 1. A block is written only inside the allocator's space, and where everything that names it (live state, log, superblocks beside,
-   snapshots) expects the same checksum, which what lies there does not have. So nothing that reads is ever written over; where
-   not all that names blocks can be read, only if no block is said to be used twice either.
+   snapshots) expects the same checksum, which what lies there does not have. So nothing that reads is ever written over. Where
+   not all that names blocks can be read, none is if some block is said to be used twice, and no whole page if it would be gone.
 2. A page is written only if it decodes as every reference to it says: checksum, tree, generation, level, records. It comes from
    any place that has it, or from its own with one bit turned, or its own checksum set; where these differ, from none.
 3. Other blocks (data) have nothing but the checksum: they come from blocks that are damaged too (two that were swapped).
@@ -49,25 +49,60 @@ class _Found(NamedTuple):
 @dataclass(slots=True)
 class _Run:
     """One run, of several levels. `displaced`: what lay where something was restored, a page further down may be wanted only
-    then. `strange`: pages for which there is nothing, so that a bit would fit them only by chance."""
+    then. `strange`: pages for which there is nothing, so that a bit would fit them only by chance. `kept`: not to be written."""
 
     restored: dict[int, str] = field(default_factory=dict)
     displaced: dict[int, bytes] = field(default_factory=dict)
     strange: set[int] = field(default_factory=set)
+    kept: set[int] = field(default_factory=set)
     untried: dict[str, None] = field(default_factory=dict)
 
 
 def run(bench: Bench) -> Iterator[Step]:
     """Write back what can be had exactly, level by level: a page that reads again shows what is wrong below it.
 
-    Cost, for each level with damage: a deep check, a walk of the metadata of every snapshot, and a read of all blocks."""
+    Cost, for each level with damage: a deep check, a walk of the metadata of every snapshot, and a read of all blocks. All of it
+    again where a page would be gone."""
     this = _Run()
-    while done := _restored(bench, this):
-        this.restored |= done
+    while gone := _tried(bench, this):
+        this = _Run(kept=this.kept | gone)
+    if this.kept:
+        words = f"{count_text(len(this.kept), 'page')} would be gone for it, and what may name them cannot be read"
+        this.untried[f"not all is put back: {words}"] = None
     bench.untried = list(this.untried)
     if this.restored:
         details = [f"block {block}: {source}" for block, source in this.restored.items()]
         yield Step(_PHASE, "restore blocks to what every reference to them has", details)
+
+
+def _tried(bench: Bench, this: _Run) -> set[int]:
+    """All levels, on a shadow of their own; what they wrote is taken over unless pages would be gone: then, where those lie."""
+    trial = Bench(bench.shadow, bench.options, bench.progress)
+    try:
+        while done := _restored(trial, this):
+            this.restored |= done
+        gone = _gone(trial, this)
+        for change in () if gone else trial.shadow.changes():
+            if change is None:
+                bench.shadow.flush()
+            else:
+                bench.shadow.write(change[0], [change[1]])
+        return gone
+    finally:
+        trial.shadow.drop()
+
+
+def _gone(bench: Bench, this: _Run) -> set[int]:
+    """Where whole pages lay that now lie nowhere, while something that may name them cannot be read."""
+    pages = {block: data for block, data in this.displaced.items() if data[4:8] == _MAGIC and keys_of(data)[0][0] == PAGE}
+    superblock = bench.superblock()
+    if not pages or superblock is None or not names_of(bench.image, superblock, ()).is_partial:
+        return set()
+    lost, size = set(pages.values()), superblock.block_size
+    space = (superblock.first_block, min(superblock.blocks, bench.image.size // size))
+    for _, data in looks_like_pages(bench.image, size, space):
+        lost.discard(data)
+    return {block for block, data in pages.items() if data in lost}
 
 
 def _restored(bench: Bench, this: _Run) -> dict[int, str]:
@@ -84,7 +119,7 @@ def _restored(bench: Bench, this: _Run) -> dict[int, str]:
     if names.is_partial and codes & _DOUBTFUL_IN_PART:
         return {}
     there = {block: data for block in sorted(damaged) if (data := _read(bench, block, size)) is not None}
-    wanted = {block: agreed for block in there if (agreed := names.agreed(block))}
+    wanted = {block: agreed for block in there if block not in this.kept and (agreed := names.agreed(block))}
     found = _pages(bench, wanted, there, space, size, this) | _plain(wanted, there, this)
     for block, one in found.items():
         assert all(named.accepts(one.data) for named in wanted[block])
