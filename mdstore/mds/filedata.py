@@ -119,16 +119,17 @@ class FileData:
             node.file = FileState(node.size)
         return node.file
 
-    def publish(self, nodes: Iterable[Inode]) -> None:
+    def publish(self, nodes: Iterable[Inode], *, refusals: int = 0) -> None:
         """Submit what is buffered of `nodes`, then append the events with their new sizes and times. Waits for nothing where
         the engine's commits are ordered. Files of which something cannot be read keep their buffers, and the others are
-        published all the same, before it is raised: CorruptionError, DeviceFailed. TransactionError where there is no room."""
+        published all the same, before it is raised: CorruptionError, DeviceFailed. TransactionError where there is no room:
+        `refusals` such files are passed over likewise, the next one ends it."""
         waiting = [node for node in nodes if node.file is not None and node.ino in self._core.buffered]
-        unreadable: MdstoreError | None = None
+        failures: list[MdstoreError] = []
         for start in range(0, len(waiting), EVENT_FILES):
-            unreadable = self._publish_fitting(waiting[start : start + EVENT_FILES]) or unreadable
-        if unreadable is not None:
-            raise unreadable
+            self._publish_fitting(waiting[start : start + EVENT_FILES], failures, refusals)
+        if failures:
+            raise failures[-1]
 
     def publish_with_others(self, node: Inode) -> None:
         """`publish` one file because its name or attributes are to change, and with it some that wait too: who renames one file
@@ -174,20 +175,20 @@ class FileData:
             file.buffer.clear()
             node.size = file.published
 
-    def _publish_fitting(self, nodes: list[Inode]) -> MdstoreError | None:
-        """Where space is short a store may refuse many files in one transaction, and take half of them after the other. What
-        some of them could not be published for because it cannot be read, with all others published."""
+    def _publish_fitting(self, nodes: list[Inode], failures: list[MdstoreError], refusals: int) -> None:
+        """Where space is short a store may refuse many files in one transaction, and take half of them after the other.
+        `failures` gets why single ones were not published, with all others published; `refusals` of them TransactionError."""
         try:
             self._publish_some(nodes)
         except (TransactionError, *UNREADABLE) as error:
             if len(nodes) > 1:
                 middle = len(nodes) // 2
-                first = self._publish_fitting(nodes[:middle])
-                return self._publish_fitting(nodes[middle:]) or first
-            if isinstance(error, TransactionError) or self._core.failed is not None:
+                self._publish_fitting(nodes[:middle], failures, refusals)
+                self._publish_fitting(nodes[middle:], failures, refusals)
+                return
+            failures.append(error)
+            if self._core.failed is not None or sum(isinstance(each, TransactionError) for each in failures) > refusals:
                 raise
-            return error
-        return None
 
     def _publish_some(self, nodes: list[Inode]) -> None:
         """Everything is read and encoded before the first of the files is changed in memory."""

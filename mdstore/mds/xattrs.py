@@ -28,6 +28,7 @@ OWN: Final = b"mdstore."
 SPACES: Final = (b"user.", b"trusted.", b"security.")
 QUOTA_BYTES: Final = b"mdstore.quota.max_bytes"
 QUOTA_FILES: Final = b"mdstore.quota.max_files"
+REFUSALS: Final = 16  # files for which there is no room, before whoever asks for a statistic takes the whole store for full
 STATISTICS_NAMES: Final = (b"mdstore.rbytes", b"mdstore.rfiles", b"mdstore.rsubdirs", b"mdstore.rentries", b"mdstore.rctime")
 
 
@@ -47,7 +48,7 @@ class Xattrs:
         self._control = control
 
     def get(self, cred: Credentials, ino: int, name: bytes) -> bytes:
-        """The value. ENODATA, EOPNOTSUPP (a name space nobody keeps), EPERM, EACCES."""
+        """The value. ENODATA, EOPNOTSUPP (a name space nobody keeps), EINVAL (a name space alone), ERANGE, EPERM, EACCES."""
         node = self._cache.node(ino)
         if name.startswith(OWN):
             return self._control.read(cred, name) if self._control.is_ours(ino, name) else self._own(node, name)
@@ -63,7 +64,7 @@ class Xattrs:
         return self._control.is_ours(ino, name)
 
     def set(self, cred: Credentials, ino: int, name: bytes, value: bytes, flags: int) -> None:
-        """Set one. EEXIST and ENODATA by `flags`, ERANGE, E2BIG, ENOSPC, EOPNOTSUPP, EPERM, EACCES."""
+        """Set one. EEXIST and ENODATA by `flags`, EINVAL, ERANGE, E2BIG, ENOSPC, EOPNOTSUPP, EPERM, EACCES."""
         node = self._cache.node(ino)
         if self._control.is_ours(ino, name):
             self._control.write(cred, name, value)
@@ -73,8 +74,8 @@ class Xattrs:
             return
         if name not in acl.NAMES:
             self._check_access(cred, node, name, W)
-        if flags not in (0, XATTR_CREATE, XATTR_REPLACE) or name in SPACES:
-            raise PosixError(errno.EINVAL, name)  # a name space alone is no name
+        if flags not in (0, XATTR_CREATE, XATTR_REPLACE):
+            raise PosixError(errno.EINVAL, name)
         present = node.xattrs is not None and name in node.xattrs
         if flags == XATTR_CREATE and present:
             raise PosixError(errno.EEXIST, name)
@@ -141,6 +142,8 @@ class Xattrs:
                 raise PosixError(errno.EPERM, name)
         else:
             raise PosixError(errno.EOPNOTSUPP, name, "kept are user., trusted., security. and access control lists")
+        if name in SPACES:
+            raise PosixError(errno.EINVAL, name, "a name space alone is no name")
 
     def _check_user(self, cred: Credentials, node: Inode, mask: int) -> None:
         if node.mode >> 12 not in (4, 8):
@@ -156,7 +159,7 @@ class Xattrs:
             if name in STATISTICS_NAMES:
                 if self._core.is_writable():
                     with suppress(TransactionError, *UNREADABLE):  # what stays in a buffer is not counted yet
-                        self._data.publish(list(self._core.buffered.values()))
+                        self._data.publish(list(self._core.buffered.values()), refusals=REFUSALS)
                     self._statistics.settle()
                 return self._statistic(node, name)
             if name in (QUOTA_BYTES, QUOTA_FILES):

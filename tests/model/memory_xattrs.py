@@ -20,8 +20,6 @@ class MemoryXattrs(MemoryTree):
         _check_xattr(node, cred, name, WRITE)
         if len(value) > limits.XATTR_VALUE_MAX:
             raise PosixError(errno.E2BIG, name)
-        if name in (b"user.", b"trusted."):
-            raise PosixError(errno.EINVAL, name)
         if flags & XATTR_CREATE and name in node.xattrs:
             raise PosixError(errno.EEXIST, name)
         if flags & XATTR_REPLACE and name not in node.xattrs:
@@ -65,3 +63,5 @@ def _check_xattr(node: Node, cred: Credentials, name: bytes, mask: int) -> None:
             raise PosixError(errno.EPERM if mask == WRITE else errno.ENODATA, name)
     else:
         raise PosixError(errno.EOPNOTSUPP, name, "only user. and trusted. attributes are kept")
+    if name in (b"user.", b"trusted."):
+        raise PosixError(errno.EINVAL, name)

@@ -190,7 +190,8 @@ class NameSpaces(RuleBasedStateMachine):
         assert found is None or found[0] == found[1]
 
     @rule(
-        cred=people, what=indexes, name=st.sampled_from([b"user.a", b"user.b", b"trusted.t", b"other.x", b""]),
+        cred=people, what=indexes,
+        name=st.sampled_from([b"user.a", b"user.b", b"trusted.t", b"other.x", b"", b"user.", b"trusted."]),
         value=st.sampled_from([b"", b"v", b"V" * 300]), flags=st.sampled_from([0, 1, 2]), verb=st.integers(0, 2),
     )  # fmt: skip
     def xattr(self, cred: Credentials, what: int, name: bytes, value: bytes, flags: int, verb: int) -> None:

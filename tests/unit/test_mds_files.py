@@ -176,3 +176,25 @@ def test_attributes_at_their_limits(store: MemStore) -> None:
     server = MetadataServer.mount(store)
     assert server.getxattr(SUPERUSER, directory, b"user.a") == b"v" * 40_000
     assert server.listxattr(server.lookup(SUPERUSER, ROOT_INO, b"f").ino) == [b"user." + b"n" * 250]
+
+
+# What Linux 6.18 answers for its own tmpfs to get, remove, set: to the superuser; to another, whom the mode allows nothing.
+BARE = {
+    b"user.": ((errno.EINVAL, errno.EINVAL, errno.EINVAL), (errno.EACCES, errno.EACCES, errno.EACCES)),
+    b"trusted.": ((errno.EINVAL, errno.EINVAL, errno.EINVAL), (errno.ENODATA, errno.EPERM, errno.EPERM)),
+    b"security.": ((errno.EINVAL, errno.EINVAL, errno.EINVAL), (errno.EINVAL, errno.EPERM, errno.EPERM)),
+    b"system.": ((errno.EOPNOTSUPP,) * 3, (errno.EOPNOTSUPP,) * 3),
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_name_space_alone_is_no_name_of_an_attribute(store: MemStore, name: bytes) -> None:
+    server = MetadataServer.mount(store)
+    ino = make_file(server, ROOT_INO, b"f")
+    server.setattr(SUPERUSER, ino, SetAttr(mode=0o600))
+    for cred, answers in zip((SUPERUSER, USER), BARE[name]):
+        get, remove, change = answers
+        refused(get, lambda cred=cred: server.getxattr(cred, ino, name))
+        refused(remove, lambda cred=cred: server.removexattr(cred, ino, name))
+        refused(change, lambda cred=cred: server.setxattr(cred, ino, name, b"v"))
+    assert server.listxattr(ino) == []

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from mdstore.engines.mem import MemStore
-from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError
-from mdstore.mds.layout import directory_object
+from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, NoSpace, TransactionError
+from mdstore.mds.layout import data_object, directory_object
 from mdstore.mds.server import MetadataServer
 from mdstore.mds.statistics import PAUSE_MAX
 from mdstore.mds.vfs import ROOT_INO, SUPERUSER, Credentials, SetAttr
+from mdstore.mds.xattrs import REFUSALS
+from mdstore.store.transaction import Transaction
 from tests.model.mds_check import problems
 from tests.unit.mds_calls import formatted, make_file, refused
 
@@ -62,6 +64,56 @@ def test_bytes_count_from_the_moment_they_are_written(store: MemStore) -> None:
     assert statistics(server, ROOT_INO) == (500, 1, 1, 2)
     server.write(handle, 500, b"x")
     assert statistics(server, below) == (501, 1, 0, 1)
+
+
+class Refusing:
+    """A store without room for the bytes of some files, as long as they are named here."""
+
+    def __init__(self, store: MemStore) -> None:
+        self._store = store
+        self.files: set[int] = set()
+        self.refusals = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def submit(self, transaction: Transaction) -> Any:
+        names = {data_object(ino, 0) for ino in self.files}
+        if any(operand in names for operation in transaction.operations for operand in operation if type(operand) is bytes):
+            self.refusals += 1
+            raise TransactionError(0, "write", NoSpace("no room"))
+        return self._store.submit(transaction)
+
+
+@pytest.mark.parametrize("refused_files", [1, 3, REFUSALS])
+def test_bytes_of_files_that_find_room_count_beside_those_that_find_none(store: MemStore, refused_files: int) -> None:
+    """The first file that found none kept the bytes of all behind it from being counted."""
+    refusing = Refusing(store)
+    server = MetadataServer.mount(refusing)  # type: ignore[arg-type]
+    inodes = []
+    for number in range(40):
+        attr, handle = server.create(SUPERUSER, ROOT_INO, b"f%d" % number, 0o644, os.O_RDWR)
+        server.write(handle, 0, b"x" * 100)
+        inodes.append(attr.ino)
+    refusing.files.update(inodes[:: 40 // refused_files][:refused_files])
+    assert statistics(server, ROOT_INO)[0] == 100 * (40 - refused_files)
+    assert refusing.refusals
+    refusing.files.clear()
+    assert statistics(server, ROOT_INO)[0] == 4000
+    server.close()
+    assert list(problems(store)) == []
+
+
+def test_a_full_store_is_not_asked_for_every_file(store: MemStore) -> None:
+    refusing = Refusing(store)
+    server = MetadataServer.mount(refusing)  # type: ignore[arg-type]
+    for number in range(300):
+        attr, handle = server.create(SUPERUSER, ROOT_INO, b"f%d" % number, 0o644, os.O_RDWR)
+        server.write(handle, 0, b"x" * 100)
+        refusing.files.add(attr.ino)
+    assert server.getxattr(SUPERUSER, ROOT_INO, b"mdstore.rbytes") == b"0"
+    assert 0 < refusing.refusals < 60
+    assert server.failure is None
 
 
 def test_a_quota_refuses_what_would_pass_it_and_survives(store: MemStore) -> None:
