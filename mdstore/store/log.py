@@ -23,10 +23,11 @@ from journal import (
     RingMedium,
 )
 from journal.entry import HEADER_SIZE, Header, decode_header
+from journal.medium import Medium
 from mdstore.btree import PackedPairs
 from mdstore.device.protocol import Buffer, Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, StoreClosed
-from mdstore.limits import GIB, MIB
+from mdstore.limits import COLLECTION_NAME_MAX, GIB, MIB, OBJECT_NAME_MAX
 from mdstore.store.transaction import Op, Operation
 
 VERSION = 1
@@ -98,6 +99,16 @@ def encode(operations: Sequence[Operation], epoch: int | None) -> bytes:
         prefix = _encoder.encode((VERSION, epoch, ((*names, ()),)))
         return pairs.encoded(prefix[:-1])
     return _encoder.encode((VERSION, epoch, operations))
+
+
+LEAST_ENTRY: Final = ENTRY_OVERHEAD + len(
+    encode(((int(Op.CREATE), bytes(COLLECTION_NAME_MAX), bytes(OBJECT_NAME_MAX)),), None)
+)  # of a transaction that any log must take: it makes the object with the longest name
+
+
+def largest_entry(medium: Medium) -> int:
+    """The most that a log there ever has room for: a period stays empty, and trimming leaves part of another behind."""
+    return (medium.capacity or 0) - 2 * medium.period
 
 
 ENDING: Final = encode(((int(Op.NOOP),),), None)  # the payload of the entry that a checkpoint ends the log with

@@ -74,9 +74,17 @@ def _zero_log(device: Device, chosen: Superblock) -> None:
 def _ring_of(device: Device, chosen: Superblock) -> RingMedium:
     """Where the log goes. InvalidRequest when that is too small for one: before anything is erased."""
     try:
-        return recovery.ring_of(device, chosen)
+        ring = recovery.ring_of(device, chosen)
     except ValueError as error:
-        raise InvalidRequest(f"the log of {device.name} is too small: {error}") from error
+        raise _too_small(device, chosen) from error
+    if log.largest_entry(ring) < log.LEAST_ENTRY:
+        raise _too_small(device, chosen)
+    return ring
+
+
+def _too_small(device: Device, chosen: Superblock) -> InvalidRequest:
+    size, least = chosen.log_blocks * chosen.block_size, recovery.least_log(chosen.block_size)
+    return InvalidRequest(f"the log of {device.name} has {size} bytes: too few, it takes at least {least}")
 
 
 def _create_log(ring: RingMedium, chosen: Superblock) -> Journal:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from journal import Entry, Journal, JournalError, RingMedium
+from journal.head import COPIES
 from mdstore.btree import crc32c_blocks
 from mdstore.device.protocol import Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError
@@ -116,6 +117,12 @@ def ring_of(device: Device, chosen: Superblock) -> RingMedium:
     size = chosen.block_size
     region = log.LogRegion(device, chosen.log_start * size, chosen.log_blocks * size)
     return RingMedium(region, block_size=max(size, _RING_BLOCK_MIN), name=f"log of {device.name}")
+
+
+def least_log(block_size: int) -> int:
+    """Bytes of the smallest log that takes a transaction of `log.LEAST_ENTRY` bytes: heads, and a ring of whole blocks."""
+    period = max(block_size, _RING_BLOCK_MIN)
+    return (COPIES + 2 - -log.LEAST_ENTRY // period) * period
 
 
 _RING_BLOCK_MIN = 512  # a head slot; smaller blocks are for tests of tiny trees

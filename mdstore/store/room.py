@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from mdstore.errors import LimitExceeded, MdstoreError, NoSpace, TransactionError
+from mdstore.store import log
 from mdstore.store.snapshots import reserve_blocks
 from mdstore.store.transaction import Transaction
 from mdstore.store.validate import Validator
@@ -32,7 +33,7 @@ class Room:
     def log_refusal(self, log_bytes: int) -> MdstoreError | None:
         """Why the log has no room now (a checkpoint makes some), or None. LimitExceeded when it never will."""
         journal = self._store.journal
-        largest = (journal.capacity or 0) - journal.medium.period  # trimming leaves part of a period behind
+        largest = log.largest_entry(journal.medium)
         if log_bytes > largest:
             raise LimitExceeded("the size of the transaction in the log", log_bytes, largest)
         free = journal.free or 0

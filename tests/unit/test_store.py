@@ -21,7 +21,8 @@ from mdstore.errors import (
     StoreClosed,
     TransactionError,
 )
-from mdstore.store import superblock
+from mdstore.limits import MIB
+from mdstore.store import log, superblock
 from mdstore.store.check import check
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
@@ -432,3 +433,21 @@ def test_the_log_head_of_another_image_is_not_believed() -> None:
         again = Store.open(MemoryDevice.from_bytes(bytes(image)), background=False)
         assert again.read("c", "o") == b"acknowledged"
         assert again.journal.head_was_lost == (slot == 1), "without a head of its own the log is found by a search"
+
+
+@pytest.mark.parametrize("block_size", [256, 512, 1024, 4096, 65536])
+def test_a_log_in_which_no_transaction_finds_room_is_refused(block_size: int) -> None:
+    """A log of four blocks was made, and every transaction then refused as "over the limit of 0"."""
+    device = MemoryDevice(max(MIB, 100 * block_size))
+    with pytest.raises(InvalidRequest, match=r"at least \d+$") as refusal:
+        Store.create(device, block_size=block_size, log_bytes=4 * block_size)
+    assert not device.read(0, device.size_bytes).strip(b"\0"), "it was refused, and written to"
+    least = int(str(refusal.value).split()[-1])
+    with pytest.raises(InvalidRequest, match=f"at least {least}"):
+        Store.create(device, block_size=block_size, log_bytes=least - block_size)
+    with Store.create(device, block_size=block_size, log_bytes=least, background=False) as store:
+        store.apply(Transaction().create_collection("c"))
+        data = bytes(log.LEAST_ENTRY - log.ENTRY_OVERHEAD - 32)
+        for number in range(20):
+            store.apply(Transaction().write("c", "o", number, data))
+        assert store.stat("c", "o").size == len(data) + 19
