@@ -14,7 +14,6 @@ Invariants
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from mdstore.mds.records import INO_END
 from mdstore.mds.tables import Apart, Table
 from mdstore.mds.unsettled import Unsettled
 from mdstore.mds.vfs import ROOT_INO
+from mdstore.store.exiting import STOPPED, EndingLock, are_free
 from mdstore.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
@@ -84,15 +84,15 @@ class Counters:
 class Guard:
     """`with core.guard:` the lock, for what changes something; see `Core.meet` for what becomes of an error."""
 
-    __slots__ = ("_acquire", "_core", "_release")
+    __slots__ = ("_core", "_lock", "_release")
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._acquire = core.lock.acquire
+        self._lock = core.lock
         self._release = core.lock.release
 
     def __enter__(self) -> None:
-        self._acquire()
+        self._lock.acquire()  # looked up anew: the end of the interpreter changes it (exiting.py)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -115,7 +115,7 @@ class Core:
         self.transaction_bytes = transaction_bytes(store)
         self.limits = limits
         self.clock = clock
-        self.lock = threading.RLock()
+        self.lock = EndingLock(self._is_at_rest, self._give_up)
         self.guard = Guard(self)
         self.unlogged = False  # a change of memory has begun, and no event says so yet
         self.counters = Counters()
@@ -153,6 +153,19 @@ class Core:
         self.held: dict[int, set[int]] = {}  # inodes without a name, and the sessions that keep them over a restart
         self.held_by: dict[int, set[int]] = {}  # the same by session
         self.first_ino_here = FIRST_FREE_INO  # numbers from here on were given out since the server was opened
+
+    # -- the end of the interpreter ------------------------------------------------------------------------------------
+
+    def _is_at_rest(self) -> bool:
+        """Where no other thread runs any more: whether none was stopped inside."""
+        return are_free([self.lock]) and (self.journal is None or self.journal.is_at_rest())
+
+    def _give_up(self) -> MdstoreError:
+        """One was: nothing more is logged or written back, and every call raises why."""
+        error = DeviceFailed("lock", "the metadata server", STOPPED)
+        if self.journal is not None:
+            self.journal.left_behind(str(error))
+        return self.fail(error)
 
     # -- the log -------------------------------------------------------------------------------------------------------
 

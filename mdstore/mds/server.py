@@ -427,7 +427,8 @@ class MetadataServer(Care):
     def close(self) -> None:
         """See `Vfs`. Afterwards the log is empty, so that the next opening replays nothing. The store stays open. Again: nothing.
         After a failure nothing is written any more; what was answered by fsync is on the medium, and `failure` tells. Where the
-        bytes of single files cannot be saved, all others are, and ENOSPC or EIO says so."""
+        bytes of single files cannot be saved, all others are, and ENOSPC or EIO says so. DeviceFailed where the end of the
+        interpreter stopped a thread inside, here and from every other method: what was synced is in the log."""
         with self._core.guard:
             core = self._core
             if self._closed:

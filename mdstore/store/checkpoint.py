@@ -84,6 +84,7 @@ class Checkpointer:
 
     def _to_its_end(self, work: Callable[[], Result]) -> Result:
         """Whatever interrupts the caller; the next one waits for the work, not for the caller."""
+        self._store.meet_end()
 
         def alone() -> Result:
             with self._one_at_a_time:
@@ -209,7 +210,7 @@ class Checkpointer:
                 except RuntimeError:  # no thread to be had now: the next transaction asks again, and a full log makes its own
                     return
                 self._thread = thread
-        self._wanted.set()
+        exiting.wake(self._wanted)
 
     def _loop(self) -> None:
         while True:
@@ -238,7 +239,7 @@ class Checkpointer:
         with self._starting:
             self._stopping = True
             thread = self._thread
-        self._wanted.set()
+        exiting.wake(self._wanted)
         if thread is not None:
             join(thread)
         with self._one_at_a_time:  # one whose caller was interrupted twice

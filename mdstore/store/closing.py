@@ -19,7 +19,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from journal import JournalError
-from mdstore.errors import DeviceFailed
 from mdstore.store import log, superblock
 from mdstore.store.commit import Committer
 from mdstore.store.exiting import Lock, are_free
@@ -46,9 +45,10 @@ class Closer:
         is_late = self._done.is_set()
         if is_late and self._is_told:
             return
-        if sys.is_finalizing() and not is_late and not self._is_at_rest():
-            raise self._give_up()
-        if self._committer.is_calling_back() and not is_late:
+        is_ending = sys.is_finalizing()  # where there is no other thread, and none to be had
+        if is_ending and not is_late:
+            self._store.meet_end()
+        if self._committer.is_calling_back() and not is_late and not is_ending:
             threading.Thread(target=self._close_for_nobody, name="mdstore-close").start()
             return
         with self._turn:
@@ -64,17 +64,11 @@ class Closer:
             if self._failure is not None and not self._is_told:
                 raise self._failure
 
-    def _is_at_rest(self) -> bool:
+    def is_at_rest(self) -> bool:
         """Where no other thread runs any more: whether none was stopped inside."""
         store = self._store
         own: list[Lock] = [self._turn, store.lock, store.wiper.stepping, *store.checkpointer.locks, self._committer.lock]
         return are_free(own) and store.journal.is_at_rest()
-
-    def _give_up(self) -> DeviceFailed:
-        cause = "the interpreter ended while a thread was inside; what was acknowledged is in the log: open the image again"
-        error = DeviceFailed("close", self._store.device.name, cause)
-        self._store.left_behind(error)
-        return error
 
     def left_behind(self) -> None:
         """In a forked child, or given up: there is nothing to close, and nothing to tell."""

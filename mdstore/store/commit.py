@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -12,6 +13,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from journal import Journal, JournalError
+from mdstore.store.exiting import wake
 from mdstore.store.latency import Latencies
 from mdstore.store.log import typed
 from mdstore.store.operands import check_callback
@@ -38,7 +40,8 @@ class Commit:
     def wait(self, timeout: float | None = None) -> None:
         """Return when the transaction survives a crash. Whoever waits first writes and flushes for all who wait.
 
-        Cost: at most one vectored write and one flush, shared. DeviceFailed when the medium failed; TimeoutError.
+        Cost: at most one vectored write and one flush, shared. DeviceFailed when the medium failed, or where the end of the
+        interpreter stopped a thread inside; TimeoutError.
         """
         if self._journal.safe < self.position:
             self._committer.wait(self.position, timeout)
@@ -48,8 +51,10 @@ class Commit:
         flushes (from one of the store's own where that is in the middle of a change or a checkpoint): it may use the store.
         Nobody needs to wait for it to happen. What it raises goes to `threading.excepthook`: it concerns nobody else. Only what
         is no Exception (Ctrl-C, SystemExit) is raised in a thread of the caller's that flushed, once all others were called.
-        Once it has begun it is never called again, whatever ends it."""
+        Once it has begun it is never called again, whatever ends it. DeviceFailed, and it is never called, where the end of the
+        interpreter stopped a thread inside."""
         check_callback(callback)
+        self._committer.meet_end()
         self._journal.add_waiter(self.position, _Telling(callback, self._committer))
         if not self.durable:
             self._committer.kick()
@@ -128,9 +133,10 @@ class Committer:
     """A thread, started when first needed, that flushes the log for those who wait by callback instead of in a thread, and calls
     them back where the thread that flushed may not: `is_busy` says so of the one that asks."""
 
-    def __init__(self, journal: Journal, is_busy: Callable[[], bool]) -> None:
+    def __init__(self, journal: Journal, is_busy: Callable[[], bool], meet_end: Callable[[], None]) -> None:
         self._journal = journal
         self._is_busy = is_busy
+        self.meet_end = meet_end  # of the interpreter, see `Store.meet_end`
         self._put_off: deque[tuple[_Telling, BaseException | None]] = deque()
         self._wanted = threading.Event()
         self._stopping = False
@@ -141,6 +147,7 @@ class Committer:
 
     def wait(self, position: int, timeout: float | None = None) -> None:
         """Everything below that position of the log is durable when this returns: see `Commit.wait`."""
+        self.meet_end()
         began = perf_counter()
         try:
             self._journal.wait(position, timeout)
@@ -182,6 +189,8 @@ class Committer:
 
     def _wake(self) -> bool:
         """Have the thread look at what there is to do; False: it was stopped. RuntimeError: there is none to be had."""
+        if sys.is_finalizing():
+            return False  # also one that is started now would wait for ever
         with self.lock:
             stopped = self._stopping
             if self._thread is None and not stopped:
@@ -204,7 +213,8 @@ class Committer:
                 if not self._stopping:
                     self._flush()
             except BaseException as failure:  # a callback's SystemExit; without this thread nobody would be called any more
-                _report(failure)
+                with suppress(BaseException):  # the hook's own, SystemExit too
+                    _report(failure)
                 if self._put_off or self._stopping:
                     self._wanted.set()
                 continue
@@ -228,13 +238,17 @@ class Committer:
         with self.lock:
             self._stopping = True
             thread = self._thread
-        self._wanted.set()
+        wake(self._wanted)
         if thread is not None:
             join(thread)
         self._call_put_off()
 
 
 def _report(failure: BaseException) -> None:
-    """What a callback raised, where it concerns nobody."""
+    """What a callback raised, where it concerns nobody. A hook that fails itself concerns `sys.excepthook`, as in any thread."""
     told = (type(failure), failure, failure.__traceback__, threading.current_thread())
-    threading.excepthook(threading.ExceptHookArgs(told))
+    try:
+        threading.excepthook(threading.ExceptHookArgs(told))
+    except Exception as another:
+        with suppress(Exception):
+            sys.excepthook(type(another), another, another.__traceback__)

@@ -1,9 +1,11 @@
-"""The end of the interpreter, where stores are still open.
+"""The end of the interpreter, where stores and metadata servers are still open.
 
 1. The threads that are no daemons have ended, and what `atexit` was given is called: here each open store ends the checkpoint
    that is under way, and begins none in the background any more (`_settle`). It is not closed: whoever left it may still do that.
 2. Then the interpreter stops all threads but one for good, each wherever it is, with whatever locks it holds. A lock that the
-   last thread cannot have at once it will never have (`are_free`); whoever would wait for one gives up instead.
+   last thread cannot have at once it will never have (`are_free`); whoever would wait for one gives up instead. So the first
+   call from there on of a store, a view of a snapshot or a metadata server (`EndingLock`) looks whether a thread was stopped
+   inside: then it, and every later one, raises DeviceFailed, and the logs stay as they are, with all that was acknowledged.
 
 A child that was forked has none of the threads, and settles only what it opens itself.
 """
@@ -12,9 +14,16 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable
-from typing import Protocol
-from weakref import WeakSet
+import sys
+import threading
+from _thread import RLock
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+from weakref import WeakValueDictionary
+
+from mdstore.errors import MdstoreError
+
+STOPPED: Final = "the interpreter ended while a thread was inside; what was acknowledged is in the log: open the image again"
 
 
 class Settling(Protocol):
@@ -30,12 +39,15 @@ class Lock(Protocol):
     def release(self) -> None: ...
 
 
-_open: WeakSet[Settling] = WeakSet()
+_open: WeakValueDictionary[int, Settling] = WeakValueDictionary()
+_is_settled = False
 
 
 def watch(thing: Settling) -> None:
     """Have `thing.stop` called before threads are stopped, if it is still alive then."""
-    _open.add(thing)
+    _open[id(thing)] = thing
+    if _is_settled:
+        thing.stop()
 
 
 def are_free(locks: Iterable[Lock]) -> bool:
@@ -44,16 +56,76 @@ def are_free(locks: Iterable[Lock]) -> bool:
 
 
 def _is_free(lock: Lock) -> bool:
-    is_had = lock.acquire(blocking=False)
+    is_had = RLock.acquire(lock, blocking=False) if isinstance(lock, RLock) else lock.acquire(blocking=False)
     if is_had:
         lock.release()
     return is_had
 
 
+def wake(event: threading.Event) -> None:
+    """Set it, but not where the interpreter ends: nobody waits for it there but who was stopped, perhaps with its lock."""
+    if not sys.is_finalizing():
+        event.set()
+
+
+class EndingLock(RLock):  # type: ignore[misc]  # final by its stub, a base by its flags: nothing else costs as little
+    """The lock that every call of something takes first. Until the end it costs what an RLock costs.
+
+    is_at_rest: whether no thread was stopped inside. give_up: nothing is waited for any more by what the lock guards; returns the
+    error that this call, and every later one, raises.
+    """
+
+    __slots__ = ("_error", "_give_up", "_has_met", "_is_at_rest")
+
+    def __init__(self, is_at_rest: Callable[[], bool], give_up: Callable[[], MdstoreError]) -> None:
+        self._is_at_rest = is_at_rest
+        self._give_up = give_up
+        self._has_met = False
+        self._error: MdstoreError | None = None
+
+    def meet_end(self) -> None:
+        """By the last thread: raise, where it could not have the lock, or what is taken under it."""
+        if not self._has_met:
+            self._has_met = True  # first: what is at rest now is so until the end, but for this thread
+            if not self._is_at_rest():
+                self._error = self._give_up()
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+
+
+def _acquire(lock: EndingLock, blocking: bool = True, timeout: float = -1) -> bool:
+    if sys.is_finalizing():
+        lock.meet_end()
+    return RLock.acquire(lock, blocking, timeout)
+
+
+@atexit.register
+def _guard_locks() -> None:
+    """From here on each `EndingLock` meets the end."""
+    EndingLock.acquire = EndingLock.__enter__ = _acquire  # type: ignore[method-assign, assignment]
+
+
 @atexit.register
 def _settle() -> None:
-    for thing in list(_open):
-        thing.stop()
+    """All of them, whatever one fails with, and whoever opens another one meanwhile."""
+    global _is_settled
+    _is_settled = True
+    failure: BaseException | None = None
+    for known in _open.valuerefs():  # a copy, made in one step
+        thing = known()
+        try:
+            if thing is not None:
+                thing.stop()
+        except BaseException as error:
+            failure = error
+    if failure is not None:
+        raise failure  # which the interpreter reports, and goes on
 
 
-os.register_at_fork(after_in_child=_open.clear)
+def _begin_anew() -> None:
+    global _is_settled
+    _is_settled = False
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

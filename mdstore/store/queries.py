@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from _thread import RLock
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from mdstore.device.protocol import Device
 from mdstore.errors import CorruptionError, DeviceFailed, MdstoreError, NotFound
 from mdstore.store import data, revisions
 from mdstore.store.answers import ObjectStat, Revision
+from mdstore.store.exiting import STOPPED, EndingLock, are_free
 from mdstore.store.onode import Onode, object_key, split_key
 from mdstore.store.operands import bound, frozen, many_frozen, name_bound, name_bytes, page_limit, revision, window
 from mdstore.store.superblock import Superblock
@@ -31,7 +33,7 @@ class Queries(ABC):
         self.device = device
         self.superblock = superblock
         self.tables = tables
-        self.lock = threading.RLock()
+        self.lock: RLock = EndingLock(self.is_at_rest, self._give_up)
         self._pins: dict[object, int] = {}  # the epoch whose blocks a reader needs; taken out in one step, without the lock
         self._left: MdstoreError | None = None  # behind, see `left_behind`
         if device.fileno() >= 0:
@@ -44,6 +46,16 @@ class Queries(ABC):
         self.lock = threading.RLock()
         self.tables.objects.changes |= 1  # so that nobody reads without looking here
         forks.never_free(each for each in gc.get_objects() if type(each).__module__ == _KERNEL)
+
+    def is_at_rest(self) -> bool:
+        """At the end of the interpreter: whether no thread was stopped inside."""
+        return are_free([self.lock])
+
+    def _give_up(self) -> MdstoreError:
+        """There: one was. See `EndingLock`."""
+        error = DeviceFailed("lock", self.device.name, STOPPED)
+        self.left_behind(error)
+        return error
 
     @abstractmethod
     def check_usable(self) -> None:

@@ -14,6 +14,7 @@ States: open -> failed (latched) -> closed; open -> closing (reads go on) -> clo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from sys import maxsize
 from types import TracebackType
@@ -72,7 +73,7 @@ class Store(Queries):
         self.closing = False
         self._closed = False
         self._applier = Applier(live.collections, live.objects, live.floors)
-        self._committer = Committer(journal, self._is_busy)
+        self._committer = Committer(journal, self._is_busy, self.meet_end)
         self.checkpointer = Checkpointer(self, background=background)
         self._snapshots = Snapshots(self)
         self.wiper = Wiper(self, wipe)
@@ -135,8 +136,8 @@ class Store(Queries):
         it would wait for, it is begun in a thread of its own, and not waited for.
 
         Errors: DeviceFailed where something that was accepted may be lost and no call has said so; the image is closed all the
-        same. An interrupt is raised from it, and the next `close` raises it. So it ends, without waiting, where the end of the
-        interpreter stopped another thread in the middle of a call.
+        same. An interrupt is raised from it, and the next `close` raises it. Where the end of the interpreter stopped another
+        thread in the middle of a call, it does not wait for that, nor does any other call: DeviceFailed.
         """
         self._closer.close()
 
@@ -195,6 +196,7 @@ class Store(Queries):
     def sync(self) -> None:
         """Everything submitted before the call is durable when it returns."""
         self.check_usable()
+        self.meet_end()
         try:
             self.journal.flush()
         except JournalError as error:
@@ -425,6 +427,18 @@ class Store(Queries):
             return failure
         cause = f"{failure!r} came half-way through a change; open the image again: what was acknowledged is in its log"
         return DeviceFailed("commit", self.device.name, cause)
+
+    def is_at_rest(self) -> bool:
+        """At the end of the interpreter: whether no thread was stopped inside."""
+        return self._closer.is_at_rest()
+
+    def meet_end(self) -> None:
+        """Where the interpreter ends and a thread was stopped inside, raise DeviceFailed instead of waiting for it."""
+        if sys.is_finalizing():
+            if self._left is not None:
+                raise self._left.with_traceback(None)
+            with self.lock:
+                pass
 
     def mark_closed(self) -> None:
         """From now on every call raises StoreClosed."""

@@ -3,6 +3,7 @@ and nobody hangs."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -197,4 +198,27 @@ def test_what_hears_of_progress_may_end_it(kind: Kind) -> None:
     assert len(calls) == 2
     assert Scrub(store).run().complete
     assert check(store, deep=True) == []
+    store.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hook_that_fails_keeps_no_callback_from_being_called(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `threading.excepthook` raised ended the thread that calls back: the callbacks behind it, and all that came later, were
+    called by nobody, and nobody was told."""
+    last = threading.Event()
+
+    def hook(_: object) -> None:
+        raise kind("of the hook")
+
+    def fail(_: BaseException | None) -> None:
+        raise ValueError("of the callback")
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    monkeypatch.setattr(sys, "excepthook", hook)
+    store = made()
+    for number in range(3):
+        store.submit(Transaction().touch("c", f"{number}")).add_done_callback(fail)
+        store.submit(Transaction().touch("c", f"{number}")).add_done_callback(lambda _: last.set())
+        assert last.wait(HANG_S), "the thread that flushes has ended"
+        last.clear()
     store.close()

@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import pytest
 
 from mdstore.device.file import FileDevice
 from mdstore.device.memory import MemoryDevice
 from mdstore.limits import MIB
+from mdstore.mds.server import MetadataServer
+from mdstore.mds.vfs import ROOT_INO, SUPERUSER
 from mdstore.store import exiting
 from mdstore.store.check import check
 from mdstore.store.store import Store
@@ -23,6 +27,7 @@ HANG_S = 120
 ABANDONED = """
 import contextlib, gc, os, sys, threading, time
 from mdstore.device.file import FileDevice
+from mdstore.errors import DeviceFailed
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 
@@ -101,6 +106,57 @@ def generator():
 class Holder:
     pass
 
+class Ending:
+    def __init__(self, call):  # what is done where this is closed
+        self.call = call
+
+    def close(self):
+        for _ in range(2):
+            try:
+                self.call()
+            except Exception as error:
+                print(type(error).__name__, error)
+            else:
+                print("done")
+        with contextlib.suppress(DeviceFailed):
+            store.close()
+
+def changing():
+    store.apply(Transaction().touch("c", "r"))
+
+commits = [store.submit(Transaction().write("c", "early", 0, b"not acknowledged"))]
+
+def becoming_durable():
+    commits[0].wait()
+
+def telling():
+    commits[0].add_done_callback(lambda error: print("told", type(error).__name__))
+
+def using_threads():
+    store.submit(Transaction().touch("c", "r")).add_done_callback(lambda error: print("told", error))
+    store.submit(Transaction().touch("c", "s")).add_done_callback(lambda error: store.close())
+
+if MOUNTED:
+    from mdstore.mds.server import MetadataServer
+    from mdstore.mds.vfs import ROOT_INO, SUPERUSER
+
+    MetadataServer.format(store, now_ns=1)
+    server = MetadataServer.mount(store)
+    server.mkdir(SUPERUSER, ROOT_INO, b"acknowledged", 0o755)
+    server.syncfs()
+    server.mkdir(SUPERUSER, ROOT_INO, b"perhaps", 0o755)
+
+def making_a_directory():
+    server._core.append = lambda *_, **__: until_the_end()
+    threading.Thread(target=server.mkdir, args=(SUPERUSER, ROOT_INO, b"b", 0o755), daemon=True).start()
+
+def syncing_the_file_system():
+    device.stay = until_the_end
+    threading.Thread(target=server.syncfs, daemon=True).start()
+
+def resting():
+    inside.set()
+
 gc.disable()
 holder = Holder()  # which only the end of the interpreter finds, and frees with it the generator, which closes the store
 holder.itself, holder.held = holder, generator()
@@ -111,9 +167,10 @@ inside.wait()
 """
 
 
-def end_inside(work: str, path: Path, held: str = "store") -> subprocess.CompletedProcess[str]:
+def end_inside(work: str, path: Path, held: str = "store", *, mounted: bool = False) -> subprocess.CompletedProcess[str]:
     """In a process where only the end closes what is `held`."""
-    command = [sys.executable, "-c", ABANDONED.replace("WORK", work).replace("HELD", held), str(path)]
+    program = ABANDONED.replace("WORK", work).replace("HELD", held).replace("MOUNTED", str(mounted))
+    command = [sys.executable, "-c", program, str(path)]
     return subprocess.run(command, timeout=HANG_S, capture_output=True, text=True)
 
 
@@ -134,7 +191,7 @@ def test_a_store_inside_which_a_thread_was_stopped_is_given_up(work: str, tmp_pa
     """Closing it waited for what that thread had held."""
     ended = end_inside(work, tmp_path / "image")
     assert ended.returncode == 0
-    assert "DeviceFailed: close failed" in ended.stderr
+    assert "DeviceFailed: lock failed" in ended.stderr
     assert "the interpreter ended while a thread was inside" in ended.stderr
     with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
         assert not store.recovery.clean
@@ -153,12 +210,138 @@ def test_what_else_is_open_waits_for_no_stopped_thread_either(held: str, work: s
         assert store.read("c", "p") == b"acknowledged"
 
 
+GIVEN_UP = "the interpreter ended while a thread was inside"
+
+
+@pytest.mark.parametrize("work", ["waiting", "in_a_transaction"])
+@pytest.mark.parametrize(
+    "call",
+    ["changing", "becoming_durable", "telling", "store.sync", "store.checkpoint", "lambda: store.snapshot('t')",
+     "lambda: store.delete_snapshot('s')", "store.statistics", "lambda: store.resize(2 << 20)"],
+)  # fmt: skip
+def test_no_call_of_a_store_waits_for_a_stopped_thread(call: str, work: str, tmp_path: Path) -> None:
+    """Closing a store gave up; whatever else a finalizer asked of it waited for ever."""
+    ended = end_inside(work, tmp_path / "image", f"Ending({call})")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = ended.stdout.splitlines()
+    assert len(said) == 2
+    assert all(line.startswith("DeviceFailed lock failed") and GIVEN_UP in line for line in said), said
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        assert not store.recovery.clean
+        assert store.read("c", "p") == b"acknowledged"
+        assert check(store, deep=True) == []
+
+
+def test_no_call_of_a_view_waits_for_a_stopped_thread(tmp_path: Path) -> None:
+    ended = end_inside("looking_at_a_snapshot", tmp_path / "image", 'Ending(lambda: view.exists("c", "o"))')
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = ended.stdout.splitlines()
+    assert len(said) == 2
+    assert all(line.startswith("DeviceFailed lock failed") and GIVEN_UP in line for line in said), said
+
+
+def test_a_store_at_rest_works_to_the_end_and_without_threads(tmp_path: Path) -> None:
+    """Who asked to be called back waited for a thread to be started, of which there are no more."""
+    ended = end_inside("resting", tmp_path / "image", "Ending(using_threads)")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[:2] == ["told None", "done"]
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        assert store.recovery.clean
+        assert store.exists("c", "s")
+
+
+@pytest.mark.parametrize("work", ["making_a_directory", "syncing_the_file_system", "in_a_transaction"])
+@pytest.mark.parametrize("call", ["server.close", "server.syncfs", "lambda: server.getattr(ROOT_INO)"])
+def test_no_call_of_a_metadata_server_waits_for_a_stopped_thread(call: str, work: str, tmp_path: Path) -> None:
+    """Its lock, its log and the store below it: whichever a stopped thread held, closing the server waited for ever."""
+    ended = end_inside(work, tmp_path / "image", f"Ending({call})", mounted=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    is_known, is_closed = ["done", "done"], ["DeviceFailed", "done"]
+    by_itself = {"server.close": is_closed, "lambda: server.getattr(ROOT_INO)": is_known} if work == "in_a_transaction" else {}
+    said = ended.stdout.splitlines()
+    assert [line.partition(" ")[0] for line in said] == by_itself.get(call, ["DeviceFailed", "DeviceFailed"]), said
+    assert all(GIVEN_UP in line for line in said if line != "done"), said
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        server = MetadataServer.mount(store)
+        assert server.lookup(SUPERUSER, ROOT_INO, b"acknowledged")
+        server.close()
+        assert check(store, deep=True) == []
+
+
+def test_a_metadata_server_at_rest_is_closed_in_order(tmp_path: Path) -> None:
+    ended = end_inside("resting", tmp_path / "image", "Ending(server.close)", mounted=True)
+    assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "done\ndone\n")
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        server = MetadataServer.mount(store)
+        assert server.lookup(SUPERUSER, ROOT_INO, b"perhaps")
+        assert not server.recovery.events
+        server.close()
+
+
+def settle_only(monkeypatch: pytest.MonkeyPatch, *things: exiting.Settling) -> None:
+    """What `atexit` does, to these alone."""
+    watch_only(monkeypatch, *things)
+    exiting._settle()
+
+
+def watch_only(monkeypatch: pytest.MonkeyPatch, *things: exiting.Settling) -> None:
+    monkeypatch.setattr(exiting, "_is_settled", False)
+    monkeypatch.setattr(exiting, "_open", WeakValueDictionary())
+    for thing in things:
+        exiting.watch(thing)
+
+
+class Counting:
+    """Has work in the background. `meanwhile` is called where it is stopped."""
+
+    def __init__(self, meanwhile: Callable[[], object] = bool) -> None:
+        self.stops = 0
+        self._meanwhile = meanwhile
+
+    def stop(self) -> None:
+        self.stops += 1
+        self._meanwhile()
+
+
+def test_settling_goes_on_where_stores_are_opened_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that a daemon thread opened then ended the walk with a RuntimeError: the others were not settled. It begins nothing
+    in the background itself. Here one is opened at each line that settling takes, as a switch of threads may do it."""
+    opened: list[Counting] = []
+
+    def open_one(*_: object) -> Callable[..., object]:
+        opened.append(Counting())
+        exiting.watch(opened[-1])
+        return open_one
+
+    things = [Counting() for _ in range(5)]
+    watch_only(monkeypatch, *things)
+    before = sys.gettrace()
+    sys.settrace(open_one)
+    try:
+        exiting._settle()
+    finally:
+        sys.settrace(before)
+    assert [thing.stops for thing in things] == [1] * 5
+    assert len(opened) > 10
+    assert all(thing.stops for thing in opened)
+
+
+def test_settling_goes_on_behind_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the last that was settled. The interpreter reports why."""
+
+    def fail() -> None:
+        raise ValueError("this one")
+
+    things = [Counting(fail), Counting(), Counting(fail), Counting()]
+    with pytest.raises(ValueError, match="this one"):
+        settle_only(monkeypatch, *things)
+    assert [thing.stops for thing in things] == [1] * 4
+
+
 def test_a_settled_store_goes_on_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `atexit` calls later may still write, and close."""
     store = Store.create(MemoryDevice(4 * MIB), log_bytes=64 * 1024)
-    assert store.checkpointer in exiting._open
-    monkeypatch.setattr(exiting, "_open", {store.checkpointer})
-    exiting._settle()
+    settle_only(monkeypatch, store.checkpointer)
     store.apply(Transaction().create_collection("c"))
     made = store.checkpointer.count
     for number in range(100):
@@ -175,7 +358,7 @@ def test_a_forked_child_waits_for_no_checkpoint_of_its_parent() -> None:
         if not child:
             os._exit(len(exiting._open))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert store.checkpointer in exiting._open
+    assert store.checkpointer in exiting._open.values()
     store.close()
 
 
