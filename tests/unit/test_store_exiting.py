@@ -88,7 +88,11 @@ def in_a_transaction():
     threading.Thread(target=store.apply, args=(Transaction().touch("c", "q"),), daemon=True).start()
 
 def looking_at_a_snapshot():
-    view._lookup = lambda *_: until_the_end()
+    def stay(*_):
+        del view._lookup
+        until_the_end()
+
+    view._lookup = stay
     threading.Thread(target=view.exists, args=("c", "o"), daemon=True).start()
 
 def flushing_the_device():
