@@ -93,7 +93,7 @@ def _tried(bench: Bench, this: _Run) -> set[int]:
 
 
 def _gone(bench: Bench, this: _Run) -> set[int]:
-    """Where whole pages lay that now lie nowhere, while something that may name them cannot be read."""
+    """Where whole pages lay, younger than what is there now, that are nowhere any more, while not all that names blocks reads."""
     pages = {block: data for block, data in this.displaced.items() if data[4:8] == _MAGIC and keys_of(data)[0][0] == PAGE}
     superblock = bench.superblock()
     if not pages or superblock is None or not names_of(bench.image, superblock, ()).is_partial:
@@ -102,7 +102,13 @@ def _gone(bench: Bench, this: _Run) -> set[int]:
     space = (superblock.first_block, min(superblock.blocks, bench.image.size // size))
     for _, data in looks_like_pages(bench.image, size, space):
         lost.discard(data)
-    return {block for block, data in pages.items() if data in lost}
+    return {block for block, data in pages.items() if data in lost and _is_younger(data, bench.image.read(block * size, size))}
+
+
+def _is_younger(page: bytes, restored: bytes) -> bool:
+    """Whether the block may have been given to the page after it held what is restored: an older one is of the past."""
+    generation, before = (int.from_bytes(data[16:24], "little") for data in (page, restored))
+    return restored[4:8] != _MAGIC or generation > before
 
 
 def _restored(bench: Bench, this: _Run) -> dict[int, str]:
