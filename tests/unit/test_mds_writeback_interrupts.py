@@ -26,6 +26,8 @@ from mdstore.store.transaction import Transaction
 from tests.unit.test_mds_apart import LIMITS, Refusing, crashed, mounted, some_changes
 from tests.unit.test_mds_failing_reads import World, made, seen
 
+pytestmark = pytest.mark.slow  # `make check` leaves them out
+
 SEED = int(os.environ.get("INTERRUPT_SEED", "4"))
 LARGE = replace(LIMITS, log_bytes=200_000)
 FILES = tuple(f"mds/{name}.py" for name in ("writeback", "partwriter", "setapart", "expiry", "core", "damage", "tables"))

@@ -22,6 +22,8 @@ from tests.crash.test_damage_matrix import content_of
 from tests.unit.reader_images import BLOCK, changed, check, codes, newest, store_image, store_images
 from tests.unit.repair_images import lost, repaired, rich_file_system, tree_of
 
+pytestmark = pytest.mark.slow  # `make check` leaves them out
+
 Places = tuple[int, ...]
 
 

@@ -38,6 +38,8 @@ from tests.unit.repair_images import lost, repaired
 from tests.unit.test_reader_snapshots import store_with_snapshots
 from tests.unit.test_reader_store import reader_of
 
+pytestmark = pytest.mark.slow  # `make check` leaves them out
+
 
 @pytest.fixture(scope="module")
 def large() -> bytes:

@@ -27,6 +27,8 @@ from tests.unit.repair_faults import (
 from tests.unit.repair_images import lost, repaired
 from tests.unit.test_reader_store import reader_of
 
+pytestmark = pytest.mark.slow  # `make check` leaves them out
+
 
 @pytest.fixture(scope="module")
 def large() -> bytes:
