@@ -120,7 +120,8 @@ class Pager:
         """`page_size`: bytes of every page and the unit of addresses, a power of two from 256 to 65536. Larger pages make puts,
         scans and trees in memory quicker and smaller; smaller ones write less where a seal finds few changes in each page
         (docs/performance.md has figures). A store's pages are its blocks, 4096 bytes unless it was made with others.
-        `cache_bytes`: memory for clean pages; dirty ones are not counted in it."""
+        An image read with pages of another size than it was written with looks damaged. `cache_bytes`: memory for clean
+        pages; dirty ones are not counted in it."""
     @property
     def page_size(self) -> int: ...
     @property

@@ -248,6 +248,14 @@ cdef object whole(str what, object given):
         raise TypeError(f"{what}: a whole number is wanted, not {type(given).__name__}") from None
 
 
+cdef uint64_t word(str what, object given) except? 0:
+    """A number that 64 bits hold."""
+    number = whole(what, given)
+    if not 0 <= number < 1 << 64:
+        raise InvalidRequest(f"{what}: {number}, where 0 to 2**64 - 1 is wanted")
+    return number
+
+
 @cython.final
 cdef class Descriptor:
     """What a tree is. Kept in its root record; opening with another one is refused."""

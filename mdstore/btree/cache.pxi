@@ -47,7 +47,7 @@ cdef class Pager:
 
     @generation.setter
     def generation(self, value):
-        cdef uint64_t generation = whole("generation", value)
+        cdef uint64_t generation = word("generation", value)
         at_set64(<int64_t *> &self.core.generation, <int64_t> generation)
 
     @property

@@ -26,7 +26,7 @@ cdef class Tree(TreeView):
     cdef bint _blob_dirty
 
     def __init__(self, Pager pager not None, Descriptor descriptor not None, tree_id):
-        self.start(pager, descriptor, whole("tree_id", tree_id))
+        self.start(pager, descriptor, word("tree_id", tree_id))
         at_setp(&self.core.root, empty_leaf(self.core))
         if self.core.root == NULL:
             raise MemoryError()

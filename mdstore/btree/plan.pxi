@@ -45,11 +45,15 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
     if freed_reserve(plan.t.p, wanted) != OK:  # so that those not used can be given back
         raise MemoryError()
     runs = allocate(wanted)
+    try:
+        pairs = [(first, pages) for first, pages in runs]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"allocate gave {runs!r}: runs are wanted, each (first page address, pages)") from error
     wanted += n
-    for first, pages in runs:
-        address = whole("an address from allocate", first)
-        count = whole("pages from allocate", pages)
-        if count > <uint64_t> (wanted - n) or address + count > ADDRESS_END:
+    for first, pages in pairs:
+        address = word("an address from allocate", first)
+        count = word("pages from allocate", pages)
+        if count > <uint64_t> (wanted - n) or address > ADDRESS_END - count:
             raise InvalidRequest(f"allocate gave {runs!r} where {wanted - plan.given} pages were asked for")
         for i in range(<int64_t> count):
             plan.addresses[n] = address + <uint64_t> i

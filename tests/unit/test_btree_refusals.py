@@ -71,6 +71,31 @@ def test_the_number_that_is_wrong_is_named(name: str) -> None:
         NUMBERS[name](2.5)
 
 
+@pytest.mark.parametrize("wrong", [-1, 1 << 64])
+@pytest.mark.parametrize("name", ["generation", "tree_id", "an address from allocate", "pages from allocate"])
+def test_what_64_bits_do_not_hold_is_refused_by_name(name: str, wrong: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name}: {wrong}, where"):
+        NUMBERS[name](wrong)
+
+
+@pytest.mark.parametrize("runs", [None, 7, [None], [(1,)], [(1, 1, 1)], "x"], ids=repr)
+def test_what_are_no_runs_is_refused_as_what_allocate_gave(runs: Any) -> None:
+    tree = small_tree()
+    before = list(tree.items())
+    with pytest.raises(TypeError, match=r"allocate gave .*: runs are wanted"):
+        tree.seal(lambda pages: runs)
+    assert tree.is_dirty
+    assert list(tree.items()) == before
+    assert tree.seal(lambda pages: [(1, pages)]) == tree.root()
+
+
+@pytest.mark.parametrize("address", [(1 << 48) - 1, 1 << 48, (1 << 64) - 1])
+def test_an_address_that_no_device_has_is_refused(address: int) -> None:
+    """With the last one the sum of address and pages wrapped around."""
+    with pytest.raises(InvalidRequest, match="allocate gave"):
+        small_tree().seal(lambda pages: [(1, pages - 2), (address, 2)])
+
+
 @pytest.mark.parametrize("huge", [1 << 31, 1 << 32, 1 << 63, 1 << 64, 1 << 80, -(1 << 40)])
 def test_no_number_of_a_descriptor_wraps_around(huge: int) -> None:
     for field in ("key_size", "value_size", "comparator", "copies", "embed_limit"):

@@ -237,15 +237,7 @@ def test_a_quota_above_a_directory_that_could_not_be_read_once_holds(store: MemS
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_parent_that_stays_unreadable_costs_one_look_and_stops_nothing(store: MemStore, error: MdstoreError) -> None:
-    server = MetadataServer.mount(store, count_references=False)
-    above = server.mkdir(SUPERUSER, ROOT_INO, b"above", 0o755).ino
-    below = [server.mkdir(SUPERUSER, above, b"d%d" % number, 0o755).ino for number in range(50)]
-    server.close()
-    unreadable = Unreadable(store, error)
-    server = MetadataServer.mount(unreadable, count_references=False)  # type: ignore[arg-type]
-    unreadable.directories.add(above)
-    for ino in below:
-        make_file(server, ino, b"f")
+    unreadable, server, _, _ = held_up(store, error, 50)
     for _ in range(3):
         server.write_back()
         before = unreadable.refusals
