@@ -132,7 +132,7 @@ cdef int batch_new(Plan *plan, Spill *v, Fault *f) noexcept nogil:
 # -- what cannot -------------------------------------------------------------------------------------------------------
 cdef void seal_spill(Plan *plan, uint8_t *body) noexcept nogil:
     """Give what a value has in memory its addresses, and the cell the entries at the top. The value itself is not touched: views
-    may be reading it."""
+    may be reading it, and the length in its cell."""
     cdef TreeCore *t = plan.t
     cdef const Form *form = &t.s.dated
     cdef Spill *v = spill_pointer(body)
@@ -140,12 +140,11 @@ cdef void seal_spill(Plan *plan, uint8_t *body) noexcept nogil:
     cdef uint8_t fresh[SPILL_BODY_MAX]
     cdef int i, depth, tops = spill_tops(t.s.page_size, form, v.length, &depth)
     plan.batches = b.next
-    st64(fresh, v.length)
     st64(fresh + 8, plan.generation)
     for i in range(tops):
         seal_spilled(plan, b, v, depth, i, fresh + SPILL_FIXED + i * form.entry)
     spin_lock(&t.p.spin)
-    memcpy(body, fresh, SPILL_FIXED + tops * form.entry)
+    memcpy(body + 8, fresh + 8, SPILL_FIXED - 8 + tops * form.entry)
     spin_unlock(&t.p.spin)
     spill_drop(t.p, v)  # the slot's; the batch has its own
     if b.pending == 0:
@@ -288,7 +287,7 @@ cdef void seal_finish(Plan *plan) noexcept nogil:
 
 
 cdef bint holds_values(Node *leaf) noexcept nogil:
-    """Whether a slot of a leaf points at a value in memory."""
+    """Whether a slot of a leaf points at a value in memory. The tree's lock is held, or the pager's spin lock (S1)."""
     cdef int i
     for i in range(node_count(leaf) if leaf.spilled else 0):
         if leaf_spill(leaf, i) != NULL:

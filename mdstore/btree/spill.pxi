@@ -1,7 +1,8 @@
 # Values too long for a leaf: in memory until a seal, then on the device in pages of their own.
 #
 # Invariants of spilled values:
-#  S1  a slot of a leaf holds addresses, or a pointer and a reference (leaf_spill) on a value in memory
+#  S1  a slot of a leaf holds addresses, or a pointer and a reference (leaf_spill) on a value in memory. A seal makes the one the other
+#      under the pager's spin lock, which is how those look who do not have the tree's; the length before them never changes in place
 #  S2  a value in memory is changed only while one slot has it (refs == 1), under the tree's exclusive lock
 #  S3  an entry's generation is that in which its page was written, never above that of the page or cell it stands in: by it the
 #      owner of freed pages tells which snapshots reach them. All pages of an undated value are of the generation in its cell

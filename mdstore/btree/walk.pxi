@@ -57,7 +57,8 @@ cdef class TreeCheck:
     cdef int node(self, Node *n, int level, bytes low, bytes high) except -1:
         cdef TreeCore *t = self.view.core
         cdef uint8_t *page = page_of(n)
-        cdef int i, count = node_count(n), total = 0, spilled = 0, code, held = 0, heap, dead
+        cdef int i, count = node_count(n), total = 0, spilled = 0, code, heap, dead
+        cdef bint held
         cdef Holes *h = &n.holes
         cdef Node *kid
         cdef Fault f
@@ -76,9 +77,10 @@ cdef class TreeCheck:
         for i in range(h.n):
             if h.at[i] < heap or h.at[i] + h.size[i] > <int> n.cap or holds_bytes(page + h.at[i], h.size[i]):
                 self.problems.append(f"P5: a hole of {h.size[i]} bytes at byte {h.at[i]} holds bytes, or lies outside the heap, of {where}")
-        for i in range(count if level == 0 and n.spilled else 0):
-            held += leaf_spill(n, i) != NULL
-        if n.cap == <uint32_t> t.s.page_size and held == 0:
+        spin_lock(&t.p.spin)
+        held = level == 0 and holds_values(n)
+        spin_unlock(&t.p.spin)
+        if n.cap == <uint32_t> t.s.page_size and not held:
             if page_check(&t.s, page, &spilled, &f) != OK:
                 self.problems.append(f"P: {place(&f)}, expected {wanted(&f)}, found {f.found:#x}, in {where}")
         keys = [PyBytes_FromStringAndSize(<char *> cell_at(page, i), klen_at(page, i)) for i in range(count)]

@@ -267,6 +267,43 @@ def test_long_values_are_written_by_range_beside_readers_views_and_seals() -> No
     assert world.reached(tree) == world.held
 
 
+def test_long_values_are_read_through_views_while_their_seal_gives_them_addresses() -> None:
+    """A view taken before shares the leaf, whose cells the seal fills in: what it reads stays, and a check of the tree finds nothing."""
+    world = World(6)
+    tree = new_tree(world)
+    for step in range(60):
+        values = {b"v%d" % n: bytes([step]) * 256 * 40 for n in range(3)}
+        for key, value in values.items():
+            tree.put(key, value)
+        sealed = threading.Event()
+
+        def until_sealed(action: Callable[[], None], sealed: threading.Event = sealed) -> None:
+            last = False
+            while not last:
+                last = sealed.is_set()
+                action()
+
+        def read(view: TreeView, values: dict[bytes, bytes] = values) -> None:
+            for key, value in values.items():
+                assert view.read(key, len(value) - 2, 9) == value[-2:]
+
+        def scan(view: TreeView, values: dict[bytes, bytes] = values) -> None:
+            assert dict(view.items()) == values
+
+        def check() -> None:
+            assert tree.check() == []
+
+        def seal(sealed: threading.Event = sealed) -> None:
+            tree.seal(world.allocate)
+            sealed.set()
+
+        with tree.snapshot() as view:
+            run_all([partial(until_sealed, action) for action in (partial(read, view), partial(scan, view), check)] + [seal])
+        world.write()
+    world.drain_freed()
+    assert world.reached(tree) == world.held
+
+
 def test_closing_beside_operations_ends_them_or_lets_them_end() -> None:
     """A view closed by one thread while another reads it: the reader gets its answer or StoreClosed."""
     world = World(4, cache_bytes=4000)
