@@ -1,7 +1,7 @@
 #!/bin/sh
 # Build the kernel under a sanitizer and run tests with it in place of the ordinary build.
 #   tools/sanitize.sh address     hostile pages (MDSTORE_FUZZ_ROUNDS, 20000 by default, a million takes some minutes), damage, the model
-#   tools/sanitize.sh thread      the stress of many threads; reports are counted, and any is a failure
+#   tools/sanitize.sh thread      every two operations beside each other, the stress of many threads; reports are counted, and any is a failure
 #   tools/sanitize.sh KIND pytest ARGUMENTS...     anything else
 # The extension goes to build/sanitized-KIND/; the ordinary one is left alone.
 set -eu
@@ -17,7 +17,8 @@ if [ $# -eq 0 ]; then
         tests/unit/test_btree_atomic.py tests/unit/test_btree_arguments.py tests/unit/test_btree_interleavings.py \
         tests/unit/test_btree_held.py tests/unit/test_btree_aside.py tests/unit/test_btree_broken_off.py tests/unit/test_btree_refusals.py \
         tests/model/test_btree_model.py ;;
-    thread) set -- pytest -q -p no:cacheprovider tests/unit/test_btree_threads.py tests/unit/test_btree_stress.py ;;
+    thread) set -- pytest -q -p no:cacheprovider tests/unit/test_btree_threads.py tests/unit/test_btree_stress.py \
+        tests/unit/test_btree_pairs.py ;;
     esac
 fi
 out=build/sanitized-$kind

@@ -100,7 +100,7 @@ cdef class Tree(TreeView):
     @property
     def height(self):
         """Levels of pages, the leaves included; 1 for an embedded tree. Cost: no page."""
-        return self.open_core().level + 1
+        return at_get32(<int32_t *> &self.open_core().level) + 1
 
     @property
     def is_dirty(self):
@@ -372,7 +372,7 @@ cdef class Tree(TreeView):
             with gil:  # the next seal makes another root
                 copy._blob = self._blob
                 copy._blob_dirty = self._blob_dirty
-                copy._root = None if t.is_dirty else self._root
+                copy._root = None if copy.core.is_dirty else self._root
             unlock_tree(t)
         in_between("clone")
         if code != OK:

@@ -115,7 +115,7 @@ cdef int clone_core(TreeCore *t, TreeCore *c, Fault *f) noexcept nogil:
     cdef int code = OK
     rw_tally_add(&c.rw, records_of(t))
     c.level = t.level
-    c.is_dirty = t.is_dirty
+    c.is_dirty = at_get32(<int32_t *> &t.is_dirty)
     c.paged = t.paged
     c.dated = t.dated
     memcpy(c.ref, t.ref, REF_MAX)
@@ -133,6 +133,6 @@ cdef int clone_core(TreeCore *t, TreeCore *c, Fault *f) noexcept nogil:
             at_add32(&c.root.refs, 1)
     if code == OK and r.gains_n:
         code = release_commit(&r, f)
-        t.is_dirty = c.is_dirty
+        at_set32(<int32_t *> &t.is_dirty, c.is_dirty)
     release_end(&r)
     return code

@@ -21,10 +21,16 @@ cdef int leaves_in_plan(Plan *plan, int64_t start, int64_t *at, Fault *f) except
 
 cdef int lock_with_addresses(Plan *plan, object allocate) except -1:
     """Lock the tree with at least as many addresses in hand as it has dirty pages. The owner is asked with no lock held; where
-    writers raced it, it is asked again, and pages left over are handed back as freed by the caller."""
+    writers raced it, it is asked again, and pages left over are handed back as freed by the caller. A broken tree is refused."""
     cdef TreeCore *t = plan.t
+    cdef Fault fault
     while True:
         lock_tree(t)
+        if t.broken:
+            unlock_tree(t)
+            memset(&fault, 0, sizeof(Fault))
+            fail(&fault, E_BROKEN, "tree")
+            raised(&fault)
         plan.total = 0
         if t.root != NULL and at_get8(&t.root.state) == DIRTY and not embeds(t):
             plan.total = t.dirty_nodes + t.dirty_spill
@@ -74,9 +80,6 @@ cdef bytes seal_tree(Tree tree, object allocate):
     cdef bint embedded
     cdef int64_t used = 0, i
     cdef bytes record, blob
-    if t.broken:
-        fail(&fault, E_BROKEN, "tree")
-        raised(&fault)
     memset(&plan, 0, sizeof(Plan))
     memset(&fault, 0, sizeof(Fault))
     plan.t = t
@@ -99,7 +102,7 @@ cdef bytes seal_tree(Tree tree, object allocate):
             in_between("seal")
             root_record(t, blob, embedded, record)
             tree._root = record
-            t.is_dirty = 0
+            at_set32(<int32_t *> &t.is_dirty, 0)
             if tree._blob is blob:
                 tree._blob_dirty = False
             return record

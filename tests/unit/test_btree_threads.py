@@ -268,7 +268,7 @@ def test_long_values_are_written_by_range_beside_readers_views_and_seals() -> No
 
 
 def test_long_values_are_read_through_views_while_their_seal_gives_them_addresses() -> None:
-    """A view taken before shares the leaf, whose cells the seal fills in: what it reads stays, and a check of the tree finds nothing."""
+    """A view taken before shares the leaf, whose cells the seal fills in: what it reads stays, and a check finds nothing."""
     world = World(6)
     tree = new_tree(world)
     for step in range(60):
