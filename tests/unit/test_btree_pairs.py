@@ -45,7 +45,7 @@ class Pair:
         self.device = FileDevice.open(str(path))
         self.pager = Pager(self.device, page_size=PAGE, cache_bytes=20_000)
         self.pager.generation = 1
-        self.pager.refs = Tree(self.pager, REFS_DESCRIPTOR, 1)
+        self.pager.refs = self.counts = Tree(self.pager, REFS_DESCRIPTOR, 1)
         self.tree = Tree(self.pager, Descriptor(**fields), 10)  # type: ignore[arg-type]
         self.random = random.Random(seed)
         self.lock = threading.Lock()
@@ -55,6 +55,7 @@ class Pair:
         self.tree.seal(self.allocate)
         self.pager.write_sealed()
         self.clone = self.tree.clone()
+        self.view: TreeView = self.tree  # of each round
 
     def allocate(self, pages: int) -> list[tuple[int, int]]:
         with self.lock:
@@ -66,12 +67,9 @@ class Pair:
 
     def settle(self) -> None:
         """With all at rest: what is reached is what is held."""
-        refs = self.pager.refs
-        assert refs is not None
-        trees = (self.tree, self.clone, refs)
-        for tree in trees:
+        trees = (self.tree, self.clone, self.counts)
+        for tree in (*trees, self.counts):
             tree.seal(self.allocate)
-        refs.seal(self.allocate)
         self.pager.write_sealed()
         reached = set()
         for tree in trees:
@@ -131,6 +129,10 @@ def look_beside(source: TreeView, other: TreeView) -> None:
     for merged in (source.union(other), source.intersection(other), source.difference(other)):
         keys = list(merged)
         assert keys == sorted(set(keys))
+
+
+def look_for_damage(tree: Tree) -> None:
+    assert tree.check() == []
 
 
 LOOKS: dict[str, Callable[[TreeView], object]] = {
@@ -208,9 +210,11 @@ def look_through_clone(pair: Pair) -> None:
 OPERATIONS: dict[str, Callable[[Pair], object]] = {
     **{name: lambda pair, look=look: look(pair.tree) for name, look in LOOKS.items()},
     **{f"view's {name}": partial(look_through_snapshot, look) for name, look in LOOKS.items()},
+    **{f"{name} of a view": lambda pair, look=look: look(pair.view) for name, look in LOOKS.items()},
     "clone's": look_through_clone,
+    "counts": lambda pair: (list(pair.counts.items()), look_for_damage(pair.counts)),
     "merge": lambda pair: look_beside(pair.tree, pair.clone),
-    "check": lambda pair: pair.tree.check() == [] or pytest.fail("damage"),
+    "check": lambda pair: look_for_damage(pair.tree),
     "pages": lambda pair: list(pair.tree.pages()),
     "put": put_one,
     "update": lambda pair: pair.tree.update({key: value_of(key, 3) for key in KEYS[::2]}),
@@ -255,7 +259,7 @@ def beside(pair: Pair, names: tuple[str, str]) -> None:
             for _ in range(2):
                 OPERATIONS[name](pair)
 
-        with pair.tree.snapshot():
+        with pair.tree.snapshot() as pair.view:
             run_all([partial(act, name) for name in names])
     pair.settle()
 
