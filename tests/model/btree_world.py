@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from mdstore.btree import Descriptor, Pager, Tree
+from mdstore.btree import REFS_DESCRIPTOR, Descriptor, Pager, Tree
 from mdstore.btree._kernel import call_where_threads_meet
+from mdstore.device.file import FileDevice
 from mdstore.device.protocol import Buffer
 from mdstore.errors import DeviceFailed, InvalidRequest
 
@@ -122,6 +126,62 @@ class World:
                 own |= run
             pages |= own
         return pages
+
+
+class SharedWorld:
+    """One pager with a tree of shared pages, and free space that many threads take from."""
+
+    page_size = 256
+    cache_bytes = 20_000
+    pages = 1 << 18  # more than any test comes to write
+
+    def __init__(self, device: FileDevice | MemoryPages) -> None:
+        self.device = device
+        self.pager = Pager(device, page_size=self.page_size, cache_bytes=self.cache_bytes)
+        self.pager.generation = 1
+        self.pager.refs = self.refs = Tree(self.pager, REFS_DESCRIPTOR, 1)
+        self.lock = threading.Lock()
+        self.next_page = 1
+        self.held: set[int] = set()
+
+    @classmethod
+    def device_at(cls, path: Path) -> FileDevice:
+        """An image with room for all of it; what the page cache of the system holds is read without the interpreter lock."""
+        path.touch()
+        os.truncate(path, cls.pages * cls.page_size)
+        return FileDevice.open(str(path))
+
+    def allocate(self, pages: int) -> list[tuple[int, int]]:
+        with self.lock:
+            first = self.next_page
+            self.next_page += pages
+            assert self.next_page < self.pages
+            self.held.update(range(first, first + pages))
+        return [(first, pages)]
+
+    def drain(self) -> None:
+        with self.lock:
+            for address, pages, _ in self.pager.take_freed():
+                for page in range(address, address + pages):
+                    self.held.remove(page)  # a page is freed once
+
+    def settle(self, *trees: Tree) -> None:
+        """With all at rest: sealed and written, nothing lost and nothing kept."""
+        for tree in (*trees, self.refs, self.refs):  # which sealing the others changes
+            tree.seal(self.allocate)
+        self.pager.write_sealed()
+        self.drain()
+        reached = set()
+        for tree in (*trees, self.refs):
+            assert tree.check() == []
+            for address, pages, _ in tree.pages():
+                reached.update(range(address, address + pages))
+        assert reached == self.held
+        assert self.pager.dirty_bytes == 0
+        assert self.pager.held_bytes == 0, "no view is left"
+        assert self.pager.oldest_pinned_generation is None
+        self.pager.cache_bytes = 0
+        assert self.pager.counters()["cached_bytes"] == 0
 
 
 def new_tree(world: World, tree_id: int = 7, **fields: object) -> Tree:

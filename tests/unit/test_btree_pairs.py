@@ -15,73 +15,41 @@ from pathlib import Path
 
 import pytest
 
-from mdstore.btree import REFS_DESCRIPTOR, Descriptor, PackedPairs, Pager, Tree, TreeView
+from mdstore.btree import Descriptor, PackedPairs, Tree, TreeView
 from mdstore.device.file import FileDevice
 from mdstore.errors import NotFound
+from tests.model.btree_world import SharedWorld
 from tests.unit.test_btree_threads import run_all
 
-PAGE = 256
-PAGES = 1 << 15
 KEYS = [b"%03d" % n for n in range(80)]
 LONG = KEYS[::16]
+SPILLED = 12 * 256
 ROUNDS = 3
 
 
 def value_of(key: bytes, step: int) -> bytes:
     """Of one byte throughout, so that a torn one is seen."""
-    return bytes([step % 256]) * (PAGE * 12 if key in LONG else 24)
+    return bytes([step % 256]) * (SPILLED if key in LONG else 24)
 
 
 def whole(value: bytes | None) -> None:
     assert value is None or len(set(value)) <= 1
 
 
-class Pair:
-    """A tree with a view and a sealed clone, in a cache that holds a part of it, and the free space they share."""
+class Pair(SharedWorld):
+    """A tree with a view and a sealed clone, in a cache that holds a part of it."""
 
-    def __init__(self, path: Path, seed: int, **fields: object) -> None:
-        path.touch()
-        os.truncate(path, PAGES * PAGE)
-        self.device = FileDevice.open(str(path))
-        self.pager = Pager(self.device, page_size=PAGE, cache_bytes=20_000)
-        self.pager.generation = 1
-        self.pager.refs = self.counts = Tree(self.pager, REFS_DESCRIPTOR, 1)
-        self.tree = Tree(self.pager, Descriptor(**fields), 10)  # type: ignore[arg-type]
+    pages = 1 << 15
+
+    def __init__(self, device: FileDevice, seed: int, **fields: object) -> None:
+        super().__init__(device)
         self.random = random.Random(seed)
-        self.lock = threading.Lock()
-        self.next_page = 1
-        self.held: set[int] = set()
+        self.tree = Tree(self.pager, Descriptor(**fields), 10)  # type: ignore[arg-type]
         self.tree.update((key, value_of(key, 0)) for key in KEYS)
         self.tree.seal(self.allocate)
         self.pager.write_sealed()
         self.clone = self.tree.clone()
         self.view: TreeView = self.tree  # of each round
-
-    def allocate(self, pages: int) -> list[tuple[int, int]]:
-        with self.lock:
-            first = self.next_page
-            self.next_page += pages
-            assert self.next_page < PAGES
-            self.held.update(range(first, first + pages))
-        return [(first, pages)]
-
-    def settle(self) -> None:
-        """With all at rest: what is reached is what is held."""
-        trees = (self.tree, self.clone, self.counts)
-        for tree in (*trees, self.counts):
-            tree.seal(self.allocate)
-        self.pager.write_sealed()
-        reached = set()
-        for tree in trees:
-            assert tree.check() == []
-            for address, pages, _ in tree.pages():
-                reached.update(range(address, address + pages))
-        for address, pages, _ in self.pager.take_freed():
-            for page in range(address, address + pages):
-                self.held.remove(page)
-        assert reached == self.held
-        assert self.pager.held_bytes == 0
-        assert self.pager.oldest_pinned_generation is None
 
 
 def look_by_cursor(source: TreeView) -> None:
@@ -111,7 +79,7 @@ def look_at_many(source: TreeView) -> None:
 def look_at_parts(source: TreeView) -> None:
     for key in LONG:
         whole(source.get(key))
-        whole(source.read(key, PAGE - 5, 3 * PAGE))
+        whole(source.read(key, 250, 800))
 
 
 def look_by_keys(source: TreeView) -> None:
@@ -180,7 +148,7 @@ def seal_leaves(pair: Pair) -> None:
 
 def evict(pair: Pair) -> None:
     pair.pager.cache_bytes = 0
-    pair.pager.cache_bytes = 20_000
+    pair.pager.cache_bytes = pair.cache_bytes
 
 
 def watch(pair: Pair) -> None:
@@ -212,7 +180,7 @@ OPERATIONS: dict[str, Callable[[Pair], object]] = {
     **{f"view's {name}": partial(look_through_snapshot, look) for name, look in LOOKS.items()},
     **{f"{name} of a view": lambda pair, look=look: look(pair.view) for name, look in LOOKS.items()},
     "clone's": look_through_clone,
-    "counts": lambda pair: (list(pair.counts.items()), look_for_damage(pair.counts)),
+    "counts": lambda pair: (list(pair.refs.items()), look_for_damage(pair.refs)),
     "merge": lambda pair: look_beside(pair.tree, pair.clone),
     "check": lambda pair: look_for_damage(pair.tree),
     "pages": lambda pair: list(pair.tree.pages()),
@@ -261,7 +229,7 @@ def beside(pair: Pair, names: tuple[str, str]) -> None:
 
         with pair.tree.snapshot() as pair.view:
             run_all([partial(act, name) for name in names])
-    pair.settle()
+    pair.settle(pair.tree, pair.clone)
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("MDSTORE_STRESS_SEEDS", "1"))))
@@ -270,6 +238,6 @@ def beside(pair: Pair, names: tuple[str, str]) -> None:
 def test_any_two_operations_go_beside_each_other(first: str, fields: dict[str, int], seed: int, tmp_path: Path) -> None:
     for number, names in enumerate(combinations_with_replacement(OPERATIONS, 2)):
         if names[0] == first:
-            pair = Pair(tmp_path / "image", 1000 * seed + number, **fields)
-            beside(pair, names)
-            pair.device.close()
+            device = Pair.device_at(tmp_path / "image")
+            beside(Pair(device, 1000 * seed + number, **fields), names)
+            device.close()

@@ -6,20 +6,17 @@ import os
 import random
 import struct
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mdstore.btree import COMPARE_PAIR, REFS_DESCRIPTOR, Descriptor, PackedPairs, Pager, Tree
+from mdstore.btree import COMPARE_PAIR, Descriptor, PackedPairs, Tree
 from mdstore.device.file import FileDevice
-from tests.model.btree_world import MemoryPages
+from tests.model.btree_world import MemoryPages, SharedWorld
 from tests.unit.test_btree_threads import run_all
 
-PAGES = 1 << 18  # of 256 bytes, more than any of these tests comes to write
-CACHE = 20_000
 WRITERS = 3
 
 Model = dict[bytes, bytes]
@@ -34,37 +31,18 @@ def pair_key(number: int, writer: int) -> bytes:
     return struct.pack("<H", len(first)) + first + struct.pack("<H", len(second)) + second
 
 
-class Scene:
+class Scene(SharedWorld):
     """Trees in one small cache, and the free space they share. Each writer has keys of its own in every tree."""
 
     def __init__(self, device: FileDevice | MemoryPages) -> None:
-        self.pager = Pager(device, page_size=256, cache_bytes=CACHE)
-        self.pager.generation = 1
-        self.pager.refs = Tree(self.pager, REFS_DESCRIPTOR, 1)
+        super().__init__(device)
         self.trees = [
             Tree(self.pager, Descriptor(), 10),
             Tree(self.pager, Descriptor(copies=2, embed_limit=100), 11),
             Tree(self.pager, Descriptor(comparator=COMPARE_PAIR), 12),
         ]
         self.keys: list[Callable[[int, int], bytes]] = [plain_key, plain_key, pair_key]
-        self.lock = threading.Lock()
-        self.next_page = 1
-        self.held: set[int] = set()
         self.working = WRITERS
-
-    def allocate(self, pages: int) -> list[tuple[int, int]]:
-        with self.lock:
-            first = self.next_page
-            self.next_page += pages
-            assert self.next_page < PAGES
-            self.held.update(range(first, first + pages))
-        return [(first, pages)]
-
-    def drain(self) -> None:
-        with self.lock:
-            for address, pages, _ in self.pager.take_freed():
-                for page in range(address, address + pages):
-                    self.held.remove(page)  # a page is freed once
 
     # -- those who write ---------------------------------------------------------------------------------------------------
     def write(self, writer: int, seed: int, steps: int) -> None:
@@ -132,8 +110,7 @@ class Scene:
             elif kind < 6:
                 tree.seal_leaves(self.allocate, rng.randrange(3), rng.randrange(1, 20))
             elif kind < 8:
-                assert self.pager.refs is not None
-                self.pager.refs.seal(self.allocate)
+                self.refs.seal(self.allocate)
             elif kind < 10:
                 self.pager.write_sealed(rng.choice((-1, 1000)))
             elif kind == 10:
@@ -141,7 +118,7 @@ class Scene:
                 assert self.pager.counters()["sealed_pages"] >= 0
                 assert self.pager.dirty_bytes >= 0
             else:
-                self.pager.cache_bytes = rng.choice((0, CACHE, 4 * CACHE))
+                self.pager.cache_bytes = rng.choice((0, self.cache_bytes, 4 * self.cache_bytes))
             self.drain()
 
     def read(self, seed: int) -> None:
@@ -167,7 +144,7 @@ class Scene:
                     assert list(one.difference(other)) == sorted(set(one) - set(other))
             else:
                 walk = tree.pages()
-                assert all(address < PAGES and pages > 0 for address, pages, _ in walk)
+                assert all(address < self.pages and pages > 0 for address, pages, _ in walk)
 
     def use_clone(self, clone: Tree, rng: random.Random) -> None:
         count = sum(1 for _ in clone.items())
@@ -179,27 +156,6 @@ class Scene:
         assert clone.check() == []
         clone.clear()
 
-    def settle(self) -> None:
-        """With all at rest: sealed and written, nothing lost and nothing kept."""
-        refs = self.pager.refs
-        assert refs is not None
-        for tree in (*self.trees, refs):
-            tree.seal(self.allocate)
-        refs.seal(self.allocate)
-        self.pager.write_sealed()
-        self.drain()
-        reached = set()
-        for tree in (*self.trees, refs):
-            assert tree.check() == []
-            for address, pages, _ in tree.pages():
-                reached.update(range(address, address + pages))
-        assert reached == self.held
-        assert self.pager.dirty_bytes == 0
-        assert self.pager.held_bytes == 0, "no view is left"
-        assert self.pager.oldest_pinned_generation is None
-        self.pager.cache_bytes = 0
-        assert self.pager.counters()["cached_bytes"] == 0
-
 
 @pytest.fixture(params=["memory", "file"])
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
@@ -208,9 +164,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     if request.param == "memory":
         yield Scene(MemoryPages())
     else:
-        with (tmp_path / "image").open("wb") as image:
-            image.truncate(PAGES * 256)
-        device = FileDevice.open(str(tmp_path / "image"))
+        device = Scene.device_at(tmp_path / "image")
         yield Scene(device)
         device.close()
     sys.setswitchinterval(interval)
@@ -223,14 +177,12 @@ def test_everything_at_once_loses_nothing(scene: Scene, seed: int) -> None:
     run_all(
         [*writers, partial(scene.seal, 100 + seed), partial(scene.read, 200 + seed), partial(scene.read, 300 + seed)]
     )
-    scene.settle()
+    scene.settle(*scene.trees)
 
 
 def test_eviction_beside_readers_of_a_file_answers_as_without(tmp_path: Path) -> None:
     """Reads alone: more threads than the cache has room for, which is changed all the while; walks, scans and points."""
-    with (tmp_path / "image").open("wb") as image:
-        image.truncate(PAGES * 256)
-    device = FileDevice.open(str(tmp_path / "image"))
+    device = Scene.device_at(tmp_path / "image")
     scene = Scene(device)
     model = {b"%05d" % n: b"%d." % n * (60 if n % 97 == 0 else 4) for n in range(3000)}
     tree = scene.trees[0]
@@ -252,7 +204,7 @@ def test_eviction_beside_readers_of_a_file_answers_as_without(tmp_path: Path) ->
             assert list(tree.items(keys[start])) == records[start:]
             assert list(tree.items(None, keys[start], reverse=True)) == records[:start][::-1]
             assert tree.count(None, keys[start]) == start
-            scene.pager.cache_bytes = rng.choice((0, 0, CACHE))
+            scene.pager.cache_bytes = rng.choice((0, 0, scene.cache_bytes))
 
     run_all([partial(read, number) for number in range(4)])
     assert tree.check() == []
