@@ -105,7 +105,9 @@ class Descriptor:
 class Pager:
     """A bounded cache of checksummed pages over one device, shared by every tree of an image.
 
-    `generation` is stamped into the pages sealed next, and pinned by every snapshot, cursor and iterator while it lives.
+    `generation` is stamped into the pages sealed next, and pinned by every snapshot, cursor and iterator while it lives. It never
+    falls (InvalidRequest). A tree whose pages are of a later one is read, but not changed (CorruptionError): pages that name
+    younger ones would be damage to whoever reads them.
     """
 
     generation: int

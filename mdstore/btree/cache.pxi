@@ -42,12 +42,14 @@ cdef class Pager:
 
     @property
     def generation(self):
-        """What the next seals stamp into pages. Cost: no page."""
+        """What the next seals stamp into pages. It never falls, so that no page names a younger one: InvalidRequest. Cost: no page."""
         return self.core.generation
 
     @generation.setter
     def generation(self, value):
-        cdef uint64_t generation = word("generation", value)
+        cdef uint64_t generation = word("generation", value), before = <uint64_t> at_get64(<int64_t *> &self.core.generation)
+        if generation < before:
+            raise InvalidRequest(f"generation {generation}: {before} or more, which pages may have")
         at_set64(<int64_t *> &self.core.generation, <int64_t> generation)
 
     @property

@@ -261,3 +261,44 @@ cdef uint64_t page_records(Shape *s, const uint8_t *page, int spilled) noexcept 
         records += one & ~REF_SPILLED
         mark |= one & REF_SPILLED
     return records | mark
+
+
+# -- generations -------------------------------------------------------------------------------------------------------
+cdef int entries_check(const Shape *s, const uint8_t *page, int64_t at, int64_t n, uint64_t most, int slot, Fault *f) noexcept nogil:
+    """S3 of the `n` dated entries from byte `at` of a page on: none is younger than what it stands in. `slot`: -1, each is one."""
+    cdef int64_t i
+    at += 8 * s.copies + 4
+    for i in range(n):
+        if ld64(page + at + i * s.dated.entry) > most:
+            return refuse(f, "overflow page generation", slot if slot >= 0 else <int> i, at + i * s.dated.entry, "at most", most,
+                          ld64(page + at + i * s.dated.entry))
+    return OK
+
+
+cdef int spilled_dates(Shape *s, const uint8_t *page, int i, const uint8_t *body, Fault *f) noexcept nogil:
+    """S3 of the spilled value in slot `i`: the cell, and what it names."""
+    cdef const Form *form = form_of(s, body)
+    cdef int depth, tops
+    if ld64(body + 8) > ld64(page + OFF_GENERATION):
+        return refuse(f, "spilled value generation", i, body + 8 - page, "at most", ld64(page + OFF_GENERATION), ld64(body + 8))
+    if not form.dated:
+        return OK
+    tops = spill_tops(s.page_size, form, <int64_t> ld64(body), &depth)
+    return entries_check(s, page, body + SPILL_FIXED - page, tops, ld64(body + 8), i, f)
+
+
+cdef int dates_check(Shape *s, const uint8_t *page, int spilled, Fault *f) noexcept nogil:
+    """P6 for a page with right insides."""
+    cdef uint64_t most = ld64(page + OFF_GENERATION)
+    cdef const uint8_t *body
+    cdef int i, n = page_count(page) if page[OFF_LEVEL] or spilled else 0
+    for i in range(n):
+        if page[OFF_LEVEL]:
+            if ref_generation(s, ref_at(page, i)) > most:
+                return refuse(f, "reference generation", i, ref_at(page, i) + 8 * s.copies + 4 - page, "at most", most,
+                              ref_generation(s, ref_at(page, i)))
+            continue
+        body = spill_at(s, page, i)
+        if body != NULL and spilled_dates(s, page, i, body, f) != OK:
+            return f.code
+    return OK

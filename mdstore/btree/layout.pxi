@@ -1,12 +1,13 @@
 # The page: header, slots growing up, cells growing down. docs/format/page.md is the page to read; this file is where its
 # numbers live. A page in memory is the page on the device, behind a `Node`.
 #
-# Invariants of a page (checked by page_check after every read, by Tree.check on demand):
+# Invariants of a page (checked by page_check after every read, by Tree.check on demand; P6 by page_verify after every read):
 #  P1  40 + 8 * count <= heap <= size; every cell lies inside [heap, size)
 #  P2  cells lie apart, and sum of the cells + dead == size - heap; dead bytes and the gap are zero
 #  P3  slot heads are head_of(key, skip); keys ascend strictly (slot 0 of an index page has none)
 #  P4  skip > 0 only where every compared key starts with the same `skip` bytes
 #  P5  a hole (in memory only) is a run of dead bytes; holes lie apart. Not all dead bytes need be in one
+#  P6  what has an address: no reference, and no spilled value, is of a generation above the page's (S3: nor what such a value names above its)
 
 
 cdef enum:

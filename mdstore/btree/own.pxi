@@ -44,9 +44,23 @@ cdef int own_release(TreeCore *t, Node *n, const uint8_t *ref, Fault *f) noexcep
     return code
 
 
+cdef inline int past_check(TreeCore *t, Fault *f) noexcept nogil:
+    """A tree is changed only where its root, and so all below it (P6), is of a generation that the pager has had: no page that is
+    sealed names a younger one, and the generation of what is given up is one by which its owner can tell which snapshots reach it."""
+    cdef uint64_t most = <uint64_t> at_get64(<int64_t *> &t.p.generation)
+    if not t.paged or ref_generation(&t.s, t.ref) <= most:
+        return OK
+    f.address = ref_address(t.ref, 0)
+    f.tree_id = t.tree_id
+    f.level = t.level
+    return refuse(f, "page generation above the pager's", -1, -1, "at most", most, ref_generation(&t.s, t.ref))
+
+
 cdef inline int own_root(TreeCore *t, Fault *f) noexcept nogil:
     cdef Node *n
-    cdef int code = root_of(t, &n, f)
+    cdef int code = past_check(t, f)
+    if code == OK:
+        code = root_of(t, &n, f)
     return code if code != OK else own(t, &t.root, t.ref, f)
 
 

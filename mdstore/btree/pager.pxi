@@ -182,7 +182,7 @@ cdef int page_verify(TreeCore *t, const uint8_t *page, const uint8_t *ref, int l
         return refuse(f, "page level", -1, OFF_LEVEL, NULL, level, page[OFF_LEVEL])
     if ld64(page + OFF_GENERATION) != ref_generation(s, ref):
         return refuse(f, "page generation", -1, OFF_GENERATION, NULL, ref_generation(s, ref), ld64(page + OFF_GENERATION))
-    if page_check(s, page, spilled, f) != OK:
+    if page_check(s, page, spilled, f) != OK or dates_check(s, page, spilled[0], f) != OK:
         return f.code
     records = page_records(s, page, spilled[0])
     return OK if records == ref_records(s, ref) else refuse(f, "records below", -1, -1, NULL, ref_records(s, ref), records)

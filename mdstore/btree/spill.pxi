@@ -4,8 +4,9 @@
 #  S1  a slot of a leaf holds addresses, or a pointer and a reference (leaf_spill) on a value in memory. A seal makes the one the other
 #      under the pager's spin lock, which is how those look who do not have the tree's; the length before them never changes in place
 #  S2  a value in memory is changed only while one slot has it (refs == 1), under the tree's exclusive lock
-#  S3  an entry's generation is that in which its page was written, never above that of the page or cell it stands in: by it the
-#      owner of freed pages tells which snapshots reach them. All pages of an undated value are of the generation in its cell
+#  S3  an entry's generation is that in which its page was written, never above that of the page or cell it stands in (looked at
+#      when those are read): by it the owner of freed pages tells which snapshots reach them. All pages of an undated value are of the
+#      generation in its cell
 #  S4  a page that clones share is counted in the tree of shared addresses at the topmost page they share (release.pxi); an undated value
 #      as a whole, by its first address
 
@@ -139,7 +140,8 @@ cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64
 
 cdef int spill_verify(TreeCore *t, const Form *form, const uint8_t *page, uint32_t expected, int level, int64_t count,
                       uint64_t generation, uint64_t address, Fault *f) noexcept nogil:
-    """A data page: its CRC. An index page: its CRC, who it says it is, and that it holds the entries that follow from the length."""
+    """A data page: its CRC. An index page: its CRC, who it says it is, that it holds the entries that follow from the length, and S3 of
+    those."""
     cdef int kind = KIND_DATED if form.dated else KIND_SPILL
     cdef uint32_t crc
     f.address = address
@@ -165,7 +167,7 @@ cdef int spill_verify(TreeCore *t, const Form *form, const uint8_t *page, uint32
         return refuse(f, "overflow index generation", -1, OFF_GENERATION, NULL, generation, ld64(page + OFF_GENERATION))
     if page_count(page) != count:
         return refuse(f, "overflow index count", -1, OFF_COUNT, NULL, count, page_count(page))
-    return OK
+    return entries_check(&t.s, page, HEADER, count, generation, -1, f) if form.dated else OK
 
 
 # -- how long a value can be -------------------------------------------------------------------------------------------

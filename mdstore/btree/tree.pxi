@@ -373,7 +373,9 @@ cdef int clear_slow(TreeCore *t, Fault *f) noexcept nogil:
     if leaf == NULL:
         return fail(f, E_MEMORY, "page")
     release_begin(&r, t, False)
-    code = release_ref(&r, t.root, t.ref, t.level, f)
+    code = past_check(t, f)
+    if code == OK:
+        code = release_ref(&r, t.root, t.ref, t.level, f)
     if code == OK:
         code = release_commit(&r, f)
     release_end(&r)

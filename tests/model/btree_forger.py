@@ -14,7 +14,7 @@ from mdstore.errors import CorruptionError
 from tests.model.btree_world import World, new_tree
 
 PAGE = 512
-SPILLED = 0xFFFE
+SPILLED = 0xFFFE  # or above: in the place of a length
 SPILLED_BELOW = 1 << 63  # in the count of a reference
 LEAF, INDEX, SPILLS, OVERFLOW, DATA = "leaf", "index", "leaf of a long value", "overflow index", "overflow page"
 LEVELS = {LEAF: 0, INDEX: 1, SPILLS: 0, OVERFLOW: 1, DATA: 0}
@@ -47,7 +47,7 @@ def behind_key(page: bytearray, slot: int) -> int:
 
 
 def spilled_slot(page: bytearray) -> int:
-    return next(n for n in range(u16(page, 26)) if u16(page, behind_key(page, n)) == SPILLED)
+    return next(n for n in range(u16(page, 26)) if u16(page, behind_key(page, n)) >= SPILLED)
 
 
 class Forger:
@@ -86,7 +86,7 @@ class Forger:
         for address, at in found:
             leaf = self.page(address)
             slots = range(u16(leaf, 26))
-            if any(u16(leaf, behind_key(leaf, n)) == SPILLED for n in slots):
+            if any(u16(leaf, behind_key(leaf, n)) >= SPILLED for n in slots):
                 path.append((address, at))
                 at = behind_key(leaf, spilled_slot(leaf)) + 2 + 16
                 path.append((int.from_bytes(leaf[at : at + 8], "little"), at))
@@ -147,6 +147,15 @@ def spilling() -> Forger:
     forger = Forger()
     forger.tree.update((b"%04d" % n, b"%d" % n * 3) for n in range(40))
     forger.tree.put(b"0020", b"L" * PAGE * 45)
+    forger.seal()
+    return forger
+
+
+def short_spill() -> Forger:
+    """A value of three pages, all named by its cell."""
+    forger = Forger()
+    forger.tree.update((b"%04d" % n, b"%d" % n * 3) for n in range(40))
+    forger.tree.put(b"0020", b"L" * PAGE * 3)
     forger.seal()
     return forger
 
@@ -273,6 +282,26 @@ def first_separator_with_a_key(page: bytearray) -> None:
 
 def generation(page: bytearray) -> None:
     page[16] += 3
+
+
+def younger(page: bytearray, at: int, by: int = 3) -> None:
+    add64(page, at, by)
+
+
+def spill_at(page: bytearray) -> int:
+    """Where the body of the value that has spilled begins: length, generation, entries."""
+    return behind_key(page, spilled_slot(page)) + 2
+
+
+def undated(page: bytearray) -> None:
+    """The value that has spilled becomes one of version 1: its cell is as much shorter as its entries have no generations."""
+    slot = spilled_slot(page)
+    at = behind_key(page, slot)
+    end = at + 2 + 16 + 20 * -(-u16(page, at + 2) // PAGE)
+    entries = b"".join(page[entry : entry + 12] for entry in range(at + 18, end, 20))
+    page[at : at + 2] = b"\xff\xff"
+    page[at + 18 : end] = entries.ljust(end - at - 18, b"\0")
+    dead(page, end - at - 18 - len(entries))
 
 
 def overlap(page: bytearray) -> None:

@@ -40,14 +40,18 @@ from tests.model.btree_forger import (
     set32,
     set_key,
     several,
+    short_spill,
     shrink_heap,
     sized,
+    spill_at,
     spilled_slot,
     spilling,
     swap,
     twice,
     u16,
+    undated,
     value_past_the_page,
+    younger,
 )
 
 
@@ -200,6 +204,31 @@ ROWS = {
     ),
     "generation of an overflow index page": Row(
         spilling, OVERFLOW, generation, "overflow index generation, byte 16", "0x1", "0x4"
+    ),
+    # generations of what a page names: none above its own
+    "a reference younger than its page": Row(
+        plain, INDEX, lambda page: younger(page, behind_key(page, 2) + 12),
+        "reference generation, slot 2, byte 432", "at most 0x1", "0x4"
+    ),
+    "a reference far younger than its page": Row(
+        plain, INDEX, lambda page: younger(page, behind_key(page, 0) + 12, 1 << 63),
+        "reference generation, slot 0, byte 496", "at most 0x1", "0x8000000000000001"
+    ),
+    "a long value younger than its leaf": Row(
+        spilling, SPILLS, lambda page: younger(page, spill_at(page) + 8),
+        "spilled value generation, slot 20, byte 254", "at most 0x1", "0x4"
+    ),
+    "an undated value younger than its leaf": Row(
+        short_spill, SPILLS, lambda page: (undated(page), younger(page, spill_at(page) + 8)),
+        "spilled value generation, slot 20, byte 234", "at most 0x1", "0x4"
+    ),
+    "an entry younger than its cell": Row(
+        short_spill, SPILLS, lambda page: younger(page, spill_at(page) + 16 + 2 * 20 + 12),
+        "overflow page generation, slot 20, byte 294", "at most 0x1", "0x4"
+    ),
+    "an entry younger than its overflow index page": Row(
+        spilling, OVERFLOW, lambda page: younger(page, 40 + 22 * 20 + 12),
+        "overflow page generation, slot 22, byte 492", "at most 0x1", "0x4"
     ),
 }  # fmt: skip
 

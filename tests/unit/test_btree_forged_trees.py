@@ -11,7 +11,7 @@ import pytest
 
 from mdstore.btree import REFS_DESCRIPTOR, PackedPairs, Pager, Tree
 from mdstore.btree._kernel import PAGE_HEADER_SIZE, bound_memory
-from mdstore.errors import CorruptionError
+from mdstore.errors import CorruptionError, InvalidRequest
 from mdstore.tools.reader.image import Image
 from mdstore.tools.reader.problems import Damage
 from mdstore.tools.reader.tree import Tree as ReaderTree
@@ -32,10 +32,14 @@ from tests.model.btree_forger import (
     plain,
     set16,
     set_key,
+    short_spill,
+    spill_at,
     spilled_slot,
     spilling,
     twice,
     u16,
+    undated,
+    younger,
 )
 from tests.model.btree_world import World, new_tree
 
@@ -138,6 +142,84 @@ def test_a_leaf_in_which_a_value_has_spilled_is_marked_in_its_reference(tmp_path
     assert second_reader(forger, tmp_path / "pages") == ["tree-count"]
 
 
+# -- generations of what a page names ----------------------------------------------------------------------------------
+YOUNGER: dict[str, tuple[Callable[[], Forger], str, Callable[[bytearray], object]]] = {
+    "a reference": (plain, INDEX, lambda page: younger(page, behind_key(page, 2) + 12)),
+    "a long value": (spilling, SPILLS, lambda page: younger(page, spill_at(page) + 8)),
+    "an undated value": (short_spill, SPILLS, lambda page: (undated(page), younger(page, spill_at(page) + 8))),
+    "an entry of a cell": (short_spill, SPILLS, lambda page: younger(page, spill_at(page) + 16 + 12)),
+    "an entry of an overflow index page": (spilling, OVERFLOW, lambda page: younger(page, 40 + 12)),
+}
+
+
+@pytest.mark.parametrize("name", YOUNGER)
+def test_what_is_younger_than_what_names_it_is_given_up_by_no_one(name: str, tmp_path: Path) -> None:
+    """By its generation the owner of freed pages tells which snapshots reach it: a forged one had a page that a snapshot reaches
+    given out again."""
+    scene, kind, edit = YOUNGER[name]
+    for drop in (Tree.clear, lambda tree: tree.delete_range(None, b"zzz"), lambda tree: list(tree.pages())):
+        forger = scene()
+        forger.forge(kind, edit)
+        with pytest.raises(CorruptionError, match=r"generation, slot \d+, byte \d+\)"):
+            drop(forger.open())
+        assert all(generation == 1 for _, _, generation in forger.world.pager.take_freed())
+    assert second_reader(forger, tmp_path / "pages") == ["page-structure"]
+
+
+def test_an_undated_value_is_read_as_it_was() -> None:
+    """The scene itself: else the refusal of a younger one would prove nothing."""
+    forger = short_spill()
+    forger.forge(SPILLS, undated)
+    assert list(forger.open().items()) == forger.expected
+    assert forger.open().check() == []
+
+
+CHANGES: dict[str, Callable[[Tree], object]] = {
+    "put": lambda tree: tree.put(b"name0002", b"other"),
+    "delete": lambda tree: tree.delete(b"name0002"),
+    "delete_range": lambda tree: tree.delete_range(b"name0002", b"name0030"),
+    "clear": Tree.clear,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_pages_of_a_generation_to_come_are_read_and_not_changed(change: str) -> None:
+    """A page that named younger ones would be refused by whoever read it; what is given up would be given out again at once."""
+    forger = plain()
+    forger.world.pager.generation = 5
+    forger.tree.put(b"name0001", b"other")
+    root = forger.world.seal(forger.tree)
+    forger.world.write()
+    pager = Pager(forger.world.device, page_size=PAGE)
+    pager.generation = 4
+    tree = Tree.open(pager, root)
+    assert tree.get(b"name0001") == b"other"
+    with pytest.raises(CorruptionError) as caught:
+        CHANGES[change](tree)
+    address = int.from_bytes(root[-28:-20], "little")
+    assert caught.value.where == f"address {address}, tree 7, level 1 (page generation above the pager's)"
+    assert (caught.value.expected, caught.value.found) == ("at most 0x4", "0x5")
+    assert pager.take_freed() == []
+    assert tree.seal(forger.world.allocate) == root
+    pager.generation = 5
+    CHANGES[change](tree)
+    assert pager.take_freed()
+    root = tree.seal(forger.world.allocate)
+    pager.write_sealed()
+    again = Tree.open(forger.world.pager, root)
+    assert again.check() == []
+    assert len(again) == len(tree)
+
+
+def test_a_generation_never_falls() -> None:
+    pager = plain().world.pager
+    pager.generation = 7
+    pager.generation = 7
+    with pytest.raises(InvalidRequest, match="generation 6: 7 or more"):
+        pager.generation = 6
+    assert pager.generation == 7
+
+
 # -- limits of cells: what the tree writes, the check takes ------------------------------------------------------------
 @pytest.mark.parametrize("page_size", [256, 512, 4096, 65536])
 @pytest.mark.parametrize("copies", [1, 3])
@@ -228,6 +310,7 @@ def test_pages_that_the_device_grew_for_are_given_up() -> None:
     root = world.seal(tree)
     world.write()
     other = Pager(world.device, page_size=PAGE)
+    other.generation = world.pager.generation
     again = Tree.open(other, root)
     world.device.image.extend(bytes(64 * PAGE))
     again.clear()

@@ -229,6 +229,7 @@ def decode_page(data: bytes, root: Root) -> Page:
         records = [_leaf_record(data, offset, length, root, cells) for _, offset, length in slots]
         _check_keys([key for key, _ in records], slots, skip, root, kind)
         _check_heap(data, cells, heap, dead)
+        _check_dates("a spilled value", [value.generation for _, value in records if type(value) is Spill], generation)
         return Page(
             tree_id, generation, level, kind, records, [], [], any(type(value) is Spill for _, value in records)
         )
@@ -239,7 +240,15 @@ def decode_page(data: bytes, root: Root) -> Page:
         )
     _check_keys([key for key, _ in children], slots, skip, root, kind)
     _check_heap(data, cells, heap, dead)
+    _check_dates("a reference", [reference.generation for _, reference in children], generation)
     return Page(tree_id, generation, level, kind, [], children, [], False)
+
+
+def _check_dates(what: str, found: list[int], generation: int) -> None:
+    """Nothing that a page names, or was written in it, is younger than the page."""
+    youngest = max(found, default=0)
+    if youngest > generation:
+        raise Damage("page-structure", f"generation of {what}", f"at most {generation}", youngest)
 
 
 def _slots(data: bytes, count: int, heap: int) -> list[tuple[int, int, int]]:
