@@ -51,8 +51,8 @@ def compare_torn(descriptor: Descriptor, key: bytes, memory: bytes, size: int) -
 def call_where_threads_meet(hook: Callable[[str], object] | None) -> None:
     """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "read": a
     reader has read a leaf and looks at the leaf's version next; "counted": a count knows one of its borders in a leaf; "wait": a
-    lock or a latch is taken, and is waited for after the hook; "aside": a page will be read with no lock held. In the thread
-    that is there, with the locks it holds."""
+    lock or a latch is taken, and is waited for after the hook; "aside": a page will be read with no lock held; "file": a
+    descriptor is read next, and not closed before. In the thread that is there, with the locks it holds."""
 
 def is_free(tree: TreeView) -> bool:
     """Whether an operation of another thread would get the tree's lock and the pager's for itself at once; for tests."""
@@ -67,11 +67,12 @@ def key_size_max(page_size: int, copies: int = 1) -> int:
 def crc32c_blocks(data: Buffer, block_size: int) -> bytes:
     """CRC-32C of each `block_size` bytes of `data` (the last may be short), packed as little-endian u32."""
 
-def read_blocks(fd: int, offset: int, length: int, block_size: int) -> tuple[bytes, bytes] | None:
-    """`length` bytes (whole blocks) of a file from `offset` on, and the CRC-32C of each block as `crc32c_blocks` gives them.
+def read_blocks(pager: Pager, offset: int, length: int, block_size: int) -> tuple[bytes, bytes] | None:
+    """`length` bytes (whole blocks) of the pager's device from `offset` on, and the CRC-32C of each block as `crc32c_blocks`
+    gives them. What is cached is not looked at.
 
-    Without the interpreter lock. None when the file could not be read, or ends before: read it by other means to learn why.
-    InvalidRequest: not whole blocks.
+    Without the interpreter lock. None when the device has no descriptor or could not be read, ends before, or the pager is
+    closed: read it by other means to learn why. InvalidRequest: not whole blocks.
     """
 
 @final
@@ -152,7 +153,10 @@ class Pager:
         """hits, misses, evictions, pages_read, pages_written, bytes_read, bytes_written, splits, merges, rotations,
         cached_bytes, dirty_pages, dirty_bytes, held_bytes, copies_repaired, ..."""
     def close(self) -> None:
-        """Refuse further reads and writes of the device: StoreClosed. Nothing is written; what it counts can still be asked."""
+        """Refuse further reads and writes of the device: StoreClosed. Nothing is written; what it counts can still be asked.
+
+        No read of the device's descriptor is under way on return, so that it may be closed: a device calls this from its own
+        `close`. Interrupted while it waits, it has refused already; called again, it waits again."""
 
 @final
 class RecordCursor:

@@ -9,7 +9,7 @@ Changing: release.pxi (what a change gives up), own.pxi (copy before change), sp
 and by range), balance.pxi, split.pxi, merge.pxi (where cells go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses,
 checksums, the root record. Reading: read.pxi, batch.pxi, cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor),
 packed.pxi (what bulk writes carry), cache.pxi, view.pxi, iterate.pxi, plan.pxi (seals), bulk.pxi (many
-records), mutable.pxi, walk.pxi. blocks.pxi (data of objects) stands for itself.
+records), mutable.pxi, walk.pxi. blocks.pxi (data of objects) knows only the device.
 
 Threads. Everything above api.pxi in the list of includes runs without the interpreter lock and touches no Python object (a device without a
 descriptor is the one exception: it takes the lock for its read). Locks and their order are stated in pager.pxi (G3). A single
@@ -40,6 +40,7 @@ cdef extern from "<unistd.h>" nogil:
     ctypedef long off_t
     ctypedef long ssize_t
     ssize_t pread(int fd, void *buf, size_t count, off_t offset)
+    int getpid()
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -97,9 +98,10 @@ cdef extern from "sync.h" nogil:
     int rw_try_exclusive(uint64_t *w)
     void rw_lock_exclusive(uint64_t *w)
     void rw_unlock_exclusive(uint64_t *w)
+    int rw_shut(uint64_t *w)
     void spin_lock(uint32_t *w)
     void spin_unlock(uint32_t *w)
-    int MEET_READ, MEET_COUNTED, MEET_WAIT, MEET_ASIDE
+    int MEET_READ, MEET_COUNTED, MEET_WAIT, MEET_ASIDE, MEET_FILE
     void meet(int place)
     void (*meeting)(int place) noexcept nogil
     uint32_t latch_read(uint32_t *v)
@@ -119,6 +121,7 @@ cdef extern from "search.h" nogil:
 cdef extern from "Python.h":
     PyObject *bytes_or_null "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size)
     void PyErr_Clear()
+    int PyErr_CheckSignals() except -1
     int Py_AddPendingCall(int (*call)(void *) except -1, void *argument)
 
 cdef struct TreeCore

@@ -94,7 +94,7 @@ cdef int in_between(str operation) except -1:
 
 
 cdef PyObject *meeting_hook = NULL
-MEETINGS = {MEET_READ: "read", MEET_COUNTED: "counted", MEET_WAIT: "wait", MEET_ASIDE: "aside"}
+MEETINGS = {MEET_READ: "read", MEET_COUNTED: "counted", MEET_WAIT: "wait", MEET_ASIDE: "aside", MEET_FILE: "file"}
 
 
 cdef void met(int place) noexcept with gil:
@@ -105,8 +105,8 @@ cdef void met(int place) noexcept with gil:
 def call_where_threads_meet(hook):
     """Have `hook(place)` called wherever a thread could meet another, until None is given; for tests. "read": a
     reader has read a leaf and looks at the leaf's version next; "counted": a count knows one of its borders in a leaf; "wait": a
-    lock or a latch is taken, and is waited for after the hook; "aside": a page will be read with no lock held. In the thread that is there,
-    with the locks it holds."""
+    lock or a latch is taken, and is waited for after the hook; "aside": a page will be read with no lock held; "file": a descriptor
+    is read next, and not closed before. In the thread that is there, with the locks it holds."""
     global meeting, meeting_hook
     cdef PyObject *old = meeting_hook
     if hook is not None and not callable(hook):

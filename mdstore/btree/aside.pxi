@@ -251,11 +251,12 @@ cdef void read_run(TreeCore *t, Node *n, int i, int step, int count, uint64_t fi
     cdef ssize_t got = 0
     cdef int k, at, spilled = 0
     cdef Fault ignored
-    if first < ADDRESS_END:
+    if first < ADDRESS_END and file_enter(p, &ignored) == OK:
         got = preadv(p.fd, parts, count, <off_t> (first * p.page_size))
         at_add64(&p.device_reads, 1)
         if step > 0:
             posix_fadvise(p.fd, <off_t> ((first + count) * p.page_size), 2 * count * p.page_size, POSIX_FADV_WILLNEED)
+        file_leave(p)
     for k in range(count):
         at = i + k * step
         if got < <ssize_t> count * p.page_size or page_verify(t, page_of(nodes[k]), ref_at(page_of(n), at), 0, 0, &spilled,

@@ -5,6 +5,7 @@ cdef class Pager:
     """A bounded cache of checksummed pages over one device, shared by every tree of an image."""
 
     cdef PagerCore core
+    cdef object __weakref__
     cdef readonly object device
     cdef Tree _refs
     cdef Hold _refs_held  # so that they are counted in it though its owner closes it
@@ -23,7 +24,8 @@ cdef class Pager:
         self.core.page_size = page_size
         self.core.cache_bytes = cache_bytes
         self.core.owner = <void *> self
-        self.core.fd = device.fileno()
+        self.core.process = getpid()
+        self.core.fd = device.lend(self)
         self.core.read_only = device.read_only
         self._pins = {}
         self._writing = RLock()
@@ -214,8 +216,14 @@ cdef class Pager:
         }
 
     def close(self):
-        """Refuse further reads and writes of the device. Trees in memory stay as they are; nothing is written. Cost: no page."""
+        """Refuse further reads and writes of the device, and wait for the reads that use its descriptor at the moment. Trees in memory
+        stay as they are; nothing is written. Interrupted, it has refused already; again, it waits. Cost: no page."""
+        cdef bint is_shut = self.core.process != getpid()  # a forked child has none of the threads that were reading
         at_set32(<int32_t *> &self.core.closed, 1)
+        while not is_shut:
+            with nogil:
+                is_shut = rw_shut(&self.core.file)
+            PyErr_CheckSignals()
 
 
 cdef inline int lock_pager(PagerCore *p) except -1:

@@ -89,7 +89,9 @@ cdef struct Mapped:
 
 cdef struct PagerCore:
     int page_size
-    int fd
+    int fd               # of the device, or -1
+    int process          # that made the pager
+    uint64_t file        # shared: whoever uses `fd`; `close` shuts it
     uint64_t generation
     uint64_t rw          # shared: operations that load, own or free pages, and all on views; exclusive: the eviction hand
     uint32_t spin        # lists, the sealed map, freed runs, spilled bodies

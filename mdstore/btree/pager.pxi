@@ -6,6 +6,8 @@
 #  G3  locks are taken in the order pager.rw, tree.rw, tree.rw of the shared addresses, a leaf's latch or pager.spin; none of
 #      the first three is waited for with the interpreter lock held, which may be taken under any of those three. Nodes stay where
 #      they are for who holds pager.rw or, within a live tree, that tree's rw: the eviction hand takes all of them
+#  G4  the device's descriptor is used between `file_enter` and `file_leave` alone, where nothing is waited for but the device: the
+#      owner closes it once `close` has shut the word
 
 # -- the map of sealed pages: address -> node or page of a spilled value, until the device holds them ------------------
 cdef inline int64_t map_slot(PagerCore *p, uint64_t address) noexcept nogil:
@@ -82,10 +84,22 @@ cdef void map_drop(PagerCore *p, uint64_t address, void *owner) noexcept nogil:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
+cdef int file_enter(PagerCore *p, Fault *f) noexcept nogil:
+    """Before p.fd is used. E_CLOSED: it is somebody else's, or may be soon."""
+    if not rw_try_shared(&p.file):
+        return fail(f, E_CLOSED, "pager")
+    meet(MEET_FILE)
+    return OK
+
+
+cdef inline void file_leave(PagerCore *p) noexcept nogil:
+    rw_unlock_shared(&p.file)
+
+
 cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *into, Fault *f) noexcept nogil:
     """Read whole pages: pread where the device has a descriptor, the device's own read elsewhere."""
     cdef int64_t done = 0, size = pages * p.page_size
-    cdef ssize_t got
+    cdef ssize_t got = 0
     f.expected = f.found = 0
     if address >= ADDRESS_END:
         f.address = address
@@ -93,21 +107,26 @@ cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *int
     at_add64(&p.device_reads, 1)
     at_add64(&p.pages_read, pages)
     at_add64(&p.bytes_read, size)
-    if p.fd >= 0:
-        while done < size:
-            got = pread(p.fd, into + done, size - done, <off_t> (address * p.page_size + done))
-            if got < 0 and errno == EINTR:
-                continue
-            if got <= 0:
-                f.found = errno if got < 0 else 0
-                f.address = address
-                fail(f, E_DEVICE, "short read" if got == 0 else "read")
-                with gil:
-                    return blame_reference(p, address, pages, f)
-            done += got
+    if p.fd < 0:
+        with gil:
+            return read_through_object(p, address, size, into, f)
+    if file_enter(p, f) != OK:
+        return f.code
+    while done < size:
+        got = pread(p.fd, into + done, size - done, <off_t> (address * p.page_size + done))
+        if got < 0 and errno == EINTR:
+            continue
+        if got <= 0:
+            f.found = errno if got < 0 else 0
+            break
+        done += got
+    file_leave(p)
+    if done == size:
         return OK
+    f.address = address
+    fail(f, E_DEVICE, "short read" if got == 0 else "read")
     with gil:
-        return read_through_object(p, address, size, into, f)
+        return blame_reference(p, address, pages, f)
 
 
 cdef int blame_reference(PagerCore *p, uint64_t address, int64_t pages, Fault *f) noexcept:

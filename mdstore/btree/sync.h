@@ -71,6 +71,7 @@ static inline int at_casp(void *p, void *expected, void *v)
 #define MEET_COUNTED 2 /* one border of a count is known */
 #define MEET_WAIT 3    /* a lock or a latch is not to be had at once */
 #define MEET_ASIDE 4   /* a page is wanted, and no lock held */
+#define MEET_FILE 5    /* a descriptor is read, and not closed meanwhile */
 static void (*meeting)(int place);
 static __attribute__((noinline, cold)) void met_there(void (*hook)(int), int place) { hook(place); }
 static inline void meet(int place)
@@ -139,6 +140,17 @@ static inline void rw_lock_exclusive(uint64_t *w)
             __atomic_fetch_or(w, RW_WAITING, __ATOMIC_RELAXED);
         sync_pause(round);
     }
+}
+/* Have everyone who tries it refused from now on, for good. 0: some have it still, after a few milliseconds: call it again. */
+#define RW_SHUT_ROUNDS 300
+static inline int rw_shut(uint64_t *w)
+{
+    for (unsigned round = 0; round < RW_SHUT_ROUNDS; round++) {
+        if (!(__atomic_fetch_or(w, RW_WAITING, __ATOMIC_ACQ_REL) & RW_READERS))
+            return 1;
+        sync_pause(round);
+    }
+    return 0;
 }
 static inline void rw_unlock_exclusive(uint64_t *w) { __atomic_fetch_and(w, ~RW_WRITER, __ATOMIC_RELEASE); }
 

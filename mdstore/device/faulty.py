@@ -24,7 +24,7 @@ from typing import Final, Literal
 from mdstore.device.crashlog import CrashLog, Flush, Resize, Rot, Write
 from mdstore.device.images import PagedImage
 from mdstore.device.memory import SECTOR_SIZE_DEFAULT
-from mdstore.device.protocol import Buffer
+from mdstore.device.protocol import Borrower, Buffer
 from mdstore.device.ranges import check_growth, check_range
 from mdstore.errors import DeviceFailed, InvalidRequest, StoreClosed
 
@@ -155,6 +155,9 @@ class FaultyDevice:
             self._log.operations.append(Rot(offset, self._image.read(offset, 1)))
 
     def fileno(self) -> int:
+        return -1
+
+    def lend(self, borrower: Borrower) -> int:
         return -1
 
     def image(self) -> bytes:

@@ -10,7 +10,7 @@ Invariants:
 4. Flushes are made one at a time: the kernel tells of a lost write once for each open file, so of two that overlap the
    second would say "fine" before the first is known to have failed.
 5. Nothing is written after `close` returns, and nothing is ever read or written through a descriptor that has become somebody
-   else's: the number stays taken, by nothing, for as long as the device is remembered.
+   else's: whoever uses it in a thread of its own is waited for, by the turns of `_calling` and by `lend`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import stat
 import sys
 import threading
 import weakref
-from _thread import LockType
+from _thread import RLock
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -29,7 +29,7 @@ from typing import Final
 from mdstore.device import forks
 from mdstore.device.linux import block_device_geometry, preallocate, punch, start_writing
 from mdstore.device.lock import find_holder, lock_image, unlock_image
-from mdstore.device.protocol import Buffer
+from mdstore.device.protocol import Borrower, Buffer
 from mdstore.device.ranges import check_growth, check_range, check_size, positioned, size_of
 from mdstore.errors import (
     AlreadyExists,
@@ -52,8 +52,8 @@ ZERO_CHUNK: Final = bytes(1 << 20)
 class FileDevice:
     """A regular file or a block device.
 
-    All methods may be called from any thread. `close` waits for the writes and the flush that are under way; what comes later,
-    and a read that it overtakes, raises `StoreClosed`.
+    All methods may be called from any thread. `close` waits for the calls that are under way; what comes later raises
+    `StoreClosed`.
 
     Cost: `read` and `write` are one system call each up to 1024 buffers; `flush` is one fdatasync.
     """
@@ -67,16 +67,17 @@ class FileDevice:
         self._read_only = read_only
         self._is_block_device = block
         self._closed = False
-        self._released = False
+        self._borrowers: set[weakref.ref[Borrower]] = set()
         self._begin_locks()
         self._flush_failure: OSError | None = None
         self._forked: Forked | None = None
         forks.watch(self)
 
     def _begin_locks(self) -> None:
-        self._writers: set[weakref.ref[LockType]] = set()
-        self._writing = _Writing(self._writers)
+        self._turns: set[weakref.ref[RLock]] = set()
+        self._calling = _Calling(self._turns)
         self._flushing = threading.Lock()
+        self._closing = threading.RLock()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, lock: bool = True) -> FileDevice:
@@ -172,14 +173,20 @@ class FileDevice:
     def fileno(self) -> int:
         return -1 if self._closed else self._fd
 
+    def lend(self, borrower: Borrower) -> int:
+        self._borrowers.add(weakref.ref(borrower, self._borrowers.discard))
+        return self.fileno()  # closed from now on, it finds the borrower
+
     def read(self, offset: int, length: int) -> bytes:
-        self._check_open()
-        check_range(self._path, self._size_bytes, offset, length)
-        try:
-            data = os.pread(self._fd, length, offset)
-            return data if len(data) == length else self._read_rest(offset, length, data)
-        except OSError as error:
-            raise self._failed("read", offset, length, error) from error
+        with self._calling.turn:
+            if self._closed or self._fd < 0:
+                self._check_open()
+            check_range(self._path, self._size_bytes, offset, length)
+            try:
+                data = os.pread(self._fd, length, offset)
+                return data if len(data) == length else self._read_rest(offset, length, data)
+            except OSError as error:
+                raise self._failed("read", offset, length, error) from error
 
     def _read_rest(self, offset: int, length: int, first: bytes) -> bytes:
         """One pread moves at most 2 GiB; anything short beyond that is a file that has shrunk under us."""
@@ -194,7 +201,7 @@ class FileDevice:
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         length = size_of(buffers[0]) if len(buffers) == 1 else sum(map(size_of, buffers))
-        with self._writing.turn:
+        with self._calling.turn:
             if self._closed or self._fd < 0 or self._read_only or self._flush_failure is not None:
                 self._check_writable()
             check_range(self._path, self._size_bytes, offset, length)
@@ -235,7 +242,7 @@ class FileDevice:
 
     def _sync(self, sync: Callable[[int], None], operation: str) -> None:
         """Whatever the kernel tells of lost writes here, it tells no other call."""
-        with self._flushing:
+        with self._calling.turn, self._flushing:
             self._check_open()
             self._check_not_latched(operation)
             try:
@@ -247,22 +254,24 @@ class FileDevice:
     def write_behind(self, offset: int, length: int) -> None:
         """The range was written and will not change soon: let the medium take it now, beside the caller, so that the next
         flush finds less to do. A hint: nothing is durable, and no error is reported before that flush."""
-        self._check_open()
-        check_range(self._path, self._size_bytes, offset, length)
-        start_writing(self._fd, offset, length)
+        with self._calling.turn:
+            self._check_open()
+            check_range(self._path, self._size_bytes, offset, length)
+            start_writing(self._fd, offset, length)
 
     def uncache(self, offset: int, length: int) -> None:
         """Nobody will read these bytes again: let the system's cache have the memory for something else. A hint. Whole pages
         only; what is not on the medium yet stays."""
-        self._check_open()
-        check_range(self._path, self._size_bytes, offset, length)
-        with suppress(OSError):
-            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
+        with self._calling.turn:
+            self._check_open()
+            check_range(self._path, self._size_bytes, offset, length)
+            with suppress(OSError):
+                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def discard(self, offset: int, length: int) -> None:
         """Punch the range out of a file, trim it on a block device (PUNCH_HOLE does both, and unlike BLKDISCARD
         promises zeros); where neither works, write zeros. Not durable until `flush`."""
-        with self._writing.turn:
+        with self._calling.turn:
             self._check_writable()
             check_range(self._path, self._size_bytes, offset, length)
             rest = self._discard_whole_units(offset, length)
@@ -287,7 +296,7 @@ class FileDevice:
     def resize(self, size_bytes: int) -> None:
         """Grow a file, reserving blocks as `create` does. The new size is durable on return. `NoSpace` leaves the old
         size in force."""
-        with self._writing.turn:
+        with self._calling.turn:
             self._check_writable()
             self._resize(size_bytes)
 
@@ -313,7 +322,7 @@ class FileDevice:
         Closed first, so that there is a descriptor for that; where there is no null device (a chroot), it stays closed."""
         self._forked = error
         self._begin_locks()  # whoever held one of the others is not there
-        if self._fd < 0 or self._released:
+        if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
         os.close(fd)
@@ -324,43 +333,53 @@ class FileDevice:
                 os.close(null)
 
     def close(self) -> None:
-        """Release the file and its lock, once the writes and the flush that are under way have ended. Closing twice is fine, also
-        from two threads, or after an interrupt. Closing does not flush. At the end of the interpreter it waits for nobody: it has
-        stopped all other threads."""
+        """Release the file and its lock, once the calls that are under way have ended, and the reads of whoever was lent the
+        descriptor: it is closed on return. Closing twice is fine, also from two threads, or after an interrupt. Closing does
+        not flush.
+
+        Inside a call of this very thread (in a signal's handler, or a finalizer), which it would wait for, it is begun in a
+        thread of its own, and not waited for. At the end of the interpreter it waits for nobody: that has stopped all other
+        threads."""
         self._closed = True
         if sys.is_finalizing():
-            self._release()
-            return
-        for known in list(self._writers):
-            turn = known()
-            if turn is not None:
-                with turn:
-                    pass
-        with self._flushing:
-            self._release()
+            self._abandon()
+        elif self._calling.turn._is_owned():  # type: ignore[attr-defined]
+            threading.Thread(target=self._close, name="mdstore-close").start()
+        else:
+            self._close()
 
-    def _release(self) -> None:
-        """Once. The number goes to nothing, and not to the next file that is opened: a read without the interpreter's lock may be
-        about to use it. Where no descriptor is to be had for that, it is closed."""
-        if self._fd < 0 or self._released:
+    def _close(self) -> None:
+        with self._closing:
+            for known in list(self._borrowers):
+                borrower = known()
+                if borrower is not None:
+                    borrower.close()
+            for taken in list(self._turns):
+                turn = taken()
+                if turn is not None:
+                    with turn:
+                        pass
+            if self._fd >= 0:
+                with suppress(OSError):
+                    unlock_image(self._fd)  # at once, though a process that was forked keeps the file
+                fd, self._fd = self._fd, -1  # no interrupt comes between this and the next
+                os.close(fd)
+
+    def _abandon(self) -> None:
+        """The number stays taken, by nothing: a thread that goes on without the interpreter's lock may be about to use it. Where
+        no descriptor is to be had for that, it is closed."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
             return
         with suppress(OSError):
-            unlock_image(self._fd)  # at once, though a read that is under way keeps the file
+            unlock_image(fd)  # at once, though a call that is under way keeps the file
         try:
             nothing = os.open("/", os.O_PATH | os.O_CLOEXEC)
         except OSError:
-            fd, self._fd = self._fd, -1
             os.close(fd)
             return
-        try:
-            os.dup2(nothing, self._fd, inheritable=False)
-            self._released = True
-        finally:
-            os.close(nothing)
-
-    def __del__(self) -> None:
-        if getattr(self, "_released", False) and self._fd >= 0:
-            os.close(self._fd)
+        os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)
 
     def _check_open(self) -> None:
         if self._closed or self._fd < 0:
@@ -388,13 +407,13 @@ class FileDevice:
         return DeviceFailed(operation, self._where(offset, length), cause)
 
 
-class _Writing(threading.local):
-    """A lock for each thread that writes: threads do not wait for one another, and whoever takes all waits for every write.
+class _Calling(threading.local):
+    """A lock for each thread that calls: threads do not wait for one another, and whoever takes all waits for every call.
     Left by the end of a `with`, it is left whatever interrupts the thread."""
 
-    def __init__(self, known: set[weakref.ref[LockType]]) -> None:
+    def __init__(self, known: set[weakref.ref[RLock]]) -> None:
         """Once in each thread."""
-        self.turn = threading.Lock()
+        self.turn: RLock = threading.RLock()
         known.add(weakref.ref(self.turn, known.discard))
 
 

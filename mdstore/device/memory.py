@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Final
 
-from mdstore.device.protocol import Buffer
+from mdstore.device.protocol import Borrower, Buffer
 from mdstore.device.ranges import check_growth, check_range, check_size, positioned, size_of
 from mdstore.errors import InvalidRequest, NoSpace, ReadOnly, StoreClosed
 
@@ -73,6 +73,9 @@ class MemoryDevice:
         return self._read_only
 
     def fileno(self) -> int:
+        return -1
+
+    def lend(self, borrower: Borrower) -> int:
         return -1
 
     def read(self, offset: int, length: int) -> bytes:

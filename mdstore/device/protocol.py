@@ -8,6 +8,13 @@ from typing import Protocol
 Buffer = bytes | bytearray | memoryview
 
 
+class Borrower(Protocol):
+    """Whoever reads a device by its descriptor."""
+
+    def close(self) -> None:
+        """On return no read of the descriptor is under way, and none will be."""
+
+
 class Device(Protocol):
     """A fixed-size, randomly addressed medium of bytes.
 
@@ -38,7 +45,11 @@ class Device(Protocol):
     def read_only(self) -> bool: ...
 
     def fileno(self) -> int:
-        """A descriptor on which pread(2) gives the same bytes as `read`, or -1 where there is none."""
+        """A descriptor on which pread(2) gives the same bytes as `read`, or -1 where there is none. `close` closes it without
+        asking: whoever reads it beside other threads has it lent."""
+
+    def lend(self, borrower: Borrower) -> int:
+        """`fileno`, to be kept: `close` calls `borrower.close` first, where that still exists."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes; a range past the end is `InvalidRequest`, a short read of the medium `DeviceFailed`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
-from mdstore.btree import crc32c_blocks, read_blocks
+from mdstore.btree import Pager, crc32c_blocks, read_blocks
 from mdstore.device.protocol import Buffer, Device
 from mdstore.store.allocator import Allocator, Run
 from mdstore.store.shares import Shares
@@ -23,19 +23,19 @@ Hint = Callable[[int, int], None]  # byte offset, bytes; what only files underst
 class Space:
     """One image's blocks. `allocate` may be called under the store's lock only; reads from any thread."""
 
-    def __init__(
-        self, device: Device, block_size: int, allocator: Allocator, shares: Shares, snapshots: SnapshotTable
-    ) -> None:
-        self.device = device
-        self.block_size = block_size
+    def __init__(self, pager: Pager, allocator: Allocator, shares: Shares, snapshots: SnapshotTable) -> None:
+        """Of the pager's device, in blocks of its page size."""
+        self.device: Device = pager.device
+        self.block_size = pager.page_size
+        self._pager = pager
         self.allocator = allocator
         self.shares = shares
         self.snapshots = snapshots
-        self._write_behind: Hint = getattr(device, "write_behind", _no_hint)
-        self._uncache: Hint = getattr(device, "uncache", _no_hint)
+        self._write_behind: Hint = getattr(self.device, "write_behind", _no_hint)
+        self._uncache: Hint = getattr(self.device, "uncache", _no_hint)
         self.changed_blocks = 0  # blocks held in onodes, waiting for an address
         self._staged: dict[int, Buffer] = {}
-        self._zeros = bytes(block_size)
+        self._zeros = bytes(self.block_size)
 
     def allocate(self, blocks: int) -> Sequence[Run]:
         """Runs for exactly that many blocks (NoSpace otherwise). The shape `Tree.seal` wants."""
@@ -104,8 +104,8 @@ class Space:
     def read_checked(self, start: int, blocks: int) -> tuple[bytes, bytes]:
         """Whole blocks as they are on the device, and what `crc32c_blocks` says of them. Of a file in one step, without the
         interpreter lock."""
-        offset, length, fd = start * self.block_size, blocks * self.block_size, self.device.fileno()
-        found = read_blocks(fd, offset, length, self.block_size) if fd >= 0 else None
+        offset, length = start * self.block_size, blocks * self.block_size
+        found = read_blocks(self._pager, offset, length, self.block_size)
         if found is not None:
             return found
         content = self.device.read(offset, length)

@@ -79,7 +79,7 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
     allocator.load([(superblock.first_block, superblock.blocks - superblock.first_block)])
     trees = {root: Tree(pager, descriptor, root) for root, descriptor in DESCRIPTORS.items()}
     pager.refs = trees[Root.PAGE_REFERENCES]
-    space = _space(device, superblock, allocator, trees)
+    space = _space(pager, allocator, trees)
     tables = Tables(
         space, pager, allocator, CollectionTable(trees[Root.COLLECTIONS], 1),
         ObjectTable(space, pager, trees[Root.OBJECTS], TREE_ID_FIRST, onodes_max), trees[Root.FREE],
@@ -112,7 +112,7 @@ def load(
         trees |= {root: Tree(pager, DESCRIPTORS[root], root) for root in _OPTIONAL}
     else:
         _load_free(allocator, trees[Root.FREE], superblock, tolerated)
-    space = _space(device, superblock, allocator, trees, tolerated)
+    space = _space(pager, allocator, trees, tolerated)
     _check_snapshots(space.snapshots, superblock, tolerated)
     object_table = ObjectTable(space, pager, trees[Root.OBJECTS], superblock.next_tree_id, onodes_max)
     object_table.stored_bytes = superblock.stored_bytes
@@ -146,11 +146,11 @@ def _load_floors(tree: Tree, tolerated: list[str] | None) -> Floors:
 
 
 def _space(
-    device: Device, superblock: Superblock, allocator: Allocator, trees: dict[Root, Tree], tolerated: list[str] | None = None
+    pager: Pager, allocator: Allocator, trees: dict[Root, Tree], tolerated: list[str] | None = None
 ) -> Space:
     shares = Shares(trees[Root.SHARED_INTERVALS], trees[Root.CLONE_GROUPS])
     snapshots = SnapshotTable(trees[Root.SNAPSHOTS], trees[Root.DEAD], tolerated)
-    return Space(device, superblock.block_size, allocator, shares, snapshots)
+    return Space(pager, allocator, shares, snapshots)
 
 
 def _check_snapshots(snapshots: SnapshotTable, superblock: Superblock, tolerated: list[str] | None) -> None:

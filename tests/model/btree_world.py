@@ -36,6 +36,9 @@ class MemoryPages:
     def fileno(self) -> int:
         return -1
 
+    def lend(self, borrower: object) -> int:
+        return -1
+
     def read(self, offset: int, length: int) -> bytes:
         self.reads += 1
         data = bytes(self.image[offset : offset + length])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import crc32c as reference
 import crcmod.predefined
 import pytest
 
-from mdstore.btree import crc32c, crc32c_blocks, read_blocks
+from mdstore.btree import Pager, crc32c, crc32c_blocks, read_blocks
 from mdstore.btree._kernel import crc32c_table
+from mdstore.device.file import FileDevice
 from mdstore.errors import InvalidRequest
 
 SIZES = [
@@ -70,26 +70,29 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 @pytest.mark.parametrize("blocks", [0, 1, 7, 40])
 def test_blocks_are_read_with_their_checksums(content: tuple[Path, bytes], block_size: int, blocks: int) -> None:
     path, data = content
-    fd = os.open(path, os.O_RDONLY)
+    device = FileDevice.open(path)
+    pager = Pager(device)
     for offset in (0, 100, 4096):
         expected = data[offset : offset + blocks * block_size]
-        assert read_blocks(fd, offset, len(expected), block_size) == (expected, crc32c_blocks(expected, block_size))
-    os.close(fd)
+        assert read_blocks(pager, offset, len(expected), block_size) == (expected, crc32c_blocks(expected, block_size))
+    device.close()
 
 
 def test_a_large_range_is_read_in_pieces(content: tuple[Path, bytes]) -> None:
     path, data = content
-    fd = os.open(path, os.O_RDONLY)
+    device = FileDevice.open(path)
+    pager = Pager(device)
     for length in (5 << 20, (1 << 18) - 4096, (1 << 18) + 4096):
-        assert read_blocks(fd, 0, length, 4096) == (data[:length], crc32c_blocks(data[:length], 4096))
-    os.close(fd)
+        assert read_blocks(pager, 0, length, 4096) == (data[:length], crc32c_blocks(data[:length], 4096))
+    device.close()
 
 
 def test_blocks_past_the_end_or_of_no_file_are_none(content: tuple[Path, bytes]) -> None:
     path, data = content
-    fd = os.open(path, os.O_RDONLY)
-    assert read_blocks(fd, 4096, len(data) // 4096 * 4096, 4096) is None
-    os.close(fd)
-    assert read_blocks(fd, 0, 4096, 4096) is None
+    device = FileDevice.open(path)
+    pager = Pager(device)
+    assert read_blocks(pager, 4096, len(data) // 4096 * 4096, 4096) is None
+    device.close()
+    assert read_blocks(pager, 0, 4096, 4096) is None
     with pytest.raises(InvalidRequest):
-        read_blocks(0, 0, 4095, 4096)
+        read_blocks(pager, 0, 4095, 4096)

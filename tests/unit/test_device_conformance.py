@@ -141,6 +141,22 @@ def test_descriptor_where_there_is_one_reads_the_same_bytes(make: Factory) -> No
         assert device.fileno() == -1
 
 
+def test_a_lent_descriptor_is_asked_back_once_before_it_is_closed(make: Factory) -> None:
+    class Borrowing:
+        def close(self) -> None:
+            backs.append(os.pread(number, 5, 10) if number >= 0 else b"")
+
+    device, backs = make(SIZE), list[bytes]()
+    device.write(10, [b"hello"])
+    borrower, forgotten = Borrowing(), Borrowing()
+    number = device.lend(borrower)
+    assert number == device.lend(forgotten) == device.fileno()
+    del forgotten
+    device.close()
+    assert backs == ([b"hello"] if number >= 0 else [])
+    assert device.lend(borrower) == -1
+
+
 def test_flush_leaves_content_alone(make: Factory) -> None:
     device = make(SIZE)
     device.write(3, [b"kept"])

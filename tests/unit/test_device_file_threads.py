@@ -7,14 +7,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from mdstore.device.file import FileDevice
 from mdstore.device.lock import locks_held
-from mdstore.errors import DeviceFailed, StoreClosed
+from mdstore.errors import DeviceFailed, ImageBusy, NoSpace, StoreClosed
+from tests.unit.open_files import descriptors_of
 
 SIZE = 1 << 16
 HANG_S = 60
@@ -81,7 +82,7 @@ def test_of_two_flushes_that_overlap_a_loss_neither_says_fine(
 def test_closing_waits_for_the_write_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The descriptor was closed under a thread that was about to write: its number, and the bytes, went to the next file."""
     device = FileDevice.create(tmp_path / "image", SIZE)
-    number, writing, pwritev = device.fileno(), threading.Event(), os.pwritev
+    writing, pwritev = threading.Event(), os.pwritev
     closer = threading.Thread(target=device.close)
 
     def while_it_closes(fd: int, buffers: list[bytes], offset: int) -> int:
@@ -103,26 +104,64 @@ def test_closing_waits_for_the_write_that_is_under_way(tmp_path: Path, monkeypat
         device.write(0, [b"mine"])
     closer.join(HANG_S)
     assert (tmp_path / "image").read_bytes()[:4] == b"mine"
-    assert locks_held(os.getpid(), str(tmp_path / "image")) == 0
-    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-        os.pread(number, 1, 0)
-    again = FileDevice.open(tmp_path / "image")
-    assert again.fileno() != number, "nobody gets the number while the device is remembered"
-    again.close()
+    assert descriptors_of(tmp_path / "image") == 0
 
 
-def test_a_read_that_closing_overtakes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = FileDevice.create(tmp_path / "image", SIZE)
-    pread = os.pread
+CALLS: dict[str, tuple[str, Callable[[FileDevice], object]]] = {
+    "read": ("pread", lambda device: device.read(0, 10)),
+    "write": ("pwritev", lambda device: device.write(0, [b"0123456789"])),
+    "flush": ("fdatasync", lambda device: device.flush()),
+    "resize": ("fsync", lambda device: device.resize(2 * SIZE)),
+    "uncache": ("posix_fadvise", lambda device: device.uncache(0, SIZE)),
+}
 
-    def closed_first(fd: int, length: int, offset: int) -> bytes:
-        device.close()
-        return pread(fd, length, offset)
+
+@pytest.mark.parametrize("call", CALLS)
+def test_closing_waits_for_the_call_that_is_under_way_and_gives_its_descriptor_back(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, make = CALLS[call]
+    image = tmp_path / "image"
+    device, real = FileDevice.create(image, SIZE), getattr(os, inside)
+    before = device.read(0, 10)
+    closer = threading.Thread(target=device.close)
+
+    def while_it_closes(*arguments: object) -> object:
+        closer.start()
+        while not device._closed:
+            closer.join(0)
+        assert descriptors_of(image) == 1
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", closed_first)
-        with pytest.raises(StoreClosed):
-            device.read(0, 10)
+        patch.setattr(os, inside, while_it_closes)
+        assert make(device) in (None, before)
+    closer.join(HANG_S)
+    assert descriptors_of(image) == 0
+    with pytest.raises(StoreClosed):
+        make(device)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_closing_in_the_middle_of_a_call_of_the_same_thread_waits_for_nothing(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the handler of a signal does, or a finalizer: it waited for itself. Whoever closes later waits for the end of it."""
+    inside, make = CALLS[call]
+    image = tmp_path / "image"
+    device, real = FileDevice.create(image, SIZE), getattr(os, inside)
+    before = device.read(0, 10)
+
+    def closed_first(*arguments: object) -> object:
+        device.close()
+        assert descriptors_of(image) == 1
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, inside, closed_first)
+        assert make(device) in (None, before)
+    device.close()
+    assert descriptors_of(image) == 0
 
 
 def test_closing_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,13 +180,18 @@ def test_closing_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyP
         device.write(0, [b"x"])
 
 
-def test_a_closed_device_that_is_forgotten_gives_its_number_back(tmp_path: Path) -> None:
-    device = FileDevice.create(tmp_path / "image", SIZE)
-    number = device.fileno()
-    device.close()
-    assert os.path.exists(f"/proc/self/fd/{number}")
-    del device
-    assert not os.path.exists(f"/proc/self/fd/{number}")
+def test_a_failed_open_keeps_no_descriptor(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    with pytest.raises(NoSpace):
+        FileDevice.create(image, 1 << 62, sparse=True)
+    with closing(FileDevice.create(image, SIZE)) as device:
+        for failing in (FileDevice.open, lambda path: FileDevice.create(path, SIZE, exclusive=False)):
+            with pytest.raises(ImageBusy):
+                failing(image)
+            assert descriptors_of(image) == 1
+    with pytest.raises(StoreClosed):
+        device.read(0, 1)
+    assert descriptors_of(image) == 0
 
 
 @pytest.mark.parametrize(("call", "inside"), [("write", "pwritev"), ("flush", "fdatasync")])

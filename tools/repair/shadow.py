@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Final
 
-from mdstore.device.protocol import Buffer, Device
+from mdstore.device.protocol import Borrower, Buffer, Device
 from mdstore.device.ranges import check_range
 from mdstore.errors import InvalidRequest, NoSpace
 
@@ -62,6 +62,9 @@ class Shadow:
 
     def fileno(self) -> int:
         """None: pread(2) would not see the changes."""
+        return -1
+
+    def lend(self, borrower: Borrower) -> int:
         return -1
 
     def read(self, offset: int, length: int) -> bytes:
