@@ -89,7 +89,9 @@ def cold(image: Path, count: int) -> tuple[FileDevice, Tree]:
     world.write()
     image.write_bytes(bytes(world.device.image))
     device = FileDevice.open(image)
-    return device, Tree.open(Pager(device, page_size=256), root)
+    pager = Pager(device, page_size=256)
+    pager.generation = world.pager.generation
+    return device, Tree.open(pager, root)
 
 
 READS: dict[str, tuple[int, Callable[[Tree], object], object]] = {
