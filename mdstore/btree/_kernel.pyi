@@ -113,6 +113,10 @@ class Pager:
 
     generation: int
     cache_bytes: int
+    page_bounds: tuple[int, int]
+    """(first, end): addresses that pages may have; (0, 2**48) until its owner says otherwise, who keeps other things in front of
+    them, or behind. Elsewhere no damaged copy is written anew and no page is handed over as freed, whatever a reference says
+    (CorruptionError). InvalidRequest: first above end, or end above 2**48."""
     refs: Tree | None
     """The tree (REFS_DESCRIPTOR) that counts, for each address, the trees beyond one that reach it. `Tree.clone` needs it; its
     owner seals it after every other tree, keeps its root with theirs, and sets it again on opening."""
@@ -151,7 +155,8 @@ class Pager:
         owner: a change that would give up another address is refused (CorruptionError)."""
     def counters(self) -> dict[str, int]:
         """hits, misses, evictions, pages_read, pages_written, bytes_read, bytes_written, splits, merges, rotations,
-        cached_bytes, dirty_pages, dirty_bytes, held_bytes, copies_repaired, ..."""
+        cached_bytes, dirty_pages, dirty_bytes, held_bytes, copies_repaired, copies_left (damaged, and not written anew: another
+        page lies there, or none may, or the device refused), ..."""
     def close(self) -> None:
         """Refuse further reads and writes of the device: StoreClosed. Nothing is written; what it counts can still be asked.
 

@@ -3,7 +3,7 @@
 """The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. `_kernel.pyi` is its contract.
 
 Read in this order. A page: layout.pxi, keys.pxi, search.h (finding a key in it), edit.pxi (changing it in place), check.pxi (what is
-checked after a read); in memory: node.pxi, held.pxi; what goes wrong: fault.pxi. The cache: pager.pxi, evict.pxi,
+checked after a read); in memory: node.pxi, held.pxi; what goes wrong: fault.pxi. The cache: pager.pxi, copies.pxi (read-repair), evict.pxi,
 aside.pxi (reading with no lock held).
 Changing: release.pxi (what a change gives up), own.pxi (copy before change), spill.pxi, patch.pxi and write.pxi (long values, whole
 and by range), balance.pxi, split.pxi, merge.pxi (where cells go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses,
@@ -132,6 +132,7 @@ include "edit.pxi"
 include "node.pxi"
 include "held.pxi"
 include "check.pxi"
+include "copies.pxi"
 include "pager.pxi"
 include "evict.pxi"
 include "release.pxi"

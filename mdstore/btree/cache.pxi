@@ -23,6 +23,7 @@ cdef class Pager:
         self.device = device
         self.core.page_size = page_size
         self.core.cache_bytes = cache_bytes
+        self.core.end_page = ADDRESS_END
         self.core.owner = <void *> self
         self.core.process = getpid()
         self.core.fd = device.lend(self)
@@ -53,6 +54,23 @@ cdef class Pager:
         if generation < before:
             raise InvalidRequest(f"generation {generation}: {before} or more, which pages may have")
         at_set64(<int64_t *> &self.core.generation, <int64_t> generation)
+
+    @property
+    def page_bounds(self):
+        """(first, end): where pages may lie, as their owner says. Cost: no page."""
+        return <uint64_t> at_get64(<int64_t *> &self.core.first_page), <uint64_t> at_get64(<int64_t *> &self.core.end_page)
+
+    @page_bounds.setter
+    def page_bounds(self, bounds):
+        try:
+            first, end = bounds
+        except (TypeError, ValueError):
+            raise TypeError(f"page_bounds: (first, end) is wanted, not {bounds!r}") from None
+        cdef uint64_t low = word("the first page", first), high = word("the end of pages", end)
+        if low > high or high > ADDRESS_END:
+            raise InvalidRequest(f"pages from {low} to {high}: first and end, up to 2**48")
+        at_set64(<int64_t *> &self.core.first_page, <int64_t> low)
+        at_set64(<int64_t *> &self.core.end_page, <int64_t> high)
 
     @property
     def page_size(self):
@@ -213,6 +231,7 @@ cdef class Pager:
             "dirty_pages": at_get64(&p.dirty_pages), "dirty_bytes": at_get64(&p.dirty_bytes),
             "held_bytes": at_get64(&p.held_bytes),
             "sealed_pages": at_get64(&p.sealed_pages), "copies_repaired": at_get64(&p.copies_repaired),
+            "copies_left": at_get64(&p.copies_left),
         }
 
     def close(self):

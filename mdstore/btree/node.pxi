@@ -119,6 +119,7 @@ cdef struct PagerCore:
     int64_t rotations
     int64_t copies
     int64_t copies_repaired
+    int64_t copies_left
     Node *index_list
     Node *hand
     TreeCore *trees
@@ -127,6 +128,8 @@ cdef struct PagerCore:
     int64_t map_promised # entries that seals under way will make
     int64_t map_cap
     int64_t map_n
+    uint64_t first_page  # addresses of pages are at or above,
+    uint64_t end_page    # and below, as the owner says
     uint64_t pages_known # addresses below lie on the device, or were given by the owner
     uint64_t *freed      # triples
     int64_t freed_n

@@ -163,23 +163,6 @@ cdef int read_through_object(PagerCore *p, uint64_t address, int64_t size, uint8
         return E_PYTHON
 
 
-cdef int repair_copy(PagerCore *p, uint64_t address, const uint8_t *page, Fault *f) noexcept nogil:
-    """Rewrite a bad copy from a good one; a device that refuses is left as it is (the data was read all the same). A fault: an error
-    of another kind, such as an interrupt from the keyboard."""
-    with gil:
-        try:
-            (<Pager> p.owner).device.write(address * p.page_size, [page[:p.page_size]])
-            at_add64(&p.copies_repaired, 1)
-        except MdstoreError:
-            pass
-        except BaseException as error:
-            Py_INCREF(error)
-            f.error = <void *> error
-            f.code = E_PYTHON
-            return E_PYTHON
-    return OK
-
-
 cdef int page_verify(TreeCore *t, const uint8_t *page, const uint8_t *ref, int level, uint64_t address,
                      int *spilled, Fault *f) noexcept nogil:
     """The reference's CRC, then who the page says it is, then its insides, then what the reference counts below it."""
@@ -259,7 +242,7 @@ cdef int load_copies(TreeCore *t, const uint8_t *ref, int level, int copies, Nod
             break
     for bad in range(copy if code == OK and not p.read_only else 0):
         if code == OK:
-            code = repair_copy(p, ref_address(ref, bad), page_of(n), f)
+            code = repair_copy(t, ref_address(ref, bad), level, page_of(n), False, f)
     if code != OK:
         free(n)
         return code

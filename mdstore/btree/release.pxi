@@ -53,10 +53,19 @@ cdef int words_room(uint64_t **words, int64_t n, int64_t *cap, int64_t more) noe
 
 
 cdef int address_check(TreeCore *t, uint64_t address, int level, Fault *f) noexcept nogil:
-    """A page that is given up, or counted, without having been read lies on the device, or was given by the owner."""
+    """A page that is given up, or counted, without having been read lies where pages may, and on the device, or was given by the
+    owner."""
     cdef PagerCore *p = t.p
-    if address < <uint64_t> at_get64(<int64_t *> &p.pages_known):
+    cdef uint64_t first = <uint64_t> at_get64(<int64_t *> &p.first_page), end = <uint64_t> at_get64(<int64_t *> &p.end_page)
+    if first <= address < min(end, <uint64_t> at_get64(<int64_t *> &p.pages_known)):
         return OK
+    f.address = address
+    f.tree_id = t.tree_id
+    f.level = level
+    if address < first:
+        return refuse(f, "page address", -1, -1, "at least", first, address)
+    if end < ADDRESS_END and address >= end:
+        return refuse(f, "page address", -1, -1, "below", end, address)
     with gil:
         return ask_device(t, address, level, f)
 

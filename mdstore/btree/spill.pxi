@@ -132,7 +132,7 @@ cdef int spill_load(TreeCore *t, const Form *form, const uint8_t *entries, int64
                 break
         for bad in range(copy if code == OK and not t.p.read_only else 0):
             if code == OK:
-                code = repair_copy(t.p, ref_address(entry, bad), page, f)
+                code = repair_copy(t, ref_address(entry, bad), level, page, level == 0, f)
         if code != OK:
             return code
     return OK

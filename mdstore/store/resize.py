@@ -41,6 +41,7 @@ def grow(store: Store, size_bytes: int | None) -> list[Run]:
         if blocks == first:
             return []
         store.superblock.blocks = blocks
+        store.tables.pager.page_bounds = store.superblock.first_block, blocks
         store.tables.allocator.grow(first, blocks - first)
         return [(first, blocks - first)]
 

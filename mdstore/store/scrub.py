@@ -161,6 +161,7 @@ class Scrub:
         """Read until the pin has lasted long enough; True when nothing is left."""
         pager = Pager(self._store.device, page_size=pinned.block_size, cache_bytes=CACHE_BYTES)
         pager.generation = pinned.epoch + 1
+        pager.page_bounds = pinned.first_block, pinned.blocks
         started, start_bytes = self._clock(), self._run_bytes
         base_pages, base_bytes, base_data = self.report.pages, self.report.bytes_read, self._run_bytes
         self._base = 0

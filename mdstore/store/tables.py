@@ -75,6 +75,7 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
     """The state of a new image: no object, all space after the log free."""
     pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
     pager.generation = superblock.epoch + 1
+    pager.page_bounds = superblock.first_block, superblock.blocks
     allocator = Allocator(superblock.first_block, _stripes(superblock))
     allocator.load([(superblock.first_block, superblock.blocks - superblock.first_block)])
     trees = {root: Tree(pager, descriptor, root) for root, descriptor in DESCRIPTORS.items()}
@@ -105,6 +106,7 @@ def load(
     """
     pager = Pager(device, page_size=superblock.block_size, cache_bytes=cache_bytes)
     pager.generation = superblock.epoch + 1
+    pager.page_bounds = superblock.first_block, superblock.blocks
     trees = {root: _open(pager, superblock, root, descriptor, tolerated) for root, descriptor in DESCRIPTORS.items()}
     pager.refs = trees[Root.PAGE_REFERENCES]
     allocator = Allocator(superblock.cursor, _stripes(superblock))

@@ -79,8 +79,8 @@ MOVES: dict[str, Callable[[Any], object]] = {
 # of a closed pager nothing can be read or written; what it counted, and what it is told, stays
 STAYS = {"pager", "device", "descriptor", "close", "open"}
 PAGER = {
-    "cache_bytes", "counters", "dirty_bytes", "generation", "held_bytes", "oldest_pinned_generation", "page_size", "refs",
-    "sealed_pages", "take_freed", "write_sealed",
+    "cache_bytes", "counters", "dirty_bytes", "generation", "held_bytes", "oldest_pinned_generation", "page_bounds", "page_size",
+    "refs", "sealed_pages", "take_freed", "write_sealed",
 }  # fmt: skip
 OBJECT = {*dir(object), "__enter__", "__exit__", "__bool__", "__pyx_vtable__"}
 
@@ -182,7 +182,8 @@ def test_a_closed_pager_reads_and_writes_nothing_and_says_so() -> None:
     assert tree.get(b"000001") is not None, "what is in memory stays"
     pager.generation = 9
     pager.cache_bytes = 1 << 16
-    assert (pager.generation, pager.cache_bytes, pager.page_size) == (9, 1 << 16, 256)
+    pager.page_bounds = 1, 900
+    assert (pager.generation, pager.cache_bytes, pager.page_size, pager.page_bounds) == (9, 1 << 16, 256, (1, 900))
     assert pager.counters()["sealed_pages"] == waiting
     assert pager.dirty_bytes > pager.held_bytes == 0
     assert pager.oldest_pinned_generation is None

@@ -145,8 +145,13 @@ def set_refs(scene: Scene) -> None:
     scene.pager.refs = None
 
 
+def set_page_bounds(scene: Scene) -> None:
+    scene.pager.page_bounds = scene.pager.page_bounds
+
+
 PAGER = {
     "generation": Row(set_generation),
+    "page_bounds": Row(set_page_bounds),
     "page_size": Row(lambda s: s.pager.page_size),
     "cache_bytes": Row(set_cache_bytes, path),
     "device": Row(lambda s: s.pager.device),

@@ -38,6 +38,8 @@ NUMBERS: dict[str, Callable[[Any], object]] = {
     "cache_bytes": lambda n: Pager(World(1).device, cache_bytes=n),
     "a cache's bound": lambda n: setattr(World(1).pager, "cache_bytes", n),
     "generation": lambda n: setattr(World(1).pager, "generation", n),
+    "the first page": lambda n: setattr(World(1).pager, "page_bounds", (n, 1 << 40)),
+    "the end of pages": lambda n: setattr(World(1).pager, "page_bounds", (0, n)),
     "tree_id": lambda n: Tree(World(1).pager, Descriptor(), n),
     "write_sealed": lambda n: World(1).pager.write_sealed(n),
     "seal_leaves from": lambda n: small_tree().seal_leaves(lambda pages: [(1, pages)], n, 1),
@@ -65,14 +67,16 @@ def test_what_is_no_whole_number_is_refused_and_never_cut_off(name: str, wrong: 
 
 
 @pytest.mark.parametrize("name", ["key_size", "value_size", "comparator", "copies", "embed_limit", "page_size", "cache_bytes",
-                                  "generation", "tree_id", "an address from allocate", "pages from allocate"])  # fmt: skip
+                                  "generation", "the first page", "the end of pages", "tree_id", "an address from allocate",
+                                  "pages from allocate"])  # fmt: skip
 def test_the_number_that_is_wrong_is_named(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}: a whole number is wanted, not float"):
         NUMBERS[name](2.5)
 
 
 @pytest.mark.parametrize("wrong", [-1, 1 << 64])
-@pytest.mark.parametrize("name", ["generation", "tree_id", "an address from allocate", "pages from allocate"])
+@pytest.mark.parametrize("name", ["generation", "the first page", "the end of pages", "tree_id", "an address from allocate",
+                                  "pages from allocate"])  # fmt: skip
 def test_what_64_bits_do_not_hold_is_refused_by_name(name: str, wrong: int) -> None:
     with pytest.raises(InvalidRequest, match=f"{name}: {wrong}, where"):
         NUMBERS[name](wrong)
@@ -94,6 +98,18 @@ def test_an_address_that_no_device_has_is_refused(address: int) -> None:
     """With the last one the sum of address and pages wrapped around."""
     with pytest.raises(InvalidRequest, match="allocate gave"):
         small_tree().seal(lambda pages: [(1, pages - 2), (address, 2)])
+
+
+@pytest.mark.parametrize("bounds", [(2, 1), (0, (1 << 48) + 1), (1 << 48, 1 << 63)])
+def test_bounds_that_hold_no_pages_are_refused(bounds: tuple[int, int]) -> None:
+    pager = World(1).pager
+    with pytest.raises(InvalidRequest, match=f"pages from {bounds[0]} to {bounds[1]}"):
+        pager.page_bounds = bounds
+    wrong: Any
+    for wrong in (7, (1,), (1, 2, 3), None):
+        with pytest.raises(TypeError, match=r"page_bounds: \(first, end\) is wanted"):
+            pager.page_bounds = wrong
+    assert pager.page_bounds == (0, 1 << 48)
 
 
 @pytest.mark.parametrize("huge", [1 << 31, 1 << 32, 1 << 63, 1 << 64, 1 << 80, -(1 << 40)])

@@ -49,6 +49,7 @@ def test_the_new_space_is_used_and_nothing_is_lost(more: int) -> None:
     store.resize(SIZE + more)
     assert device.size_bytes == SIZE + more
     assert store.superblock.blocks == superblock.usable_blocks(SIZE + more, 512)
+    assert store.tables.pager.page_bounds == (store.superblock.first_block, store.superblock.blocks)
     assert store.statistics()["free_bytes"] >= free + max(0, more // 4096 * 4096 - 20 * 512)
     assert not check(store, deep=True)
     after = fill(store, before)
@@ -58,6 +59,7 @@ def test_the_new_space_is_used_and_nothing_is_lost(more: int) -> None:
     again = Store.open(MemoryDevice.from_bytes(device.image()), background=False)
     assert not again.recovery.warnings, "all four superblock copies are where they belong"
     assert again.superblock.blocks == store.superblock.blocks
+    assert again.tables.pager.page_bounds == store.tables.pager.page_bounds
     assert again.read("c", "o") == b"kept" * 500
     assert all(again.read("c", f"f{i}") == bytes([i % 256]) * 3000 for i in range(after))
     assert not check(again, deep=True)
