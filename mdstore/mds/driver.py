@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol
 
+from mdstore.store import exiting
+from mdstore.store.uninterrupted import join
+
 EVERY_S: Final = 0.5
 WORK_PAUSE_S: Final = 0.01  # between two pieces of background work, which leaves most of the time to everybody else
+SETTLE_S: Final = 10.0  # that the end of the interpreter waits for a tick, which may wait for a thread that never goes on
 
 
 class Ticking(Protocol):
@@ -26,6 +31,9 @@ class Driver:
     A tick that fails ends it, whatever it fails with: nothing becomes durable by itself any more, so `failed` is told, once, and
     has the server fall back; `error` keeps the reason. What was written before the last tick but one is durable, give or take
     the time a flush takes.
+
+    Left open, it ends with the interpreter: the tick that is under way is waited for before threads are stopped, up to `SETTLE_S`,
+    so that the server is found at rest, and can be closed in order.
     """
 
     def __init__(
@@ -41,15 +49,24 @@ class Driver:
         self._thread = threading.Thread(target=self._run, name="mdstore-tick", daemon=True)
 
     def __enter__(self) -> Driver:
-        self._thread.start()
+        if not sys.is_finalizing():  # there is no thread to be had there
+            self._thread.start()
+        exiting.watch(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Returns when no tick is running any more. Writes nothing: `close` of the server does."""
+        """Returns when no tick is running any more, but at the end of the interpreter, where it may have been stopped in the middle
+        of one, at once. Writes nothing: `close` of the server does."""
+        exiting.wake(self._ended)
+        join(self._thread)
+
+    def stop(self) -> None:
+        """See `exiting.Settling`; but what takes too long is left to be stopped."""
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join(SETTLE_S)
 
     def _run(self) -> None:
         while not self._ended.wait(self._every_s) and self.turn():

@@ -158,6 +158,39 @@ def syncing_the_file_system():
     device.stay = until_the_end
     threading.Thread(target=server.syncfs, daemon=True).start()
 
+def ticking():
+    from mdstore.mds import driver
+
+    class Told:  # the second tick is under way where threads are about to be stopped
+        ticks = 0
+
+        def tick(self, now_ns):
+            self.ticks += 1
+            if self.ticks == 2:
+                with server._core.guard:
+                    AT_THE_TICK()
+            server.tick(now_ns)
+
+        def background_work(self):
+            return False
+
+    global driving
+    driving = driver.Driver(Told(), every_s=0.001, failed=lambda _: os._exit(9))
+    driver.SETTLE_S = SETTLE_S
+    driving.__enter__()
+
+def until_ticks_are_settled():
+    inside.set()
+    driving._ended.wait()
+
+def letting_time_pass():
+    driving.__exit__(None, None, None)
+    server.close()
+
+def another_driver():
+    with type(driving)(server) as late:
+        print(late.turn(), end=" ")
+
 def resting():
     inside.set()
 
@@ -171,9 +204,12 @@ inside.wait()
 """
 
 
-def end_inside(work: str, path: Path, held: str = "store", *, mounted: bool = False) -> subprocess.CompletedProcess[str]:
+def end_inside(
+    work: str, path: Path, held: str = "store", *, mounted: bool = False, at_the_tick: str = "until_the_end", settle_s: float = HANG_S
+) -> subprocess.CompletedProcess[str]:
     """In a process where only the end closes what is `held`."""
     program = ABANDONED.replace("WORK", work).replace("HELD", held).replace("MOUNTED", str(mounted))
+    program = program.replace("AT_THE_TICK", at_the_tick).replace("SETTLE_S = SETTLE_S", f"SETTLE_S = {settle_s}")
     command = [sys.executable, "-c", program, str(path)]
     return subprocess.run(command, timeout=HANG_S, capture_output=True, text=True)
 
@@ -280,6 +316,33 @@ def test_a_metadata_server_at_rest_is_closed_in_order(tmp_path: Path) -> None:
         assert server.lookup(SUPERUSER, ROOT_INO, b"perhaps")
         assert not server.recovery.events
         server.close()
+
+
+def test_a_driver_that_is_left_open_ends_its_tick_before_the_interpreter_ends(tmp_path: Path) -> None:
+    """The tick was stopped with the server's lock, and leaving the driver waited for its thread for ever."""
+    ended = end_inside(
+        "ticking", tmp_path / "image", "Ending(letting_time_pass)", mounted=True, at_the_tick="until_ticks_are_settled"
+    )
+    assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "done\ndone\n")
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        server = MetadataServer.mount(store)
+        assert server.lookup(SUPERUSER, ROOT_INO, b"perhaps")
+        assert not server.recovery.events
+        server.close()
+
+
+@pytest.mark.parametrize("call", ["letting_time_pass", "another_driver"])
+def test_no_driver_waits_for_a_tick_that_was_stopped(call: str, tmp_path: Path) -> None:
+    ended = end_inside("ticking", tmp_path / "image", f"Ending({call})", mounted=True, settle_s=0.01)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = ended.stdout.splitlines()
+    assert len(said) == 2
+    assert all(line == "False done" if call == "another_driver" else GIVEN_UP in line for line in said), said
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        server = MetadataServer.mount(store)
+        assert server.lookup(SUPERUSER, ROOT_INO, b"acknowledged")
+        server.close()
+        assert check(store, deep=True) == []
 
 
 def settle_only(monkeypatch: pytest.MonkeyPatch, *things: exiting.Settling) -> None:
