@@ -19,7 +19,7 @@ import threading
 from _thread import RLock
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakMethod, WeakValueDictionary
 
 from mdstore.errors import MdstoreError
 
@@ -71,15 +71,16 @@ def wake(event: threading.Event) -> None:
 class EndingLock(RLock):  # type: ignore[misc]  # final by its stub, a base by its flags: nothing else costs as little
     """The lock that every call of something takes first. Until the end it costs what an RLock costs.
 
-    is_at_rest: whether no thread was stopped inside. give_up: nothing is waited for any more by what the lock guards; returns the
-    error that this call, and every later one, raises.
+    is_at_rest: whether no thread was stopped inside. give_up: nothing is waited for any more by what the lock guards; returns
+    the error that this call, and every later one, raises. Both are methods of whoever has the lock, and do not keep it alive: so
+    it goes when its last user does, and not when the garbage collector comes.
     """
 
     __slots__ = ("_error", "_give_up", "_has_met", "_is_at_rest")
 
     def __init__(self, is_at_rest: Callable[[], bool], give_up: Callable[[], MdstoreError]) -> None:
-        self._is_at_rest = is_at_rest
-        self._give_up = give_up
+        self._is_at_rest = WeakMethod(is_at_rest)
+        self._give_up = WeakMethod(give_up)
         self._has_met = False
         self._error: MdstoreError | None = None
 
@@ -87,8 +88,9 @@ class EndingLock(RLock):  # type: ignore[misc]  # final by its stub, a base by i
         """By the last thread: raise, where it could not have the lock, or what is taken under it."""
         if not self._has_met:
             self._has_met = True  # first: what is at rest now is so until the end, but for this thread
-            if not self._is_at_rest():
-                self._error = self._give_up()
+            is_at_rest, give_up = self._is_at_rest(), self._give_up()
+            if is_at_rest is not None and give_up is not None and not is_at_rest():
+                self._error = give_up()
         if self._error is not None:
             raise self._error.with_traceback(None)
 

@@ -48,6 +48,7 @@ class Tables:
     collections: CollectionTable
     objects: ObjectTable
     free_tree: Tree
+    references: Tree
     floors: Floors
     floors_tree: Tree
     spare_runs: list[Run]
@@ -61,13 +62,11 @@ class Tables:
 
     def trees(self) -> dict[Root, Tree]:
         """The trees that hang from the superblock, in the order in which they are sealed: each after those that change it."""
-        refs = self.pager.refs
-        assert refs is not None, "set when the tables were made"
         return {
             Root.OBJECTS: self.objects.tree, Root.COLLECTIONS: self.collections.tree, Root.FLOORS: self.floors_tree,
             Root.SHARED_INTERVALS: self.space.shares.intervals, Root.CLONE_GROUPS: self.space.shares.groups,
-            Root.PAGE_REFERENCES: refs, Root.SNAPSHOTS: self.space.snapshots.records, Root.DEAD: self.space.snapshots.dead,
-            Root.FREE: self.free_tree,
+            Root.PAGE_REFERENCES: self.references, Root.SNAPSHOTS: self.space.snapshots.records,
+            Root.DEAD: self.space.snapshots.dead, Root.FREE: self.free_tree,
         }  # fmt: skip
 
 
@@ -84,7 +83,7 @@ def empty(device: Device, superblock: Superblock, cache_bytes: int, onodes_max: 
     tables = Tables(
         space, pager, allocator, CollectionTable(trees[Root.COLLECTIONS], 1),
         ObjectTable(space, pager, trees[Root.OBJECTS], TREE_ID_FIRST, onodes_max), trees[Root.FREE],
-        Floors(), trees[Root.FLOORS], [],
+        trees[Root.PAGE_REFERENCES], Floors(), trees[Root.FLOORS], [],
     )  # fmt: skip
     for start, blocks in allocator.extents():
         _tree_free(tables.free_tree, start, blocks)
@@ -108,7 +107,8 @@ def load(
     pager.generation = superblock.epoch + 1
     pager.page_bounds = superblock.first_block, superblock.blocks
     trees = {root: _open(pager, superblock, root, descriptor, tolerated) for root, descriptor in DESCRIPTORS.items()}
-    pager.refs = trees[Root.PAGE_REFERENCES]
+    if not to_read_only:  # else the pager would keep the tree, which keeps the pager, and its cache, after both were dropped
+        pager.refs = trees[Root.PAGE_REFERENCES]
     allocator = Allocator(superblock.cursor, _stripes(superblock))
     if to_read_only:
         trees |= {root: Tree(pager, DESCRIPTORS[root], root) for root in _OPTIONAL}
@@ -120,7 +120,10 @@ def load(
     object_table.stored_bytes = superblock.stored_bytes
     floors = _load_floors(trees[Root.FLOORS], tolerated)
     collection_table = CollectionTable(trees[Root.COLLECTIONS], superblock.next_collection_id)
-    tables = Tables(space, pager, allocator, collection_table, object_table, trees[Root.FREE], floors, trees[Root.FLOORS], [])
+    tables = Tables(
+        space, pager, allocator, collection_table, object_table, trees[Root.FREE], trees[Root.PAGE_REFERENCES], floors,
+        trees[Root.FLOORS], [],
+    )  # fmt: skip
     object_table.replaying = to_read_only
     for start, blocks in superblock.spare_runs:
         allocator.free(start, blocks)  # in no tree and in no list of free space: the next checkpoint gives them back

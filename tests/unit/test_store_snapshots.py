@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from mdstore.device.memory import MemoryDevice
@@ -230,3 +233,25 @@ def test_a_store_opened_to_be_read_takes_and_deletes_none() -> None:
             change("s")
     with reader.open_snapshot("s") as view:
         assert view.list_collections() == list(COLLECTIONS)
+
+
+@pytest.mark.parametrize("of_an_image", [False, True])
+def test_a_view_that_is_dropped_goes_at_once_and_its_cache_with_it(of_an_image: bool) -> None:
+    """Its lock remembered it, and its pager a tree of its own: up to 16 MiB stayed until the garbage collector came."""
+    store, device = made()
+    mixed = Mixed(1)
+    for _ in range(40):
+        outcome(store, mixed.transaction())
+    store.snapshot("s")
+    content = content_of(store)
+    gc.collect()
+    gc.disable()
+    try:
+        view = open_in_image(device, "s") if of_an_image else store.open_snapshot("s")
+        assert content_of(view) == content
+        assert not check(view, deep=True)
+        alive = [weakref.ref(view), weakref.ref(view.tables.pager)]
+        del view
+        assert [known() for known in alive] == [None, None]
+    finally:
+        gc.enable()
