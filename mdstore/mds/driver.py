@@ -32,8 +32,8 @@ class Driver:
     has the server fall back; `error` keeps the reason. What was written before the last tick but one is durable, give or take
     the time a flush takes.
 
-    Left open, it ends with the interpreter: the tick that is under way is waited for before threads are stopped, up to `SETTLE_S`,
-    so that the server is found at rest, and can be closed in order.
+    Left open, it ends with the interpreter: the tick that is under way is waited for before threads are stopped, up to
+    `SETTLE_S`, so that the server is found at rest, and can be closed in order.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Driver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Returns when no tick is running any more, but at the end of the interpreter, where it may have been stopped in the middle
-        of one, at once. Writes nothing: `close` of the server does."""
+        """Returns when no tick is running any more; at the end of the interpreter, which may have stopped one in the middle, at
+        once. Writes nothing: `close` of the server does."""
         exiting.wake(self._ended)
         join(self._thread)
 

@@ -205,8 +205,9 @@ inside.wait()
 
 
 def end_inside(
-    work: str, path: Path, held: str = "store", *, mounted: bool = False, at_the_tick: str = "until_the_end", settle_s: float = HANG_S
-) -> subprocess.CompletedProcess[str]:
+    work: str, path: Path, held: str = "store", *, mounted: bool = False,
+    at_the_tick: str = "until_the_end", settle_s: float = HANG_S,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """In a process where only the end closes what is `held`."""
     program = ABANDONED.replace("WORK", work).replace("HELD", held).replace("MOUNTED", str(mounted))
     program = program.replace("AT_THE_TICK", at_the_tick).replace("SETTLE_S = SETTLE_S", f"SETTLE_S = {settle_s}")
@@ -319,7 +320,7 @@ def test_a_metadata_server_at_rest_is_closed_in_order(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_is_left_open_ends_its_tick_before_the_interpreter_ends(tmp_path: Path) -> None:
-    """The tick was stopped with the server's lock, and leaving the driver waited for its thread for ever."""
+    """The tick was stopped with the server's lock, and what it was to make durable was given up."""
     ended = end_inside(
         "ticking", tmp_path / "image", "Ending(letting_time_pass)", mounted=True, at_the_tick="until_ticks_are_settled"
     )
@@ -332,7 +333,8 @@ def test_a_driver_that_is_left_open_ends_its_tick_before_the_interpreter_ends(tm
 
 
 @pytest.mark.parametrize("call", ["letting_time_pass", "another_driver"])
-def test_no_driver_waits_for_a_tick_that_was_stopped(call: str, tmp_path: Path) -> None:
+def test_no_driver_waits_for_a_thread_where_there_is_none(call: str, tmp_path: Path) -> None:
+    """One that is entered there waited for its thread to begin."""
     ended = end_inside("ticking", tmp_path / "image", f"Ending({call})", mounted=True, settle_s=0.01)
     assert (ended.returncode, ended.stderr) == (0, "")
     said = ended.stdout.splitlines()
