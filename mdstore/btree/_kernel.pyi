@@ -145,14 +145,19 @@ class Pager:
     @property
     def oldest_pinned_generation(self) -> int | None:
         """The smallest generation a living snapshot, cursor or iterator holds; None when there is none."""
+    @property
+    def pinned_generations(self) -> list[int]:
+        """Every generation that a living snapshot, cursor or iterator holds, ascending, each once. Such a reader reaches no page
+        of a later generation, and none that was freed in an earlier one."""
     def write_sealed(self, max_bytes: int = -1) -> int:
         """Write sealed pages, in address order, merged into large sequential writes, without the GIL; returns the bytes
         written. Not durable until the device is flushed. A failure raises DeviceFailed and the pages stay sealed. One thread at a
         time: another waits, and writes what is left then; so on return without a bound all that was sealed before is written."""
     def take_freed(self) -> list[Freed]:
         """Pages that the trees stopped reaching since the last call. The owner may reuse them only after a root that
-        does not reach them is durable and no pinned generation is as old. All of them lie on the device, or were given by the
-        owner: a change that would give up another address is refused (CorruptionError)."""
+        does not reach them is durable and no generation is pinned from the one that wrote them to the one they were freed in.
+        All of them lie on the device, or were given by the owner: a change that would give up another address is refused
+        (CorruptionError)."""
     def counters(self) -> dict[str, int]:
         """hits, misses, evictions, pages_read, pages_written, bytes_read, bytes_written, splits, merges, rotations,
         cached_bytes, dirty_pages, dirty_bytes, held_bytes, copies_repaired, copies_left (damaged, and not written anew: another

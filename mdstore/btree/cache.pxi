@@ -113,6 +113,11 @@ cdef class Pager:
         return min(self._pins, default=None)
 
     @property
+    def pinned_generations(self):
+        """The generations that living views and iterators hold, ascending, each once. Cost: no page."""
+        return sorted(self._pins)
+
+    @property
     def refs(self):
         """The tree that counts shared pages, or None. It counts until another is set, also after it was closed. Cost: no page."""
         return self._refs

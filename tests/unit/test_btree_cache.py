@@ -77,8 +77,10 @@ def test_a_closed_pager_and_a_closed_view_say_so() -> None:
         list(Tree.open(world.pager, root).items())
 
 
-def test_pinned_generations_are_the_oldest_that_live() -> None:
+def test_pinned_generations_are_those_of_who_lives() -> None:
     def oldest() -> int | None:
+        pinned = world.pager.pinned_generations
+        assert world.pager.oldest_pinned_generation == min(pinned, default=None)
         return world.pager.oldest_pinned_generation
 
     world = World(10)
@@ -89,9 +91,16 @@ def test_pinned_generations_are_the_oldest_that_live() -> None:
     first = tree.snapshot()
     world.pager.generation = 9
     second = tree.items()
+    third = tree.snapshot()
+    fourth = first.snapshot()
     assert oldest() == 5
+    assert world.pager.pinned_generations == [5, 9]
     first.close()
+    assert world.pager.pinned_generations == [5, 9], "a snapshot of a snapshot is of its moment"
+    fourth.close()
     assert oldest() == 9
+    third.close()
+    assert world.pager.pinned_generations == [9]
     assert list(second) == [(b"a", b"1")]
     assert oldest() is None
 

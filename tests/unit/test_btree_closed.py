@@ -80,7 +80,7 @@ MOVES: dict[str, Callable[[Any], object]] = {
 STAYS = {"pager", "device", "descriptor", "close", "open"}
 PAGER = {
     "cache_bytes", "counters", "dirty_bytes", "generation", "held_bytes", "oldest_pinned_generation", "page_bounds", "page_size",
-    "refs", "sealed_pages", "take_freed", "write_sealed",
+    "pinned_generations", "refs", "sealed_pages", "take_freed", "write_sealed",
 }  # fmt: skip
 OBJECT = {*dir(object), "__enter__", "__exit__", "__bool__", "__pyx_vtable__"}
 

@@ -159,6 +159,7 @@ PAGER = {
     "held_bytes": Row(lambda s: s.pager.held_bytes),
     "sealed_pages": Row(lambda s: s.pager.sealed_pages),
     "oldest_pinned_generation": Row(lambda s: s.pager.oldest_pinned_generation),
+    "pinned_generations": Row(lambda s: s.pager.pinned_generations),
     "refs": Row(set_refs),
     "write_sealed": Row(write_sealed, both_paths),
     "take_freed": Row(lambda s: s.pager.take_freed()),
