@@ -3,7 +3,7 @@
 Invariants
 1. A block is in exactly one of: free, limbo, in use. `free` holds no two adjacent extents.
 2. A freed block goes to limbo. It becomes free only when the superblock that no longer reaches it is durable and no reader
-   that may still look at it is left (the owner calls `release` then).
+   that reaches it is left (mdstore/store/limbo.py; the owner calls `release` then).
 3. The tree of superblock E lists every block that E does not reach: what was free or in limbo when E was frozen.
 
 The search is C-LOOK: from the cursor upwards, the tail of an extent that spans the cursor included, wrapping once; the cursor
@@ -12,14 +12,15 @@ is kept in the superblock. Worst case O(log n) per run handed out. Large data go
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import NamedTuple
 
 from sortedcontainers import SortedDict, SortedSet
 
 from mdstore.errors import CorruptionError, NoSpace
+from mdstore.store.limbo import Death, Limbo
 
 Run = tuple[int, int]  # (first block, blocks)
 
@@ -53,11 +54,11 @@ class Allocator:
         self.whole_stripes = self.partial_stripes = 0  # that `allocate_data` has taken
         self._by_start: SortedDict = SortedDict()
         self._by_size: SortedSet = SortedSet()
-        self._limbo: deque[tuple[int, list[Run]]] = deque()
+        self._limbo = Limbo()
         self._allocated: list[Run] = []  # since the tree was last brought up to date
-        self._freed: list[Run] = []
+        self._freed: list[Death] = []
         self._grown: list[Run] = []
-        self._sealing: list[Run] = []  # freed, and known to the tree of the superblock being made
+        self._sealing: dict[int, list[Run]] = {}  # freed, by birth, and known to the tree of the superblock being made
         self.cursor = cursor
         self.free_blocks = 0
         self.limbo_blocks = 0
@@ -162,9 +163,10 @@ class Allocator:
 
     # -- giving back ---------------------------------------------------------------------------------------------------
 
-    def free(self, start: int, blocks: int) -> None:
-        """The live state stopped reaching these blocks. They stay in limbo until a checkpoint that knows is durable."""
-        self._freed.append((start, blocks))
+    def free(self, start: int, blocks: int, birth: int) -> None:
+        """The live state stopped reaching these blocks, which nothing reached before epoch `birth`. They stay in limbo until a
+        checkpoint that knows is durable, and longer where a reader reaches them."""
+        self._freed.append((start, blocks, birth))
         self.limbo_blocks += blocks
 
     def grow(self, start: int, blocks: int) -> None:
@@ -175,25 +177,22 @@ class Allocator:
     def seal_limbo(self, epoch: int) -> None:
         """What `take_changes` handed out as freed is no longer reached by superblock `epoch` (not yet durable)."""
         if self._sealing:
-            self._limbo.append((epoch, self._sealing))
-            self._sealing = []
+            self._limbo.seal(epoch, self._sealing)
+            self._sealing = {}
 
-    def release(self, durable_epoch: int, oldest_pinned: int | None) -> list[Run]:
-        """Free every limbo batch whose epoch is durable and older than any reader; returns the runs."""
-        released = self.leave_limbo(durable_epoch, oldest_pinned)
+    def held_blocks(self, pins: Sequence[int]) -> int:
+        """How many of `limbo_blocks` wait for the readers of these epochs alone, ascending: the next checkpoint leaves them."""
+        return self._limbo.held_blocks(pins)
+
+    def release(self, durable_epoch: int, pins: Sequence[int]) -> list[Run]:
+        """Free what no superblock from `durable_epoch` on reaches, and no reader of the epochs `pins` (ascending); the runs."""
+        released = self.leave_limbo(durable_epoch, pins)
         self.hand_over(released)
         return released
 
-    def leave_limbo(self, durable_epoch: int, oldest_pinned: int | None) -> list[Run]:
-        """The runs that `release` would free, taken out of limbo but not free yet: the caller hands them over."""
-        released: list[Run] = []
-        while self._limbo:
-            epoch, runs = self._limbo[0]
-            if epoch > durable_epoch or (oldest_pinned is not None and oldest_pinned <= epoch):
-                break
-            self._limbo.popleft()
-            released += runs
-        return released
+    def leave_limbo(self, durable_epoch: int, pins: Sequence[int]) -> list[Run]:
+        """The runs that `release` would free, in no order, taken out of limbo but not free yet: the caller hands them over."""
+        return self._limbo.leave(durable_epoch, pins)
 
     def hand_over(self, runs: Iterable[Run]) -> None:
         """Free what `leave_limbo` or `borrow` gave."""
@@ -250,8 +249,10 @@ class Allocator:
     def take_changes(self) -> tuple[list[Run], list[Run]]:
         """(allocated, freed) since the last call, each merged and in order: what the tree of free extents has to learn,
         the allocated ones first."""
-        changes = merge_runs(self._allocated), merge_runs(self._freed + self._grown)
-        self._sealing += merge_runs(self._freed)
+        freed = merge_deaths(self._freed)
+        changes = merge_runs(self._allocated), merge_runs([run[:2] for run in freed] + self._grown)
+        for start, blocks, birth in freed:
+            self._sealing.setdefault(birth, []).append((start, blocks))
         self._allocated, self._freed, self._grown = [], [], []
         return changes
 
@@ -285,6 +286,18 @@ def merge_runs(runs: Iterable[Run]) -> list[Run]:
                 continue
         merged.append((start, blocks))
     return merged
+
+
+def merge_deaths(deaths: Iterable[Death]) -> list[Death]:
+    """By birth, those of one birth as `merge_runs` gives them."""
+    return [
+        (start, blocks, birth)
+        for birth, group in groupby(sorted(deaths, key=_birth), key=_birth)
+        for start, blocks in merge_runs((start, blocks) for start, blocks, _ in group)
+    ]
+
+
+_birth = itemgetter(2)
 
 
 def _must_not_overlap(holds: bool, start: int, blocks: int) -> None:

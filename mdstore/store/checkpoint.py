@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from journal import JournalError, JournalFull
 from mdstore.errors import NoSpace, StoreClosed
 from mdstore.store import ahead, exiting, log, superblock
+from mdstore.store.allocator import merge_runs
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import freeze
 from mdstore.store.uninterrupted import join, uninterrupted
@@ -133,6 +134,7 @@ class Checkpointer:
             forget_staged()
             store.superblock = frozen
             released = store.leave_limbo()
+        released = merge_runs(released)
         self._trim_log(position)
         store.wiper.wipe(released)
         store.tables.space.forget(released)

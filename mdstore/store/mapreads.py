@@ -47,8 +47,8 @@ class MapReads(MapLookups):
     ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < stop in the order of the keys' bytes; `reverse`: the same range from its end.
 
-        The map as it was at the call: writers neither disturb it nor wait. Space that they free is not reused until the
-        iterator is exhausted or dropped.
+        The map as it was at the call: writers neither disturb it nor wait. What was there then and they
+        free is not reused until the iterator is exhausted or dropped.
         """
         first, end = bound("start", start), bound("stop", stop)
         tree = self._tree_for_range()

@@ -76,20 +76,21 @@ class LargeWrites:
         for attempt in range(CHECKPOINTS_FOR_ROOM + 1):
             # Interrupted half-way the blocks would be nobody's. The thread that cannot be takes the lock itself: waiting for it
             # with the lock held would keep readers waiting for two changes of threads, of 5 ms each beside busy ones.
-            runs, free, room = uninterrupted(lambda: self._reserve(blocks, mapped))
+            runs, free, room, hint = uninterrupted(lambda: self._reserve(blocks, mapped))
             if runs:
                 return runs
             if attempt < CHECKPOINTS_FOR_ROOM:
                 self._store.checkpointer.run()
-        kept = f"{max(0, room)} may be taken: of {free} that are free the rest is for the next checkpoint and the reserve"
+        kept = f"{max(0, room)} may be taken: of {free} that are free the rest is for the next checkpoint and the reserve{hint}"
         raise TransactionError(0, "write", NoSpace(f"{blocks} blocks are needed for the data, {kept}"))
 
-    def _reserve(self, blocks: int, mapped: list[Run]) -> tuple[list[Run], int, int]:
-        """(as many blocks, or none where there are too few; blocks free, blocks that may be taken)."""
+    def _reserve(self, blocks: int, mapped: list[Run]) -> tuple[list[Run], int, int, str]:
+        """(as many blocks, or none where there are too few; blocks free, blocks that may be taken; what would make room)."""
         store = self._store
         with store.lock:
             store.check_writable()
             free, room = store.tables.allocator.free_blocks, store.room.blocks()
             runs = store.tables.allocator.reserve(blocks) if blocks <= room else []
             mapped.extend(runs)
-        return runs, free, room
+            hint = "" if runs else store.room.hint()
+        return runs, free, room, hint

@@ -91,7 +91,7 @@ class Queries(ABC):
                 onode = self._find(collection, name, rev)
                 wanted = onode.size - offset if length is None else length
                 plan = data.ReadPlan(self.tables.space, onode, offset, wanted, f"object {object_name(name)!r}")
-                self._pins[pin] = self.superblock.epoch + 1
+                self._pins[pin] = self.tables.pager.generation
             content = plan.run()
         except (CorruptionError, DeviceFailed):
             self.check_usable()  # closed meanwhile, the blocks may be another's

@@ -54,8 +54,14 @@ class Room:
         needed += self.pending_blocks() + self._kept_back(only_frees=validator.only_frees)
         if needed <= allocator.free_blocks:
             return None
-        hint = "; what snapshots hold is not free: deleting one frees it" if has_snapshots else ""
-        return TransactionError(0, "space", NoSpace(f"{needed} blocks may be needed, {allocator.free_blocks} are free{hint}"))
+        found = f"{needed} blocks may be needed, {allocator.free_blocks} are free{self.hint()}"
+        return TransactionError(0, "space", NoSpace(found))
+
+    def hint(self) -> str:
+        """To end a refusal with: what would make room, where anything but removing would."""
+        hint = "; what snapshots hold is not free: deleting one frees it" if len(self._store.tables.space.snapshots) else ""
+        held = self._store.held_blocks()
+        return hint + (f"; open iterators, snapshots of maps and reads under way hold {held}: end them" if held else "")
 
     def blocks(self) -> int:
         """Blocks that may be taken without touching what the next checkpoint, and the reserve, will need."""

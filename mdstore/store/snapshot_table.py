@@ -16,15 +16,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 from typing import NamedTuple
 
 from mdstore.btree import Descriptor, Tree, key_size_max
 from mdstore.errors import AlreadyExists, CorruptionError, LimitExceeded, NotFound
 from mdstore.limits import SNAPSHOT_NAME_MAX
 from mdstore.store import superblock as superblock_module
-from mdstore.store.allocator import Allocator, merge_runs
+from mdstore.store.allocator import Allocator, merge_deaths
+from mdstore.store.limbo import Death
 from mdstore.store.operands import limited_name
 from mdstore.store.superblock import SLOT_SIZE, Superblock
 from mdstore.store.transaction import Name
@@ -39,8 +39,6 @@ assert _HEAD.size == 16
 
 RECORDS_DESCRIPTOR = Descriptor(-1, -4)
 DEAD_DESCRIPTOR = Descriptor(_DEAD_KEY.size, _DEAD.size)  # never embedded: see tables._settle
-
-Death = tuple[int, int, int]  # first block, blocks, epoch in which they were born
 
 
 class DeadRun(NamedTuple):
@@ -168,7 +166,7 @@ class SnapshotTable:
         self.dead.delete_many([_DEAD_KEY.pack(run.epoch, run.start) for run in batch[:limit]])
         for run in batch[:limit]:
             if run.birth > before:
-                allocator.free(run.start, run.blocks)
+                allocator.free(run.start, run.blocks, run.birth)
             else:
                 self.dead.put(_DEAD_KEY.pack(before, run.start), _DEAD.pack(run.blocks, run.birth))
         if len(batch) > limit:
@@ -201,13 +199,11 @@ class SnapshotTable:
     def bury(self, allocator: Allocator) -> bool:
         """Bring the tree of dead runs up to date with what died; True when something had."""
         died, self._died = self._died, []
-        died.sort(key=_birth)
-        for birth, group in groupby(died, key=_birth):
-            for start, blocks in merge_runs((start, blocks) for start, blocks, _ in group):
-                if birth > self.newest:
-                    allocator.free(start, blocks)
-                else:
-                    self.dead.put(_DEAD_KEY.pack(self.newest, start), _DEAD.pack(blocks, birth))
+        for start, blocks, birth in merge_deaths(died):
+            if birth > self.newest:
+                allocator.free(start, blocks, birth)
+            else:
+                self.dead.put(_DEAD_KEY.pack(self.newest, start), _DEAD.pack(blocks, birth))
         return bool(died)
 
     def dead_of(self, epoch: int) -> Iterator[DeadRun]:
@@ -224,9 +220,6 @@ class SnapshotTable:
         """Blocks that only this snapshot reaches: what deleting it would free. Cost: its dead runs."""
         before = self._before(kept.epoch)
         return sum(run.blocks for run in self.dead_of(kept.epoch) if run.birth > before)
-
-
-_birth = itemgetter(2)
 
 
 def decode_dead(key: bytes, value: bytes) -> DeadRun:

@@ -53,7 +53,7 @@ class Space:
     def died(self, start: int, blocks: int, birth: int) -> None:
         """The live state stopped reaching these blocks: free, unless a snapshot reaches them."""
         if birth > self.snapshots.newest:
-            self.allocator.free(start, blocks)
+            self.allocator.free(start, blocks, birth)
         else:
             self.snapshots.died(start, blocks, birth)
 

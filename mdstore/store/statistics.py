@@ -11,15 +11,17 @@ from mdstore.store.tables import Tables
 Numbers = dict[str, int | float]
 
 
-def of_space(tables: Tables, superblock: Superblock, pending_blocks: int) -> Numbers:
-    """Sizes in bytes. Free is what a checkpoint would leave: `pending_blocks` is what it would take."""
+def of_space(tables: Tables, superblock: Superblock, pending_blocks: int, held_blocks: int) -> Numbers:
+    """Sizes in bytes. Free is what a checkpoint would leave: `pending_blocks` is what it would take, and `held_blocks` what it
+    could not give back."""
     allocator, size = tables.allocator, superblock.block_size
-    free = max(0, allocator.free_blocks + allocator.limbo_blocks - pending_blocks)
+    free = max(0, allocator.free_blocks + allocator.limbo_blocks - held_blocks - pending_blocks)
     return {
         "size_bytes": superblock.blocks * size,
         "block_size": size,
         "free_bytes": free * size,
         "allocated_bytes": (superblock.blocks - free) * size,
+        "reader_held_bytes": held_blocks * size,
         "stored_bytes": tables.objects.stored_bytes,
         "objects": len(tables.objects),
         "fragmentation": allocator.fragmentation(),

@@ -5,7 +5,7 @@ Invariants
 2. A transaction is applied in memory first and logged in the same critical section; nothing of it reaches the trees on the
    medium before its entry is durable, because a checkpoint waits for the log before it writes the superblock.
 3. After the first failed write or flush `_failure` is set and every later call raises it until the image is reopened.
-4. Blocks that a reader found under `lock` are not reused while it runs: it pins the epoch, and limbo waits for it.
+4. Blocks that a reader found under `lock` are not reused while it runs: it pins the epoch, and limbo keeps what it reaches.
 
 5. Nothing is accepted once `closing` is set, under `lock`: the last checkpoint holds every change that was.
 
@@ -359,7 +359,7 @@ class Store(Queries):
         would be left after a checkpoint, so that what was just written counts, wherever it lies."""
         with self.lock:
             self.check_usable()
-            rows = statistics.of_space(self.tables, self.superblock, self.room.pending_blocks())
+            rows = statistics.of_space(self.tables, self.superblock, self.room.pending_blocks(), self.held_blocks())
             rows.update(statistics.of_log(self.journal))
             rows.update(statistics.of_cache(self.tables.pager))
             rows.update(
@@ -448,11 +448,15 @@ class Store(Queries):
 
     def leave_limbo(self) -> list[tuple[int, int]]:
         """Take out of limbo what no durable superblock and no reader reaches; the caller hands it over. Under `lock`."""
-        pinned = list(self._pins.values())
-        oldest = self.tables.pager.oldest_pinned_generation
-        if oldest is not None:
-            pinned.append(oldest)
-        return self.tables.allocator.leave_limbo(self.superblock.epoch, min(pinned, default=None))
+        return self.tables.allocator.leave_limbo(self.superblock.epoch, self._pinned_epochs())
+
+    def held_blocks(self) -> int:
+        """Blocks that were given up and that open readers alone keep from being free. Under `lock`."""
+        return self.tables.allocator.held_blocks(self._pinned_epochs())
+
+    def _pinned_epochs(self) -> list[int]:
+        """The epochs that readers began in, ascending: see mdstore/store/limbo.py."""
+        return sorted({*self._pins.values(), *self.tables.pager.pinned_generations})
 
 
 def _check_options(cache_bytes: int, dirty_bytes: int, onodes: int, wipe: Wipe) -> None:

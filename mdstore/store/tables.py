@@ -126,7 +126,7 @@ def load(
     )  # fmt: skip
     object_table.replaying = to_read_only
     for start, blocks in superblock.spare_runs:
-        allocator.free(start, blocks)  # in no tree and in no list of free space: the next checkpoint gives them back
+        allocator.free(start, blocks, pager.generation)  # listed as free nowhere: the next checkpoint gives them back
     return tables
 
 
@@ -256,10 +256,10 @@ def _settle(tables: Tables) -> list[Run]:
     new pages, and what is left over becomes spare runs of the superblock.
     """
     space, dead = tables.space, tables.space.snapshots.dead
-    runs = list(tables.spare_runs)
-    for start, blocks in runs:
-        tables.allocator.free(start, blocks)
-    runs = []
+    now = tables.pager.generation  # before it nothing reached what is spare, nor does anything now
+    runs: list[Run] = []
+    for start, blocks in tables.spare_runs:
+        tables.allocator.free(start, blocks, now)
     while True:
         for start, pages, birth in tables.pager.take_freed():
             space.died(start, pages, birth)
@@ -271,7 +271,7 @@ def _settle(tables: Tables) -> list[Run]:
             runs += tables.allocator.allocate(missing)
         elif excess > 0:
             for start, blocks in runs[-excess:]:
-                tables.allocator.free(start, blocks)
+                tables.allocator.free(start, blocks, now)
             del runs[-excess:]
         elif not changed:
             return runs

@@ -46,13 +46,31 @@ def test_refuses_more_than_there_is_and_changes_nothing() -> None:
 def test_freed_blocks_wait_for_the_superblock_that_no_longer_reaches_them() -> None:
     allocator = make((10, 10))
     allocator.allocate(10)
-    allocator.free(10, 4)
+    allocator.free(10, 4, 3)
     assert allocator.take_changes() == ([(10, 10)], [(10, 4)])
     allocator.seal_limbo(7)
-    assert allocator.release(6, None) == []
-    assert allocator.release(7, 7) == [], "a reader of epoch 7 may still look at them"
-    assert allocator.release(7, 8) == [(10, 4)]
+    assert allocator.release(6, []) == []
+    assert allocator.release(7, [2, 7, 8]) == [], "a reader of epoch 7 may still look at them"
+    assert (allocator.limbo_blocks, allocator.held_blocks([2, 7, 8])) == (4, 4)
+    assert allocator.held_blocks([2, 8]) == 0, "that reader has ended"
+    assert allocator.release(8, [2, 8]) == [(10, 4)], "what one of epoch 2 reaches was born by then, and they in 3"
+    assert allocator.limbo_blocks == 0
     assert allocator.extents() == [(10, 4)]
+
+
+def test_freed_blocks_of_several_births_are_told_to_the_tree_as_one_run() -> None:
+    allocator = make((0, 16))
+    allocator.allocate(16)
+    for start, birth in ((4, 2), (0, 1), (8, 1), (6, 2)):
+        allocator.free(start, 2 if birth == 2 else 4, birth)
+    assert allocator.take_changes() == ([(0, 16)], [(0, 12)])
+    allocator.seal_limbo(3)
+    assert merge_runs(allocator.release(3, [1])) == [(4, 4)]
+    assert merge_runs(allocator.release(4, [])) == [(0, 4), (8, 4)]
+    allocator.free(0, 4, 1)
+    allocator.free(2, 4, 2)
+    with pytest.raises(CorruptionError):
+        allocator.take_changes()
 
 
 def test_freeing_twice_is_damage_not_silence() -> None:
@@ -84,10 +102,10 @@ def test_agrees_with_a_set_of_blocks(steps: list[tuple[bool, int, int]], cursor:
                 used.append((start, length))
         elif used:
             run = used.pop(pick % len(used))
-            allocator.free(*run)
+            allocator.free(*run, epoch)
             allocator.take_changes()
             allocator.seal_limbo(epoch)
-            allocator.release(epoch, None)
+            allocator.release(epoch, [])
             free |= set(range(run[0], run[0] + run[1]))
         assert allocator.free_blocks == len(free)
         blocks_listed = {block for start, length in allocator.extents() for block in range(start, start + length)}
