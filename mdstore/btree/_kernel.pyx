@@ -91,6 +91,7 @@ cdef extern from "sync.h" nogil:
     int at_casp(void *p, void *expected, void *v)
     int rw_try_shared(uint64_t *w)
     void rw_lock_shared(uint64_t *w)
+    void rw_lock_shared_again(uint64_t *w)
     void rw_unlock_shared(uint64_t *w)
     void rw_unlock_shared_adding(uint64_t *w, int64_t amount)
     void rw_tally_add(uint64_t *w, int64_t amount)

@@ -168,7 +168,7 @@ def crc32c_blocks(data, Py_ssize_t block_size):
     cdef unsigned char *out
     if block_size <= 0:
         raise InvalidRequest(f"block size {block_size}")
-    count = (n + block_size - 1) // block_size
+    count = n // block_size + (n % block_size > 0)
     cdef bytes result = PyBytes_FromStringAndSize(NULL, 4 * count)
     if n:
         p = &view[0]
@@ -253,6 +253,14 @@ cdef uint64_t word(str what, object given) except? 0:
     number = whole(what, given)
     if not 0 <= number < 1 << 64:
         raise InvalidRequest(f"{what}: {number}, where 0 to 2**64 - 1 is wanted")
+    return number
+
+
+cdef int64_t signed_word(str what, object given) except? -1:
+    """A number that 64 bits hold with a sign; whether it may be below zero the caller says."""
+    number = whole(what, given)
+    if not -1 << 63 <= number < 1 << 63:
+        raise InvalidRequest(f"{what}: {number}, where a number below 2**63 is wanted")
     return number
 
 

@@ -51,6 +51,8 @@ cdef void descend_group(TreeCore *t, const uint8_t **keys, const int *sizes, int
     cdef Node *root = <Node *> at_getp(&t.root)
     cdef Node *kid
     cdef Node *last
+    if purpose == TO_PUT and at_get32(<int32_t *> &t.broken):
+        root = NULL
     for j in range(n):
         leaves[j] = root
     if root != NULL:
@@ -265,7 +267,7 @@ cdef int put_group(TreeCore *t, Work *w, int at, int n, Fault *f) noexcept nogil
 
 cdef int delete_batch(TreeCore *t, Work *w, Fault *f) noexcept nogil:
     cdef int at = 0, code = OK
-    cdef bint existed
+    cdef bint existed = False
     while at < w.n and code == OK:
         code = delete_key(t, w.key[at], w.klen[at], &existed, f)
         w.existed += existed

@@ -14,7 +14,7 @@ cdef class Pager:
 
     def __cinit__(self, device, *, page_size=16384, cache_bytes=64 << 20):
         page_size = whole("page_size", page_size)
-        cache_bytes = whole("cache_bytes", cache_bytes)
+        cache_bytes = signed_word("cache_bytes", cache_bytes)
         if not 256 <= page_size <= PAGE_MAX or page_size & page_size - 1:
             raise InvalidRequest(f"page_size {page_size}: a power of two from 256 to 65536")
         if cache_bytes < 0:
@@ -83,10 +83,11 @@ cdef class Pager:
         return at_get64(&self.core.cache_bytes)
 
     @cache_bytes.setter
-    def cache_bytes(self, Py_ssize_t value):
-        if value < 0:
+    def cache_bytes(self, value):
+        cdef int64_t size = signed_word("cache_bytes", value)
+        if size < 0:
             raise InvalidRequest(f"cache_bytes {value}: 0 or more")
-        at_set64(&self.core.cache_bytes, value)
+        at_set64(&self.core.cache_bytes, size)
         with nogil:
             make_room(&self.core)
 
@@ -126,11 +127,12 @@ cdef class Pager:
     def refs(self, Tree tree):
         cdef TreeCore *t = tree.open_core() if tree is not None else NULL
         cdef Hold held = tree.held if tree is not None else None, before
+        cdef Tree last
         if t != NULL and (t.p != &self.core or t.s.key_size != 8 or t.s.comparator != CMP_U64_BE or t.s.fixed_value != 4):
             raise InvalidRequest("the tree of shared pages is one of this pager with REFS_DESCRIPTOR")
         with nogil:
             rw_lock_exclusive(&self.core.rw)
-        before = self._refs_held
+        before, last = self._refs_held, self._refs  # which are not let go of with the lock held
         self._refs = tree
         self._refs_held = held
         self.core.refs = t
@@ -148,12 +150,13 @@ cdef class Pager:
         else:
             del self._pins[generation]
 
-    def write_sealed(self, Py_ssize_t max_bytes=-1):
+    def write_sealed(self, max_bytes=-1):
         """Write sealed pages in address order, until `max_bytes` are written; the bytes written. Not durable before a flush. One thread
         at a time: another waits, and writes what is left then, so that on return without a bound everything sealed before the call
         is written, whoever wrote it. Cost: each sealed page once, neighbours in one write of up to 1 MiB."""
+        cdef int64_t most = signed_word("max_bytes", max_bytes)
         with self._writing:
-            return self.write_queue(max_bytes)
+            return self.write_queue(most)
 
     cdef int64_t write_queue(self, int64_t max_bytes) except -1:
         cdef PagerCore *p = &self.core
@@ -212,11 +215,17 @@ cdef class Pager:
         cdef PagerCore *p = &self.core
         cdef uint64_t *freed
         cdef int64_t n, i
+        cdef uint64_t *fresh = NULL
+        cdef int64_t cap = 0
         spin_lock(&p.spin)
+        if words_room(&fresh, 0, &cap, 3 * p.freed_promised) != OK:
+            spin_unlock(&p.spin)
+            raise MemoryError("freed pages")
         freed = p.freed
         n = p.freed_n
-        p.freed = NULL
-        p.freed_n = p.freed_cap = 0
+        p.freed = fresh
+        p.freed_n = 0
+        p.freed_cap = cap
         spin_unlock(&p.spin)
         try:
             return [(freed[3 * i], freed[3 * i + 1], freed[3 * i + 2]) for i in range(n)]
@@ -277,7 +286,7 @@ cdef TreeCore *core_new(Pager pager, bint live) except NULL:
 
 cdef void core_free(TreeCore *t) noexcept nogil:
     """Unlink and free. Waits for the eviction hand, so the interpreter lock must not be held."""
-    rw_lock_shared(&t.p.rw)
+    rw_lock_shared_again(&t.p.rw)
     if t.live and t.root != NULL:
         forget_dirty(t, t.root)  # no seal will write it; views may hold some
     spin_lock(&t.p.spin)
@@ -299,11 +308,12 @@ cdef void core_view(TreeCore *t, TreeCore *v) noexcept nogil:
     v.s = t.s
     v.tree_id = t.tree_id
     v.level = t.level
-    v.paged = t.paged and (t.root == NULL or at_get8(&t.root.state) == CLEAN or at_get8(&t.root.state) == SEALED)
+    cdef Node *root = <Node *> at_getp(&t.root)  # of a view another reader may fill it in
+    v.paged = t.paged and (root == NULL or at_get8(&root.state) == CLEAN or at_get8(&root.state) == SEALED)
     rw_tally_add(&v.rw, records_of(t))
     memcpy(v.ref, t.ref, REF_MAX)
-    v.root = <Node *> at_getp(&t.root)
-    if v.root != NULL:
+    v.root = root
+    if root != NULL:
         at_add32(&v.root.refs, 1)
 
 

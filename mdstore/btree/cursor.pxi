@@ -49,7 +49,7 @@ cdef int cursor_down(Cursor *c, Node *n, int d, const uint8_t *key, int klen, Fa
         if n.level == 0:
             return OK
         if d + 1 >= HEIGHT_MAX:
-            return too_high(c.t, n, f)
+            return too_high(c.t, n, HEIGHT_MAX - 1, f)
         if key != NULL:
             c.at[d] = index_find(&c.t.s, page_of(n), n.cap, key, klen)
         else:

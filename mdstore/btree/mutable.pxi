@@ -70,7 +70,10 @@ cdef class Tree(TreeView):
             root_refused(ld64(p + 16), &fault)
         blob = ld32(p + 12)
         tree = cls.__new__(cls)
-        tree.start(pager, found if expect is None else expect, ld64(p + 16))
+        try:
+            tree.start(pager, found if expect is None else expect, ld64(p + 16))
+        except LimitExceeded as error:
+            raise UnsupportedFormat(f"tree {ld64(p + 16)} in pages of {pager.page_size} bytes: {error}") from None
         t = tree.core
         rw_tally_add(&t.rw, <int64_t> ld64(p + ROOT_RECORDS))
         t.level = p[3]
@@ -198,7 +201,7 @@ cdef class Tree(TreeView):
             raised(&fault)
         return existed
 
-    def write(self, key, Py_ssize_t offset, data):
+    def write(self, key, offset, data):
         """Overwrite bytes of a value from `offset`, growing it (a gap reads as zeros), but where `data` is empty: that changes nothing,
         and grows nothing. The key must be there, else NotFound.
         Cost: of a spilled value the pages written, the index pages above them (both read where they are only changed in part), and the
@@ -211,23 +214,24 @@ cdef class Tree(TreeView):
         cdef const uint8_t *dp = <uint8_t *> PyBytes_AS_STRING(d)
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
         cdef int64_t n = PyBytes_GET_SIZE(d), most = value_most(&t.s), length = 0
+        cdef int64_t first = signed_word("offset", offset)
         cdef bint done = False
         cdef Fault fault
-        if offset < 0 or t.s.duplicates:
-            raise InvalidRequest(f"write at {offset}" if offset < 0 else "values of a tree with duplicates have no ranges")
+        if first < 0 or t.s.duplicates:
+            raise InvalidRequest(f"write at {offset}" if first < 0 else "values of a tree with duplicates have no ranges")
         if n == 0:
             if self.find(key, True, None) is None:
                 raise NotFound("key", key)
             return
-        if offset > <int64_t> 1 << 62:  # so that no sum overflows
+        if first > <int64_t> 1 << 62:  # so that no sum overflows
             raise LimitExceeded("VALUE_SIZE_MAX", offset, most)
         memset(&fault, 0, sizeof(Fault))
         with nogil:
             code = lock_to_change(t, kp, klen, &fault)
             if code == OK:
-                code = write_part(t, kp, klen, offset, dp, n, most, &done, &fault)
+                code = write_part(t, kp, klen, first, dp, n, most, &done, &fault)
             if code == OK and not done:
-                code = write_whole(t, kp, klen, offset, dp, n, most, &length, &fault)
+                code = write_whole(t, kp, klen, first, dp, n, most, &length, &fault)
             unlock_tree(t)
             make_room(t.p)
         if code != OK:
@@ -341,14 +345,17 @@ cdef class Tree(TreeView):
 
     def bulk_load(self, items):
         """Fill an empty tree from ascending records: insertions at the right edge leave full leaves behind. InvalidRequest:
-        the tree is not empty, or the records do not ascend (it is empty again then). Cost: reads none, and makes each
-        page once."""
+        the tree is not empty, or the records do not ascend (it is empty again then; where even that takes memory that is not
+        there, a note on the error says so). Cost: reads none, and makes each page once."""
         if len(self):
             raise InvalidRequest("bulk_load fills an empty tree")
         try:
             change_many(self, ascending(self, items), True)
-        except BaseException:
-            self.clear()
+        except BaseException as error:
+            try:
+                self.clear()
+            except (MemoryError, MdstoreError) as other:
+                error.add_note(f"the records before it are still in the tree: clear it ({other!r})")
             raise
 
     def clone(self):
@@ -374,6 +381,7 @@ cdef class Tree(TreeView):
                 copy._blob_dirty = self._blob_dirty
                 copy._root = None if copy.core.is_dirty else self._root
             unlock_tree(t)
+            make_room(t.p)
         in_between("clone")
         if code != OK:
             raised(&fault)
@@ -385,9 +393,9 @@ cdef class Tree(TreeView):
         written before `Pager.write_sealed`."""
         return seal_tree(self, allocate)
 
-    def seal_leaves(self, allocate, Py_ssize_t start, Py_ssize_t pages):
+    def seal_leaves(self, allocate, start, pages):
         """Do a part of the next seal ahead of it. Cost: reads none, asks for at most `pages` (of each copy)."""
-        return seal_ahead(self, allocate, start, pages)
+        return seal_ahead(self, allocate, signed_word("start", start), signed_word("pages", pages))
 
     def root(self):
         """The root record of the last seal. Cost: no page."""

@@ -134,6 +134,7 @@ cdef struct PagerCore:
     uint64_t *freed      # triples
     int64_t freed_n
     int64_t freed_cap
+    int64_t freed_promised  # runs that changes under way may add
     TreeCore *refs       # the tree of shared addresses
 
 cdef struct TreeCore:
@@ -330,17 +331,26 @@ cdef void node_decref(PagerCore *p, Node *n) noexcept nogil:
 
 
 cdef int freed_reserve(PagerCore *p, int64_t runs) noexcept nogil:
-    """Room for so many more freed runs."""
+    """Promise room for so many more freed runs, until `freed_settle`: what the counting of shared pages frees meanwhile, or another
+    thread, does not take it."""
     cdef int code
     spin_lock(&p.spin)
-    code = words_room(&p.freed, 3 * p.freed_n, &p.freed_cap, 3 * runs)
+    code = words_room(&p.freed, 3 * (p.freed_n + p.freed_promised), &p.freed_cap, 3 * runs)
+    if code == OK:
+        p.freed_promised += runs
     spin_unlock(&p.spin)
     return code
 
 
+cdef void freed_settle(PagerCore *p, int64_t runs) noexcept nogil:
+    """The runs that were promised room are there, or will not be."""
+    spin_lock(&p.spin)
+    p.freed_promised -= runs
+    spin_unlock(&p.spin)
+
+
 cdef void freed_add(PagerCore *p, uint64_t address, uint64_t pages, uint64_t generation) noexcept nogil:
-    """Remember a freed run. Without memory (another thread took the room that was reserved) the run is leaked until the next check
-    of free space, never reused early."""
+    """Remember a freed run, for which there is room (`freed_reserve`)."""
     cdef uint64_t *last
     spin_lock(&p.spin)
     if p.freed_n:
@@ -349,9 +359,6 @@ cdef void freed_add(PagerCore *p, uint64_t address, uint64_t pages, uint64_t gen
             last[1] += pages
             spin_unlock(&p.spin)
             return
-    if words_room(&p.freed, 3 * p.freed_n, &p.freed_cap, 3) != OK:
-        spin_unlock(&p.spin)
-        return
     last = p.freed + 3 * p.freed_n
     last[0] = address
     last[1] = pages

@@ -11,6 +11,7 @@ cdef int own(TreeCore *t, Node **slot, const uint8_t *ref, Fault *f) noexcept no
     if state == EMBEDDED and at_get32(&n.refs) == 1:
         node_state(t.p, n, DIRTY)
         t.dirty_nodes += 1
+        at_set32(<int32_t *> &t.is_dirty, 1)  # the page counts as dirty, whatever comes of the change
         return OK
     c = node_copy(&t.s, t.p, n, n.cap)
     if c == NULL:
@@ -81,7 +82,7 @@ cdef int own_path(TreeCore *t, const uint8_t *key, int klen, Path *path, Fault *
     n = t.root
     while n.level:
         if d + 2 >= HEIGHT_MAX:
-            return too_high(t, n, f)
+            return too_high(t, n, HEIGHT_MAX - 1, f)
         i = index_find(&t.s, page_of(n), n.cap, key, klen) if key != NULL else 0
         path.node[d] = n
         path.pos[d] = i

@@ -190,12 +190,12 @@ cdef int page_verify(TreeCore *t, const uint8_t *page, const uint8_t *ref, int l
     return OK if records == ref_records(s, ref) else refuse(f, "records below", -1, -1, NULL, ref_records(s, ref), records)
 
 
-cdef int too_high(TreeCore *t, Node *n, Fault *f) noexcept nogil:
+cdef int too_high(TreeCore *t, Node *n, int bound, Fault *f) noexcept nogil:
     """Levels fall by one from reference to page, so that no tree has more of them than its root states."""
     f.address = n.address
     f.tree_id = t.tree_id
     f.level = n.level
-    return refuse(f, "tree height", -1, -1, "below", HEIGHT_MAX - 1, at_get32(<int32_t *> &t.level))
+    return refuse(f, "tree height", -1, -1, "below", bound, at_get32(<int32_t *> &t.level))
 
 
 cdef Node *sealed_node(TreeCore *t, const uint8_t *ref, int level) noexcept nogil:

@@ -50,6 +50,7 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
     plan.addresses = grown
     if freed_reserve(plan.t.p, wanted) != OK:  # so that those not used can be given back
         raise MemoryError()
+    plan.promised += wanted
     runs = allocate(wanted)
     try:
         pairs = [(first, pages) for first, pages in runs]
@@ -64,9 +65,10 @@ cdef int take_addresses(Plan *plan, object allocate, int64_t wanted) except -1:
         for i in range(<int64_t> count):
             plan.addresses[n] = address + <uint64_t> i
             n += 1
-        know_pages(plan.t.p, address + count)
     if n != wanted:
         raise InvalidRequest(f"allocate gave pages for {n - plan.given} of {wanted - plan.given}")
+    for i in range(plan.given, n):
+        know_pages(plan.t.p, plan.addresses[i] + 1)
     plan.given = n
     return 0
 
@@ -111,6 +113,7 @@ cdef bytes seal_tree(Tree tree, object allocate):
     finally:
         for i in range(used, plan.given):  # what was not needed, or the seal did not come to use
             freed_add(t.p, plan.addresses[i], 1, t.p.generation)
+        freed_settle(t.p, plan.promised)
         free(plan.addresses)
 
 
@@ -142,4 +145,5 @@ cdef object seal_ahead(Tree tree, object allocate, int64_t start, int64_t pages)
             for i in range(plan.next_page, plan.total):
                 if k * plan.total + i < plan.given:
                     freed_add(t.p, plan.addresses[k * plan.total + i], 1, t.p.generation)
+        freed_settle(t.p, plan.promised)
         free(plan.addresses)

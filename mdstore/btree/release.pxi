@@ -175,14 +175,17 @@ cdef int release_commit(Release *r, Fault *f) noexcept nogil:
     if code == OK:
         for i in range(0, r.runs_n, 3):
             freed_add(r.t.p, r.runs[i], r.runs[i + 1], r.runs[i + 2])
+        freed_settle(r.t.p, r.runs_n / 3)
         at_set32(<int32_t *> &r.t.is_dirty, 1)
         return OK
+    freed_settle(r.t.p, r.runs_n / 3)
     memset(&undo, 0, sizeof(Fault))
     while done and not r.t.broken:
         done -= 1
         if extra_add(r.refs, r.gains[done] if done < r.gains_n else r.losses[done - r.gains_n],
                      -1 if done < r.gains_n else 1, &undo) != OK:
-            r.t.broken = r.refs.broken = 1
+            at_set32(<int32_t *> &r.t.broken, 1)
+            at_set32(<int32_t *> &r.refs.broken, 1)
             fault_forget(&undo)
     return code
 

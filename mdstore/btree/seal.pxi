@@ -16,6 +16,7 @@ cdef struct Plan:
     TreeCore *t
     uint64_t *addresses  # copies * total
     int64_t given        # how many the owner gave
+    int64_t promised     # runs that there is room to give back for
     int64_t total        # pages of one copy
     uint64_t generation  # of all its pages
     int64_t next_page

@@ -177,6 +177,8 @@ cdef int reserve(TreeCore *t, Path *path, int need, Fault *f) noexcept nogil:
     while d > 0 and page_free(page_of(path.node[d - 1])) < need:
         need = 2 * t.s.key_max + t.s.ref_size + 8  # a separator made longer, and a new one
         d -= 1
+    if d == 0 and t.level >= HEIGHT_MAX - 2:  # no room in a path for the level that a new root may make
+        return too_high(t, path.node[0], HEIGHT_MAX - 2, f)
     level = path.depth - d  # of the highest page that splits; where that is the root, a new root is above it
     level += d == 0
     cells = node_count(path.node[path.depth]) + (sibling_cells(path) if path.depth else 0)

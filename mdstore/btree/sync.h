@@ -115,6 +115,14 @@ static inline void rw_lock_shared(uint64_t *w)
     for (unsigned round = 0; !rw_try_shared(w); round++)
         sync_pause(round);
 }
+/* The same for who may hold it shared already (a collection of garbage comes anywhere): a writer that only waits is not waited for. */
+static inline void rw_lock_shared_again(uint64_t *w)
+{
+    for (unsigned round = 0; __atomic_fetch_add(w, 1, __ATOMIC_ACQUIRE) & RW_WRITER; round++) {
+        __atomic_fetch_sub(w, 1, __ATOMIC_RELAXED);
+        sync_pause(round);
+    }
+}
 static inline void rw_unlock_shared(uint64_t *w) { __atomic_fetch_sub(w, 1, __ATOMIC_RELEASE); }
 /* Let go and add to the tally at once: one locked instruction, where each costs a point write 10 ns. */
 static inline void rw_unlock_shared_adding(uint64_t *w, int64_t amount)

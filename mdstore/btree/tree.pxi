@@ -151,8 +151,9 @@ cdef int put_slow(TreeCore *t, const uint8_t *key, int klen, const uint8_t *valu
 
 
 cdef inline Node *owned_leaf(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
-    """The leaf of a key where the tree may change it and everything above it as it is, and nothing in it has spilled; else NULL."""
-    cdef Node *n = <Node *> at_getp(&t.root)
+    """The leaf of a key where the tree may change it and everything above it as it is, and nothing in it has spilled; else NULL. A
+    broken tree has none: `lock_to_change` refuses."""
+    cdef Node *n = <Node *> at_getp(&t.root) if not at_get32(<int32_t *> &t.broken) else NULL
     while n != NULL and at_get8(&n.state) == DIRTY and at_get32(&n.refs) == 1:
         if n.level == 0:
             return n if n.spilled == 0 else NULL
@@ -333,7 +334,10 @@ cdef void mend_at(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
 
 
 cdef int delete_range_slow(TreeCore *t, Range *g, int64_t *records, Fault *f) noexcept nogil:
+    """Remove a range with the tree's lock held exclusively. One without records dirties nothing."""
     cdef Release r
+    cdef Node *root
+    cdef int64_t there = 0
     cdef int code
     records[0] = 0
     if g.start != NULL and g.stop != NULL and compare(&t.s, g.start, g.start_len, g.stop, g.stop_len) >= 0:
@@ -343,6 +347,11 @@ cdef int delete_range_slow(TreeCore *t, Range *g, int64_t *records, Fault *f) no
     if g.start == NULL and g.stop == NULL:
         records[0] = records_of(t)
         return clear_slow(t, f)
+    code = root_of(t, &root, f)
+    if code == OK:
+        code = count_range(t, root, g.start, g.start_len, g.stop, g.stop_len, &there, f)
+    if code != OK or there == 0:
+        return code
     code = own_root(t, f)
     r.t = t
     if code == OK:

@@ -127,7 +127,7 @@ cdef class TreeView:
         value = self.find(key, False, None)
         return [] if value is None else [value]
 
-    def read(self, key, Py_ssize_t offset=0, Py_ssize_t length=-1):
+    def read(self, key, offset=0, length=-1):
         """Bytes of a value from `offset` (to its end where `length` is -1, or `length` of them), short at the end; None where there is
         no such key. InvalidRequest: another number below zero. Cost: as `get`, but of a spilled value only the pages that hold the
         range."""
@@ -136,16 +136,17 @@ cdef class TreeView:
         cdef TreeCore *t = self.core
         cdef const uint8_t *p = <uint8_t *> PyBytes_AS_STRING(k)
         cdef int klen = <int> PyBytes_GET_SIZE(k), code
+        cdef int64_t first = signed_word("offset", offset), size = signed_word("length", length)
         cdef Out out
         cdef Fault fault
-        if offset < 0 or length < -1 or t.s.duplicates:
-            raise InvalidRequest("values of a tree with duplicates have no ranges" if offset >= 0 and length >= -1
+        if first < 0 or size < -1 or t.s.duplicates:
+            raise InvalidRequest("values of a tree with duplicates have no ranges" if first >= 0 and size >= -1
                                  else f"read of {length} bytes from {offset}")
-        if length < 0:
-            length = 1 << 62
+        if size < 0:
+            size = 1 << 62
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            code = read_part(t, p, klen, offset, length, &out, &fault)
+            code = read_part(t, p, klen, first, size, &out, &fault)
         if code == E_ASIDE:
             return self.view().read(key, offset, length)
         if code != OK:

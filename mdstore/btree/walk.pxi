@@ -292,8 +292,13 @@ cdef class PageWalk:
         with nogil:
             code = walk_kid(t, n, i, addresses, &kid, &fault)
             make_room(t.p)
-        for k in range(t.s.copies if addresses[0] != NO_ADDRESS else 0):
-            self.ready.append((addresses[k], 1, n.level - 1))
+        try:
+            for k in range(t.s.copies if addresses[0] != NO_ADDRESS else 0):
+                self.ready.append((addresses[k], 1, n.level - 1))
+        except MemoryError:
+            if kid != NULL:
+                node_decref(t.p, kid)
+            raise
         if code != OK:
             raised(&fault)
         return self.push(kid) if kid != NULL else 0

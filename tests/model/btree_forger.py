@@ -126,6 +126,30 @@ class Forger:
         return Tree.open(self.world.pager, bytes(self.root))
 
 
+def tower(level: int) -> Tree:
+    """A tree of that level in pages of 256 bytes, whose pages on the way to the first leaf are all full."""
+    world = World(1)
+    cells = [(b"a%02d" % n, struct.pack("<H", 20) + b"v" * 20) for n in range(0, 12, 2)]
+    records = len(cells)
+    reference_ = b""
+    for height in range(level + 1):
+        if height:
+            cells = [(b"", reference_), *((b"z%04d" % n, struct.pack("<QIQQ", 0, 0, 1, 1)) for n in range(4))]
+            records += 4
+        page = bytearray(256)
+        heap = len(page)
+        for slot, (name, rest) in enumerate(cells):
+            heap -= len(name + rest)
+            page[heap : heap + len(name + rest)] = name + rest
+            struct.pack_into("<4sHH", page, PAGE_HEADER_SIZE + 8 * slot, name[:4].ljust(4, b"\0")[::-1], heap, len(name))
+        struct.pack_into("<IQQBBHI", page, 4, 0x3174626D, 7, 1, height, 2 if height else 1, len(cells), heap)
+        set32(page, 0, reference.crc32c(bytes(page[4:])))
+        world.device.image += page
+        reference_ = struct.pack("<Q4sQQ", height + 1, page[:4], 1, records)
+    world.device.image[:0] = bytes(256)  # no page has address 0
+    return Tree.open(world.pager, struct.pack("<BBBBhHiIQQ", 2, 2 | 1 << 2, 1, level, -2, 0, -4, 0, 7, records) + reference_)
+
+
 def plain() -> Forger:
     """Keys of one prefix, so that slot heads skip it."""
     forger = Forger()

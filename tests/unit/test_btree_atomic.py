@@ -5,14 +5,15 @@ Each case runs one operation on a fresh world, again and again, with a failure o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from mdstore.btree import REFS_DESCRIPTOR, Descriptor, Tree
+from mdstore.btree import REFS_DESCRIPTOR, Descriptor, PackedPairs, Tree
 from mdstore.btree._kernel import fail_memory
 from mdstore.errors import CorruptionError, DeviceFailed, InvalidRequest, StoreClosed
-from tests.model.btree_world import MemoryPages, World
+from tests.model.btree_world import MemoryPages, World, new_tree
 
 Contents = dict[bytes, bytes]
 
@@ -286,3 +287,118 @@ def test_a_seal_whose_allocator_fails_keeps_no_page() -> None:
     with pytest.raises(InvalidRequest):
         scene.tree.seal(refuse)
     scene.sound(scene.model)
+
+
+# -- what a change gives up, where memory fails behind its last allocation that may ------------------------------------
+class Counted:
+    """Trees that share pages, `freed` of them given up: the next change counts shared pages, and frees some of the counts."""
+
+    def __init__(self, freed: int) -> None:
+        self.world = world = World(3)
+        world.pager.refs = Tree(world.pager, REFS_DESCRIPTOR, 1)
+        trees = [new_tree(world, 2), new_tree(world, 3)]
+        for tree in trees:
+            tree.update((b"%04d" % n, b"x" * 40) for n in range(400))
+            world.seal(tree)
+        trees.append(trees[0].clone())
+        for n in range(0, 400, 9):
+            trees[0].put(b"%04d" % n, b"z" * 40)
+        roots = [world.seal(tree) for tree in (*trees, world.pager.refs)]
+        world.write()
+        world.drain_freed()
+        self.trees = [Tree.open(world.pager, root) for root in roots]
+        world.pager.refs = self.trees[3]
+        for n in range(freed):
+            self.trees[1].put(b"%04d" % (5 * n), b"q" * 40)
+
+    def lost(self) -> set[int]:
+        for tree in (*self.trees, self.trees[3]):
+            tree.seal(self.world.allocate)
+        self.world.write()
+        self.world.drain_freed()
+        return self.world.held - self.world.reached(*self.trees)
+
+
+@pytest.mark.parametrize("freed", [9, 13])
+def test_no_freed_page_is_forgotten_where_memory_fails_while_shared_pages_are_counted(freed: int) -> None:
+    """The counting frees pages too, and took the room that the change had for its own, which were never free again."""
+    for step in range(300):
+        scene = Counted(freed)
+        fail_memory(step, 1)
+        with contextlib.suppress(MemoryError):
+            scene.trees[0].delete_range(b"0050", b"0350")
+        failed = fail_memory(-1)
+        assert scene.lost() == set(), f"allocation {step}"
+        if not failed:
+            return
+    raise AssertionError("it never got by without a failure")
+
+
+def test_a_tree_that_is_stopped_takes_no_change_in_its_place_either() -> None:
+    """Where its pages could be changed as they lie no one asked whether it was; no seal would ever have written those changes."""
+    for step in range(300):
+        scene = Counted(9)
+        tree = scene.trees[0]
+        tree.put(b"0000", b"dirty")
+        fail_memory(step, 10**9)
+        with contextlib.suppress(MemoryError, StoreClosed):
+            tree.delete_range(b"0050", b"0250")
+        fail_memory(-1)
+        try:
+            tree.delete_range(b"0050", b"0051")
+        except StoreClosed:
+            break
+    else:
+        raise AssertionError("it was never stopped")
+    before = dict(tree.items())
+    for change in (lambda: tree.put(b"0000", b"other"), lambda: tree.update({b"0000": b"other"}), lambda: tree.delete(b"0000"),
+                   lambda: tree.delete_many([b"0000"]), lambda: tree.update(PackedPairs([(b"0000", b"other")]))):  # fmt: skip
+        with pytest.raises(StoreClosed):
+            change()
+    assert dict(tree.items()) == before
+
+
+def test_room_for_freed_pages_is_kept_though_what_was_freed_is_taken_meanwhile() -> None:
+    """An owner takes what was freed while a seal asks for addresses: what the seal does not need comes back without memory."""
+    world = World(1)
+    tree = new_tree(world)
+    tree.update((b"%04d" % n, b"x" * 40) for n in range(40))
+    given: list[int] = []
+
+    def allocate(pages: int) -> list[tuple[int, int]]:
+        runs = world.allocate(pages)
+        given.append(pages)
+        world.drain_freed()
+        if len(given) == 1:
+            tree.clear()  # so that they are too many
+            fail_memory(0, 10**9)
+        return runs
+
+    with contextlib.suppress(MemoryError):
+        tree.seal(allocate)
+    fail_memory(-1)
+    world.drain_freed()
+    assert given == [given[0]]
+    assert world.held == world.reached(tree)
+
+
+def test_an_embedded_tree_whose_put_failed_is_sealed_as_what_it_is() -> None:
+    """Its root counted as dirty for ever, since nothing said that the tree was."""
+    world = World(1)
+    tree = new_tree(world, embed_limit=150)
+    tree.put(b"a", b"x" * 20)
+    tree = Tree.open(world.pager, world.seal(tree))
+    steps = 0
+    while True:
+        fail_memory(steps, 1)
+        try:
+            tree.put(b"b", b"y" * 70)
+        except MemoryError:
+            steps += 1
+        if fail_memory(-1) == 0:
+            break
+        assert tree.is_dirty == (world.pager.dirty_bytes > 0)
+        world.seal(tree)
+        assert world.pager.dirty_bytes == 0
+        assert list(tree.items()) == [(b"a", b"x" * 20)]
+    assert steps > 0

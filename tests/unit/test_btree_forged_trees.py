@@ -36,6 +36,7 @@ from tests.model.btree_forger import (
     spill_at,
     spilled_slot,
     spilling,
+    tower,
     twice,
     u16,
     undated,
@@ -260,7 +261,7 @@ def unread_leaf(address: int, copies: int = 1) -> tuple[Forger, int]:
 @pytest.mark.parametrize("copies", [1, 2])
 def test_an_address_that_no_device_has_is_not_given_up_though_no_one_reads_it(address: int, copies: int) -> None:
     """Dropping a subtree reads no leaf, and handed whatever the reference said to the owner, who would have freed that."""
-    for drop in (Tree.clear, lambda tree: tree.delete_range(b"name0001", b"name0039"), lambda tree: list(tree.pages())):
+    for drop in (Tree.clear, lambda tree: tree.delete_range(next(tree.keys()) + b"0"), lambda tree: list(tree.pages())):
         forger, _ = unread_leaf(address, copies)
         pager = forger.world.pager
         end = len(forger.world.device.image) // PAGE
@@ -424,3 +425,19 @@ def test_a_long_value_is_read_before_it_is_written() -> None:
     world.pager.write_sealed(1 << 20)
     assert 0 < world.device.size_bytes < len(value)
     assert tree.get(b"key") == dict(tree.items())[b"key"] == view.get(b"key") == value
+
+
+# -- heights -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("level", [36, 37, 38, 39])
+def test_no_tree_grows_higher_than_a_path(level: int) -> None:
+    """At level 38 the new root was put behind the end of the path, and what was reserved for it freed from there."""
+    tree = tower(level)
+    for n in range(1, 12, 2):
+        if level < 38:
+            tree.put(b"a%02d" % n, b"n" * 20)
+        else:
+            with pytest.raises(CorruptionError, match=r"tree height|root record"):
+                tree.put(b"a%02d" % n, b"n" * 20)
+    assert tree.height == level + 1 + (level < 38)
+    if level < 39:
+        assert tree.get(b"a02") == b"v" * 20

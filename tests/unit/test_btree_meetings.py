@@ -347,6 +347,31 @@ def test_who_changes_what_clones_share_waits_for_the_counts_of_shared_pages() ->
             assert (copy.check(), refs.check()) == ([], [])
 
 
+@pytest.mark.parametrize("made", [Tree.snapshot, Tree.items, Tree.cursor, Tree.pages,
+                                  lambda tree: Tree(tree.pager, tree.descriptor, 9)])  # fmt: skip
+def test_a_view_that_is_collected_under_the_lock_waits_for_no_one_who_waits_for_that(made: Callable[[Tree], object]) -> None:
+    """Garbage is collected anywhere, also in a read that a thread makes with the pager's lock held: that took the lock again, and
+    waited for who waited for this very thread."""
+    tree = one_leaf()
+    kept = [made(tree)]
+    places: list[str] = []
+
+    def hook(place: str) -> None:
+        places.append(place)
+        if len(places) == 1:  # who wants the lock alone waits for the one that this thread has
+            kept.clear()
+        if "pager shared" in held:
+            held.remove("pager shared")
+            hold(tree, "pager shared", b"", False)
+
+    held = ["pager shared"]
+    hold(tree, "pager shared", b"", True)
+    with meeting(hook):
+        hold(tree, "pager", b"", True)
+    hold(tree, "pager", b"", False)
+    assert places == ["wait"]
+
+
 def test_a_read_without_memory_for_its_result_keeps_no_lock() -> None:
     """Whoever had to take the lock alone would have waited for ever."""
     testcapi = pytest.importorskip("_testcapi")

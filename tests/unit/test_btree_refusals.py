@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mdstore.btree import Descriptor, PackedPairs, Pager, Tree, crc32c, key_size_max, read_blocks
-from mdstore.btree._kernel import bound_memory, crc32c_table
-from mdstore.errors import InvalidRequest, LimitExceeded, NotFound
+from mdstore.btree._kernel import bound_memory, crc32c_blocks, crc32c_table, fail_memory
+from mdstore.errors import CorruptionError, InvalidRequest, LimitExceeded, NotFound, UnsupportedFormat
 from mdstore.limits import GIB, VALUE_SIZE_MAX
 from tests.model.btree_world import World, new_tree
 
@@ -110,6 +110,44 @@ def test_bounds_that_hold_no_pages_are_refused(bounds: tuple[int, int]) -> None:
         with pytest.raises(TypeError, match=r"page_bounds: \(first, end\) is wanted"):
             pager.page_bounds = wrong
     assert pager.page_bounds == (0, 1 << 48)
+
+
+def test_addresses_of_an_allocate_that_was_refused_are_not_believed() -> None:
+    """Afterwards a damaged reference to a page that no device has was given up, and its address handed out as free."""
+    world = World(1)
+    damaged = new_tree(world)
+    damaged.update((b"%03d" % n, b"x" * 10) for n in range(5))
+    root = bytearray(world.seal(damaged))
+    world.write()
+    root[32:40] = (1 << 46).to_bytes(8, "little")
+    damaged = Tree.open(world.pager, bytes(root))
+    other = new_tree(world, 8)
+    other.update((b"%03d" % n, b"x" * 30) for n in range(100))
+    with pytest.raises(InvalidRequest, match="allocate gave pages for 1 of"):
+        other.seal(lambda pages: [(1 << 47, 1)])
+    with pytest.raises(CorruptionError, match="page address outside the device"):
+        damaged.clear()
+    assert world.pager.take_freed() == []
+
+
+@pytest.mark.parametrize("wrong", [1 << 63, -1 << 80])
+@pytest.mark.parametrize(("name", "said"), [
+    ("read from", "offset"), ("read length", "length"), ("write at", "offset"), ("seal_leaves from", "start"),
+    ("seal_leaves pages", "pages"), ("write_sealed", "max_bytes"), ("cache_bytes", "cache_bytes"),
+    ("a cache's bound", "cache_bytes"),
+])  # fmt: skip
+def test_what_no_signed_word_holds_is_refused_by_name(name: str, said: str, wrong: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"{said}: {wrong}, where a number below"):
+        NUMBERS[name](wrong)
+
+
+def test_a_tree_whose_keys_no_page_has_room_for_is_refused_as_a_format() -> None:
+    world = World(1, page_size=4096)
+    tree = new_tree(world, key_size=900)
+    tree.put(b"k" * 900, b"v")
+    root = world.seal(tree)
+    with pytest.raises(UnsupportedFormat, match="tree 7 in pages of 256 bytes"):
+        Tree.open(Pager(world.device, page_size=256), root)
 
 
 @pytest.mark.parametrize("huge", [1 << 31, 1 << 32, 1 << 63, 1 << 64, 1 << 80, -(1 << 40)])
@@ -254,6 +292,26 @@ def test_records_that_do_not_ascend_are_named_too() -> None:
         tree.bulk_load([(b"a", b""), (b"c", b""), (b"b", b"")])
 
 
+def test_a_bulk_load_that_can_take_nothing_out_again_says_so_and_why_it_failed() -> None:
+    tree = new_tree(World(1))
+
+    def records() -> Iterator[tuple[bytes, bytes]]:
+        yield from ((b"%04d" % n, b"x" * 30) for n in range(2000))
+        fail_memory(0, 1)
+        yield b"0000", b""
+
+    with pytest.raises(InvalidRequest, match="record 2000") as error:
+        tree.bulk_load(records())
+    assert fail_memory(-1) == 1
+    assert "still in the tree" in error.value.__notes__[0]
+    assert len(tree) > 0
+    tree.clear()
+    with pytest.raises(InvalidRequest, match="record 1:") as error:
+        tree.bulk_load([(b"b", b""), (b"a", b"")])
+    assert not hasattr(error.value, "__notes__")
+    assert len(tree) == 0
+
+
 def test_an_error_of_the_iterator_itself_is_left_as_it_is() -> None:
     def broken(error: Exception) -> Iterator[tuple[bytes, bytes]]:
         for n in range(1100):
@@ -286,3 +344,29 @@ def test_many_keys_of_any_buffer_are_deleted_alike_with_and_without_duplicates(d
     gone = range(100, 1124)
     assert records - len(tree) == len(gone) + (sum(n % 7 == 0 for n in gone) if duplicates else 0)
     assert tree.check() == []
+
+
+# -- nothing to remove ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("duplicates", [False, True])
+@pytest.mark.parametrize("remove", [
+    lambda tree: tree.delete_range(b"0500x", b"0501"), lambda tree: tree.delete_range(None, b"0000"),
+    lambda tree: tree.delete_range(b"0999x"), lambda tree: tree.delete_range(b"3", b"2"),
+    lambda tree: tree.delete(b"0500x"), lambda tree: tree.delete_many([b"0500x", b"x"]),
+    lambda tree: tree.delete_value(b"0500x", b""),
+])  # fmt: skip
+def test_removing_what_is_not_there_dirties_nothing(remove: Callable[[Tree], object], duplicates: bool) -> None:
+    world = World(1)
+    tree = new_tree(world, duplicates=duplicates)
+    tree.update((b"%04d" % n, b"x" * 5) for n in range(1000))
+    tree = Tree.open(world.pager, world.seal(tree))
+    world.write()
+    world.drain_freed()
+    if duplicates or remove.__code__.co_names != ("delete_value",):
+        assert not remove(tree)
+    assert not tree.is_dirty
+    assert world.pager.dirty_bytes == 0
+    assert world.pager.take_freed() == []
+
+
+def test_blocks_of_any_size_have_checksums() -> None:
+    assert crc32c_blocks(b"abc", (1 << 63) - 1) == crc32c(b"abc").to_bytes(4, "little")
