@@ -1,4 +1,9 @@
-"""The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. The contract its users build on."""
+"""The compiled kernel: CRC-32C, the page cache, copy-on-write B+trees, cursors. The contract its users build on.
+
+End the threads that change a tree before the interpreter ends. It stops those that are daemons wherever they are, also with the
+tree's lock, in the middle of a device's `read`, say; a finalizer that then uses this tree waits for ever. The calls of a store
+look whether a thread was stopped inside before they come here (store/exiting.py).
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Self, final
