@@ -4,7 +4,7 @@
 
 Read in this order. A page: layout.pxi, keys.pxi, search.h (finding a key in it), edit.pxi (changing it in place), check.pxi (what is
 checked after a read); in memory: node.pxi, held.pxi; what goes wrong: fault.pxi. The cache: pager.pxi, copies.pxi (read-repair), evict.pxi,
-aside.pxi (reading with no lock held).
+aside.pxi (reading with no lock held), ahead.pxi (and before one is taken).
 Changing: release.pxi (what a change gives up), own.pxi (copy before change), spill.pxi, patch.pxi and write.pxi (long values, whole
 and by range), balance.pxi, split.pxi, merge.pxi (where cells go), tree.pxi (find, put, delete). seal.pxi and root.pxi: addresses,
 checksums, the root record. Reading: read.pxi, batch.pxi, cursor.pxi. What Python sees: api.pxi (functions, errors, descriptor),
@@ -146,6 +146,7 @@ include "patch.pxi"
 include "write.pxi"
 include "aside.pxi"
 include "tree.pxi"
+include "ahead.pxi"
 include "seal.pxi"
 include "root.pxi"
 include "read.pxi"

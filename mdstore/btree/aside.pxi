@@ -66,21 +66,21 @@ cdef int aside_take(TreeCore *t, Aside *a, const uint8_t *ref, int level, Node *
     return OK
 
 
-cdef int find_aside(TreeCore *t, const uint8_t *key, int klen, int beside, Aside *a, Node **leaf, Fault *f) noexcept nogil:
-    """The leaf of a key, or the one `beside` it (-1, +1) below the same parent, as far as the pages are in memory or in `a`; E_ASIDE: `a`
-    names the first that is not. The leaf is NULL where there is none beside. Caller holds the lock for reading."""
+cdef int find_aside(TreeCore *t, const uint8_t *key, int klen, int level, int beside, Aside *a, Node **found, Fault *f) noexcept nogil:
+    """The page of a level (0: the leaf) that a key lies below, or the one `beside` it (-1, +1) below the same parent, as far as the pages are
+    in memory or in `a`; E_ASIDE: `a` names the first that is not. NULL where there is none. Caller holds the lock for reading."""
     cdef Node *n = <Node *> at_getp(&t.root)
     cdef Node *kid
     cdef int i, code
-    leaf[0] = NULL
+    found[0] = NULL
     if n == NULL:
         code = aside_take(t, a, t.ref, t.level, &t.root, &n, f)
         if code != OK:
             return code
     touch(n)
-    while n.level:
+    while n.level > level:
         i = index_find(&t.s, page_of(n), n.cap, key, klen)
-        if n.level == 1:
+        if n.level == level + 1:
             i += beside
             if not 0 <= i < node_count(n):
                 return OK
@@ -92,18 +92,18 @@ cdef int find_aside(TreeCore *t, const uint8_t *key, int klen, int beside, Aside
         prefetch_node(kid)
         touch(kid)
         n = kid
-    leaf[0] = n
+    found[0] = n if n.level == level else NULL
     return OK
 
 
-cdef int lock_leaf(TreeCore *t, const uint8_t *key, int klen, int beside, Node **leaf, Fault *f) noexcept nogil:
-    """Take the lock for reading, with the leaf of a key (or one beside it) in memory. On a fault it is held too."""
+cdef int lock_page(TreeCore *t, const uint8_t *key, int klen, int level, int beside, Node **found, Fault *f) noexcept nogil:
+    """Take the lock for reading, with what `find_aside` finds in memory. On a fault it is held too."""
     cdef Aside a
     cdef int code = E_ASIDE, rounds = 0
     aside_begin(&a)
     core_lock_shared(t)
     while code == E_ASIDE and rounds < HEIGHT_MAX:
-        code = find_aside(t, key, klen, beside, &a, leaf, f)
+        code = find_aside(t, key, klen, level, beside, &a, found, f)
         if code == E_ASIDE:
             core_unlock_shared(t)
             code = aside_read(t, &a, f)
@@ -113,14 +113,18 @@ cdef int lock_leaf(TreeCore *t, const uint8_t *key, int klen, int beside, Node *
         rounds += 1
     aside_end(t, &a)
     if code == E_ASIDE:  # others evict as fast as this one reads
-        code = find_leaf(t, key, klen, leaf, f) if beside == 0 else OK
+        code = find_leaf(t, key, klen, found, f) if level == 0 and beside == 0 else OK
     return code
+
+
+cdef inline int lock_leaf(TreeCore *t, const uint8_t *key, int klen, Node **leaf, Fault *f) noexcept nogil:
+    return lock_page(t, key, klen, 0, 0, leaf, f)
 
 
 cdef int bring_leaf(TreeCore *t, const uint8_t *key, int klen, Fault *f) noexcept nogil:
     """Have the leaf of a key in memory, before locks are taken that would have others wait for its read."""
     cdef Node *leaf
-    cdef int code = lock_leaf(t, key, klen, 0, &leaf, f)
+    cdef int code = lock_leaf(t, key, klen, &leaf, f)
     core_unlock_shared(t)
     return code
 
@@ -149,28 +153,42 @@ cdef bint falls_under_half(TreeCore *t, Node *leaf, const uint8_t *key, int klen
     return found and latch_same(&leaf.version, version) and (live - max(vlen, 0)) * 2 < t.s.page_size - HEADER
 
 
+cdef bint may_fall_under_half(TreeCore *t, Node *n, const uint8_t *key, int klen) noexcept nogil:
+    """Whether an index page is less than half full once two of its children, one of them that of the key, are joined."""
+    cdef int i = index_find(&t.s, page_of(n), n.cap, key, klen), most = cell_size_at(&t.s, page_of(n), i)
+    if i + 1 < node_count(n):
+        most = max(most, cell_size_at(&t.s, page_of(n), i + 1))
+    return (page_live(page_of(n), n.cap) - most - 8) * 2 < t.s.page_size - HEADER or node_count(n) < 3
+
+
 cdef void bring_siblings(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
-    """Before a deletion that leaves a leaf less than half full: have the siblings it may be joined with in memory. Only a help."""
-    cdef Node *leaf
+    """Before a deletion that leaves a leaf less than half full: have the siblings it may be joined with in memory, and those of the index
+    pages above that may fall under half with it. Only a help."""
+    cdef Node *n
     cdef Fault ignored
     cdef bint low
-    cdef int side
+    cdef int side, level
     memset(&ignored, 0, sizeof(Fault))
-    for side in range(0, 3):
-        low = lock_leaf(t, key, klen, side if side < 2 else -1, &leaf, &ignored) == OK and (
-            side > 0 or falls_under_half(t, leaf, key, klen))
-        core_unlock_shared(t)
-        fault_forget(&ignored)
-        if not low:
-            return
+    for level in range(HEIGHT_MAX):
+        for side in range(0, 3):
+            low = lock_page(t, key, klen, level, side if side < 2 else -1, &n, &ignored) == OK
+            if low and side == 0:
+                low = n != NULL and (may_fall_under_half(t, n, key, klen) if level else falls_under_half(t, n, key, klen))
+            core_unlock_shared(t)
+            fault_forget(&ignored)
+            if not low:
+                return
 
 
-cdef int lock_to_change(TreeCore *t, const uint8_t *key, int klen, Fault *f) noexcept nogil:
-    """Take the locks of a change at `key` (NULL: anywhere) that needs the tree alone. The leaf is read before; what else the change
-    needs and is not in memory it reads with them held. On a fault they are held too."""
-    cdef int code = bring_leaf(t, key, klen, f) if key != NULL else OK
+cdef int lock_to_change(TreeCore *t, const uint8_t *key, int klen, int64_t first, int64_t end, Fault *f) noexcept nogil:
+    """Take the locks of a change at `key` (NULL: anywhere) that needs the tree alone. The leaf is read before, and of a long value there what
+    a change of its bytes from `first` to `end` looks at; what else the change needs and is not in memory it reads with them held. On
+    a fault they are held too."""
+    cdef Ahead *ahead = NULL
+    cdef int code = bring_value(t, key, klen, first, end, &ahead, f) if key != NULL else OK
     rw_lock_shared(&t.p.rw)
     rw_lock_exclusive(&t.rw)
+    t.ahead = ahead
     return fail(f, E_BROKEN, "tree") if t.broken and code == OK else code
 
 

@@ -254,7 +254,7 @@ cdef int put_group(TreeCore *t, Work *w, int at, int n, Fault *f) noexcept nogil
     rw_unlock_shared_adding(&t.rw, added)
     for j in range(lates):
         i = late[j]
-        code = lock_to_change(t, w.key[i], w.klen[i], f)
+        code = lock_to_change(t, w.key[i], w.klen[i], 0, TO_THE_END, f)
         if code == OK:
             code = put_slow(t, w.key[i], w.klen[i], w.value[i], w.vlen[i], &existed, f)
         unlock_tree(t)
@@ -285,7 +285,7 @@ cdef int delete_key(TreeCore *t, const uint8_t *key, int klen, bint *existed, Fa
     rw_unlock_shared_adding(&t.rw, -1 if done and existed[0] else 0)
     if not done:
         bring_siblings(t, key, klen)
-        code = lock_to_change(t, key, klen, f)
+        code = lock_to_change(t, key, klen, 0, TO_THE_END, f)
         if code == OK:
             code = delete_slow(t, key, klen, existed, f)
         unlock_tree(t)

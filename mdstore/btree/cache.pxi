@@ -330,5 +330,9 @@ cdef inline int lock_tree(TreeCore *t) except -1:
 
 
 cdef inline void unlock_tree(TreeCore *t) noexcept nogil:
+    cdef Ahead *ahead = t.ahead
+    t.ahead = NULL
     rw_unlock_exclusive(&t.rw)
     rw_unlock_shared(&t.p.rw)
+    if ahead != NULL:
+        ahead_free(ahead)

@@ -192,7 +192,7 @@ cdef class Tree(TreeView):
             return existed
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            code = lock_to_change(t, kp, klen, &fault)
+            code = lock_to_change(t, kp, klen, 0, TO_THE_END, &fault)
             if code == OK:
                 code = put_slow(t, kp, klen, vp, vlen, &existed, &fault)
             unlock_tree(t)
@@ -227,7 +227,7 @@ cdef class Tree(TreeView):
             raise LimitExceeded("VALUE_SIZE_MAX", offset, most)
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            code = lock_to_change(t, kp, klen, &fault)
+            code = lock_to_change(t, kp, klen, first, first + n, &fault)
             if code == OK:
                 code = write_part(t, kp, klen, first, dp, n, most, &done, &fault)
             if code == OK and not done:
@@ -316,6 +316,7 @@ cdef class Tree(TreeView):
         cdef Hold kept = self.held
         cdef TreeCore *t = self.open_core()
         cdef Range r
+        cdef Ahead *ahead
         cdef int64_t records = 0
         cdef int code
         cdef Fault fault
@@ -330,7 +331,9 @@ cdef class Tree(TreeView):
         with nogil:
             code = bring_borders(t, r.start, r.start_len, r.stop, r.stop_len, &fault)
             if code == OK:
-                code = lock_to_change(t, NULL, 0, &fault)
+                ahead = bring_range(t, &r)
+                code = lock_to_change(t, NULL, 0, 0, 0, &fault)
+                t.ahead = ahead
                 if code == OK:
                     code = delete_range_slow(t, &r, &records, &fault)
                 unlock_tree(t)
@@ -373,7 +376,7 @@ cdef class Tree(TreeView):
         copy.start(self.pager, self._descriptor, t.tree_id)
         memset(&fault, 0, sizeof(Fault))
         with nogil:
-            code = lock_to_change(t, NULL, 0, &fault)
+            code = lock_to_change(t, NULL, 0, 0, 0, &fault)
             if code == OK:
                 code = clone_core(t, copy.core, &fault)
             with gil:  # the next seal makes another root

@@ -137,6 +137,14 @@ cdef struct PagerCore:
     int64_t freed_promised  # runs that changes under way may add
     TreeCore *refs       # the tree of shared addresses
 
+cdef struct Ahead:       # pages of long values, read before the lock was taken under which they are wanted (ahead.pxi)
+    int64_t n
+    int64_t cap
+    int64_t room         # bytes that more of them may have
+    int64_t last         # which was found last: they are wanted in the order in which they were read
+    uint64_t *addresses
+    uint8_t *pages
+
 cdef struct TreeCore:
     Shape s
     PagerCore *p
@@ -151,6 +159,7 @@ cdef struct TreeCore:
     int paged            # `ref` names the root page (of the last seal, or of the view)
     int64_t dirty_nodes
     int64_t dirty_spill
+    Ahead *ahead         # while rw is held exclusively; NULL: nothing was read ahead
     int dated            # values have spilled with a generation for each page: the root record says so
     TreeCore *prev
     TreeCore *next

@@ -74,7 +74,7 @@ cdef int read_part(TreeCore *t, const uint8_t *key, int klen, int64_t offset, in
     none while it reads. Only those pages of a spilled value are read, and through a view alone (R2): of a live tree E_ASIDE."""
     cdef Node *leaf
     cdef FoundSpill s
-    cdef int pos, vlen = 0, code = lock_leaf(t, key, klen, 0, &leaf, f)
+    cdef int pos, vlen = 0, code = lock_leaf(t, key, klen, &leaf, f)
     cdef int64_t size
     cdef uint32_t version
     cdef const uint8_t *value

@@ -85,6 +85,8 @@ cdef int spill_page(TreeCore *t, const Form *form, const uint8_t *entries, int64
     if at_get32(<int32_t *> &p.closed):
         return fail(f, E_CLOSED, "pager")
     cdef const uint8_t *entry
+    if run == 1 and t.ahead != NULL and ahead_found(t, form, entries, level, count, generation, pages):
+        return OK
     while i < run and at_get64(&p.map_n):
         entry = entries + i * form.entry
         if sealed_page(p, ref_address(entry, 0), pages + i * p.page_size) and spill_verify(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mdstore.btree import Descriptor, PackedPairs, Pager, Tree
+from mdstore.btree import REFS_DESCRIPTOR, Descriptor, PackedPairs, Pager, Tree
 from mdstore.btree._kernel import call_where_threads_meet, is_free
 from mdstore.errors import CorruptionError, DeviceFailed
 from tests.model.btree_world import MemoryPages, World, meeting
@@ -109,12 +109,8 @@ OPERATIONS: dict[str, Callable[[Tree], object]] = {
     "fetch": lambda tree: tree.fetch(PackedPairs([(key(n), b"") for n in range(0, COUNT, 9)])),
     "fetch of a long value": lambda tree: tree.fetch(PackedPairs([(key(COUNT // 2), b"")])),
 }
-READS_UNDER_LOCKS = {  # pages of what a change gives up or changes in part, found out when it is under way: how many
-    "put in a long value's place": 1,  # the index page of its pages
-    "delete of a long value": 1,
-    "delete_range across a long value": 10,  # and the index pages below which all goes
-    "clear": 23,
-    "write into a long value": 2,  # and the page that is changed in part
+READS_UNDER_LOCKS = {  # pages of what a change finds out that it needs when it is under way: how many
+    "delete_range across a long value": 1,  # a sibling that an index page on the border is joined with
 }
 
 
@@ -145,6 +141,74 @@ def test_a_value_written_into_is_read_with_no_lock_held() -> None:
     device.watch = None
     assert device.watched >= 3
     assert device.waited == 0
+
+
+@pytest.mark.parametrize("cache_pages", [8, 20, 60])
+def test_what_is_read_ahead_of_a_lock_is_no_more_than_half_the_cache(cache_pages: int) -> None:
+    """The rest is read under it, as it comes."""
+    world, root = sealed(long=True)
+    tree, device = cold(world, root, cache_bytes=cache_pages * 256)
+    device.watch = tree
+    tree.clear()
+    device.watch = None
+    ahead = device.watched - device.waited
+    assert cache_pages // 4 <= ahead <= cache_pages // 2 + 1
+    assert device.watched == 23, "the index pages, the leaf of the long value, and its index page"
+    assert len(tree) == 0
+    assert tree.check() == []
+
+
+def test_borders_of_a_range_longer_than_any_key_are_borders() -> None:
+    world, root = sealed()
+    for start, stop, left in ((b"0002" * 1000, None, 201), (key(100) + b"~" * 5000, key(300), 201), (None, b"0002" * 1000, 199)):
+        tree, _ = cold(world, root)
+        assert tree.delete_range(start, stop) == COUNT - left
+        assert len(tree) == left
+        assert tree.check() == []
+
+
+def test_dropping_what_a_clone_shares_reads_nothing_of_it() -> None:
+    """Ahead of the lock neither: a clone is dropped as it was made, in O(1)."""
+    world, root = sealed(long=True)
+    tree, device = cold(world, root)
+    tree.pager.refs = Tree(tree.pager, REFS_DESCRIPTOR, 1)
+    clone = tree.clone()
+    device.reads = 0
+    clone.clear()
+    assert device.reads == 0
+    clone = tree.clone()
+    clone.put(key(7), b"new")  # now it has a path of its own
+    device.reads = 0
+    device.watch = clone
+    clone.clear()
+    device.watch = None
+    assert device.reads == 0
+    assert len(tree.pager.refs) == 0
+    assert len(list(tree.items())) == COUNT
+
+
+def test_what_a_clone_has_alone_is_read_before_locks_are_taken() -> None:
+    world, root = sealed(long=True)
+    first, device = cold(world, root)
+    refs = first.pager.refs = Tree(first.pager, REFS_DESCRIPTOR, 1)
+    tree = first.clone()
+    tree.update((key(n), b"x" * 20) for n in range(0, COUNT, 50))
+    tree.put(key(COUNT // 2), LONG[::-1])
+    world.next_page = len(device.image) // 256 + 1
+    root, shared = tree.seal(world.allocate), refs.seal(world.allocate)
+    first.pager.write_sealed()
+    tree, device = cold(World(3), root)
+    device.image = first.pager.device.image  # type: ignore[attr-defined]
+    tree.pager.refs = Tree.open(tree.pager, shared)
+    assert len(tree.pager.refs) > 0
+    for address in list(tree.pager.refs):
+        assert address in tree.pager.refs, "in memory from now on"
+    device.watch = tree
+    assert tree.delete_range() is not None
+    device.watch = None
+    assert device.watched > 10
+    assert device.waited == 0
+    assert len(tree.pager.refs) == 0
 
 
 def test_a_deletion_that_joins_nothing_reads_its_path_alone() -> None:
@@ -180,7 +244,7 @@ def test_deleting_reads_the_siblings_it_joins_before_it_takes_locks() -> None:
     counters = tree.pager.counters()
     assert counters["merges"] > 30
     assert device.watched > 60
-    assert device.waited <= 12, "siblings of index pages: one in ten of the leaves'"
+    assert device.waited == 0, "siblings of index pages too"
     assert tree.check() == []
     assert [k for k, _ in tree.items()] == [key(n) for n in range(0, COUNT, 5)]
 
@@ -249,6 +313,51 @@ def test_a_page_that_was_freed_while_it_was_read_is_no_damage(name: str, step: i
     assert gone
     assert not {offset // 256 for offset in device.written} & set(gone), "nothing is repaired there"
     assert all(device.image[page * 256 : page * 256 + 256] == b"other's " * 32 for page in gone)
+    assert tree.check() == []
+
+
+OTHER = b"other" * 300
+LONG_TOUCHES: dict[str, tuple[Callable[[Tree], object], bytes | None]] = {
+    "put a short one": (lambda tree: tree.put(key(COUNT // 2), b"new"), b"new"),
+    "put a long one": (lambda tree: tree.put(key(COUNT // 2), LONG), LONG),
+    "update": (lambda tree: tree.update([(key(COUNT // 2), b"new")]), b"new"),
+    "delete": (lambda tree: tree.delete(key(COUNT // 2)), None),
+    "delete_range": (lambda tree: tree.delete_range(key(190), key(210)), None),
+    "write": (lambda tree: tree.write(key(COUNT // 2), 300, b"new"), OTHER[:300] + b"new" + OTHER[303:]),
+    "write behind the end": (lambda tree: tree.write(key(COUNT // 2), 1600, b"new"), OTHER + bytes(100) + b"new"),
+}
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("step", [1, 4, 5])  # the root, the leaf, the index page of the value
+@pytest.mark.parametrize("name", LONG_TOUCHES)
+def test_pages_of_a_long_value_that_were_freed_while_they_were_read_are_not_used(name: str, step: int, copies: int) -> None:
+    """Another thread writes the value anew before what was read ahead is wanted: under the lock it has other pages."""
+    world, root = sealed(copies, long=True)
+    tree, device = cold(world, root)
+    old = {page for address, pages, _ in tree.pages() for page in range(address, address + pages)}
+    tree, device = cold(world, root)
+    operation, expected = LONG_TOUCHES[name]
+    met = [0]
+    gone: list[int] = []
+
+    def meet(at: str) -> None:
+        if at != "aside":
+            return
+        met[0] += 1
+        if met[0] == step:
+            call_where_threads_meet(None)
+            tree.put(key(COUNT // 2), OTHER)
+            gone.extend(overwritten(world, tree, device, old))
+            call_where_threads_meet(meet)
+
+    with meeting(meet):
+        operation(tree)
+    assert tree.get(key(COUNT // 2)) == expected
+    assert gone
+    assert not {offset // 256 for offset in device.written} & set(gone), "nothing is repaired there"
+    freed = tree.pager.take_freed()
+    assert all(not set(range(address, address + pages)) & set(gone) for address, pages, _ in freed), "nothing is freed twice"
     assert tree.check() == []
 
 

@@ -19,22 +19,26 @@ Contents = dict[bytes, bytes]
 
 
 class FailingPages(MemoryPages):
-    """Refuses, or damages, one read: the one after `reads_left` others."""
+    """Refuses, or damages, one read, the one after `reads_left` others; `lasting`: and any other of that place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reads_left = -1
+        self.bad = -1
+        self.lasting = False
         self.damage = False
         self.failed = False
 
     def read(self, offset: int, length: int) -> bytes:
         data = super().read(offset, length)
-        if self.reads_left < 0:
-            return data
-        self.reads_left -= 1
-        if self.reads_left >= 0:
-            return data
+        if offset != self.bad:
+            if self.reads_left < 0:
+                return data
+            self.reads_left -= 1
+            if self.reads_left >= 0:
+                return data
         self.failed = True
+        self.bad = offset if self.lasting else -1
         if self.damage:
             return data[:40] + bytes([data[40] ^ 1]) + data[41:]
         raise DeviceFailed("read", str(offset), "told to fail")
@@ -259,23 +263,28 @@ def attempts_with_memory(
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+@pytest.mark.parametrize("lasting", [True, False], ids=["lasting", "once"])
 @pytest.mark.parametrize("damage", [False, True], ids=["refused", "damaged"])
 @pytest.mark.parametrize("operation", [one for one in OPERATIONS if one not in IN_MEMORY | {delete_patched}])
 def test_no_read_that_fails_leaves_anything_half_done(
-    operation: Callable[[Scene], Contents], damage: bool, shared: bool
+    operation: Callable[[Scene], Contents], damage: bool, lasting: bool, shared: bool
 ) -> None:
+    """What was to be read ahead of a lock and could not be is read again under it: one that fails once does no harm there."""
+
     def arm(scene: Scene, step: int) -> None:
         scene.device.damage = damage
+        scene.device.lasting = lasting
         scene.device.reads_left = step
+        scene.device.bad = -1
 
     def disarm(scene: Scene) -> bool:
-        scene.device.reads_left = -1
+        scene.device.reads_left = scene.device.bad = -1
         return scene.device.failed
 
     errors = 0
     for _scene, _after, error in attempts(operation, arm, disarm, shared, dirty=operation == write_again):
         errors += error is not None
-    assert errors > 0
+    assert errors > 0 or not lasting
 
 
 def test_a_seal_whose_allocator_fails_keeps_no_page() -> None:
