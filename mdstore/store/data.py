@@ -242,6 +242,7 @@ def own(space: Space, onode: Onode) -> None:
 
 def share(space: Space, pager: Pager, origin: Onode, copy: Onode, new_tree_id: TreeIds, blocks: range, target: int) -> None:
     """Let `copy` hold the whole blocks of `origin` at logical block `target` on, holes included, without copying data."""
+    own(space, copy)  # also where its tree has no record: a member of a group has all its extents from that
     punch(space, copy, target, target + len(blocks))
     shift = target - blocks.start
     for logical, piece in _pieces(space, origin, blocks.start, blocks.stop):

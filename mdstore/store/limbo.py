@@ -21,6 +21,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
+from heapq import heappop, heappush
+from itertools import count
 from typing import NamedTuple
 
 Run = tuple[int, int]  # (first block, blocks)
@@ -31,8 +33,26 @@ class Batch(NamedTuple):
     """Runs that epoch `freed` freed, `blocks` in all."""
 
     freed: int
+    number: int  # no other has it, so that no two are equal in a heap
     blocks: int
     runs: list[Run]
+
+
+class Waiting:
+    """The batches under one pin, the first freed on top."""
+
+    def __init__(self) -> None:
+        self.heap: list[Batch] = []
+        self.blocks = 0
+
+    def add(self, batch: Batch) -> None:
+        heappush(self.heap, batch)
+        self.blocks += batch.blocks
+
+    def pop(self) -> Batch:
+        batch = heappop(self.heap)
+        self.blocks -= batch.blocks
+        return batch
 
 
 class Limbo:
@@ -43,7 +63,8 @@ class Limbo:
 
     def __init__(self) -> None:
         self._undurable: deque[tuple[int, Mapping[int, list[Run]]]] = deque()  # epoch that freed them, and the runs by birth
-        self._held: dict[int, list[Batch]] = {}  # by the first pin that reaches them
+        self._held: dict[int, Waiting] = {}  # by the first pin that reaches them
+        self._number = count()
 
     def seal(self, freed: int, by_birth: Mapping[int, list[Run]]) -> None:
         """Superblock `freed`, which is not durable yet, is the first not to reach these runs. Epochs come in order."""
@@ -53,29 +74,44 @@ class Limbo:
     def leave(self, durable: int, pins: Sequence[int]) -> list[Run]:
         """The runs that wait no longer, superblock `durable` being so.
 
-        Cost: a step for each epoch of birth among what became durable, and for each batch under a pin that is gone.
+        Cost: a step for each epoch of birth among what became durable, and for each batch that leaves; of those that wait on when
+        their pin goes, the fewer of its and the next one's.
         """
         released: list[Run] = []
-        for pin in self._held.keys() - set(pins):
-            for batch in self._held.pop(pin):
-                self._place(pin, batch.freed, batch.runs, pins, released)
+        for pin in sorted(self._held.keys() - set(pins)):
+            self._pass_on(pin, pins, released)
         while self._undurable and self._undurable[0][0] <= durable:
             freed, by_birth = self._undurable.popleft()
             for birth, runs in by_birth.items():
-                self._place(birth, freed, runs, pins, released)
+                pin = _holder(birth, freed, pins)
+                if pin:
+                    blocks = sum(blocks for _, blocks in runs)
+                    self._held.setdefault(pin, Waiting()).add(Batch(freed, next(self._number), blocks, runs))
+                else:
+                    released += runs
         return released
 
     def held_blocks(self, pins: Sequence[int]) -> int:
-        """How many blocks `leave` would go on to hold of those it does. Cost: a step for each batch."""
-        return sum(batch.blocks for pin in self._held for batch in self._held[pin] if _holder(pin, batch.freed, pins))
+        """How many blocks `leave` would go on to hold of those it does. Cost: a step for each pin, and for each batch under one
+        that is gone."""
+        there = set(pins)
+        return sum(
+            waiting.blocks if pin in there else sum(batch.blocks for batch in waiting.heap if _holder(pin, batch.freed, pins))
+            for pin, waiting in self._held.items()
+        )
 
-    def _place(self, first: int, freed: int, runs: list[Run], pins: Sequence[int], released: list[Run]) -> None:
-        """Under the pin that holds them, of those from `first` on, or among what is released."""
-        pin = _holder(first, freed, pins)
-        if pin:
-            self._held.setdefault(pin, []).append(Batch(freed, sum(blocks for _, blocks in runs), runs))
-        else:
-            released += runs
+    def _pass_on(self, pin: int, pins: Sequence[int], released: list[Run]) -> None:
+        """What waited for a pin that is gone waits for the next one, as far as that reaches it."""
+        waiting = self._held.pop(pin)
+        while waiting.heap and not _holder(pin, waiting.heap[0].freed, pins):
+            released += waiting.pop().runs
+        if not waiting.heap:
+            return
+        heir = _holder(pin, waiting.heap[0].freed, pins)
+        fewer, more = sorted((waiting, self._held.get(heir, Waiting())), key=lambda one: len(one.heap))
+        for batch in fewer.heap:
+            more.add(batch)
+        self._held[heir] = more
 
 
 def _holder(first: int, freed: int, pins: Sequence[int]) -> int:

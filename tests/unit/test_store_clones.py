@@ -109,6 +109,28 @@ def test_clone_range_shares_whole_blocks_and_copies_the_ends(store: Store) -> No
     assert not check(store, deep=True)
 
 
+def test_a_range_cloned_into_a_clone_without_data_is_given_back_with_it() -> None:
+    """A member of a group of clones that has no extents took some of its own and stayed in the group: no one ever freed them."""
+    device = MemoryDevice(4 * MIB)
+    store = Store.create(device, block_size=512, log_bytes=128 * 1024, background=False)
+    store.apply(Transaction().create_collection("c").write("c", "o", 0, b"1" * 4096).write("c", "source", 0, b"2" * 4096))
+    store.checkpoint()
+    store.apply(Transaction().truncate("c", "o", 0).clone("c", "o", "clone"))
+    store.checkpoint()
+    image = device.image()
+    store.close()
+    store = Store.open(MemoryDevice.from_bytes(image), background=False)
+    store.apply(Transaction().clone_range("c", "source", "clone", 0, 4096, 0))
+    assert not check(store, deep=True)
+    assert store.read("c", "clone") == b"2" * 4096
+    for name in ("clone", "source", "o"):
+        store.apply(Transaction().remove("c", name))
+    store.checkpoint()
+    assert not check(store, deep=True)
+    assert list(store.tables.space.shares) == []
+    store.close()
+
+
 def test_overlapping_reads_of_clones_stay_right_while_the_origin_is_overwritten() -> None:
     # The 2008 store's block layer asserted when two reads of the same block were in flight, which clones make possible.
     store = Store.create(MemoryDevice(64 * MIB), log_bytes=4 * MIB)

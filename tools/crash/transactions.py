@@ -77,7 +77,8 @@ class Mixed:
 
     def truncate(self, transaction: Transaction) -> None:
         collection, name = self._target()
-        transaction.touch(collection, name).truncate(collection, name, self._random.randrange(self._large))
+        size = self._random.choice((0, self._random.randrange(self._large)))
+        transaction.touch(collection, name).truncate(collection, name, size)
 
     def setattr(self, transaction: Transaction) -> None:
         transaction.setattr(*self._target(), self._random.choice((b"a", b"b", b"c")), self._bytes(60))
@@ -108,6 +109,11 @@ class Mixed:
         collection, name = self._target()
         transaction.clone(collection, name, self._random.choice(NAMES))
 
+    def clone_range(self, transaction: Transaction) -> None:
+        collection, name = self._target()
+        at, length, target = (self._random.randrange(self._large) // 512 * 512 for _ in range(3))
+        transaction.clone_range(collection, name, self._random.choice(NAMES), at, length, target + self._random.choice((0, 0, 5)))
+
     def revise(self, transaction: Transaction) -> None:
         transaction.at_revision(self._random.randrange(12)).write(*self._target(), 0, self._bytes(600))
 
@@ -126,9 +132,9 @@ class Mixed:
 _STEPS: tuple[Callable[[Mixed, Transaction], None], ...] = (
     Mixed.write, Mixed.write_large, Mixed.zero, Mixed.truncate, Mixed.setattr, Mixed.map_set, Mixed.map_set_large,
     Mixed.map_header, Mixed.map_remove, Mixed.remove, Mixed.rename, Mixed.clone,
-    Mixed.revise, Mixed.trim, Mixed.split, Mixed.merge,
+    Mixed.clone_range, Mixed.revise, Mixed.trim, Mixed.split, Mixed.merge,
 )  # fmt: skip
-_WEIGHTS = (6, 2, 2, 2, 3, 6, 1, 1, 1, 2, 1, 1, 2, 1, 1, 1)
+_WEIGHTS = (6, 2, 2, 2, 3, 6, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)
 
 
 def outcome(store: ObjectStore, transaction: Transaction) -> tuple[int, type] | None:
