@@ -133,7 +133,7 @@ class Pager:
         scans and trees in memory quicker and smaller; smaller ones write less where a seal finds few changes in each page
         (docs/performance.md has figures). A store's pages are its blocks, 4096 bytes unless it was made with others.
         An image read with pages of another size than it was written with looks damaged. `cache_bytes`: memory for clean
-        pages; dirty ones are not counted in it."""
+        pages; dirty ones are not counted in it. TypeError: the device has a descriptor, and no `lend` of its own."""
     @property
     def page_size(self) -> int: ...
     @property

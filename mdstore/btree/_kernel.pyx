@@ -31,6 +31,7 @@ from collections.abc import Mapping
 from operator import index
 from threading import RLock
 
+from mdstore.device.protocol import lends
 from mdstore.errors import (
     CorruptionError, DeviceFailed, InvalidRequest, LimitExceeded, MdstoreError, NotFound, StoreClosed, UnsupportedFormat,
 )

@@ -60,7 +60,7 @@ cdef int64_t ahead_read(TreeCore *t, Ahead *a, const Form *form, const uint8_t *
     cdef uint8_t *page
     cdef int code = OK
     memset(&ignored, 0, sizeof(Fault))
-    if at_get32(<int32_t *> &p.closed) or ahead_room(a, p.page_size) != OK:
+    if at_get32(<int32_t *> &p.lent.closed) or ahead_room(a, p.page_size) != OK:
         return -1
     page = a.pages + a.n * p.page_size
     meet(MEET_ASIDE)

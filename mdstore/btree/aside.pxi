@@ -270,10 +270,10 @@ cdef void read_run(TreeCore *t, Node *n, int i, int step, int count, uint64_t fi
     cdef int k, at, spilled = 0
     cdef Fault ignored
     if first < ADDRESS_END and file_enter(p, &ignored) == OK:
-        got = preadv(p.fd, parts, count, <off_t> (first * p.page_size))
+        got = preadv(p.lent.fd, parts, count, <off_t> (first * p.page_size))
         at_add64(&p.device_reads, 1)
         if step > 0:
-            posix_fadvise(p.fd, <off_t> ((first + count) * p.page_size), 2 * count * p.page_size, POSIX_FADV_WILLNEED)
+            posix_fadvise(p.lent.fd, <off_t> ((first + count) * p.page_size), 2 * count * p.page_size, POSIX_FADV_WILLNEED)
         file_leave(p)
     for k in range(count):
         at = i + k * step

@@ -41,7 +41,7 @@ def read_blocks(Pager pager not None, Py_ssize_t offset, Py_ssize_t length, Py_s
     cdef Fault refused
     if offset < 0 or length < 0 or block_size <= 0 or length % block_size:
         raise InvalidRequest(f"{length} bytes from {offset} on are not blocks of {block_size} bytes")
-    if p.fd < 0:
+    if p.lent.fd < 0:
         return None
     content = PyBytes_FromStringAndSize(NULL, length)
     checksums = PyBytes_FromStringAndSize(NULL, length // block_size * 4)
@@ -49,6 +49,6 @@ def read_blocks(Pager pager not None, Py_ssize_t offset, Py_ssize_t length, Py_s
     found = <uint8_t *> PyBytes_AS_STRING(checksums)
     with nogil:
         if file_enter(p, &refused) == OK:
-            is_read = read_pieces(p.fd, offset, into, length, block_size, found)
+            is_read = read_pieces(p.lent.fd, offset, into, length, block_size, found)
             file_leave(p)
     return (content, checksums) if is_read else None

@@ -1,6 +1,30 @@
 # The Pager as Python sees it, and how Python code takes its locks and makes trees and views in it.
 
 @cython.final
+@cython.no_gc
+cdef class Loan:
+    """What a pager was lent by its device, who finds it by a weak reference. The garbage collector does not know it: a weak reference
+    to what it does, it clears for good when that has become garbage, though a finalizer may have it live on, and read."""
+
+    cdef Lent lent
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.lent.fd = -1
+        self.lent.process = getpid()
+
+    def close(self):
+        """`Pager.close`."""
+        cdef bint is_shut = False
+        at_set32(<int32_t *> &self.lent.closed, 1)
+        while not is_shut:
+            with nogil:
+                is_shut = rw_shut(&self.lent.file)
+            is_shut = is_shut or self.lent.process != getpid()  # a forked child has none of the threads that were reading
+            PyErr_CheckSignals()
+
+
+@cython.final
 cdef class Pager:
     """A bounded cache of checksummed pages over one device, shared by every tree of an image."""
 
@@ -25,11 +49,17 @@ cdef class Pager:
         self.core.cache_bytes = cache_bytes
         self.core.end_page = ADDRESS_END
         self.core.owner = <void *> self
-        self.core.process = getpid()
-        self.core.fd = device.lend(self)
+        self.borrow(Loan())
         self.core.read_only = device.read_only
         self._pins = {}
         self._writing = RLock()
+
+    cdef void borrow(self, Loan loan) except *:
+        self.core.lent = &loan.lent
+        self.core.loan = <PyObject *> loan
+        Py_INCREF(loan)
+        if lends(self.device):
+            loan.lent.fd = self.device.lend(loan)
 
     def __dealloc__(self):
         cdef Queue *queue
@@ -42,6 +72,7 @@ cdef class Pager:
             queue_free(queue)
         free(self.core.map)
         free(self.core.freed)
+        Py_XDECREF(self.core.loan)
 
     @property
     def generation(self):
@@ -164,7 +195,7 @@ cdef class Pager:
         cdef Write *taken
         cdef int64_t n, done = 0, first, written = 0, i
         cdef int code
-        if at_get32(<int32_t *> &p.closed):
+        if at_get32(<int32_t *> &p.lent.closed):
             raise StoreClosed("the pager is closed")
         with nogil:
             code = queue_take(p, &queue)
@@ -251,12 +282,7 @@ cdef class Pager:
     def close(self):
         """Refuse further reads and writes of the device, and wait for the reads that use its descriptor at the moment. Trees in memory
         stay as they are; nothing is written. Interrupted, it has refused already; again, it waits. Cost: no page."""
-        cdef bint is_shut = self.core.process != getpid()  # a forked child has none of the threads that were reading
-        at_set32(<int32_t *> &self.core.closed, 1)
-        while not is_shut:
-            with nogil:
-                is_shut = rw_shut(&self.core.file)
-            PyErr_CheckSignals()
+        (<Loan> self.core.loan).close()
 
 
 cdef inline int lock_pager(PagerCore *p) except -1:

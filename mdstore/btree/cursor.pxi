@@ -32,7 +32,7 @@ cdef void cursor_clear(Cursor *c) noexcept nogil:
 cdef int cursor_kid(Cursor *c, Node *n, int i, Node **kid, Fault *f) noexcept nogil:
     """Child `i`, as `kid_held`; of leaves that have to be read, more and more at a time as the scan goes on."""
     cdef PagerCore *p = c.t.p
-    if n.level == 1 and p.fd >= 0 and not at_get32(<int32_t *> &p.closed) and at_getp(&n.kids[i]) == NULL:
+    if n.level == 1 and p.lent.fd >= 0 and not at_get32(<int32_t *> &p.lent.closed) and at_getp(&n.kids[i]) == NULL:
         if c.ahead > 1 and at_get64(&p.map_n) == 0:  # else some may wait to be written
             load_run(c.t, n, i, -1 if c.reverse else 1, c.ahead)
         c.ahead = min(AHEAD_MOST, 2 * c.ahead) if c.ahead else 2

@@ -87,15 +87,19 @@ cdef struct Mapped:
     void *owner
     const uint8_t *bytes # of a page of a spilled value, whose owner is a Batch; NULL for a Node
 
+cdef struct Lent:         # a device's descriptor, for as long as it may be used
+    int fd               # -1: the device has none
+    int process          # that borrowed it
+    int closed           # nothing more is read or written
+    uint64_t file        # shared: whoever uses `fd`; `Loan.close` shuts it
+
 cdef struct PagerCore:
     int page_size
-    int fd               # of the device, or -1
-    int process          # that made the pager
-    uint64_t file        # shared: whoever uses `fd`; `close` shuts it
+    Lent *lent           # the device's descriptor, inside `loan`
+    PyObject *loan       # owned
     uint64_t generation
     uint64_t rw          # shared: operations that load, own or free pages, and all on views; exclusive: the eviction hand
     uint32_t spin        # lists, the sealed map, freed runs, spilled bodies
-    int closed
     int read_only
     int32_t users        # trees and views
     void *owner          # the Pager object, borrowed

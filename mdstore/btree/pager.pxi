@@ -85,15 +85,15 @@ cdef void map_drop(PagerCore *p, uint64_t address, void *owner) noexcept nogil:
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 cdef int file_enter(PagerCore *p, Fault *f) noexcept nogil:
-    """Before p.fd is used. E_CLOSED: it is somebody else's, or may be soon."""
-    if not rw_try_shared(&p.file):
+    """Before p.lent.fd is used. E_CLOSED: it is somebody else's, or may be soon."""
+    if not rw_try_shared(&p.lent.file):
         return fail(f, E_CLOSED, "pager")
     meet(MEET_FILE)
     return OK
 
 
 cdef inline void file_leave(PagerCore *p) noexcept nogil:
-    rw_unlock_shared(&p.file)
+    rw_unlock_shared(&p.lent.file)
 
 
 cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *into, Fault *f) noexcept nogil:
@@ -107,13 +107,13 @@ cdef int device_read(PagerCore *p, uint64_t address, int64_t pages, uint8_t *int
     at_add64(&p.device_reads, 1)
     at_add64(&p.pages_read, pages)
     at_add64(&p.bytes_read, size)
-    if p.fd < 0:
+    if p.lent.fd < 0:
         with gil:
             return read_through_object(p, address, size, into, f)
     if file_enter(p, f) != OK:
         return f.code
     while done < size:
-        got = pread(p.fd, into + done, size - done, <off_t> (address * p.page_size + done))
+        got = pread(p.lent.fd, into + done, size - done, <off_t> (address * p.page_size + done))
         if got < 0 and errno == EINTR:
             continue
         if got <= 0:
@@ -224,7 +224,7 @@ cdef int load_copies(TreeCore *t, const uint8_t *ref, int level, int copies, Nod
     cdef Node *n
     cdef int copy = 0, bad, code = E_CORRUPT, spilled = 0
     out[0] = NULL
-    if at_get32(<int32_t *> &p.closed):
+    if at_get32(<int32_t *> &p.lent.closed):
         return fail(f, E_CLOSED, "pager")
     out[0] = sealed_node(t, ref, level)
     if out[0] != NULL:

@@ -82,7 +82,7 @@ cdef int spill_page(TreeCore *t, const Form *form, const uint8_t *entries, int64
     cdef PagerCore *p = t.p
     cdef int64_t first = 0, i = 0
     cdef int code = OK
-    if at_get32(<int32_t *> &p.closed):
+    if at_get32(<int32_t *> &p.lent.closed):
         return fail(f, E_CLOSED, "pager")
     cdef const uint8_t *entry
     if run == 1 and t.ahead != NULL and ahead_found(t, form, entries, level, count, generation, pages):

@@ -307,10 +307,10 @@ class FileDevice:
         try:
             _extend(self._fd, self._size_bytes, size_bytes, sparse=False)
             self._sync(os.fsync, "resize")
-        except (OSError, DeviceFailed) as error:
-            with suppress(OSError):  # a reservation that stopped halfway may have grown the file already
+        except BaseException as error:
+            with suppress(OSError):  # it may have grown the file already, by a part or the whole
                 os.ftruncate(self._fd, self._size_bytes)
-            if isinstance(error, DeviceFailed):
+            if not isinstance(error, OSError):
                 raise
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise NoSpace(_no_space(self._path, error)) from error
@@ -319,18 +319,21 @@ class FileDevice:
 
     def left_behind(self, error: Forked) -> None:
         """In a forked child. The descriptor's number stays taken, by nothing: whoever kept it reads no other file through it.
-        Closed first, so that there is a descriptor for that; where there is no null device (a chroot), it stays closed."""
+        Closed first, so that there is a descriptor for that; where there is no null device (a chroot), it stays closed, and
+        whoever was lent it reads nothing."""
         self._forked = error
         self._begin_locks()  # whoever held one of the others is not there
-        if self._fd < 0:
-            return
         fd, self._fd = self._fd, -1
-        os.close(fd)
+        if fd < 0:
+            return
+        with suppress(OSError):
+            os.close(fd)
         with suppress(OSError):
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             if null != fd:
                 os.dup2(null, fd, inheritable=False)
                 os.close(null)
+        self._ask_back()
 
     def close(self) -> None:
         """Release the file and its lock, once the calls that are under way have ended, and the reads of whoever was lent the
@@ -338,8 +341,10 @@ class FileDevice:
         not flush.
 
         Inside a call of this very thread (in a signal's handler, or a finalizer), which it would wait for, it is begun in a
-        thread of its own, and not waited for. At the end of the interpreter it waits for nobody: that has stopped all other
-        threads."""
+        thread of its own, and not waited for; inside `close` itself, that one ends it. At the end of the interpreter it waits for
+        nobody: that has stopped all other threads.
+
+        DeviceFailed where the system says that closing failed: it is closed all the same, and what was flushed is durable."""
         self._closed = True
         if sys.is_finalizing():
             self._abandon()
@@ -350,20 +355,32 @@ class FileDevice:
 
     def _close(self) -> None:
         with self._closing:
-            for known in list(self._borrowers):
-                borrower = known()
-                if borrower is not None:
-                    borrower.close()
+            self._ask_back()
             for taken in list(self._turns):
                 turn = taken()
                 if turn is not None:
                     with turn:
                         pass
-            if self._fd >= 0:
-                with suppress(OSError):
-                    unlock_image(self._fd)  # at once, though a process that was forked keeps the file
-                fd, self._fd = self._fd, -1  # no interrupt comes between this and the next
-                os.close(fd)
+            try:
+                self._give_back()
+            except OSError as error:
+                raise DeviceFailed("close", self._path, _reason(error)) from error
+
+    def _give_back(self) -> None:
+        fd, self._fd = self._fd, -1  # first, since a handler may close once more; no interrupt comes between this and `try`
+        if fd < 0:
+            return
+        try:
+            with suppress(OSError):
+                unlock_image(fd)  # at once, though a process that was forked keeps the file
+        finally:
+            os.close(fd)
+
+    def _ask_back(self) -> None:
+        for known in list(self._borrowers):
+            borrower = known()
+            if borrower is not None:
+                borrower.close()
 
     def _abandon(self) -> None:
         """The number stays taken, by nothing: a thread that goes on without the interpreter's lock may be about to use it. Where
@@ -383,9 +400,10 @@ class FileDevice:
 
     def _check_open(self) -> None:
         if self._closed or self._fd < 0:
-            if self._forked is not None:
-                raise self._forked
-            raise StoreClosed(f"{self._path} is closed")
+            raise self._gone()
+
+    def _gone(self) -> StoreClosed:
+        return self._forked or StoreClosed(f"{self._path} is closed")
 
     def _check_writable(self) -> None:
         self._check_open()
@@ -401,8 +419,8 @@ class FileDevice:
         return f"{self._path} bytes {offset}+{length}"
 
     def _failed(self, operation: str, offset: int, length: int, error: OSError) -> MdstoreError:
-        if self._closed:
-            return StoreClosed(f"{self._path} is closed")
+        if self._fd < 0:  # taken away in the middle of the call: by a handler that forks, or at the end of the interpreter
+            return self._gone()
         cause = _no_space(self._path, error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else _reason(error)
         return DeviceFailed(operation, self._where(offset, length), cause)
 

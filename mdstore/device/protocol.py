@@ -12,7 +12,8 @@ class Borrower(Protocol):
     """Whoever reads a device by its descriptor."""
 
     def close(self) -> None:
-        """On return no read of the descriptor is under way, and none will be."""
+        """On return no read of the descriptor is under way, and none will be. In a forked child it waits for nobody: there is
+        one thread."""
 
 
 class Device(Protocol):
@@ -28,6 +29,9 @@ class Device(Protocol):
     All offsets and lengths are bytes. Errors: `DeviceFailed` (with the operation and the byte range) for whatever the
     operating system reports; `InvalidRequest` for a range outside the device; `ReadOnly` for a write to a device opened
     read-only. All methods may be called from any thread.
+
+    A device of one's own defines all of them. One without a descriptor (`fileno` says -1) is read by `read` alone, and its `lend`
+    is never called. One that wraps another, and changes what is read, has no descriptor, whatever the inner one has.
     """
 
     @property
@@ -49,7 +53,8 @@ class Device(Protocol):
         asking: whoever reads it beside other threads has it lent."""
 
     def lend(self, borrower: Borrower) -> int:
-        """`fileno`, to be kept: `close` calls `borrower.close` first, where that still exists."""
+        """`fileno`, to be kept: `close` calls `borrower.close` first, where that still exists. Called where `fileno` is not -1.
+        A method of the class: one that `__getattr__` finds belongs to another device, whose bytes may be others."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes; a range past the end is `InvalidRequest`, a short read of the medium `DeviceFailed`."""
@@ -70,3 +75,16 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Release it. Further calls raise `StoreClosed`. Closing does not flush."""
+
+
+def lends(device: Device) -> bool:
+    """Whether the device has a descriptor, which is had by `lend`. TypeError where it has one, and its class has no `lend`."""
+    if device.fileno() < 0:
+        return False
+    if not hasattr(type(device), "lend"):
+        kind = type(device).__qualname__
+        raise TypeError(
+            f"a device with a descriptor lends it, and {kind} has no method `lend` of its own: "
+            "define it as mdstore.device.protocol says, or have `fileno` return -1"
+        )
+    return True

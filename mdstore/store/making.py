@@ -7,7 +7,7 @@ import time
 
 from journal import Journal, JournalError
 from journal.ring import RingMedium
-from mdstore.device.protocol import Device
+from mdstore.device.protocol import Device, lends
 from mdstore.errors import InvalidRequest
 from mdstore.limits import BLOCK_SIZE_MAX, IMAGE_SIZE_MIN, MIB
 from mdstore.store import log, recovery, superblock
@@ -21,7 +21,9 @@ def prepare(
     device: Device, block_size: int, log_bytes: int | None, stripe: tuple[int, int] = (0, 0)
 ) -> tuple[Superblock, Journal]:
     """Erase whatever image the device held, and make an empty log. Returns the superblock (of epoch 0, not on the device)
-    that the first checkpoint starts from. InvalidRequest when the device is too small."""
+    that the first checkpoint starts from. InvalidRequest when the device is too small, TypeError where
+    it has a descriptor and no `lend` of its own."""
+    lends(device)  # or it is refused, before anything is written
     chosen = layout(device, block_size, log_bytes, stripe)
     ring = _ring_of(device, chosen)
     _erase_superblocks(device)

@@ -11,7 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mdstore.btree import PackedPairs, Tree, key_size_max
-from mdstore.errors import AlreadyExists, InvalidRequest, LimitExceeded, MdstoreError, NotFound, TransactionError
+from mdstore.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    LimitExceeded,
+    MdstoreError,
+    NotFound,
+    StoreClosed,
+    TransactionError,
+)
 from mdstore.limits import ATTRIBUTES_MAX, MOVED_BYTES_MAX, MOVED_OBJECTS_MAX
 from mdstore.store import data, revisions
 from mdstore.store.collections import CollectionTable
@@ -51,6 +59,8 @@ class Validator:
                 if epoch is not None:
                     self._floors.check(epoch, operation)
                 _CHECKS[operation[0]](self, *operation[1:])
+            except StoreClosed:  # no fault of the operation's
+                raise
             except MdstoreError as cause:
                 raise TransactionError(index, Op(operation[0]).name.lower(), cause) from None
         for shadow in self._prospect.touched():

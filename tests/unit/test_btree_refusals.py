@@ -53,7 +53,9 @@ NUMBERS: dict[str, Callable[[Any], object]] = {
     "pages from allocate": lambda n: small_tree().seal(lambda pages: [(1, n), (90, pages - 1)]),
     "crc32c": lambda n: crc32c(b"", n),
     "crc32c_table": lambda n: crc32c_table(b"", n),
-    "read_blocks": lambda n: read_blocks(-1, n, 512, 512),
+    "read_blocks": lambda n: read_blocks(World(1).pager, n, 512, 512),
+    "read_blocks length": lambda n: read_blocks(World(1).pager, 0, n, 512),
+    "read_blocks size": lambda n: read_blocks(World(1).pager, 0, 512, n),
     "a packed room": lambda n: PackedPairs([], n),
 }
 

@@ -11,19 +11,20 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import ClassVar
 
 import pytest
 
 from mdstore.btree import Pager, Tree, read_blocks
 from mdstore.device.file import FileDevice
 from mdstore.engines.registry import open_store
-from mdstore.errors import MdstoreError, StoreClosed
+from mdstore.errors import DeviceFailed, MdstoreError, StoreClosed
 from mdstore.limits import MIB
 from mdstore.store.scrub import Scrub
-from mdstore.store.snapshots import open_in_image
+from mdstore.store.snapshots import SnapshotView, open_in_image
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
 from tests.commandline import Run
@@ -192,12 +193,83 @@ def test_a_forked_child_closes_without_the_threads_of_its_parent(tmp_path: Path)
     device.close()
 
 
+def test_a_forked_child_reads_nothing_by_a_number_that_stands_for_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a null device the number is free there, and a tree read whatever the child opened next."""
+    device, tree = cold(tmp_path / "image", 4)
+    (tmp_path / "other").write_bytes((tmp_path / "image").read_bytes())
+    number = device.fileno()
+    monkeypatch.setattr(os, "devnull", str(tmp_path / "nowhere"))
+    reader = Reader(lambda: tree.get(b"000003"))
+    with reader.held():
+        child = os.fork()
+        if not child:
+            signal.alarm(HANG_S)  # a hang ends the child
+            os.dup2(os.open(tmp_path / "other", os.O_RDONLY), number)
+            with suppress(BaseException):
+                assert read_blocks(tree.pager, 0, 256, 256) is None
+                try:
+                    tree.get(b"000000")
+                except StoreClosed:
+                    os._exit(7)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert reader.outcome == b"3" + b"." * 20
+    device.close()
+
+
 def new(image: Path) -> Store:
     store = Store.create(FileDevice.create(image, 2 * MIB), background=False)
     store.apply(Transaction().create_collection("c").write("c", "o", 0, DATA))
     store.snapshot("s")
     assert store.read("c", "o") == DATA  # its pages are in memory
     return store
+
+
+class Kept:
+    """Garbage whose finalizer has what it holds live on."""
+
+    lives: ClassVar[list[SnapshotView]] = []
+
+    def __init__(self, view: SnapshotView) -> None:
+        self.view, self.itself = view, self
+
+    def __del__(self) -> None:
+        Kept.lives.append(self.view)
+
+
+def test_a_reader_that_was_garbage_and_lives_again_is_closed_with_its_device(tmp_path: Path) -> None:
+    """The device had forgotten it, and it read the file that had the number next, whose blocks it gave out."""
+    store = new(tmp_path / "image")
+    number = store.device.fileno()
+    Kept(store.open_snapshot("s"))
+    gc.collect()
+    (view,) = Kept.lives
+    Kept.lives.clear()
+    store.close()
+    other = os.open(tmp_path / "image", os.O_RDONLY)
+    if other != number:
+        os.dup2(other, number)
+    try:
+        assert read_blocks(view.tables.pager, 0, 4096, 4096) is None
+        with pytest.raises(StoreClosed):
+            view.read("c", "o")
+    finally:
+        for each in {other, number}:
+            os.close(each)
+
+
+def test_a_transaction_that_finds_the_device_closed_says_that_it_is_closed(tmp_path: Path) -> None:
+    """It blamed the operation."""
+    new(tmp_path / "image").close()
+    store = Store.open(FileDevice.open(tmp_path / "image"), cache_bytes=0, background=False)
+    store.device.close()
+    with pytest.raises(StoreClosed):
+        store.apply(Transaction().write("c", "o", 1, b"x"))
+    with suppress(DeviceFailed, StoreClosed):
+        store.close()
 
 
 def in_the_store(store: Store) -> object:

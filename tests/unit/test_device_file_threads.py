@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mdstore.device import file as file_module
 from mdstore.device.file import FileDevice
 from mdstore.device.lock import locks_held
 from mdstore.errors import DeviceFailed, ImageBusy, NoSpace, StoreClosed
@@ -107,12 +109,14 @@ def test_closing_waits_for_the_write_that_is_under_way(tmp_path: Path, monkeypat
     assert descriptors_of(tmp_path / "image") == 0
 
 
-CALLS: dict[str, tuple[str, Callable[[FileDevice], object]]] = {
-    "read": ("pread", lambda device: device.read(0, 10)),
-    "write": ("pwritev", lambda device: device.write(0, [b"0123456789"])),
-    "flush": ("fdatasync", lambda device: device.flush()),
-    "resize": ("fsync", lambda device: device.resize(2 * SIZE)),
-    "uncache": ("posix_fadvise", lambda device: device.uncache(0, SIZE)),
+CALLS: dict[str, tuple[object, str, Callable[[FileDevice], object]]] = {
+    "read": (os, "pread", lambda device: device.read(0, 10)),
+    "write": (os, "pwritev", lambda device: device.write(0, [b"0123456789"])),
+    "flush": (os, "fdatasync", lambda device: device.flush()),
+    "resize": (os, "fsync", lambda device: device.resize(2 * SIZE)),
+    "uncache": (os, "posix_fadvise", lambda device: device.uncache(0, SIZE)),
+    "write_behind": (file_module, "start_writing", lambda device: device.write_behind(0, SIZE)),
+    "discard": (file_module, "punch", lambda device: device.discard(0, SIZE)),
 }
 
 
@@ -120,9 +124,9 @@ CALLS: dict[str, tuple[str, Callable[[FileDevice], object]]] = {
 def test_closing_waits_for_the_call_that_is_under_way_and_gives_its_descriptor_back(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside, make = CALLS[call]
+    module, inside, make = CALLS[call]
     image = tmp_path / "image"
-    device, real = FileDevice.create(image, SIZE), getattr(os, inside)
+    device, real = FileDevice.create(image, SIZE), getattr(module, inside)
     before = device.read(0, 10)
     closer = threading.Thread(target=device.close)
 
@@ -134,7 +138,7 @@ def test_closing_waits_for_the_call_that_is_under_way_and_gives_its_descriptor_b
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, inside, while_it_closes)
+        patch.setattr(module, inside, while_it_closes)
         assert make(device) in (None, before)
     closer.join(HANG_S)
     assert descriptors_of(image) == 0
@@ -147,9 +151,9 @@ def test_closing_in_the_middle_of_a_call_of_the_same_thread_waits_for_nothing(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the handler of a signal does, or a finalizer: it waited for itself. Whoever closes later waits for the end of it."""
-    inside, make = CALLS[call]
+    module, inside, make = CALLS[call]
     image = tmp_path / "image"
-    device, real = FileDevice.create(image, SIZE), getattr(os, inside)
+    device, real = FileDevice.create(image, SIZE), getattr(module, inside)
     before = device.read(0, 10)
 
     def closed_first(*arguments: object) -> object:
@@ -158,10 +162,172 @@ def test_closing_in_the_middle_of_a_call_of_the_same_thread_waits_for_nothing(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, inside, closed_first)
+        patch.setattr(module, inside, closed_first)
         assert make(device) in (None, before)
     device.close()
     assert descriptors_of(image) == 0
+
+
+class Watched:
+    """In place of a lock; `is_wanted` is set when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        self.is_wanted = threading.Event()
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.is_wanted.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_of_two_closes_at_once_both_return_when_it_is_closed(tmp_path: Path) -> None:
+    class Slow:
+        def close(self) -> None:
+            calls.append(threading.current_thread())
+            if len(calls) == 1:
+                second.start()
+                while second.is_alive() and not closing.is_wanted.is_set():
+                    second.join(0.001)
+                assert outcomes == [], "the second close returned before the first"
+                assert descriptors_of(image) == 1
+
+    def close() -> None:
+        device.close()
+        outcomes.append(descriptors_of(image))
+
+    image, calls, outcomes = tmp_path / "image", list[threading.Thread](), list[int]()
+    device, borrower, closing = FileDevice.create(image, SIZE), Slow(), Watched()
+    device._closing = closing  # type: ignore[assignment]
+    device.lend(borrower)
+    second = threading.Thread(target=close)
+    close()
+    second.join(HANG_S)
+    assert outcomes == [0, 0]
+
+
+@pytest.mark.parametrize("moment", ["asking back", "before unlocking", "after unlocking"])
+def test_closing_in_the_middle_of_closing_gives_one_descriptor_back(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the handler of a signal does. The number was given back twice, the second time as the next image's, with its lock."""
+    opened, moments = list[FileDevice](), [moment]
+
+    def handle() -> None:
+        device.close()
+        opened.append(FileDevice.create(tmp_path / "other", SIZE))
+
+    class Borrowing:
+        def close(self) -> None:
+            if moments and moments.pop() == "asking back":
+                handle()
+
+    def unlock(fd: int) -> None:
+        monkeypatch.undo()
+        if moment == "before unlocking":
+            handle()
+        file_module.unlock_image(fd)
+        if moment == "after unlocking":
+            handle()
+
+    device, borrower = FileDevice.create(tmp_path / "image", SIZE), Borrowing()
+    device.lend(borrower)
+    if moment != "asking back":
+        monkeypatch.setattr(file_module, "unlock_image", unlock)
+    device.close()
+    assert descriptors_of(tmp_path / "image") == locks_held(os.getpid(), str(tmp_path / "image")) == 0
+    assert descriptors_of(tmp_path / "other") == locks_held(os.getpid(), str(tmp_path / "other")) == 1
+    with pytest.raises(ImageBusy):
+        FileDevice.open(tmp_path / "other")
+    opened[0].close()
+
+
+def test_an_interrupt_of_closing_keeps_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    device = FileDevice.create(tmp_path / "image", SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(file_module, "unlock_image", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            device.close()
+    device.close()
+    assert descriptors_of(tmp_path / "image") == 0
+
+
+def test_what_the_system_says_of_closing_is_a_failure_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, real = FileDevice.create(tmp_path / "image", SIZE), os.close
+
+    def close(fd: int) -> None:
+        real(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        with pytest.raises(DeviceFailed, match=r"close .*image: Input/output error"):
+            device.close()
+    device.close()
+    assert descriptors_of(tmp_path / "image") == 0
+
+
+@pytest.mark.parametrize("call", ["read", "write", "flush", "resize", "discard"])
+def test_what_fails_beside_closing_is_said(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush that lost writes said that the device was closed, which nobody does under a call."""
+    module, inside, make = CALLS[call]
+    device = FileDevice.create(tmp_path / "image", SIZE)
+    closer = threading.Thread(target=device.close)
+
+    def fail(*_: object) -> None:
+        closer.start()
+        while not device._closed:
+            closer.join(0)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, inside, fail)
+        with pytest.raises(DeviceFailed, match="Input/output error"):
+            make(device)
+    closer.join(HANG_S)
+    assert (tmp_path / "image").stat().st_size == SIZE
+
+
+def test_a_call_whose_descriptor_the_end_of_the_interpreter_took_finds_it_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer closes the device in the middle of it."""
+    device, real = FileDevice.create(tmp_path / "image", SIZE), os.pread
+
+    def at_the_end(fd: int, length: int, offset: int) -> bytes:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "is_finalizing", lambda: True)
+            device.close()
+        return real(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", at_the_end)
+    with pytest.raises(StoreClosed):
+        device.read(0, 10)
+
+
+def test_a_growth_that_closing_overtakes_leaves_the_old_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, real = tmp_path / "image", file_module._extend
+    device = FileDevice.create(image, SIZE)
+    closer = threading.Thread(target=device.close)
+
+    def extend(fd: int, old_bytes: int, new_bytes: int, sparse: bool) -> None:
+        real(fd, old_bytes, new_bytes, sparse)
+        assert image.stat().st_size == 2 * SIZE
+        closer.start()
+        while not device._closed:
+            closer.join(0)
+
+    monkeypatch.setattr(file_module, "_extend", extend)
+    with pytest.raises(StoreClosed):
+        device.resize(2 * SIZE)
+    closer.join(HANG_S)
+    assert device.size_bytes == image.stat().st_size == SIZE
 
 
 def test_closing_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
