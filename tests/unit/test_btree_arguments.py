@@ -63,6 +63,7 @@ INSTANCES: dict[str, list[Callable[[], Any]]] = {
     "Descriptor": [Descriptor, lambda: fresh(Descriptor)],
     "Pager": [lambda: World(1).pager, lambda: closed(World(1).pager), lambda: Pager.__new__(Pager, MemoryPages())],
     "Hold": [lambda: fresh(CLASSES["Hold"])],
+    "Loan": [lambda: fresh(CLASSES["Loan"]), lambda: closed(fresh(CLASSES["Loan"]))],
     "TreeView": [
         lambda: living_tree().snapshot(), lambda: closed(living_tree().snapshot()), lambda: fresh(TreeView),
     ],
