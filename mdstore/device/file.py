@@ -74,7 +74,7 @@ class FileDevice:
         forks.watch(self)
 
     def _begin_locks(self) -> None:
-        self._turns: set[weakref.ref[RLock]] = set()
+        self._turns: dict[int, RLock] = {}
         self._calling = _Calling(self._turns)
         self._flushing = threading.Lock()
         self._closing = threading.RLock()
@@ -356,11 +356,9 @@ class FileDevice:
     def _close(self) -> None:
         with self._closing:
             self._ask_back()
-            for taken in list(self._turns):
-                turn = taken()
-                if turn is not None:
-                    with turn:
-                        pass
+            for turn in list(self._turns.values()):
+                with turn:
+                    pass
             try:
                 self._give_back()
             except OSError as error:
@@ -429,10 +427,11 @@ class _Calling(threading.local):
     """A lock for each thread that calls: threads do not wait for one another, and whoever takes all waits for every call.
     Left by the end of a `with`, it is left whatever interrupts the thread."""
 
-    def __init__(self, known: set[weakref.ref[RLock]]) -> None:
-        """Once in each thread."""
+    def __init__(self, known: dict[int, RLock]) -> None:
+        """Once in each thread. It is kept until a later thread has the same number: a weak reference would be cleared for good
+        when the device has become garbage, though a finalizer may have it live on."""
         self.turn: RLock = threading.RLock()
-        known.add(weakref.ref(self.turn, known.discard))
+        known[threading.get_ident()] = self.turn
 
 
 def _name_of(path: str | os.PathLike[str]) -> str:

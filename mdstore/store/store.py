@@ -96,7 +96,8 @@ class Store(Queries):
         write-ahead log (default: a sixteenth of the image, at most 128 MiB). wipe: what becomes of freed blocks and of the
         log's past, see `wipe`; it takes in what the device held before this image. stripe_bytes: size of the stripes that the
         medium below writes whole (0: it has none), stripe_offset: the byte at which one begins; both multiples of block_size.
-        Errors: InvalidRequest when the device or the log is too small (it says the least that works), DeviceFailed, ReadOnly.
+        Errors: InvalidRequest when the device or the log is too small (it says the least that works), DeviceFailed, ReadOnly,
+        TypeError when the device has a descriptor that it does not lend.
         """
         _check_options(cache_bytes, dirty_bytes, onodes, wipe)
         chosen, journal = making.prepare(device, block_size, log_bytes, (stripe_bytes, stripe_offset))

@@ -6,6 +6,7 @@ A reader is held in the middle of a read by the kernel's own hook, with the desc
 from __future__ import annotations
 
 import _thread
+import errno
 import gc
 import os
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -231,23 +232,27 @@ def new(image: Path) -> Store:
 class Kept:
     """Garbage whose finalizer has what it holds live on."""
 
-    lives: ClassVar[list[SnapshotView]] = []
+    lives: ClassVar[list[Any]] = []
 
-    def __init__(self, view: SnapshotView) -> None:
-        self.view, self.itself = view, self
+    def __init__(self, held: object) -> None:
+        self.held, self.itself = held, self
 
     def __del__(self) -> None:
-        Kept.lives.append(self.view)
+        Kept.lives.append(self.held)
+
+
+def lives_again(make: Callable[[], object]) -> Any:
+    """What `make` returns, after it was garbage."""
+    Kept(make())
+    gc.collect()
+    return Kept.lives.pop()
 
 
 def test_a_reader_that_was_garbage_and_lives_again_is_closed_with_its_device(tmp_path: Path) -> None:
     """The device had forgotten it, and it read the file that had the number next, whose blocks it gave out."""
     store = new(tmp_path / "image")
     number = store.device.fileno()
-    Kept(store.open_snapshot("s"))
-    gc.collect()
-    (view,) = Kept.lives
-    Kept.lives.clear()
+    view: SnapshotView = lives_again(lambda: store.open_snapshot("s"))
     store.close()
     other = os.open(tmp_path / "image", os.O_RDONLY)
     if other != number:
@@ -259,6 +264,64 @@ def test_a_reader_that_was_garbage_and_lives_again_is_closed_with_its_device(tmp
     finally:
         for each in {other, number}:
             os.close(each)
+
+
+def test_a_device_that_was_garbage_and_lives_again_waits_for_its_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thread that had called it before."""
+    image, real = tmp_path / "image", os.pread
+
+    def used() -> FileDevice:
+        device = FileDevice.create(image, 8192)
+        device.write(0, [DATA[:10]])
+        return device
+
+    class Turn:
+        """This thread's; `waiting` is set when somebody else wants it."""
+
+        def __enter__(self) -> None:
+            waiting.set()
+            turn.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            turn.release()
+
+    device: FileDevice = lives_again(used)
+    turn, waiting, me = device._calling.turn, threading.Event(), threading.get_ident()
+    assert device._turns == {me: turn}
+    device._turns[me] = Turn()  # type: ignore[assignment]
+    closer = threading.Thread(target=device.close)
+
+    def while_it_closes(fd: int, length: int, offset: int) -> bytes:
+        closer.start()
+        while closer.is_alive() and not waiting.is_set():
+            closer.join(0.001)
+        assert descriptors_of(image) == 1
+        return real(fd, length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", while_it_closes)
+        assert device.read(0, 10) == DATA[:10]
+    closer.join(HANG_S)
+    assert descriptors_of(image) == 0
+
+
+def test_a_store_whose_device_fails_to_close_says_so_once_and_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new(tmp_path / "image")
+    number, real = store.device.fileno(), os.close
+
+    def close(fd: int) -> None:
+        real(fd)
+        if fd == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        with pytest.raises(DeviceFailed, match=r"close .*Input/output error"):
+            store.close()
+    store.close()
+    assert descriptors_of(tmp_path / "image") == 0
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as again:
+        assert again.read("c", "o") == DATA
 
 
 def test_a_transaction_that_finds_the_device_closed_says_that_it_is_closed(tmp_path: Path) -> None:
