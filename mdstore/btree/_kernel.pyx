@@ -29,6 +29,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from collections.abc import Mapping
 from operator import index
+from sys import is_finalizing
 from threading import RLock
 
 from mdstore.device.protocol import lends

@@ -20,7 +20,8 @@ cdef class Loan:
         while not is_shut:
             with nogil:
                 is_shut = rw_shut(&self.lent.file)
-            is_shut = is_shut or self.lent.process != getpid()  # a forked child has none of the threads that were reading
+            if self.lent.process != getpid() or is_finalizing():  # a forked child has none of the threads that were reading
+                is_shut = True
             PyErr_CheckSignals()
 
 
@@ -281,7 +282,8 @@ cdef class Pager:
 
     def close(self):
         """Refuse further reads and writes of the device, and wait for the reads that use its descriptor at the moment. Trees in memory
-        stay as they are; nothing is written. Interrupted, it has refused already; again, it waits. Cost: no page."""
+        stay as they are; nothing is written. Interrupted, it has refused already; again, it waits. At the end of the interpreter, which
+        has stopped the threads that were reading, it does not: the descriptor's number must stay taken then. Cost: no page."""
         (<Loan> self.core.loan).close()
 
 

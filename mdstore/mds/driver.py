@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Protocol
 
 from mdstore.store import exiting
-from mdstore.store.uninterrupted import join
+from mdstore.store.uninterrupted import AutoResetEvent, join
 
 EVERY_S: Final = 0.5
 WORK_PAUSE_S: Final = 0.01  # between two pieces of background work, which leaves most of the time to everybody else
@@ -45,7 +45,8 @@ class Driver:
         self._every_s = every_s
         self._clock = clock
         self._failed = failed
-        self._ended = threading.Event()
+        self._is_ended = False
+        self._woken = AutoResetEvent()
         self._thread = threading.Thread(target=self._run, name="mdstore-tick", daemon=True)
 
     def __enter__(self) -> Driver:
@@ -57,19 +58,35 @@ class Driver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Returns when no tick is running any more; at the end of the interpreter, which may have stopped one in the middle, at
-        once. Writes nothing: `close` of the server does."""
-        exiting.wake(self._ended)
-        join(self._thread)
+        """Returns when no tick is running any more; at the end of the interpreter, which may have stopped one in the middle, and
+        inside a tick, which is the last one then, at once. Writes nothing: `close` of the server does."""
+        self._end()
+        if not self._is_here:
+            join(self._thread)
 
     def stop(self) -> None:
-        """See `exiting.Settling`; but what takes too long is left to be stopped."""
-        self._ended.set()
-        if self._thread.is_alive():
+        """See `exiting.Settling`; but what takes too long is left to be stopped. Inside a tick: that is the last one."""
+        self._end()
+        if self._thread.is_alive() and not self._is_here:
             self._thread.join(SETTLE_S)
 
+    def _end(self) -> None:
+        self._is_ended = True
+        self._woken.set()
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether its thread is the one that asks."""
+        return threading.current_thread() is self._thread
+
+    def _pause(self, pause_s: float) -> bool:
+        """Whether it is to end, after a pause that its end cuts short."""
+        if not self._is_ended:
+            self._woken.wait(pause_s)
+        return self._is_ended
+
     def _run(self) -> None:
-        while not self._ended.wait(self._every_s) and self.turn():
+        while not self._pause(self._every_s) and self.turn():
             pass
 
     def turn(self, pause_s: float = WORK_PAUSE_S) -> bool:
@@ -78,7 +95,7 @@ class Driver:
         try:
             self._server.tick(self._clock())
             for _ in range(max(1, int(self._every_s / (2 * WORK_PAUSE_S)))):
-                if not self._server.background_work() or self._ended.wait(pause_s):
+                if not self._server.background_work() or self._pause(pause_s):
                     break
         except Exception as error:  # also what nobody foresaw: a thread that just ends would end durability in silence
             self.error = error

@@ -25,7 +25,7 @@ from mdstore.store import ahead, exiting, log, superblock
 from mdstore.store.allocator import merge_runs
 from mdstore.store.superblock import Superblock
 from mdstore.store.tables import freeze
-from mdstore.store.uninterrupted import join, uninterrupted
+from mdstore.store.uninterrupted import AutoResetEvent, join, uninterrupted
 
 if TYPE_CHECKING:
     from mdstore.store.store import Store
@@ -45,7 +45,7 @@ class Checkpointer:
         self._store = store
         self._one_at_a_time = threading.Lock()
         self._background = background
-        self._wanted = threading.Event()
+        self._wanted = AutoResetEvent()
         self._starting = threading.Lock()
         self._stopping = False
         self._runs_in: int | None = None  # the thread that holds `_one_at_a_time`
@@ -212,12 +212,11 @@ class Checkpointer:
                 except RuntimeError:  # no thread to be had now: the next transaction asks again, and a full log makes its own
                     return
                 self._thread = thread
-        exiting.wake(self._wanted)
+        self._wanted.set()
 
     def _loop(self) -> None:
         while True:
             self._wanted.wait()
-            self._wanted.clear()
             if self._stopping:
                 self._wanted.set()  # for one that was started beside it, by a caller that was interrupted
                 return
@@ -241,7 +240,7 @@ class Checkpointer:
         with self._starting:
             self._stopping = True
             thread = self._thread
-        exiting.wake(self._wanted)
+        self._wanted.set()
         if thread is not None:
             join(thread)
         with self._one_at_a_time:  # one whose caller was interrupted twice

@@ -35,14 +35,14 @@ class Closer:
         self._store = store
         self._committer = committer
         self._turn = threading.Lock()
-        self._done = threading.Event()
+        self._is_done = False
         self._failure: Exception | None = None  # why something that was accepted may be lost
         self._is_told = True
         self._tells = False  # of a failure: nobody has been told by another call
 
     def close(self) -> None:
         """See `Store.close`."""
-        is_late = self._done.is_set()
+        is_late = self._is_done
         if is_late and self._is_told:
             return
         is_ending = sys.is_finalizing()  # where there is no other thread, and none to be had
@@ -73,11 +73,10 @@ class Closer:
     def left_behind(self) -> None:
         """In a forked child, or given up: there is nothing to close, and nothing to tell."""
         self._is_told = True
-        self._done = threading.Event()
-        self._done.set()
+        self._is_done = True
 
     def _close_once(self) -> None:
-        if self._done.is_set():
+        if self._is_done:
             return
         try:
             self._close()
@@ -121,7 +120,7 @@ class Closer:
         self._committer.stop()
         store.tables.pager.close()
         store.device.close()
-        self._done.set()
+        self._is_done = True
 
     def _flush_log(self) -> None:
         """All of it is durable already, but in a store that failed, or whose last checkpoint was interrupted before it began."""

@@ -13,11 +13,10 @@ from time import perf_counter
 from typing import Any, Final
 
 from journal import Journal, JournalError
-from mdstore.store.exiting import wake
 from mdstore.store.latency import Latencies
 from mdstore.store.log import typed
 from mdstore.store.operands import check_callback
-from mdstore.store.uninterrupted import join
+from mdstore.store.uninterrupted import AutoResetEvent, join
 
 Callback = Callable[[BaseException | None], None]
 _RESUME: Final = opmap["RESUME"]  # a function's first instruction that can be interrupted
@@ -138,7 +137,7 @@ class Committer:
         self._is_busy = is_busy
         self.meet_end = meet_end  # of the interpreter, see `Store.meet_end`
         self._put_off: deque[tuple[_Telling, BaseException | None]] = deque()
-        self._wanted = threading.Event()
+        self._wanted = AutoResetEvent()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.lock = threading.Lock()
@@ -207,7 +206,6 @@ class Committer:
     def _run(self) -> None:
         while True:
             self._wanted.wait()
-            self._wanted.clear()
             try:
                 self._call_put_off()
                 if not self._stopping:
@@ -238,7 +236,7 @@ class Committer:
         with self.lock:
             self._stopping = True
             thread = self._thread
-        wake(self._wanted)
+        self._wanted.set()
         if thread is not None:
             join(thread)
         self._call_put_off()

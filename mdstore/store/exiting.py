@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import threading
 from _thread import RLock
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
@@ -62,25 +61,23 @@ def _is_free(lock: Lock) -> bool:
     return is_had
 
 
-def wake(event: threading.Event) -> None:
-    """Set it, but not where the interpreter ends: nobody waits for it there but who was stopped, perhaps with its lock."""
-    if not sys.is_finalizing():
-        event.set()
-
-
 class EndingLock(RLock):  # type: ignore[misc]  # final by its stub, a base by its flags: nothing else costs as little
     """The lock that every call of something takes first. Until the end it costs what an RLock costs.
 
     is_at_rest: whether no thread was stopped inside. give_up: nothing is waited for any more by what the lock guards; returns
-    the error that this call, and every later one, raises. Both are methods of whoever has the lock, and do not keep it alive: so
-    it goes when its last user does, and not when the garbage collector comes.
+    the error that this call, and every later one, raises. Both are methods of the lock's owner, which the lock keeps alive: the
+    two are a cycle, which the garbage collector frees. With `keeps_owner=False` the owner goes when its last user does. Then the
+    lock does not find it where it is finalized as garbage, because weak references are cleared before that; so that is for an
+    owner to which whoever is inside refers: no thread was stopped inside one that is garbage.
     """
 
     __slots__ = ("_error", "_give_up", "_has_met", "_is_at_rest")
 
-    def __init__(self, is_at_rest: Callable[[], bool], give_up: Callable[[], MdstoreError]) -> None:
-        self._is_at_rest = WeakMethod(is_at_rest)
-        self._give_up = WeakMethod(give_up)
+    def __init__(
+        self, is_at_rest: Callable[[], bool], give_up: Callable[[], MdstoreError], *, keeps_owner: bool = True
+    ) -> None:
+        self._is_at_rest = (lambda: is_at_rest) if keeps_owner else WeakMethod(is_at_rest)
+        self._give_up = (lambda: give_up) if keeps_owner else WeakMethod(give_up)
         self._has_met = False
         self._error: MdstoreError | None = None
 

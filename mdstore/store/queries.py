@@ -29,11 +29,11 @@ _KERNEL = Tree.__module__
 class Queries(ABC):
     """Reads of `tables` under `lock`. `superblock`: the newest durable one whose blocks the tables reach."""
 
-    def __init__(self, device: Device, superblock: Superblock, tables: Tables) -> None:
+    def __init__(self, device: Device, superblock: Superblock, tables: Tables, lock: EndingLock) -> None:
         self.device = device
         self.superblock = superblock
         self.tables = tables
-        self.lock: RLock = EndingLock(self.is_at_rest, self._give_up)
+        self.lock: RLock = lock
         self._pins: dict[object, int] = {}  # the epoch whose blocks a reader needs; taken out in one step, without the lock
         self._left: MdstoreError | None = None  # behind, see `left_behind`
         if device.fileno() >= 0:

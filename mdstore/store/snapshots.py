@@ -23,7 +23,7 @@ from mdstore.errors import CorruptionError, NoSpace, NotFound, ReadOnly, Snapsho
 from mdstore.limits import MIB
 from mdstore.store import log, recovery, statistics, superblock, tables
 from mdstore.store.answers import Capabilities, SnapshotInfo
-from mdstore.store.exiting import are_free
+from mdstore.store.exiting import EndingLock, are_free
 from mdstore.store.operands import size
 from mdstore.store.queries import Queries
 from mdstore.store.recovery import Recovery
@@ -166,7 +166,8 @@ class SnapshotView(Queries):
         self._on_close = on_close
         self._closed = False
         live = tables.load(device, kept.superblock, cache_bytes, ONODES, to_read_only=True, tolerated=[])
-        super().__init__(device, kept.superblock, live)
+        lock = EndingLock(self.is_at_rest, self._give_up, keeps_owner=False)  # so that a view that is dropped goes at once
+        super().__init__(device, kept.superblock, live, lock)
 
     @property
     def read_only(self) -> bool:

@@ -35,6 +35,7 @@ from mdstore.store.apply import Applier
 from mdstore.store.checkpoint import Checkpointer, Freezer
 from mdstore.store.closing import Closer
 from mdstore.store.commit import Commit, Committer
+from mdstore.store.exiting import EndingLock
 from mdstore.store.isolation import REMEDY
 from mdstore.store.mapview import MapView
 from mdstore.store.operands import number, window
@@ -64,7 +65,7 @@ class Store(Queries):
         self, device: Device, chosen: Superblock, live: tables.Tables, journal: Journal, found: Recovery, *,
         read_only: bool, background: bool, dirty_bytes: int, wipe: Wipe = "off",
     ) -> None:  # fmt: skip
-        super().__init__(device, chosen, live)
+        super().__init__(device, chosen, live, EndingLock(self.is_at_rest, self._give_up))
         self.journal = journal
         self.recovery = found
         self._read_only = read_only

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Final, TypeVar
 
@@ -123,6 +124,33 @@ def _finish(job: _Job, depth: int) -> BaseException | None:
         except BaseException as error:
             interruption = error
     return interruption
+
+
+class AutoResetEvent:
+    """Has one thread that waits look at what there is to do: what was set before it waits, however often, wakes it once.
+
+    Setting it is one step, which no interrupt divides, and waits for nobody. `threading.Event` takes a lock for it, in Python: an
+    interrupt leaves that taken, and a thread that the end of the interpreter stopped has it for good.
+    """
+
+    __slots__ = ("_clear",)
+
+    def __init__(self) -> None:
+        self._clear = threading.Lock()  # held while it is not set
+        self._clear.acquire()
+
+    def set(self) -> None:
+        """Wake whoever waits, or who waits next."""
+        with suppress(RuntimeError):  # it was set already
+            self._clear.release()
+
+    def is_set(self) -> bool:
+        """Whether the next `wait` returns at once."""
+        return not self._clear.locked()
+
+    def wait(self, timeout_s: float = -1) -> None:
+        """Return once it is set, and clear it, or after `timeout_s` (-1: never)."""
+        self._clear.acquire(timeout=timeout_s)
 
 
 def join(thread: threading.Thread) -> None:

@@ -340,7 +340,7 @@ def test_one_thread_makes_the_checkpoints_whoever_wants_them_first(monkeypatch: 
 
 
 ABANDONED = """
-import time
+import sys, time
 from mdstore.device.memory import MemoryDevice
 from mdstore.store.store import Store
 from mdstore.store.transaction import Transaction
@@ -349,13 +349,15 @@ def generator():
     with Store.create(MemoryDevice(1 << 20), background=BACKGROUND) as store:
         store.apply(Transaction().create_collection("c"))
         if BACKGROUND:
-            store.submit(Transaction().touch("c", "o")).add_done_callback(lambda _: None)
+            told, made = [], store.checkpointer.count
+            store.submit(Transaction().touch("c", "o")).add_done_callback(told.append)
             store.checkpointer.want()
-            for wanted in (store._committer._wanted, store.checkpointer._wanted):
-                while wanted.is_set() or not wanted._cond._waiters:
+            while not told or store.checkpointer.count == made:
+                time.sleep(0.001)
+            for threads in (store._committer, store.checkpointer):
+                waits = type(threads._wanted).wait.__code__
+                while sys._current_frames()[threads._thread.ident].f_code is not waits:
                     time.sleep(0.001)
-                with wanted._cond:  # its thread waits, and holds no lock
-                    pass
         yield store
 
 class Holder:
@@ -425,7 +427,7 @@ def _set(event: threading.Event, error: BaseException | None) -> None:
     event.set()
 
 
-CLOSING = tuple(f"store/{module}.py" for module in ("closing", "store", "checkpoint", "commit", "uninterrupted"))
+CLOSING = (*(f"store/{module}.py" for module in ("closing", "store", "checkpoint", "commit", "uninterrupted")), "/threading.py")
 
 
 @pytest.mark.parametrize("wipe", ["off", "zero"])

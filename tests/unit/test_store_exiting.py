@@ -181,7 +181,8 @@ def ticking():
 
 def until_ticks_are_settled():
     inside.set()
-    driving._ended.wait()
+    while not driving._is_ended:
+        time.sleep(0.001)
 
 def letting_time_pass():
     driving.__exit__(None, None, None)
@@ -345,6 +346,121 @@ def test_no_driver_waits_for_a_thread_where_there_is_none(call: str, tmp_path: P
         assert server.lookup(SUPERUSER, ROOT_INO, b"acknowledged")
         server.close()
         assert check(store, deep=True) == []
+
+
+IN_GARBAGE = """
+import gc, sys, threading
+from mdstore.btree._kernel import call_where_threads_meet
+from mdstore.device.file import FileDevice
+from mdstore.store.store import Store
+from mdstore.store.transaction import Transaction
+
+class Ending:  # what only the end of the interpreter finds
+    def __init__(self, held, calls):
+        self.held, self.calls, self.itself = held, calls, self
+
+    def __del__(self):
+        for call in self.calls:
+            try:
+                call()
+            except Exception as error:
+                print(type(error).__name__, error)
+            else:
+                print("done")
+
+def until_the_end():
+    inside.set()
+    threading.Event().wait()
+
+class Stopping(FileDevice):
+    is_armed = False
+
+    def flush(self):
+        if self.is_armed and threading.current_thread() is not threading.main_thread():
+            until_the_end()
+        super().flush()
+
+def made():
+    store = Store.create(Stopping.create(sys.argv[1], 1 << 20), cache_bytes=0)
+    store.apply(Transaction().create_collection("c").write("c", "o", 0, b"x" * 100_000))
+    store.checkpoint()
+    store.snapshot("s")
+    store.apply(Transaction().write("c", "p", 0, b"acknowledged"))
+    return store
+
+def flushing_the_log():
+    store = made()
+    store.device.is_armed = True
+    store.submit(Transaction().write("c", "q", 0, b"not acknowledged"))
+    threading.Thread(target=store.journal.flush, daemon=True).start()  # it knows of the log alone
+    Ending(store, [store.sync, store.close])
+
+def resting():
+    store = made()
+    view = store.open_snapshot("s")
+    Ending((store, view), [view.close, store.sync, store.close])
+    inside.set()
+
+def reading_a_page_of(what):
+    call_where_threads_meet(lambda place: place == "file" and until_the_end())
+    threading.Thread(target=what.read, args=("c", "o"), daemon=True).start()
+    inside.wait()  # it has the pager's descriptor in use, and no lock of the store's
+    call_where_threads_meet(None)
+
+def reading_a_page():
+    store = made()
+    reading_a_page_of(store)
+    Ending(store, [store.tables.pager.close, store.tables.pager.close])
+
+def reading_a_page_of_a_snapshot():
+    store = made()
+    view = store.open_snapshot("s")
+    reading_a_page_of(view)
+    Ending(view, [view.tables.pager.close, view.close, store.close])
+
+gc.disable()
+inside = threading.Event()
+WORK()
+inside.wait()
+"""
+
+
+def end_in_garbage(work: str, path: Path) -> list[str]:
+    """In a process where only garbage refers to the store; what its finalizer says."""
+    command = [sys.executable, "-c", IN_GARBAGE.replace("WORK", work), str(path)]
+    ended = subprocess.run(command, timeout=HANG_S, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout.splitlines()
+
+
+def test_a_store_in_garbage_waits_for_no_stopped_thread(tmp_path: Path) -> None:
+    """What the lock was to look at it had by weak references, and they are cleared before garbage is finalized: it looked at
+    nothing, and `sync` waited for a flush of the log that a stopped thread was in."""
+    said = end_in_garbage("flushing_the_log", tmp_path / "image")
+    assert len(said) == 2
+    assert said[0].startswith("DeviceFailed lock failed"), said
+    assert GIVEN_UP in said[0]
+    assert said[1] == "done", said
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        assert not store.recovery.clean
+        assert store.read("c", "p") == b"acknowledged"
+        assert check(store, deep=True) == []
+
+
+def test_a_store_in_garbage_that_is_at_rest_is_closed_in_order(tmp_path: Path) -> None:
+    assert end_in_garbage("resting", tmp_path / "image") == ["done"] * 3
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        assert store.recovery.clean
+        assert store.read("c", "p") == b"acknowledged"
+
+
+@pytest.mark.parametrize("work", ["reading_a_page", "reading_a_page_of_a_snapshot"])
+def test_no_pager_waits_at_the_end_for_a_stopped_read(work: str, tmp_path: Path) -> None:
+    """Of a medium that hangs, say: whoever closed a store or a view there waited for it for ever."""
+    said = end_in_garbage(work, tmp_path / "image")
+    assert set(said) == {"done"}, said
+    with Store.open(FileDevice.open(tmp_path / "image"), background=False) as store:
+        assert store.read("c", "p") == b"acknowledged"
 
 
 def settle_only(monkeypatch: pytest.MonkeyPatch, *things: exiting.Settling) -> None:
