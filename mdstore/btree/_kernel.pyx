@@ -24,7 +24,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, qsort
+from libc.stdlib cimport bsearch, free, qsort
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from collections.abc import Mapping

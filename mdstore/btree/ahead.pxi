@@ -8,9 +8,34 @@
 cdef int64_t TO_THE_END = 1 << 62
 
 
+# -- what clones share -------------------------------------------------------------------------------------------------
+cdef bint is_shared(TreeCore *t, uint64_t address) noexcept nogil:
+    """Whether clones reach an address too: then nothing below it is given up. The caller holds pager.rw."""
+    cdef TreeCore *refs = t.p.refs
+    cdef Fault ignored
+    cdef int64_t extra
+    if refs == NULL or refs == t or records_of(refs) == 0:
+        return False
+    memset(&ignored, 0, sizeof(Fault))
+    rw_lock_shared(&refs.rw)
+    extra = extra_of(refs, address, &ignored)
+    rw_unlock_shared(&refs.rw)
+    fault_forget(&ignored)
+    return extra != 0
+
+
+cdef bint is_shared_now(TreeCore *t, uint64_t address) noexcept nogil:
+    """The same with no lock held: it may be so no longer."""
+    cdef bint shared
+    rw_lock_shared(&t.p.rw)
+    shared = is_shared(t, address)
+    rw_unlock_shared(&t.p.rw)
+    return shared
+
+
 # -- pages of long values ----------------------------------------------------------------------------------------------
 cdef void ahead_free(Ahead *a) noexcept nogil:
-    free(a.addresses)
+    free(a.found)
     free(a.pages)
     free(a)
 
@@ -19,30 +44,41 @@ cdef bint ahead_found(TreeCore *t, const Form *form, const uint8_t *entry, int l
                       uint8_t *into) noexcept nogil:
     """Copy the page that an entry names, where it was read ahead."""
     cdef Ahead *a = t.ahead
+    cdef AheadPage wanted
+    cdef AheadPage *held
     cdef Fault ignored
-    cdef int64_t k, i
-    for k in range(a.n):
-        i = (a.last + k) % a.n
-        if a.addresses[i] == ref_address(entry, 0):
-            a.last = i + 1
-            memcpy(into, a.pages + i * t.s.page_size, t.s.page_size)
-            return spill_verify(t, form, into, ref_crc(&t.s, entry), level, count, generation, a.addresses[i], &ignored) == OK
-    return False
+    wanted.address = ref_address(entry, 0)
+    held = <AheadPage *> bsearch(&wanted, a.found, a.n, sizeof(AheadPage), &by_ahead)
+    if held == NULL:
+        return False
+    memcpy(into, a.pages + held.number * t.s.page_size, t.s.page_size)
+    return spill_verify(t, form, into, ref_crc(&t.s, entry), level, count, generation, held.address, &ignored) == OK
+
+
+cdef int by_ahead(const void *a, const void *b) noexcept nogil:
+    cdef uint64_t x = (<AheadPage *> a).address, y = (<AheadPage *> b).address
+    return (x > y) - (x < y)
+
+
+cdef void ahead_sort(Ahead *a) noexcept nogil:
+    """All is read; NULL: nothing was."""
+    if a != NULL:
+        qsort(a.found, a.n, sizeof(AheadPage), &by_ahead)
 
 
 cdef int ahead_room(Ahead *a, int64_t page_size) noexcept nogil:
     """Room for one page more."""
-    cdef uint64_t *addresses
+    cdef AheadPage *found
     cdef uint8_t *pages
-    cdef int64_t cap = 2 * a.cap + 2
-    if a.n < a.cap:
-        return OK
+    cdef int64_t cap = min(2 * a.cap + 2, a.n + a.room / page_size)
     if a.room < page_size:
         return E_MEMORY
-    addresses = <uint64_t *> take_more(a.addresses, cap * 8)
-    if addresses == NULL:
+    if a.n < a.cap:
+        return OK
+    found = <AheadPage *> take_more(a.found, cap * sizeof(AheadPage))
+    if found == NULL:
         return E_MEMORY
-    a.addresses = addresses
+    a.found = found
     pages = <uint8_t *> take_more(a.pages, cap * page_size)
     if pages == NULL:
         return E_MEMORY
@@ -71,7 +107,8 @@ cdef int64_t ahead_read(TreeCore *t, Ahead *a, const Form *form, const uint8_t *
     fault_forget(&ignored)
     if code != OK:
         return -1
-    a.addresses[a.n] = address
+    a.found[a.n].address = address
+    a.found[a.n].number = a.n
     a.n += 1
     a.room -= p.page_size
     return a.n - 1
@@ -94,6 +131,8 @@ cdef void ahead_below(TreeCore *t, Ahead *a, const Form *form, const uint8_t *to
         if depth == 0:
             if first > i * span or end < (i + 1) * span:
                 ahead_read(t, a, form, entry, 0, 0, own)
+            continue
+        if form.dated and is_shared_now(t, ref_address(entry, 0)):
             continue
         below = min(span, length - i * span)
         page = ahead_read(t, a, form, entry, depth, div_up(below, span / form.fan), own)
@@ -119,6 +158,8 @@ cdef void ahead_value(TreeCore *t, Ahead **a, const uint8_t *body, int64_t first
         end = TO_THE_END
     if depth == 0 and first % t.s.page_size == 0 and end == TO_THE_END:
         return
+    if not form.dated and is_shared_now(t, ref_address(body + SPILL_FIXED, 0)):
+        return
     if a[0] == NULL:
         a[0] = ahead_new(t)
     if a[0] != NULL:
@@ -135,6 +176,26 @@ cdef const uint8_t *long_value(TreeCore *t, Node *leaf, const uint8_t *key, int 
     return spill_at(&t.s, page_of(leaf), pos) if found else NULL
 
 
+cdef bint is_path_shared(TreeCore *t, const uint8_t *key, int klen) noexcept nogil:
+    """Whether clones share a page on the path to a key, as far as it is in memory: then they share what its leaf names. The caller holds
+    tree.rw; pager.rw comes before that, so it is not waited for."""
+    cdef Node *n = <Node *> at_getp(&t.root)
+    cdef const uint8_t *ref = t.ref
+    cdef bint shared = False
+    cdef int i
+    if not rw_try_shared(&t.p.rw):
+        return False
+    while n != NULL and not shared:
+        shared = not unsealed(n) and is_shared(t, ref_address(ref, 0))
+        if n.level == 0:
+            break
+        i = index_find(&t.s, page_of(n), n.cap, key, klen)
+        ref = ref_at(page_of(n), i)
+        n = kid_of(n, i)
+    rw_unlock_shared(&t.p.rw)
+    return shared
+
+
 cdef int bring_value(TreeCore *t, const uint8_t *key, int klen, int64_t first, int64_t end, Ahead **a, Fault *f) noexcept nogil:
     """Have the leaf of a key in memory, and read ahead what a change of bytes `first` to `end` of a long value there looks at. A fault is
     that of the leaf."""
@@ -144,6 +205,8 @@ cdef int bring_value(TreeCore *t, const uint8_t *key, int klen, int64_t first, i
     cdef int code = lock_leaf(t, key, klen, &leaf, f)
     if code == OK:
         body = long_value(t, leaf, key, klen)
+    if body != NULL and is_path_shared(t, key, klen):
+        body = NULL
     if body != NULL:
         found_begin(t, body, &s)
     core_unlock_shared(t)
@@ -151,6 +214,7 @@ cdef int bring_value(TreeCore *t, const uint8_t *key, int klen, int64_t first, i
         return code
     if s.v == NULL:
         ahead_value(t, a, s.copy + 2, first, end)
+        ahead_sort(a[0])
     found_end(t, &s)
     return code
 
@@ -166,21 +230,6 @@ cdef struct Walk:        # over the lowest index pages of a range
     int64_t values_cap
     int klen             # of the key where it goes on; -1: at the first page
     uint8_t key[1100]
-
-
-cdef bint is_shared(TreeCore *t, uint64_t address) noexcept nogil:
-    """Whether clones reach an address too: then nothing below it is given up. The caller holds pager.rw and tree.rw."""
-    cdef TreeCore *refs = t.p.refs
-    cdef Fault ignored
-    cdef int64_t extra
-    if refs == NULL or refs == t or records_of(refs) == 0:
-        return False
-    memset(&ignored, 0, sizeof(Fault))
-    rw_lock_shared(&refs.rw)
-    extra = extra_of(refs, address, &ignored)
-    rw_unlock_shared(&refs.rw)
-    fault_forget(&ignored)
-    return extra != 0
 
 
 cdef int walk_to(TreeCore *t, Walk *w, const uint8_t *ref, int level, Node **slot, Node **out, Fault *f) noexcept nogil:
@@ -241,16 +290,24 @@ cdef void walk_read(TreeCore *t, Walk *w) noexcept nogil:
     w.values_n = 0
 
 
-cdef int walk_leaves(TreeCore *t, Walk *w, Node *n, int i, Fault *f) noexcept nogil:
-    """Leaves below a lowest index page, from child `i` on, in which a value has spilled: those alone are read by who gives them up."""
+cdef inline void walk_on(Walk *w, const uint8_t *key, int klen) noexcept nogil:
+    """The next step begins at a key."""
+    memcpy(w.key, key, klen)
+    w.klen = klen
+
+
+cdef int walk_leaves(TreeCore *t, Walk *w, Node *n, int first, Fault *f) noexcept nogil:
+    """Leaves below a lowest index page, from child `first` on, in which a value has spilled: those alone are read by who gives them up."""
     cdef Node *leaf
-    cdef int code = OK
+    cdef int code = OK, i = first
     while i < node_count(n) and code == OK:
         if w.range.stop != NULL and i and compare(&t.s, cell_at(page_of(n), i), klen_at(page_of(n), i), w.range.stop, w.range.stop_len) >= 0:
             break
         if ref_records(&t.s, ref_at(page_of(n), i)) & REF_SPILLED:
             code = walk_to(t, w, ref_at(page_of(n), i), 0, &n.kids[i], &leaf, f)
-            if code == OK and leaf != NULL:
+            if code == E_ASIDE and i > first:  # it goes on here, with what was met so far read
+                walk_on(w, cell_at(page_of(n), i), klen_at(page_of(n), i))
+            elif code == OK and leaf != NULL:
                 walk_values(t, w, leaf)
         i += 1
     return code
@@ -282,8 +339,7 @@ cdef int walk_step(TreeCore *t, Walk *w, bint *done, Fault *f) noexcept nogil:
         return code
     done[0] = end == NULL or (w.range.stop != NULL and compare(&t.s, end, end_len, w.range.stop, w.range.stop_len) >= 0)
     if not done[0]:
-        memcpy(w.key, end, end_len)
-        w.klen = end_len
+        walk_on(w, end, end_len)
     return OK
 
 
@@ -312,7 +368,7 @@ cdef Ahead *bring_range(TreeCore *t, Range *g) noexcept nogil:
         code = walk_step(t, &w, &done, &ignored)
         rw_unlock_shared(&t.rw)
         rw_unlock_shared(&t.p.rw)
-        if code == OK:
+        if code == OK or code == E_ASIDE:
             walk_read(t, &w)
         if code == E_ASIDE and w.room >= t.s.page_size:
             code = aside_read(t, &w.aside, &ignored)
@@ -320,4 +376,5 @@ cdef Ahead *bring_range(TreeCore *t, Range *g) noexcept nogil:
     aside_end(t, &w.aside)
     free(w.values)
     fault_forget(&ignored)
+    ahead_sort(w.ahead)
     return w.ahead

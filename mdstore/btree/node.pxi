@@ -141,12 +141,15 @@ cdef struct PagerCore:
     int64_t freed_promised  # runs that changes under way may add
     TreeCore *refs       # the tree of shared addresses
 
+cdef struct AheadPage:
+    uint64_t address
+    int64_t number
+
 cdef struct Ahead:       # pages of long values, read before the lock was taken under which they are wanted (ahead.pxi)
     int64_t n
     int64_t cap
     int64_t room         # bytes that more of them may have
-    int64_t last         # which was found last: they are wanted in the order in which they were read
-    uint64_t *addresses
+    AheadPage *found     # of each page; by address, once all are read
     uint8_t *pages
 
 cdef struct TreeCore:

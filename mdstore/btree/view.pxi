@@ -51,9 +51,9 @@ cdef class TreeView:
 
     cdef TreeView view(self):
         """A view of the tree as it is now: O(1), no page read."""
+        cdef Hold kept = self.held  # first: making an object may collect garbage, and let another thread close this one
         cdef TreeCore *t = self.open_core()
         cdef TreeView view = TreeView.__new__(TreeView)
-        cdef Hold kept = self.held
         view.hold(self.pager)
         if t.live:
             lock_tree(t)

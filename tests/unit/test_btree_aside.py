@@ -10,7 +10,7 @@ import pytest
 from mdstore.btree import REFS_DESCRIPTOR, Descriptor, PackedPairs, Pager, Tree
 from mdstore.btree._kernel import call_where_threads_meet, is_free
 from mdstore.errors import CorruptionError, DeviceFailed
-from tests.model.btree_world import MemoryPages, World, meeting
+from tests.model.btree_world import MemoryPages, World, meeting, new_tree
 
 COUNT = 400
 LONG = b"long " * 200  # spills in pages of 256 bytes
@@ -185,6 +185,42 @@ def test_dropping_what_a_clone_shares_reads_nothing_of_it() -> None:
     assert device.reads == 0
     assert len(tree.pager.refs) == 0
     assert len(list(tree.items())) == COUNT
+
+
+@pytest.mark.parametrize("is_leaf_own", [False, True])
+@pytest.mark.parametrize("drop", [lambda tree: tree.delete(key(COUNT // 2)), lambda tree: tree.put(key(COUNT // 2), b"short"),
+                                  lambda tree: tree.delete_range(key(COUNT // 2), key(COUNT // 2 + 1))])  # fmt: skip
+def test_a_long_value_that_clones_share_is_dropped_unread(drop: Callable[[Tree], object], is_leaf_own: bool) -> None:
+    """The path to it is shared too, or the value alone."""
+    world, root = sealed(long=True)
+    tree, device = cold(world, root)
+    tree.pager.refs = Tree(tree.pager, REFS_DESCRIPTOR, 1)
+    clone = tree.clone()
+    if is_leaf_own:
+        clone.put(key(COUNT // 2 + 1), b"new")
+    assert None not in [clone.get(key(n)) for n in range(COUNT) if n != COUNT // 2]  # all pages are in memory but the value's
+    device.reads = 0
+    drop(clone)
+    assert device.reads == 0
+    assert tree.get(key(COUNT // 2)) == LONG
+    tree.delete(key(COUNT // 2))
+    assert device.reads > 0, "who gives it up last looks"
+
+
+@pytest.mark.parametrize("cache_pages", [16, 60, 200])
+def test_of_a_long_value_no_more_than_half_the_cache_is_read_ahead(cache_pages: int) -> None:
+    world = World(1, holes=False)
+    tree = new_tree(world)
+    tree.put(b"long", b"x" * 256 * 4000)
+    root = world.seal(tree)
+    world.write()
+    tree, device = cold(world, root, cache_bytes=cache_pages * 256)
+    device.watch = tree
+    assert tree.delete(b"long")
+    device.watch = None
+    ahead = device.watched - device.waited
+    assert cache_pages // 2 - 2 <= ahead <= cache_pages // 2 + 2
+    assert device.waited > 200, "the rest under the lock"
 
 
 def test_what_a_clone_has_alone_is_read_before_locks_are_taken() -> None:
