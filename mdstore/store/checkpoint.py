@@ -46,7 +46,7 @@ class Checkpointer:
         self._one_at_a_time = threading.Lock()
         self._background = background
         self._wanted = AutoResetEvent()
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
         self._stopping = False
         self._runs_in: int | None = None  # the thread that holds `_one_at_a_time`
         self.ended = False  # the last one was written
@@ -109,6 +109,11 @@ class Checkpointer:
     def is_here(self) -> bool:
         """Whether this thread is in the middle of a checkpoint."""
         return self._runs_in == threading.get_ident()
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread holds one of `locks`."""
+        return self.is_here or self._starting._is_owned()  # type: ignore[attr-defined]
 
     def _run(self, flags: int, on_frozen: OnFrozen | None = None) -> Superblock:
         """One checkpoint; returns its superblock. `on_frozen` sees it first, in the critical section that froze it: between the

@@ -7,9 +7,9 @@
 
 Interrupted, 3 and 4 are done all the same; interrupted in those, the next `close` does them. A store that has failed skips 2: its
 log is flushed if the medium lets it, so that what was logged before is not lost. Where something that was accepted may be lost
-and no call has said so yet, `close` raises why: to all who close at that time, and where the first was interrupted or inside a
-callback, to the next. At the end of the interpreter (exiting.py) a store inside which a thread was stopped is given up as it
-is: what was acknowledged is in its log.
+and no call has said so yet, `close` raises why: to all who close at that time, and where the first was interrupted, or inside a
+callback or another call of its thread, to the next. At the end of the interpreter (exiting.py) a store inside which a thread
+was stopped is given up as it is: what was acknowledged is in its log.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Closer:
     def __init__(self, store: Store, committer: Committer) -> None:
         self._store = store
         self._committer = committer
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self._is_done = False
         self._failure: Exception | None = None  # why something that was accepted may be lost
         self._is_told = True
@@ -46,9 +46,11 @@ class Closer:
         if is_late and self._is_told:
             return
         is_ending = sys.is_finalizing()  # where there is no other thread, and none to be had
+        if is_ending and self._turn._is_owned():  # type: ignore[attr-defined]
+            return  # inside `close`: that one ends it
         if is_ending and not is_late:
             self._store.meet_end()
-        if self._committer.is_calling_back() and not is_late and not is_ending:
+        if not is_late and not is_ending and self._is_inside():
             threading.Thread(target=self._close_for_nobody, name="mdstore-close").start()
             return
         with self._turn:
@@ -56,6 +58,13 @@ class Closer:
             if self._failure is not None and not (is_late and self._is_told):
                 self._is_told = True
                 raise self._failure
+
+    def _is_inside(self) -> bool:
+        """Whether this thread is in the middle of a call that closing would wait for: in a callback, a signal's handler, a
+        finalizer."""
+        store = self._store
+        is_locked: bool = self._turn._is_owned() or store.lock._is_owned()  # type: ignore[attr-defined]
+        return is_locked or store.checkpointer.is_inside or self._committer.is_inside
 
     def _close_for_nobody(self) -> None:
         """What fails is told by the next `close`, and goes to `threading.excepthook`: there may be none."""

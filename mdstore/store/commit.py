@@ -53,8 +53,7 @@ class Commit:
         Once it has begun it is never called again, whatever ends it. DeviceFailed, and it is never called, where the end of the
         interpreter stopped a thread inside."""
         check_callback(callback)
-        self._committer.meet_end()
-        self._journal.add_waiter(self.position, _Telling(callback, self._committer))
+        self._committer.add(self.position, callback)
         if not self.durable:
             self._committer.kick()
 
@@ -122,10 +121,11 @@ def _came_first(interruption: BaseException) -> bool:
     return called.tb_lasti <= 2 * (begins + 1)
 
 
-class _Calling(threading.local):
-    """How many callbacks a thread is inside of."""
+class _Inside(threading.local):
+    """How many callbacks, and calls of the log, a thread is inside of."""
 
-    depth = 0
+    callbacks = 0
+    calls = 0
 
 
 class Committer:
@@ -140,19 +140,42 @@ class Committer:
         self._wanted = AutoResetEvent()
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self.lock = threading.Lock()
-        self._calling = _Calling()
+        self.lock = threading.RLock()
+        self._inside = _Inside()
         self.waits = Latencies()
 
     def wait(self, position: int, timeout: float | None = None) -> None:
         """Everything below that position of the log is durable when this returns: see `Commit.wait`."""
         self.meet_end()
         began = perf_counter()
+        self._inside.calls += 1
         try:
             self._journal.wait(position, timeout)
         except JournalError as error:
             raise typed(error) from error
+        finally:
+            self._inside.calls -= 1
         self.waits.add(perf_counter() - began)
+
+    def flush(self) -> None:
+        """Everything in the log is durable when this returns."""
+        self.meet_end()
+        self._inside.calls += 1
+        try:
+            self._journal.flush()
+        except JournalError as error:
+            raise typed(error) from error
+        finally:
+            self._inside.calls -= 1
+
+    def add(self, position: int, callback: Callback) -> None:
+        """See `Commit.add_done_callback`."""
+        self.meet_end()
+        self._inside.calls += 1
+        try:
+            self._journal.add_waiter(position, _Telling(callback, self))
+        finally:
+            self._inside.calls -= 1
 
     def call_back(self, callback: _Telling, error: BaseException | None) -> None:
         """Call it, in this thread or, where that is busy, in the committer's."""
@@ -169,17 +192,19 @@ class Committer:
 
     def _call(self, callback: _Telling, error: BaseException | None) -> None:
         """An interrupt is the thread's own."""
-        self._calling.depth += 1
+        self._inside.callbacks += 1
         try:
             callback.tell(error)
         except Exception as failure:
             _report(failure)
         finally:
-            self._calling.depth -= 1
+            self._inside.callbacks -= 1
 
-    def is_calling_back(self) -> bool:
-        """Whether this thread is inside a callback."""
-        return self._calling.depth > 0
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread is inside a callback, or in the middle of a call that may hold a lock."""
+        inside = self._inside
+        return inside.callbacks > 0 or inside.calls > 0 or self.lock._is_owned()  # type: ignore[attr-defined]
 
     def kick(self) -> None:
         """Have everything appended so far made durable soon, or told that it will not be."""

@@ -134,8 +134,9 @@ class Store(Queries):
         """Write a last checkpoint, so that the next open replays nothing, and release the device. Again: nothing.
 
         Beside other threads: a change was accepted before, and is durable on return, or raises StoreClosed; a read that it
-        overtakes does so too; another `close` waits for this one, and fails as it does. Inside a callback of a commit, which
-        it would wait for, it is begun in a thread of its own, and not waited for.
+        overtakes does so too; another `close` waits for this one, and fails as it does. Inside a callback of a commit, or in the
+        middle of another call of this very thread (in a signal's handler, or a finalizer), which it would wait for, it is begun
+        in a thread of its own, and not waited for.
 
         Errors: DeviceFailed where something that was accepted may be lost and no call has said so; the image is closed all the
         same. An interrupt is raised from it, and the next `close` raises it. Where the end of the interpreter stopped another
@@ -198,11 +199,7 @@ class Store(Queries):
     def sync(self) -> None:
         """Everything submitted before the call is durable when it returns."""
         self.check_usable()
-        self.meet_end()
-        try:
-            self.journal.flush()
-        except JournalError as error:
-            raise log.typed(error) from error
+        self._committer.flush()
 
     def checkpoint(self) -> None:
         """Bring the trees on the medium up to date, so that recovery has nothing to replay. See mdstore/store/checkpoint.py.

@@ -96,6 +96,9 @@ class Watched:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
+    def _is_owned(self) -> Any:
+        return self._lock._is_owned()
+
 
 def watch_the_turn(store: Store, waits: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on `waits` is set once a thread waits for another one to close the store."""
@@ -308,6 +311,57 @@ def test_a_store_closed_inside_a_callback_closes_in_order(
         assert again.exists("c", "o")
 
 
+INSIDE = ["flush", "sync", "change", "waiter", "commit thread", "checkpoint thread", "close"]
+
+
+@pytest.mark.parametrize("place", INSIDE)
+def test_a_store_closed_in_the_middle_of_a_call_of_the_same_thread_waits_for_nothing(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the handler of a signal does, or a finalizer: it waited for itself. Whoever closes later waits for the end of it."""
+    device = Memory(2 * MIB)
+    store = Store.create(device, background=True)
+    store.apply(Transaction().create_collection("c"))
+    handled, is_told = list[str](), threading.Event()
+
+    def handle(real: Callable[..., Any], *given: Any) -> Any:
+        if threading.current_thread() is threading.main_thread() and not handled:
+            handled.append(place)
+            store.close()
+        return real(*given)
+
+    if place in ("flush", "sync"):
+        device.on_flush = partial(handle, bool)
+    if place == "change":
+        monkeypatch.setattr(store._applier, "apply", partial(handle, store._applier.apply))
+    if place == "waiter":
+        turns = store.journal._writer.turns
+        monkeypatch.setattr(turns, "add", partial(handle, turns.add))
+    if "thread" in place:
+        start = threading.Thread.start
+
+        def started(thread: threading.Thread) -> None:
+            handle(start, thread) if thread.name == "mdstore-" + place.split()[0] else start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", started)
+    if place == "close":
+        monkeypatch.setattr(store, "mark_closed", partial(handle, store.mark_closed))
+    commit = store.submit(Transaction().touch("c", "o"))
+    with suppress(StoreClosed):
+        if place == "sync":
+            store.sync()
+        if place == "checkpoint thread":
+            store.checkpointer.want()
+        if place in ("waiter", "commit thread"):
+            commit.add_done_callback(partial(_set, is_told))
+            assert is_told.wait(HANG_S)
+    if place != "close":
+        commit.wait()
+    store.close()
+    assert handled == [place]
+    assert reopened(device).exists("c", "o")
+
+
 def test_one_thread_makes_the_checkpoints_whoever_wants_them_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two transactions that found none started one each; `close` waited for ever for the one that was not told to stop."""
     store = Store.create(Memory(2 * MIB), background=True)
@@ -328,7 +382,7 @@ def test_one_thread_makes_the_checkpoints_whoever_wants_them_first(monkeypatch: 
                 assert waits_or_done.wait(HANG_S)
         start(thread)
 
-    monkeypatch.setattr(checkpointer, "_starting", Watched(threading.Lock(), waits_or_done))
+    monkeypatch.setattr(checkpointer, "_starting", Watched(threading.RLock(), waits_or_done))
     monkeypatch.setattr(threading.Thread, "start", while_another_wants_one)
     checkpointer.want()
     second.join(HANG_S)
