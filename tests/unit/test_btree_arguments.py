@@ -5,6 +5,7 @@ nothing is left out."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -166,6 +167,48 @@ def test_a_closed_tree_is_refused_by_name() -> None:
     with pytest.raises(StoreClosed):
         RecordCursor(tree)
     assert world.pager.refs is None
+
+
+class Last:
+    """Garbage that closes a view when it is collected."""
+
+    def __init__(self, view: TreeView) -> None:
+        self.me, self.view = self, view
+
+    def __del__(self) -> None:
+        self.view.close()
+
+
+@pytest.mark.parametrize("use", [TreeView.snapshot, TreeView.items, TreeView.cursor, lambda view: view.union(view)])
+def test_what_is_made_of_a_view_that_is_closed_meanwhile_stands_on_it_all_the_same(use: Callable[[TreeView], Any]) -> None:
+    """Making an object collects garbage, and that runs anything: another thread, or a finalizer that closes the very view. What was
+    made then looked at memory that was given back, and pinned nothing."""
+    world = World(1, cache_bytes=0)
+    tree = new_tree(world)
+    tree.update((b"%04d" % n, b"%d" % n * 5) for n in range(300))
+    world.seal(tree)
+    world.write()
+    before = gc.get_threshold()
+    made = []
+    for count in range(1, 9):  # of objects until garbage is collected
+        view = tree.snapshot()
+        gc.collect()
+        Last(view)
+        gc.set_threshold(gc.get_count()[0] + count)
+        try:
+            made.append(use(view))
+        except StoreClosed:
+            pass
+        finally:
+            gc.set_threshold(*before)
+        gc.collect()
+        with pytest.raises(StoreClosed):
+            view.get(b"0001")
+    for one in made:
+        found = one.keys() if isinstance(one, TreeView) else iter(one.next, None) if isinstance(one, RecordCursor) else one
+        assert len(list(found)) == 300
+    del made, one, found
+    assert world.pager.oldest_pinned_generation is None
 
 
 def test_shared_pages_are_counted_though_the_tree_of_their_counts_was_closed() -> None:
