@@ -181,8 +181,8 @@ class Last:
 
 @pytest.mark.parametrize("use", [TreeView.snapshot, TreeView.items, TreeView.cursor, lambda view: view.union(view)])
 def test_what_is_made_of_a_view_that_is_closed_meanwhile_stands_on_it_all_the_same(use: Callable[[TreeView], Any]) -> None:
-    """Making an object collects garbage, and that runs anything: another thread, or a finalizer that closes the very view. What was
-    made then looked at memory that was given back, and pinned nothing."""
+    """Making an object collects garbage, and that runs anything: another thread, or a finalizer that closes the very view. What
+    was made then looked at memory that was given back, and pinned nothing."""
     world = World(1, cache_bytes=0)
     tree = new_tree(world)
     tree.update((b"%04d" % n, b"%d" % n * 5) for n in range(300))
