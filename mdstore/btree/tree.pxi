@@ -87,7 +87,8 @@ cdef int grow_page(TreeCore *t, Path *path, int size, Fault *f) noexcept nogil:
 
 
 cdef int make_way(TreeCore *t, Path *path, int pos, const Item *item, Fault *f) noexcept nogil:
-    """Take the record at `pos` out of the leaf, after all has been had that putting another in its place may need."""
+    """Take the record at `pos` out of the leaf, after all has been had that putting another in its place may need. The tally stays: who
+    looks at it without the lock (`release_begin`) must never find a tree with one record empty."""
     cdef Node *leaf = path.node[path.depth]
     cdef Release r
     cdef int code = OK, old = cell_size_at(&t.s, page_of(leaf), pos)
@@ -103,7 +104,6 @@ cdef int make_way(TreeCore *t, Path *path, int pos, const Item *item, Fault *f) 
     if code == OK:
         forget_cell(t, leaf, pos)
         page_erase(&t.s, page_of(leaf), pos)
-        rw_tally_add(&t.rw, -1)
     return code
 
 
@@ -138,7 +138,7 @@ cdef int put_slow(TreeCore *t, const uint8_t *key, int klen, const uint8_t *valu
         code = insert_leaf(t, &path, pos, &item, f)
     if code == OK:
         at_set32(<int32_t *> &t.is_dirty, 1)
-        rw_tally_add(&t.rw, 1)
+        rw_tally_add(&t.rw, not existed[0])
         if v != NULL:
             t.dated = 1
             t.dirty_spill += spill_dirty(t, v)

@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 
-from mdstore.btree import REFS_DESCRIPTOR, Tree, TreeView
+from mdstore.btree import REFS_DESCRIPTOR, PackedPairs, Tree, TreeView
 from mdstore.errors import InvalidRequest, StoreClosed
 from tests.model.btree_world import World, new_tree
 
@@ -302,6 +302,29 @@ def test_long_values_are_read_through_views_while_their_seal_gives_them_addresse
         world.write()
     world.drain_freed()
     assert world.reached(tree) == world.held
+
+
+def test_a_record_that_is_replaced_is_counted_all_the_while() -> None:
+    """The tree of shared pages looked empty while its only count was raised: a change of another tree took its pages for its own, and
+    freed what clones still reach."""
+    tree = new_tree(World(6))
+    tree.put(b"long", b"x" * 1000)  # beside it no record is replaced in its place
+    tree.put(b"key", b"")
+    replacements = PackedPairs([(b"key", b"." * (step % 40)) for step in range(5000)])
+    seen: set[int] = set()
+    ended: list[bool] = []
+
+    def replace() -> None:
+        for _ in range(10):
+            tree.update(replacements)
+        ended.append(True)
+
+    def count() -> None:
+        while not ended:
+            seen.update([len(tree) for _ in range(1000)])
+
+    run_all([replace, count])
+    assert seen == {2}
 
 
 def test_closing_beside_operations_ends_them_or_lets_them_end() -> None:
