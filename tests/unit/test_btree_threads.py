@@ -305,8 +305,8 @@ def test_long_values_are_read_through_views_while_their_seal_gives_them_addresse
 
 
 def test_a_record_that_is_replaced_is_counted_all_the_while() -> None:
-    """The tree of shared pages looked empty while its only count was raised: a change of another tree took its pages for its own, and
-    freed what clones still reach."""
+    """The tree of shared pages looked empty while its only count was raised: a change of another tree took its pages for its own,
+    and freed what clones still reach."""
     tree = new_tree(World(6))
     tree.put(b"long", b"x" * 1000)  # beside it no record is replaced in its place
     tree.put(b"key", b"")
